@@ -1,0 +1,79 @@
+"""Asynchronous, decentralised optimisation: many workers, one Redis or Valkey database, no central controller."""
+
+from rush_async.client import EventStream, RushClient
+from rush_async.config import RushConfig
+from rush_async.errors import (
+    DecodeError,
+    EncodeError,
+    NetworkStateError,
+    RushConfigError,
+    RushConnectionError,
+    RushError,
+    RushTimeoutError,
+    SchemaError,
+    ServerFullError,
+    ServerStartError,
+    TasksNotDoneError,
+    WireError,
+    WorkerLoopError,
+    WorkerLostError,
+    WorkersNotReadyError,
+)
+from rush_async.events import (
+    Event,
+    EventsMissed,
+    NetworkReset,
+    TasksFailed,
+    TasksFinished,
+    TasksQueued,
+    TasksStarted,
+    WorkerLost,
+    WorkerStarted,
+    WorkerStopped,
+)
+from rush_async.manager import Rush, rsh
+from rush_async.model import Counts, Failure, FailureKind, Task, TaskState, WorkerExit, WorkerState
+from rush_async.worker import RushWorker
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Counts",
+    "DecodeError",
+    "EncodeError",
+    "Event",
+    "EventStream",
+    "EventsMissed",
+    "Failure",
+    "FailureKind",
+    "NetworkReset",
+    "NetworkStateError",
+    "Rush",
+    "RushClient",
+    "RushConfig",
+    "RushConfigError",
+    "RushConnectionError",
+    "RushError",
+    "RushTimeoutError",
+    "RushWorker",
+    "SchemaError",
+    "ServerFullError",
+    "ServerStartError",
+    "Task",
+    "TaskState",
+    "TasksFailed",
+    "TasksFinished",
+    "TasksNotDoneError",
+    "TasksQueued",
+    "TasksStarted",
+    "WireError",
+    "WorkerExit",
+    "WorkerLoopError",
+    "WorkerLost",
+    "WorkerLostError",
+    "WorkerStarted",
+    "WorkerState",
+    "WorkerStopped",
+    "WorkersNotReadyError",
+    "rsh",
+]

@@ -1,0 +1,462 @@
+"""What manager and worker share: tasks, waiting, reading and events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence, Sized
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+
+from rush_async.errors import EncodeError, NetworkStateError, RushTimeoutError, TasksNotDoneError
+from rush_async.events import EVENT_KINDS, EventsMissed, TasksFailed, TasksFinished
+from rush_async.listeners import Listener
+from rush_async.model import TASK_STATES, Counts, Failure, Task, TaskState
+from rush_async.network import Network
+from rush_async.session import Schema, Session, describe
+from rush_async.store.codec import (
+    as_record,
+    as_records,
+    check_names,
+    decode_task,
+    encode_created,
+    encode_ended,
+    encode_failure,
+    header,
+)
+from rush_async.store.keys import task_key
+from rush_async.store.tasks import LOST, NewTask, Target
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["EventStream", "RushClient", "as_failures", "as_keys", "check_lengths"]
+
+logger = logging.getLogger(__name__)
+
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+
+
+class RushClient(Session):
+    """A client of one network: `Rush` manages it, `RushWorker` works in it."""
+
+    # tasks
+
+    async def push_tasks(self, xss: Iterable[Any], *, xss_extra: Sequence[Any] | None = None, retries: int = 0) -> list[str]:
+        """Queues tasks for workers to pop, first in first out.
+
+        Args:
+            xss: the inputs, a record each: a mapping with string names, a dataclass instance, or anything with `model_dump()`.
+            xss_extra: what to store beside each input, in the same order.
+            retries: how often a task goes back to the head of the queue when its worker is lost or killed; 0 - 127.
+
+        Returns:
+            The keys, in the order of `xss`.
+
+        Raises:
+            EncodeError: a value cannot be stored, or a record is larger than `max_record_size`.
+            ServerFullError: the server is at its `maxmemory`; no task is left in the queue.
+        """
+        if not 0 <= retries <= 127:
+            raise ValueError(f"retries must be 0 to 127, not {retries}")
+        return await self._push("Q", self._new_tasks(xss, xss_extra, retries=retries))
+
+    async def push_finished_tasks(
+        self,
+        xss: Iterable[Any],
+        yss: Iterable[Any],
+        *,
+        xss_extra: Sequence[Any] | None = None,
+        yss_extra: Sequence[Any] | None = None,
+    ) -> list[str]:
+        """Adds tasks that are finished already, such as results from elsewhere; their keys."""
+        tasks = self._new_tasks(xss, xss_extra, has_header=False)
+        ends = self._encode_ends(yss, yss_extra)
+        check_lengths("xss", tasks, "yss", ends)
+        ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
+        return await self._push("F", ended)
+
+    async def push_failed_tasks(
+        self, xss: Iterable[Any], failures: Any = None, *, xss_extra: Sequence[Any] | None = None
+    ) -> list[str]:
+        """Adds tasks that have failed already; their keys.
+
+        Args:
+            xss: the inputs.
+            failures: one for all or one for each: an exception, a string or a `Failure`.
+            xss_extra: what to store beside each input.
+        """
+        tasks = self._new_tasks(xss, xss_extra)
+        ends = [encode_failure(failure) for failure in as_failures(failures, len(tasks), "xss")]
+        ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
+        return await self._push("X", ended)
+
+    async def _push(self, target: Target, tasks: Sequence[NewTask]) -> list[str]:
+        keys = await self._net.tasks.push(target, tasks) if tasks else []
+        assert keys is not LOST
+        return cast("list[str]", keys)
+
+    def _new_tasks(
+        self, xss: Iterable[Any], xss_extra: Sequence[Any] | None, *, retries: int = 0, has_header: bool = True
+    ) -> list[NewTask]:
+        """Checks and encodes inputs; nothing is sent before all of them are good."""
+        self._net  # noqa: B018 - a client that is not open says so before it complains about values
+        records = as_records(xss, "xss")
+        extras = self._extras(xss_extra, records, "xss")
+        tasks: list[NewTask] = []
+        for at, record in enumerate(records):
+            what = "xs" if len(records) == 1 else f"xss[{at}]"
+            check_names(record, what)
+            key = task_key()
+            created = encode_created(key, record, extras[at], what)
+            self.check_size(created, what)
+            tasks.append(NewTask(key, header(created, retries=retries) + created if has_header else created))
+        return tasks
+
+    def _encode_ends(self, yss: Iterable[Any], yss_extra: Sequence[Any] | None) -> list[bytes]:
+        records = as_records(yss, "yss")
+        extras = self._extras(yss_extra, records, "yss")
+        ends: list[bytes] = []
+        for at, record in enumerate(records):
+            what = "ys" if len(records) == 1 else f"yss[{at}]"
+            ends.append(encode_ended(record, extras[at], what))
+            self.check_size(ends[-1], what)
+        return ends
+
+    @staticmethod
+    def _extras(extras: Sequence[Any] | None, records: Sequence[Any], what: str) -> Sequence[dict[str, Any] | None]:
+        if extras is None:
+            return [None] * len(records)
+        check_lengths(what, records, f"{what}_extra", extras)
+        return [None if extra is None else as_record(extra, f"{what}_extra[{at}]") for at, extra in enumerate(extras)]
+
+    def check_size(self, packed: bytes, what: str) -> None:
+        """Refuses what is larger than `max_record_size`, before a byte of it is sent."""
+        if len(packed) > self._config.max_record_size:
+            raise EncodeError(
+                f"{what} takes {len(packed):,} bytes, max_record_size allows {self._config.max_record_size:,}: "
+                "store the large part elsewhere and push where it is, or raise RushConfig(max_record_size=...)"
+            )
+
+    async def empty_queue(self) -> list[str]:
+        """Fails what is queued, with kind `removed` and the message "Removed from queue"; the keys that moved."""
+        return await self._net.tasks.empty_queue(Failure("removed", None, "Removed from queue"))
+
+    async def retry_tasks(self, keys: str | Sequence[str] | None = None) -> list[str]:
+        """Queues failed tasks again, at the end; all of them without `keys`. The keys that moved."""
+        return await self._net.tasks.retry(None if keys is None else as_keys(keys))
+
+    async def counts(self) -> Counts:
+        """How many tasks are in each state, asked of the server: exact, one round trip."""
+        return (await self._net.tasks.look()).counts
+
+    async def get_tasks(self, keys: str | Sequence[str]) -> list[Task | None]:
+        """Tasks by key, in the order of `keys`; None for a key that the network does not know."""
+        keys = as_keys(keys)
+        network = self._net
+        found: dict[str, Task] = {
+            key: decode_task(state, record) for key, (state, record) in (await network.tasks.find(keys)).items()
+        }
+        if missing := [key for key in keys if key not in found]:
+            found |= (await network.read_archive()).find(missing)
+        return [found.get(key) for key in keys]
+
+    async def keys_with_state(self, *states: TaskState) -> dict[TaskState, list[str]]:
+        """The keys of the tasks in these states (all four without any), in one consistent view."""
+        states = _check_states(states)
+        view = await self._net.snapshot(states)
+        return {state: view.keys(state) for state in states}
+
+    async def is_running_task(self, keys: str | Sequence[str]) -> list[bool]:
+        """For each key whether that task is running."""
+        return await self._is_in(as_keys(keys), "running")
+
+    async def is_failed_task(self, keys: str | Sequence[str]) -> list[bool]:
+        """For each key whether that task has failed."""
+        return await self._is_in(as_keys(keys), "failed")
+
+    async def _is_in(self, keys: list[str], state: TaskState) -> list[bool]:
+        found = await self._net.tasks.find(keys)
+        return [key in found and found[key][0] == state for key in keys]
+
+    # waiting
+
+    async def wait_until(self, predicate: Callable[[Counts], bool], *, timeout: float | None = None) -> Counts:
+        """Waits until the counts of the network satisfy `predicate`, without polling; the first counts that do.
+
+        Raises:
+            RushTimeoutError: they did not within `timeout` seconds; the message shows them.
+        """
+        network = self._net
+        try:
+            async with asyncio.timeout(timeout):
+                await network.watch()
+                if predicate(network.counts):
+                    return network.counts
+                with network.conditions.waiter(predicate) as future:
+                    counts = await future
+                    assert counts is not None
+                    return counts
+        except TimeoutError:
+            if predicate(network.counts):
+                return network.counts
+            raise RushTimeoutError(
+                f"the condition did not hold within {timeout:g} s: there are {describe(network.counts)}"
+            ) from None
+
+    async def wait_for_tasks(
+        self, keys: str | Sequence[str], *, timeout: float | None = None, need_workers: bool = True
+    ) -> list[Task]:
+        """Waits until all these tasks are finished or failed; the tasks in the order of `keys`, each with `ys` or `failure`.
+
+        Args:
+            keys: one key or several.
+            timeout: seconds to wait; None waits for ever.
+            need_workers: whether to give up when tasks are queued and no worker is starting or running.
+
+        Raises:
+            KeyError: a key that the network does not know, or does not know any more.
+            TasksNotDoneError: the time is up, or nobody is there to run what is queued; `pending` has the keys.
+        """
+        keys = as_keys(keys)
+        network = self._net
+        done: dict[str, Task] = {}
+        try:
+            async with asyncio.timeout(timeout):
+                await network.watch()
+                with network.end_wait(keys) as wait:
+                    while True:
+                        is_in_queue = await self._look_for_ends([key for key in keys if key not in done], done)
+                        wait.pending.difference_update(done)
+                        if len(done) == len(set(keys)):
+                            break
+                        if need_workers and is_in_queue:
+                            await self._check_workers([key for key in keys if key not in done])
+                        if wait.pending:
+                            await wait.changed()
+                        else:
+                            # Events said that all ended, and one was queued again before we looked.
+                            wait.pending.update(key for key in keys if key not in done)
+        except TimeoutError:
+            pending = [key for key in keys if key not in done]
+            raise TasksNotDoneError(
+                f"{len(pending):,} of {len(keys):,} tasks did not end within {timeout:g} s: {_some(pending)}", pending
+            ) from None
+        return [done[key] for key in keys]
+
+    async def _look_for_ends(self, keys: Sequence[str], done: dict[str, Task]) -> bool:
+        """Adds those that have ended to `done`; whether one of the others is queued."""
+        is_in_queue = False
+        for key, task in zip(keys, await self.get_tasks(keys), strict=True):
+            if task is None:
+                raise KeyError(f"network {self._network_id!r} has no task {key!r}: it never existed, or was deleted by a reset")
+            if task.state in ("finished", "failed"):
+                done[key] = task
+            elif task.state == "queued":
+                is_in_queue = True
+        return is_in_queue
+
+    async def _check_workers(self, pending: list[str]) -> None:
+        entries = await self._net.workers.read()
+        if any(entry.state in ("starting", "running") for entry in entries):
+            return
+        reasons = "".join(
+            f"\n  {entry.worker_id} {entry.state}"
+            + (f": {entry.failure.type}: {entry.failure.message}" if entry.failure else "")
+            for entry in entries[-5:]
+        )
+        raise TasksNotDoneError(
+            f"{len(pending):,} tasks have not ended and no worker is starting or running: {_some(pending)}. "
+            "Start workers, or wait with need_workers=False."
+            + (f" Workers that ended:{reasons}" if reasons else " No worker was ever started."),
+            pending,
+        )
+
+    # reading
+
+    async def fetch_finished_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """The finished tasks in the order they finished. Cached: only what is new travels.
+
+        Args:
+            times: whether to add `created_at`, `started_at`, `ended_at` (Datetime in UTC) and `attempt` (Int64).
+            schema: columns that always exist, with their dtypes; those given to the client by default.
+
+        Returns:
+            A frame of your own: `worker_id` (String), a column for each input, output and extra, `keys` (String).
+
+        Raises:
+            SchemaError: a value does not fit `schema`.
+        """
+        archive = await self._net.read_archive()
+        return archive.frame(times=times, schema=schema or self._schema)
+
+    async def fetch_new_tasks(self, *, timeout: float = 0.0, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """The tasks that finished since this client last called this, each once; all of them at first.
+
+        Args:
+            timeout: seconds to wait for one if there is none, without polling.
+            times: as in `fetch_finished_tasks`.
+            schema: as in `fetch_finished_tasks`.
+        """
+        network = self._net
+        archive = await network.read_archive()
+        if self._first_new(network, len(archive)) == len(archive) and timeout > 0:
+            n, epoch = len(archive), network.epoch
+            with suppress(RushTimeoutError):
+                await self.wait_until(lambda counts: counts.finished > n or network.epoch != epoch, timeout=timeout)
+            archive = await network.read_archive()
+        first = self._first_new(network, len(archive))
+        frame = archive.frame(first, times=times, schema=schema or self._schema)
+        self._n_seen = len(archive)
+        return frame
+
+    def _first_new(self, network: Network, length: int) -> int:
+        if self._seen_epoch != network.epoch or self._n_seen > length:
+            self._seen_epoch, self._n_seen = network.epoch, 0
+        return self._n_seen
+
+    async def fetch_tasks_with_state(
+        self, *states: TaskState, times: bool = False, schema: Schema | None = None
+    ) -> pl.DataFrame:
+        """The tasks in these states (all four without any) in one consistent view: no task appears twice or is left out.
+
+        Returns:
+            A frame as that of `fetch_finished_tasks` with a column `state` in front; where failed tasks were asked for, with
+            `condition` (Struct of kind, type, message, traceback). States come in the order asked for.
+        """
+        states = _check_states(states)
+        return await self._frame(states, with_state=True, times=times, schema=schema)
+
+    async def fetch_queued_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """The queued tasks, the next one first."""
+        return await self._frame(("queued",), with_state=False, times=times, schema=schema)
+
+    async def fetch_running_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """The running tasks."""
+        return await self._frame(("running",), with_state=False, times=times, schema=schema)
+
+    async def fetch_failed_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """The failed tasks; `condition` (Struct of kind, type, message, traceback) says why."""
+        return await self._frame(("failed",), with_state=False, times=times, schema=schema)
+
+    async def fetch_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """All tasks in one consistent view, with a column `state` in front."""
+        return await self._frame(TASK_STATES, with_state=True, times=times, schema=schema)
+
+    async def _frame(
+        self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Schema | None
+    ) -> pl.DataFrame:
+        view = await self._net.snapshot(states)
+        return view.frame(states, with_state=with_state, times=times, schema=schema or self._schema)
+
+    def reset_cache(self) -> None:
+        """Drops what this process holds of the network, for all its clients; the next read fetches it anew."""
+        self._net.drop_archive()
+
+    # events
+
+    def events(self, *kinds: type[E], results: bool = False, buffer: int = 10_000) -> EventStream[E | EventsMissed]:
+        """What happens in the network, from the moment the block opens.
+
+        ```python
+        async with rush.events(TasksFinished, results=True) as events:
+            async for event in events: ...
+        ```
+
+        Args:
+            kinds: the classes wanted, all without any. `EventsMissed` comes in any case where events were missed.
+            results: whether finished and failed events carry their `tasks`, which costs a read each.
+            buffer: how many events may wait for a slow listener before the rest is reported as missed.
+        """
+        for kind in kinds:
+            if kind not in EVENT_KINDS:
+                known = ", ".join(known.__name__ for known in EVENT_KINDS)
+                raise ValueError(f"{kind!r} is no kind of event: choose from {known}")
+        if buffer < 1:
+            raise ValueError(f"buffer must be at least 1, not {buffer}")
+        return EventStream(self, kinds, results, buffer)
+
+    async def _listen(self, stack: ExitStack, kinds: tuple[type[Any], ...], buffer: int) -> Listener:
+        network = self._net
+        await network.watch()
+        with ExitStack() as safe:
+            # First gather, then look where the network stands: what comes in between is neither missed nor seen twice.
+            listener = safe.enter_context(network.listening(kinds, buffer))
+            position = await network.tasks.look()
+            listener.begin(position.epoch, position.seq)
+            stack.push(safe.pop_all())
+        return listener
+
+    async def _tasks_of(self, keys: Sequence[str]) -> tuple[Task, ...]:
+        return tuple([task for task in await self.get_tasks(list(keys)) if task is not None])
+
+
+class EventStream(Generic[E_co]):
+    """Events as they come; what `RushClient.events` gives. Ends with its block."""
+
+    def __init__(self, client: RushClient, kinds: tuple[type[Any], ...], results: bool, buffer: int) -> None:
+        self._client = client
+        self._kinds = kinds
+        self._results = results
+        self._buffer = buffer
+        self._stack = ExitStack()
+        self._listener: Listener | None = None
+
+    async def __aenter__(self) -> Self:
+        self._listener = await self._client._listen(self._stack, self._kinds, self._buffer)  # pyright: ignore[reportPrivateUsage]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stack.close()
+        self._listener = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> E_co:
+        if self._listener is None:
+            raise NetworkStateError("this stream of events is not open: write `async with rush.events(...) as events:`")
+        event = await self._listener.next()
+        if self._results and isinstance(event, TasksFinished | TasksFailed):
+            event = replace(event, tasks=await self._client._tasks_of(event.keys))  # pyright: ignore[reportPrivateUsage]
+        return cast("E_co", event)
+
+
+def as_keys(keys: str | Iterable[str]) -> list[str]:
+    """One key or several, as a list."""
+    if isinstance(keys, str):
+        return [keys]
+    found = list(keys)
+    for key in found:
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+            raise TypeError(f"a key is a string, not {type(key).__name__}: {key!r:.80}")
+    return found
+
+
+def as_failures(failures: Any, n: int, what: str) -> list[Failure]:
+    """One failure for all, or one for each."""
+    if isinstance(failures, Sequence) and not isinstance(failures, str):
+        given = cast("Sequence[Any]", failures)
+        if n != len(given):
+            raise ValueError(f"{n:,} {what} and {len(given):,} failures: give one for each, or a single one for all")
+        return [Failure.of(failure) for failure in given]
+    return [Failure.of(failures)] * n
+
+
+def check_lengths(what: str, items: Sized, other: str, others: Sized) -> None:
+    """Refuses two sequences that should go in pairs."""
+    if len(items) != len(others):
+        raise ValueError(f"{what} has {len(items):,} entries and {other} has {len(others):,}: give one for each")
+
+
+def _check_states(states: Sequence[Any]) -> tuple[TaskState, ...]:
+    for state in states:
+        if state not in TASK_STATES:
+            raise ValueError(f"{state!r} is no state of a task: choose from {', '.join(TASK_STATES)}")
+    return tuple(dict.fromkeys(states)) or TASK_STATES
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")

@@ -1,0 +1,121 @@
+"""Everything this library raises on its own account.
+
+Each class is also the built-in that fits it, so `except TimeoutError` works as well as `except RushTimeoutError`:
+
+```
+RushError
+├── RushConfigError         (ValueError)       a setting, URL, id or name that cannot be used
+├── RushConnectionError     (ConnectionError)  the server cannot be reached, or refuses us
+├── ServerStartError                           the embedded server did not start
+├── ServerFullError                            the server is at its `maxmemory`; nothing was done
+├── WireError
+│   ├── EncodeError         (TypeError)        a value that cannot travel
+│   └── DecodeError         (ValueError)       bytes in the database that are not ours
+├── SchemaError             (ValueError)       a value that does not fit the schema asked for
+├── NetworkStateError       (RuntimeError)     a client used before opening, after closing or from another event loop
+├── WorkerLostError                            this worker was declared lost or killed and is shut out
+├── RushTimeoutError        (TimeoutError)
+│   ├── WorkersNotReadyError                   the workers waited for did not come up
+│   └── TasksNotDoneError                      the tasks waited for did not end
+└── WorkerLoopError                            loops of joined workers failed
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "DecodeError",
+    "EncodeError",
+    "NetworkStateError",
+    "RushConfigError",
+    "RushConnectionError",
+    "RushError",
+    "RushTimeoutError",
+    "SchemaError",
+    "ServerFullError",
+    "ServerStartError",
+    "TasksNotDoneError",
+    "WireError",
+    "WorkerLoopError",
+    "WorkerLostError",
+    "WorkersNotReadyError",
+]
+
+
+class RushError(Exception):
+    """The root of every error of this library."""
+
+
+class RushConfigError(RushError, ValueError):
+    """A setting, URL, id or name cannot be used."""
+
+
+class RushConnectionError(RushError, ConnectionError):
+    """The server cannot be reached, or refuses this client."""
+
+
+class ServerStartError(RushError):
+    """The embedded server did not start."""
+
+
+class ServerFullError(RushError):
+    """The server is at its `maxmemory` and refused to grow.
+
+    Attributes:
+        keys: keys of the tasks of the same call that had been written before the server refused; empty unless the call
+            was larger than one transaction (1,000 tasks or 1 MiB).
+    """
+
+    def __init__(self, message: str, keys: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.keys = list(keys)
+
+
+class WireError(RushError):
+    """A value or record that cannot cross the wire."""
+
+
+class EncodeError(WireError, TypeError):
+    """A value cannot be serialised; the message names its path and type."""
+
+
+class DecodeError(WireError, ValueError):
+    """Bytes in the database that this library did not write, or wrote in another version."""
+
+
+class SchemaError(RushError, ValueError):
+    """A value does not fit the schema a frame was asked for."""
+
+
+class NetworkStateError(RushError, RuntimeError):
+    """A client was used before opening, after closing, or from another event loop or process."""
+
+
+class WorkerLostError(RushError):
+    """This worker was declared lost or was killed: the network shut it out. It may enter again under a new identity."""
+
+
+class RushTimeoutError(RushError, TimeoutError):
+    """Something waited for did not happen in time."""
+
+
+class WorkersNotReadyError(RushTimeoutError):
+    """The workers waited for did not come up."""
+
+
+class TasksNotDoneError(RushTimeoutError):
+    """The tasks waited for did not end.
+
+    Attributes:
+        pending: keys of the tasks that had neither finished nor failed.
+    """
+
+    def __init__(self, message: str, pending: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.pending = list(pending)
+
+
+class WorkerLoopError(RushError):
+    """Loops of joined workers failed; the message shows each distinct traceback once."""

@@ -1,0 +1,171 @@
+"""Events from the wire to those who listen: decoded once a process, buffered for each, never missed silently."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, cast
+
+from rush_async.errors import DecodeError
+from rush_async.events import (
+    Event,
+    EventsMissed,
+    NetworkReset,
+    TasksFailed,
+    TasksFinished,
+    TasksQueued,
+    TasksStarted,
+    WorkerLost,
+    WorkerStarted,
+    WorkerStopped,
+)
+from rush_async.model import Counts
+from rush_async.store.codec import decode
+
+__all__ = ["EventMessage", "Listener", "ResetMessage", "decode_message"]
+
+
+class EventMessage(NamedTuple):
+    """One message of the `events` channel."""
+
+    epoch: int
+    first: int
+    counts: Counts
+    n_workers: int
+    events: list[Event]
+
+    @property
+    def last(self) -> int:
+        """The number of its last event."""
+        return self.first + len(self.events) - 1
+
+
+class ResetMessage(NamedTuple):
+    """The network was reset: the next epoch, and whether its workers go on in it (else nothing exists)."""
+
+    epoch: int
+    at: datetime
+    workers_go_on: bool
+
+
+def _event(kind: str, worker: str, keys: tuple[str, ...], network_id: str, seq: int, at: datetime) -> Event:
+    worker_id = worker or None
+    match kind:
+        case "Q":
+            return TasksQueued(network_id=network_id, seq=seq, at=at, keys=keys)
+        case "S":
+            return TasksStarted(network_id=network_id, seq=seq, at=at, keys=keys, worker_id=worker_id)
+        case "F":
+            return TasksFinished(network_id=network_id, seq=seq, at=at, keys=keys, worker_id=worker_id)
+        case "X":
+            return TasksFailed(network_id=network_id, seq=seq, at=at, keys=keys, worker_id=worker_id)
+        case "W":
+            return WorkerStarted(network_id=network_id, seq=seq, at=at, worker_id=worker)
+        case "E":
+            return WorkerStopped(network_id=network_id, seq=seq, at=at, worker_id=worker)
+        case "L":
+            return WorkerLost(network_id=network_id, seq=seq, at=at, worker_id=worker)
+        case _:
+            raise ValueError(f"unknown kind of event {kind!r}")
+
+
+def decode_message(network_id: str, data: bytes) -> EventMessage | ResetMessage:
+    """A message of the `events` channel.
+
+    Raises:
+        DecodeError: it is none of ours.
+    """
+    try:
+        match decode(data):
+            case ["reset", epoch, at, exists]:
+                return ResetMessage(int(epoch), datetime.fromtimestamp(at, UTC), bool(exists))
+            case [epoch, int(first), at, [queued, running, finished, failed, n_workers], groups]:
+                when = datetime.fromtimestamp(at, UTC)
+                events = [
+                    _event(kind, worker, tuple(keys), network_id, first + offset, when)
+                    for offset, (kind, worker, *keys) in enumerate(cast("list[list[str]]", list(groups)))
+                ]
+                return EventMessage(int(epoch), first, Counts(queued, running, finished, failed), n_workers, events)
+            case _:
+                pass
+    except (KeyError, TypeError, ValueError) as error:
+        raise DecodeError(f"an event of network {network_id!r} is malformed: {data!r:.200}") from error
+    raise DecodeError(f"an event of network {network_id!r} is malformed: {data!r:.200}")
+
+
+class Listener:
+    """One listener's buffer.
+
+    Args:
+        kinds: the events it wants; none means all. `EventsMissed` and `NetworkReset` it gets in any case where it matters.
+        buffer: how many events may wait; more are dropped and reported as missed.
+    """
+
+    def __init__(self, network_id: str, kinds: Collection[type[Any]], buffer: int) -> None:
+        self._network_id = network_id
+        self._kinds = tuple(kinds)
+        self._limit = buffer
+        self._events: deque[Event] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._epoch: int | None = None
+        self._seq = 0
+        self._early: list[EventMessage | ResetMessage] = []
+
+    def begin(self, epoch: int, seq: int) -> None:
+        """Everything after this position is wanted; what came meanwhile is looked through."""
+        self._epoch, self._seq = epoch, seq
+        early, self._early = self._early, []
+        for message in early:
+            self.take(message)
+
+    def take(self, message: EventMessage | ResetMessage) -> None:
+        """Buffers the events of a message that are new."""
+        if self._epoch is None:
+            self._early.append(message)
+            return
+        if isinstance(message, ResetMessage):
+            if message.epoch > self._epoch:
+                self._epoch, self._seq = message.epoch, 0
+                self._offer(NetworkReset(network_id=self._network_id, seq=0, at=message.at))
+            return
+        if message.epoch < self._epoch or (message.epoch == self._epoch and message.last <= self._seq):
+            return
+        if message.epoch > self._epoch:
+            # 0 or a whole reset: the network has come into being since. Otherwise a reset went unseen.
+            self._epoch, self._seq = message.epoch, 0
+        if message.first > self._seq + 1:
+            self.miss(message.epoch, message.first - 1, message.events[0].at)
+        for event in message.events:
+            if event.seq > self._seq:
+                self._seq = event.seq
+                self._offer(event)
+
+    def miss(self, epoch: int, seq: int, at: datetime) -> None:
+        """Events up to `seq` are not coming any more."""
+        if self._epoch is None or (epoch, seq) <= (self._epoch, self._seq):
+            return
+        self._epoch, self._seq = epoch, seq
+        self._offer(EventsMissed(network_id=self._network_id, seq=seq, at=at))
+
+    def _offer(self, event: Event) -> None:
+        if self._kinds and not isinstance(event, (*self._kinds, EventsMissed)):
+            return
+        if len(self._events) >= self._limit:
+            # Whoever is too slow keeps the oldest and learns how far the gap reaches.
+            last = self._events[-1]
+            if isinstance(last, EventsMissed):
+                self._events.pop()
+            self._events.append(EventsMissed(network_id=self._network_id, seq=event.seq, at=event.at))
+        else:
+            self._events.append(event)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def next(self) -> Event:
+        """The next event."""
+        while not self._events:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        return self._events.popleft()

@@ -1,0 +1,153 @@
+"""The nouns: task, failure, counts, and what is known of a worker."""
+
+from __future__ import annotations
+
+import traceback as tracebacks
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
+
+from rush_async.errors import NetworkStateError
+
+__all__ = [
+    "FAILURE_KINDS",
+    "TASK_STATES",
+    "Counts",
+    "Failure",
+    "FailureKind",
+    "Task",
+    "TaskState",
+    "WorkerExit",
+    "WorkerState",
+]
+
+TaskState: TypeAlias = Literal["queued", "running", "finished", "failed"]
+TASK_STATES: tuple[TaskState, ...] = ("queued", "running", "finished", "failed")
+
+FailureKind: TypeAlias = Literal["error", "killed", "lost", "removed", "cancelled", "timeout"]
+FAILURE_KINDS: tuple[FailureKind, ...] = ("error", "killed", "lost", "removed", "cancelled", "timeout")
+
+WorkerState: TypeAlias = Literal["starting", "running", "terminated", "failed", "killed", "lost"]
+
+
+class Counts(NamedTuple):
+    """How many tasks of a network are in each state."""
+
+    queued: int = 0
+    running: int = 0
+    finished: int = 0
+    failed: int = 0
+
+    @property
+    def total(self) -> int:
+        """All tasks of the network."""
+        return self.queued + self.running + self.finished + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a task or a worker failed.
+
+    Attributes:
+        kind: `error` (the evaluation raised), `killed`, `lost` (its worker died), `removed` (from the queue),
+            `cancelled` or `timeout`.
+        type: the exception's class name, or None.
+        message: one line for a person.
+        traceback: the formatted traceback, or None.
+    """
+
+    kind: FailureKind = "error"
+    type: str | None = None
+    message: str = "failed"
+    traceback: str | None = None
+
+    @classmethod
+    def of(cls, reason: BaseException | str | Failure | None, kind: FailureKind = "error") -> Failure:
+        """The failure that an exception, a sentence or another failure describes."""
+        match reason:
+            case Failure():
+                return reason
+            case BaseException():
+                text = "".join(tracebacks.format_exception(reason))
+                return cls(kind, type(reason).__name__, str(reason) or type(reason).__name__, text)
+            case str():
+                return cls(kind, None, reason, None)
+            case None:
+                return cls(kind)
+            case _:
+                raise TypeError(f"a failure is an exception, a string or a Failure, not {type(reason).__name__}: {reason!r}")
+
+
+class TaskHolder(Protocol):
+    """Who ends a task when its block is left: the worker that holds it."""
+
+    async def enter_block(self, task: Task) -> None: ...
+
+    async def leave_block(self, task: Task, error: BaseException | None) -> bool: ...
+
+
+@dataclass(slots=True)
+class Task:
+    """One evaluation: a unique key, a state, an input `xs` and an output `ys`.
+
+    A task that a worker popped is also a block, `async with task: task.ys = ...`, which finishes the task when it is left, or
+    fails it with the exception that leaves it.
+
+    Attributes:
+        key: unique in the network.
+        state: `queued`, `running`, `finished` or `failed`, as it was when this object was read.
+        xs: the input.
+        xs_extra: what was stored beside the input, or None.
+        ys: the output; None until finished.
+        ys_extra: what was stored beside the output, or None.
+        failure: why it failed, or None.
+        attempt: how often a worker took it, 1 for the first; 0 while it was never taken.
+        worker_id: who runs or ran it, or None.
+        created_at: when it was pushed, in the server's time (UTC).
+        started_at: when a worker took it, or None.
+        ended_at: when it finished or failed, or None.
+    """
+
+    key: str
+    state: TaskState
+    xs: dict[str, Any]
+    xs_extra: dict[str, Any] | None = None
+    ys: Any = None
+    ys_extra: Any = None
+    failure: Failure | None = None
+    attempt: int = 0
+    worker_id: str | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    _holder: TaskHolder | None = field(default=None, repr=False, compare=False)
+
+    async def __aenter__(self) -> Self:
+        if self._holder is None:
+            raise NetworkStateError(
+                f"task {self.key!r} is not held by a worker here: only a task from `pop_task()` or `tasks()` is a block"
+            )
+        await self._holder.enter_block(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        assert self._holder is not None
+        return await self._holder.leave_block(self, error)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExit:
+    """How a worker ended.
+
+    Attributes:
+        worker_id: which worker.
+        state: `terminated` (by itself or on request), `failed`, `killed` or `lost`.
+        failure: the loop's error when it failed, else None.
+    """
+
+    worker_id: str
+    state: WorkerState
+    failure: Failure | None = None

@@ -1,0 +1,446 @@
+"""The one view of a network that all clients of an event loop share: where it stands, its archive, and what happens in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
+
+from rush_async.config import RushConfig
+from rush_async.errors import DecodeError
+from rush_async.events import TasksFailed, TasksFinished, TasksQueued, TasksStarted
+from rush_async.listeners import EventMessage, Listener, ResetMessage, decode_message
+from rush_async.model import Counts, TaskState
+from rush_async.store.calls import Position
+from rush_async.store.codec import complete, decode, decode_task
+from rush_async.store.keys import NetworkKeys
+from rush_async.store.link import Link
+from rush_async.store.tasks import TaskStore
+from rush_async.store.workers import WorkerStore
+from rush_async.waiting import Conditions, Line
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from rush_async.archive import Archive
+
+__all__ = ["EndWait", "Network", "Resident"]
+
+logger = logging.getLogger(__name__)
+
+_networks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[RushConfig, str], Network]] = WeakKeyDictionary()
+
+
+class Resident(Protocol):
+    """A worker that lives in this event loop: whom requests of the network reach."""
+
+    @property
+    def worker_id(self) -> str: ...
+
+    @property
+    def has_entered(self) -> bool: ...
+
+    def stop_requested(self) -> None: ...
+
+    def shut_out(self, why: str) -> None: ...
+
+
+class Network:
+    """A network as one event loop sees it.
+
+    Attributes:
+        network_id: its name.
+        link: the server it lives on.
+        tasks: its tasks' transitions and reads.
+        workers: its workers' transitions and reads.
+        counts: how many tasks are in each state: never behind anything this event loop did itself, and up to date with
+            everybody else once `watch` was awaited.
+        n_workers: how many workers are running, likewise.
+    """
+
+    def __init__(self, network_id: str, link: Link) -> None:
+        self.network_id = network_id
+        self.link = link
+        self.keys = NetworkKeys.of(network_id, link.db)
+        self.tasks = TaskStore(link.connection, self.keys, self._on_position, self._on_epoch)
+        self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls)
+        self.counts = Counts()
+        self.n_workers = 0
+        self.conditions = Conditions()
+        self.queue_line = Line(lambda counts: counts.queued)
+        self._budget_lines: dict[tuple[int, int | None], Line] = {}
+        self._seq = 0
+        self._users = 0
+        self._is_open = False
+        self._opening = asyncio.Lock()
+        self._archive: Archive | None = None
+        self._reading = asyncio.Lock()
+        self._n_reads = 0
+        self._n_last_read = 0
+        self._listeners: set[Listener] = set()
+        self._end_waits: set[EndWait] = set()
+        self._residents: dict[str, Resident] = {}
+        self._watching: asyncio.Event | None = None
+
+    # opening and closing
+
+    @classmethod
+    async def acquire(cls, network_id: str, config: RushConfig) -> Network:
+        """The view of a network in this event loop, opened if it was not.
+
+        Raises:
+            RushConnectionError: the server cannot be reached, or does not let this user publish events.
+            RushError: the network is written in a newer wire version.
+        """
+        link = await Link.acquire(config)
+        networks = _networks.setdefault(asyncio.get_running_loop(), {})
+        network = networks.get((link.config, network_id))
+        if network is None or network.link is not link:
+            network = networks[link.config, network_id] = cls(network_id, link)
+        network._users += 1
+        try:
+            async with network._opening:
+                if not network._is_open:
+                    await network.tasks.look(probe=True)
+                    network._is_open = True
+        except BaseException:
+            await network.release()
+            raise
+        return network
+
+    async def release(self) -> None:
+        """Lets go; the last user closes it."""
+        self._users -= 1
+        if self._users == 0:
+            networks = _networks.get(asyncio.get_running_loop(), {})
+            if networks.get((self.link.config, self.network_id)) is self:
+                del networks[self.link.config, self.network_id]
+            self._is_open = False
+            self.link.subscription.unsubscribe(self.keys.events)
+            self.link.subscription.unsubscribe(self.keys.control)
+        await self.link.release()
+
+    # where it stands
+
+    def _on_position(self, position: Position) -> None:
+        if position.seq >= self._seq:
+            self._seq = position.seq
+            self.n_workers = position.n_workers
+            self._set_counts(position.counts)
+
+    def _on_epoch(self, epoch: int) -> None:
+        self._seq = 0
+        if self._archive is not None:
+            self._archive.clear()
+        self._set_counts(Counts())
+
+    def _set_counts(self, counts: Counts) -> None:
+        if counts != self.counts:
+            self.counts = counts
+            self.conditions.update(counts)
+            self.queue_line.update(counts)
+            for line in list(self._budget_lines.values()):
+                line.update(counts)
+
+    @property
+    def epoch(self) -> int:
+        """Rises with every reset; 0 while nothing of the network exists."""
+        return self.tasks.calls.epoch
+
+    @contextmanager
+    def budget_line(self, budget: int, max_failed: int | None) -> Generator[Line]:
+        """The line of those who wait for a place within a budget, or for its end."""
+
+        def available(counts: Counts) -> int:
+            if counts.finished >= budget or (max_failed is not None and counts.failed >= max_failed):
+                return 1_000_000_000  # it is over: everybody may go
+            used = counts.queued + counts.running + counts.finished
+            return counts.queued + max(0, budget - used)
+
+        line = self._budget_lines.get((budget, max_failed))
+        if line is None:
+            line = self._budget_lines[budget, max_failed] = Line(available)
+            line.update(self.counts)
+        try:
+            yield line
+        finally:
+            if line.is_idle:
+                self._budget_lines.pop((budget, max_failed), None)
+
+    # what happens
+
+    async def watch(self) -> None:
+        """From here on `counts` follow what everybody does, and nothing that happens is missed silently.
+
+        Raises:
+            RushConnectionError: the server does not let this user listen, or cannot be reached.
+        """
+        self._watch()
+        assert self._watching is not None
+        if not self._watching.is_set():
+            await self.link.subscription.confirmed(self.keys.events)
+            await self._watching.wait()
+
+    def watch_soon(self) -> None:
+        """Begins to watch without waiting for it."""
+        self._watch()
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether `counts` follow what everybody does."""
+        return self._watching is not None and self._watching.is_set()
+
+    def _watch(self) -> None:
+        if self._watching is None:
+            self._watching = asyncio.Event()
+            self.link.subscription.subscribe(self.keys.events, self._on_message, self._on_confirmed)
+
+    def _on_confirmed(self) -> None:
+        self.link.supervisor.start(self._resynchronise)
+
+    async def _resynchronise(self) -> None:
+        """After a confirmation: what was published before it is gone, so look where the network stands now."""
+        position = await self.tasks.look()
+        now = datetime.now(UTC)
+        for listener in list(self._listeners):
+            listener.miss(position.epoch, position.seq, now)
+        for wait in list(self._end_waits):
+            wait.look_again()
+        assert self._watching is not None
+        self._watching.set()
+
+    def _on_message(self, data: bytes) -> None:
+        if not data:
+            return  # somebody probed whether it may publish
+        try:
+            message = decode_message(self.network_id, data)
+        except DecodeError as error:
+            logger.error("%s", error)
+            return
+        calls = self.tasks.calls
+        if isinstance(message, ResetMessage):
+            self._take_reset(message)
+        else:
+            calls.take_position(Position(message.epoch, message.last, message.counts, message.n_workers))
+        for listener in list(self._listeners):
+            listener.take(message)
+        if self._end_waits:
+            self._tell_end_waits(message)
+
+    def _take_reset(self, message: ResetMessage) -> None:
+        calls = self.tasks.calls
+        if message.epoch > calls.highest_epoch:
+            calls.learn_epoch(message.epoch)
+            if not message.workers_go_on:
+                calls.learn_epoch(0)
+
+    def _tell_end_waits(self, message: EventMessage | ResetMessage) -> None:
+        waits = list(self._end_waits)
+        if isinstance(message, ResetMessage):
+            for wait in waits:
+                wait.look_again()
+            return
+        for event in message.events:
+            is_end = isinstance(event, TasksFinished | TasksFailed)
+            for wait in waits:
+                if is_end:
+                    wait.ended(event.keys)
+                elif not isinstance(event, TasksQueued | TasksStarted):
+                    wait.look_again()  # a worker came or went
+
+    @contextmanager
+    def listening(self, kinds: Collection[type[Any]], buffer: int) -> Generator[Listener]:
+        """A listener that gathers what is published from now on; `begin` tells it where its past ends."""
+        listener = Listener(self.network_id, kinds, buffer)
+        self._listeners.add(listener)
+        try:
+            yield listener
+        finally:
+            self._listeners.discard(listener)
+
+    @contextmanager
+    def end_wait(self, keys: Collection[str]) -> Generator[EndWait]:
+        """A wait for the ends of tasks."""
+        wait = EndWait(keys)
+        self._end_waits.add(wait)
+        try:
+            yield wait
+        finally:
+            self._end_waits.discard(wait)
+
+    # the workers that live here
+
+    async def settle(self, resident: Resident) -> None:
+        """Requests to this worker reach it from now on."""
+        if not self._residents:
+            self.link.subscription.subscribe(self.keys.control, self._on_control, self._on_control_confirmed)
+        self._residents[resident.worker_id] = resident
+        await self.link.subscription.confirmed(self.keys.control)
+
+    def unsettle(self, resident: Resident) -> None:
+        """The worker has left."""
+        if self._residents.get(resident.worker_id) is resident:
+            del self._residents[resident.worker_id]
+            if not self._residents:
+                self.link.subscription.unsubscribe(self.keys.control)
+
+    def _on_control(self, data: bytes) -> None:
+        try:
+            match decode(data):
+                case ["reset", epoch, at, exists]:
+                    self._take_reset(ResetMessage(int(epoch), datetime.fromtimestamp(at, UTC), bool(exists)))
+                    if not exists:
+                        self._shut_out(list(self._residents), "the network was reset")
+                case ["stop", _, *worker_ids]:
+                    for worker_id in worker_ids:
+                        if worker_id in self._residents:
+                            self._residents[worker_id].stop_requested()
+                case ["out", _, state, *worker_ids]:
+                    self._shut_out(worker_ids, str(state))
+                case other:
+                    logger.error("a request on %s is malformed: %r", self.keys.control, other)
+        except (DecodeError, TypeError, ValueError) as error:
+            logger.error("a request on %s is malformed: %s", self.keys.control, error)
+
+    def _shut_out(self, worker_ids: Sequence[str], why: str) -> None:
+        for worker_id in worker_ids:
+            if worker_id in self._residents:
+                self._residents[worker_id].shut_out(why)
+
+    def _on_control_confirmed(self) -> None:
+        self.link.supervisor.start(self._ask_for_requests)
+
+    async def _ask_for_requests(self) -> None:
+        """After a confirmation: requests made before it stand beside the workers' leases."""
+        worker_ids = [worker_id for worker_id, resident in self._residents.items() if resident.has_entered]
+        for worker_id, request in (await self.workers.requests(worker_ids)).items():
+            resident = self._residents.get(worker_id)
+            if resident is not None:
+                if request == "stop":
+                    resident.stop_requested()
+                else:
+                    resident.shut_out("lost")
+
+    # the archive
+
+    async def read_archive(self) -> Archive:
+        """The archive with all that was finished when this was called. Concurrent calls share one read."""
+        number = self._n_reads + 1  # the next read to begin covers this call; one that is under way may not
+        async with self._reading:
+            if self._n_last_read < number or self._archive is None:
+                self._n_reads += 1
+                mine = self._n_reads
+                await self._read_to_end()
+                self._n_last_read = mine
+        assert self._archive is not None
+        return self._archive
+
+    async def _read_to_end(self) -> None:
+        if self._archive is None:
+            from rush_async.archive import Archive  # polars takes its time: it is imported for the first frame
+
+            self._archive = Archive()
+        archive, calls = self._archive, self.tasks.calls
+        while True:
+            # One record is read again: that it is the same shows that the list only grew.
+            overlap = 1 if len(archive) else 0
+            start = len(archive) - overlap
+            chunk = await self.tasks.read_finished(start)
+            if chunk.epoch != calls.epoch:
+                calls.learn_epoch(chunk.epoch)
+                continue
+            if start != len(archive) - overlap:
+                continue  # the network was reset, or the cache dropped, while the chunk was on its way
+            if overlap and chunk.records[:1] != [archive.last]:
+                logger.warning("the finished tasks of network %r are not those read before: reading anew", self.network_id)
+                archive.clear()
+                continue
+            archive.extend(chunk.records[overlap:])
+            if start + len(chunk.records) >= chunk.total:
+                return
+
+    async def snapshot(self, states: Sequence[TaskState]) -> Snapshot:
+        """All tasks in these states in one step. Finished ones come from the archive; only what is new of them travels."""
+        if "finished" not in states:
+            _, parts = await self.tasks.read_states(states, 0)
+            return Snapshot(parts, None, 0)
+        while True:
+            archive = await self.read_archive()
+            overlap = 1 if len(archive) else 0
+            start, epoch = len(archive) - overlap, self.epoch
+            read_epoch, parts = await self.tasks.read_states(states, start)
+            records = parts.pop("finished")
+            # Others may have read on meanwhile; what both read is the same unless the network was reset.
+            if (
+                read_epoch == epoch == self.epoch
+                and len(archive) >= start
+                and records[:overlap] == archive.raw(start, start + overlap)
+            ):
+                archive.extend(records[len(archive) - start :])
+                return Snapshot(parts, archive, start + len(records))
+
+    def drop_archive(self) -> None:
+        """Forgets what was read."""
+        if self._archive is not None:
+            self._archive.clear()
+
+
+class Snapshot:
+    """Tasks of several states as they were at one moment."""
+
+    def __init__(self, parts: dict[TaskState, list[bytes]], archive: Archive | None, n_finished: int) -> None:
+        self._parts = parts
+        self._archive = archive
+        self._n_finished = n_finished
+
+    def keys(self, state: TaskState) -> list[str]:
+        """The keys of the tasks in a state."""
+        if state == "finished":
+            return [] if self._archive is None else self._archive.keys(0, self._n_finished)
+        return [decode_task(state, record).key for record in self._parts[state]]
+
+    def frame(
+        self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Mapping[str, Any] | None
+    ) -> pl.DataFrame:
+        """The tasks as a frame, the states in the order given."""
+        from rush_async.archive import Part, frame_of_parts, table_of_records
+
+        parts: list[Part] = []
+        for state, records in self._parts.items():
+            rows = [complete(state, record) for record in records]
+            parts.append(Part(state, [table_of_records(rows, failed=state == "failed")]))
+        if self._archive is None:
+            return frame_of_parts(parts, with_state=with_state, times=times, schema=schema)
+        return self._archive.snapshot(self._n_finished, parts, states, with_state=with_state, times=times, schema=schema)
+
+
+class EndWait:
+    """Someone waits for the ends of tasks.
+
+    Attributes:
+        pending: keys whose end was not seen yet.
+    """
+
+    def __init__(self, keys: Collection[str]) -> None:
+        self.pending = set(keys)
+        self._wake = asyncio.Event()
+
+    def ended(self, keys: Sequence[str]) -> None:
+        """These tasks ended, whoever waits for them."""
+        if not self.pending.isdisjoint(keys):
+            self.pending.difference_update(keys)
+            if not self.pending:
+                self._wake.set()
+
+    def look_again(self) -> None:
+        """Something happened that may concern the wait: look at the server."""
+        self._wake.set()
+
+    async def changed(self) -> None:
+        """Waits until all have ended, or something wants a look."""
+        await self._wake.wait()
+        self._wake.clear()

@@ -1,0 +1,346 @@
+"""Numbered calls: every change of a network is sent with a number and its answer kept by the server, so that it may be sent
+again whatever happened to the reply. Calls of one kind that are issued in one tick of the loop go as one, a group each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import hiredis
+
+from rush_async.errors import RushError
+from rush_async.model import Counts
+from rush_async.store.connect import Connection, refusal
+from rush_async.store.keys import client_id
+from rush_async.store.scripts import WIRE_VERSION, Script, ScriptCaller
+from rush_async.store.transport import Command, Word
+
+__all__ = ["Answer", "Calls", "Group", "Position"]
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 64  # calls of a client that may be unanswered; the scripts keep as many answers
+MOST_TASKS = 1_000
+MOST_BYTES = 1024 * 1024
+MOST_BYTES_MERGED = 16 * 1024
+
+
+class Position(NamedTuple):
+    """Where a network stood when a reply or an event left the server."""
+
+    epoch: int
+    seq: int
+    counts: Counts
+    n_workers: int
+
+
+class Answer(NamedTuple):
+    """What a script answered beside the position."""
+
+    text: bytes
+    extra: list[Any]
+
+
+class Group:
+    """One caller's part of a call.
+
+    Args:
+        script: what is called.
+        args: this group's arguments.
+        n_tasks: how many tasks it moves at the most.
+        survives_reset: whether the call is issued again when the network was reset before it was executed; if not, it
+            resolves to `None`, which means that nothing moved.
+        give_back: what to do with the result when the caller was cancelled meanwhile.
+    """
+
+    __slots__ = ("args", "future", "give_back", "n_tasks", "script", "size", "survives_reset")
+
+    def __init__(
+        self,
+        script: Script,
+        args: Sequence[Word],
+        *,
+        n_tasks: int = 1,
+        survives_reset: bool = True,
+        give_back: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.script = script
+        self.args = args
+        self.n_tasks = n_tasks
+        self.size = sum([len(arg) for arg in args if not isinstance(arg, int)])
+        self.survives_reset = survives_reset
+        self.give_back = give_back
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def result(self) -> Any:
+        """Waits for this group's own answer. Cancelled, it leaks nothing: what the answer grants is given back."""
+        try:
+            return await self.future
+        except asyncio.CancelledError:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Nobody wants the answer any more: what it grants is given back, now or when it comes."""
+        future = self.future
+        if not future.done():
+            future.cancel()
+        elif not future.cancelled() and future.exception() is None:  # it came in the very tick of the cancellation
+            self._return(future.result())
+
+    def _return(self, value: Any) -> None:
+        give_back, self.give_back = self.give_back, None
+        if give_back is not None and value is not None:
+            give_back(value)
+
+    def resolve(self, value: Any) -> None:
+        if not self.future.done():
+            self.future.set_result(value)
+        elif self.future.cancelled():
+            self._return(value)
+
+    def reject(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()  # whoever waits sees it; nobody may be waiting any more
+
+
+class _Call(Command):
+    """A numbered call under way."""
+
+    __slots__ = ("calls", "groups", "number", "script")
+
+    def __init__(self, calls: Calls, script: Script, groups: list[Group], number: int, payload: bytes) -> None:
+        super().__init__(payload)
+        self.calls = calls
+        self.script = script
+        self.groups = groups
+        self.number = number
+
+    def answered(self, reply: Any) -> None:
+        self.calls.answered(self, reply)
+
+    def failed(self, error: Exception) -> None:
+        self.calls.forget(self)
+        for group in self.groups:
+            group.reject(error)
+
+
+class Calls:
+    """Numbers, merges and sends the calls of one process on one network.
+
+    Args:
+        connection: the connection they go through.
+        caller: writes the calls.
+        split: for each script how its answer to several groups is dealt to them.
+        on_position: told where the network stands, by every reply and event of the present epoch.
+        on_epoch: told when another epoch began, before any position of it.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        caller: ScriptCaller,
+        split: dict[Script, Callable[[Answer, list[Group]], list[Any]]],
+        on_position: Callable[[Position], None],
+        on_epoch: Callable[[int], None],
+    ) -> None:
+        self.epoch = 0
+        self.highest_epoch = 0
+        self.client = client_id()
+        self._connection = connection
+        self._caller = caller
+        self._split = split
+        self._on_position = on_position
+        self._on_epoch = on_epoch
+        self._number = 0
+        self._unanswered: dict[int, _Call] = {}
+        self._waiting: dict[Script, deque[Group]] = {}
+        self._is_due = False
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    def issue(self, group: Group) -> Group:
+        """Takes a group; it leaves at the end of this tick, merged with what else is issued until then."""
+        self._waiting.setdefault(group.script, deque()).append(group)
+        self._quiet.clear()
+        self._send_soon()
+        return group
+
+    async def call(self, group: Group) -> Any:
+        """Issues a group and waits for its answer."""
+        return await self.issue(group).result()
+
+    async def call_all(self, groups: Sequence[Group]) -> list[Any]:
+        """Issues groups together and waits for all. When one fails or the caller is cancelled, all are abandoned."""
+        for group in groups:
+            self.issue(group)
+        error: Exception | None = None
+        results: list[Any] = []
+        try:
+            for group in groups:
+                try:
+                    results.append(await group.result())
+                except Exception as reason:
+                    error = error or reason
+        except BaseException:
+            for group in groups:
+                group.abandon()
+            raise
+        if error is not None:
+            for group in groups:
+                group.abandon()
+            raise error
+        return results
+
+    async def quiet(self) -> None:
+        """Waits until every call has been answered, those of cancelled callers included."""
+        await self._quiet.wait()
+
+    def _send_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._connection.fill_at_tick_end(self._fill)
+
+    def _fill(self) -> None:
+        self._is_due = False
+        for script, waiting in self._waiting.items():
+            while waiting and self._has_window():
+                if groups := _take_together(waiting):
+                    self._send(script, groups)
+        self._note_quiet()
+
+    def _has_window(self) -> bool:
+        if not self._unanswered:
+            return True
+        # While the server takes nothing there is no use in queueing: what waits here can still be merged, or cancelled.
+        oldest = next(iter(self._unanswered))
+        return self._number + 1 - oldest < WINDOW and self._connection.is_ready
+
+    def _send(self, script: Script, groups: list[Group]) -> None:
+        self._number += 1
+        call = _Call(self, script, groups, self._number, b"")
+        call.payload = self._caller.call(script, self._args(call))
+        self._unanswered[call.number] = call
+        self._connection.send(call)
+
+    def _args(self, call: _Call) -> list[Word]:
+        args: list[Word] = [str(self.epoch), self.client, call.number]
+        if call.script.founds:
+            args.append(str(self.highest_epoch))
+        for group in call.groups:
+            args += group.args
+        return args
+
+    def forget(self, call: _Call) -> None:
+        self._unanswered.pop(call.number, None)
+        if any(self._waiting.values()):
+            self._send_soon()
+        self._note_quiet()
+
+    def _note_quiet(self) -> None:
+        if not self._unanswered and not any(self._waiting.values()):
+            self._quiet.set()
+
+    def answered(self, call: _Call, reply: Any) -> None:
+        """Deals a reply to the groups of its call."""
+        if isinstance(reply, hiredis.ReplyError):
+            self._refused(call, reply)
+            return
+        match reply:
+            case [b"EPOCH", epoch, wire]:
+                self.forget(call)
+                if (error := wire_mismatch(int(wire))) is not None:
+                    for group in call.groups:
+                        group.reject(error)
+                    return
+                self.learn_epoch(int(epoch))
+                self._issue_again(call)
+            case [b"OLD"]:
+                self.forget(call)
+                error = RushError("the server took a call for an old one; this is a defect of rush_async, please report it")
+                for group in call.groups:
+                    group.reject(error)
+            case [epoch, seq, queued, running, finished, failed, n_workers, text, *extra]:
+                self.forget(call)
+                self.take_position(Position(int(epoch), seq, Counts(queued, running, finished, failed), n_workers))
+                answer = Answer(text, extra)
+                values = self._split.get(call.script, _alone)(answer, call.groups)
+                for group, value in zip(call.groups, values, strict=True):
+                    group.resolve(value)
+            case _:
+                self.forget(call)
+                for group in call.groups:
+                    group.reject(RushError(f"the script {call.script.name} answered {reply!r:.200}"))
+
+    def _refused(self, call: _Call, error: hiredis.ReplyError) -> None:
+        if str(error).startswith("NOSCRIPT"):
+            call.payload = self._caller.call_by_source(call.script, self._args(call))
+            self._connection.send(call)
+            return
+        self.forget(call)
+        if len(call.groups) > 1:  # nothing of it was done; alone, each fails only for itself
+            for group in call.groups:
+                self._quiet.clear()
+                self._send(call.script, [group])
+            return
+        reason = refusal(error, self._connection.config)
+        call.groups[0].reject(reason)
+
+    def _issue_again(self, call: _Call) -> None:
+        for group in call.groups:
+            if group.survives_reset:
+                if not group.future.cancelled():
+                    self.issue(group)
+            else:
+                group.resolve(None)
+
+    def take_position(self, position: Position) -> None:
+        """Takes what a reply or an event says of where the network stands; what lags behind is ignored."""
+        if position.epoch > self.highest_epoch:
+            self.learn_epoch(position.epoch)
+        if position.epoch == self.epoch:
+            self._on_position(position)
+
+    def learn_epoch(self, epoch: int) -> None:
+        """Takes note that the network is in another epoch: it was reset, or came into being. 0: nothing of it exists."""
+        if epoch != self.epoch and (epoch == 0 or epoch >= self.highest_epoch):
+            self.epoch = epoch
+            self.highest_epoch = max(self.highest_epoch, epoch)
+            self._on_epoch(epoch)
+
+
+def wire_mismatch(wire: int) -> RushError | None:
+    """The error for a network that a newer library wrote, else None."""
+    if wire <= WIRE_VERSION:
+        return None
+    return RushError(
+        f"this network is written in wire version {wire} and this library knows {WIRE_VERSION}: upgrade rush_async here"
+    )
+
+
+def _alone(answer: Answer, groups: list[Group]) -> list[Any]:
+    return [answer.text]
+
+
+def _take_together(waiting: deque[Group]) -> list[Group]:
+    """The next groups that may go as one call; groups whose callers have gone are dropped, nothing of theirs was done."""
+    groups: list[Group] = []
+    tasks = size = 0
+    while waiting:
+        group = waiting[0]
+        if group.future.cancelled():
+            waiting.popleft()
+            continue
+        is_too_much = tasks + group.n_tasks > MOST_TASKS or size + group.size > MOST_BYTES
+        if groups and (is_too_much or group.size > MOST_BYTES_MERGED):
+            break
+        groups.append(waiting.popleft())
+        tasks += group.n_tasks
+        size += group.size
+        if group.size > MOST_BYTES_MERGED or not group.script.merges:
+            break
+    return groups

@@ -1,0 +1,108 @@
+"""What things are called in the database: the keys of a network, its ids, and the keys of tasks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import unicodedata
+from typing import NamedTuple
+
+from rush_async.errors import RushConfigError
+
+__all__ = ["NetworkKeys", "check_network_id", "check_worker_id", "client_id", "random_network_id", "task_key"]
+
+_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class NetworkKeys(NamedTuple):
+    """The keys of one network, in the order in which every script gets them; all in one cluster slot."""
+
+    meta: str
+    calls: str
+    events: str
+    control: str
+    queue: str
+    queued: str
+    running: str
+    finished: str
+    failed: str
+    alive: str
+    workers: str
+
+    @classmethod
+    def of(cls, network_id: str, db: int = 0) -> NetworkKeys:
+        """The keys of a network. Channels know no database number, so that of another than 0 is in their names."""
+        suffix = f":{db}" if db else ""
+        return cls(*(f"rush:{{{network_id}}}:{name}{suffix if name in ('events', 'control') else ''}" for name in cls._fields))
+
+
+def check_network_id(network_id: object) -> str:
+    """The id, if it can name a network: 1 - 200 characters without braces and control characters."""
+    return _check_id(network_id, "network_id", "{}", 200)
+
+
+def check_worker_id(worker_id: object) -> str:
+    """The id, if it can name a worker: 1 - 60 characters without control characters and separators."""
+    return _check_id(worker_id, "worker_id", "{}|", 60)
+
+
+def _check_id(value: object, what: str, forbidden: str, longest: int) -> str:
+    if not isinstance(value, str):
+        raise RushConfigError(f"{what} must be a string, not {type(value).__name__}: {value!r:.80}")
+    if not 1 <= len(value) <= longest:
+        raise RushConfigError(
+            f"{what} must have 1 to {longest} characters, not {len(value):,}: {value[:40]!r}; choose a shorter name"
+        )
+    for character in value:
+        if character in forbidden or unicodedata.category(character) in ("Cc", "Cs"):
+            raise RushConfigError(
+                f"{what} {value!r:.80} contains {character!r}: leave out braces, control characters and surrogates"
+                + (" and '|'" if "|" in forbidden else "")
+            )
+    return value
+
+
+def random_network_id() -> str:
+    """A new network id."""
+    return f"network-{secrets.token_hex(6)}"
+
+
+def client_id() -> str:
+    """A new name for the sender of numbered calls: 60 random bits in 10 characters."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(10))
+
+
+def _base62(number: int) -> str:
+    digits = ""
+    while number:
+        number, digit = divmod(number, 62)
+        digits = _ALPHABET[digit] + digits
+    return digits or "0"
+
+
+class _TaskKeys:
+    """Unique task keys at 0.2 us each: nine random characters a process (53 bits), then a counter."""
+
+    def __init__(self) -> None:
+        self._stamp()
+
+    def _stamp(self) -> None:
+        self._prefix = client_id()[:9]
+        self._high = itertools.count()
+        self._low = iter(())
+
+    def __call__(self) -> str:
+        for low in self._low:
+            return low
+        head = self._prefix + _base62(next(self._high))
+        self._low = iter([head + a + b for a in _ALPHABET for b in _ALPHABET])
+        return next(self._low)
+
+    def renew(self) -> None:
+        """Begins a new series: a forked child must not repeat its parent's keys."""
+        self._stamp()
+
+
+task_key = _TaskKeys()
+os.register_at_fork(after_in_child=task_key.renew)

@@ -1,0 +1,127 @@
+"""One server as one event loop sees it: a command connection, a listening one, and the tasks that keep them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from pathlib import Path
+from typing import Self
+from weakref import WeakKeyDictionary
+
+import anyio
+import anyio.to_thread
+
+from rush_async.config import RushConfig
+from rush_async.store.connect import Connection, url_db
+from rush_async.store.server import ServerLease, acquire
+from rush_async.store.subscription import Subscription
+from rush_async.supervisor import Supervisor
+
+__all__ = ["Link", "process_generation"]
+
+logger = logging.getLogger(__name__)
+
+_links: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[RushConfig, Link]] = WeakKeyDictionary()
+_forks = itertools.count(1)
+_generation = 0
+
+
+def _note_fork() -> None:
+    global _generation
+    _generation = next(_forks)
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def process_generation() -> int:
+    """Changes when this process was forked: what its parent opened is not its own."""
+    return _generation
+
+
+class Link:
+    """A server, shared by all clients of it in one event loop; the last one that lets go closes it.
+
+    Attributes:
+        config: as asked for, with the `url` of the embedded server where that was meant.
+    """
+
+    config: RushConfig
+    connection: Connection
+    subscription: Subscription
+
+    def __init__(self, asked: RushConfig) -> None:
+        self._asked = asked
+        self._users = 0
+        self._opening = asyncio.Lock()
+        self._is_open = False
+        self._lease: ServerLease | None = None
+        self.supervisor = Supervisor("rush_async connection")
+
+    @classmethod
+    async def acquire(cls, config: RushConfig) -> Self:
+        """The link to the server that `config` names, opened if it was not.
+
+        Raises:
+            RushConnectionError: the server cannot be reached.
+            ServerStartError: the embedded server did not start.
+        """
+        links = _links.setdefault(asyncio.get_running_loop(), {})
+        link = links.get(config)
+        if link is None:
+            link = links[config] = cls(config)
+        link._users += 1
+        try:
+            async with link._opening:
+                if not link._is_open:
+                    await link._open()
+                    link._is_open = True
+        except BaseException:
+            await link.release()
+            raise
+        assert isinstance(link, cls)
+        return link
+
+    async def _open(self) -> None:
+        config = self._asked
+        if config.url is None:
+            data_dir = Path(config.data_dir) if config.data_dir is not None else None
+            # Not given up half-way when the caller is cancelled: the lease would be lost with its thread.
+            with anyio.CancelScope(shield=True):
+                self._lease = await anyio.to_thread.run_sync(lambda: acquire(data_dir, appendfsync=config.appendfsync))
+            assert self._lease is not None
+            config = config.at(self._lease.url)
+        self.config = config
+        await self.supervisor.open()
+        self.connection = Connection(config, self.supervisor)
+        self.subscription = Subscription(config, self.supervisor)
+        await self.connection.open()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the server is one that this library started."""
+        return self._lease is not None
+
+    @property
+    def db(self) -> int:
+        """The number of the database in use."""
+        return url_db(self.config)
+
+    async def release(self) -> None:
+        """Lets go; the last user closes everything."""
+        self._users -= 1
+        if self._users > 0:
+            return
+        links = _links.get(asyncio.get_running_loop(), {})
+        if links.get(self._asked) is self:
+            del links[self._asked]
+        with anyio.CancelScope(shield=True):
+            if self._is_open:
+                self._is_open = False
+                await self.subscription.aclose()
+                await self.connection.aclose()
+            await self.supervisor.aclose()
+            if self._lease is not None:
+                await anyio.to_thread.run_sync(self._lease.release)

@@ -1,0 +1,56 @@
+-- Takes tasks from the head of the queue for workers that are alive: each becomes running, its attempt counted.
+-- ARGV  ... then groups: worker, want
+-- answer: for each group the keys it was given, joined by ' ', or L for a worker that is not alive; groups joined by '|'
+-- then the records of all keys in that order ('' for one that has gone on meanwhile)
+local MOST_STALE = 1000
+local refusal, known = enter()
+if refusal then return refusal end
+if known then
+  local keys = {}
+  for key in string.gmatch(known, '[^ |]+') do keys[#keys + 1] = key end
+  local records = #keys > 0 and call('HMGET', RUNNING, unpack(keys)) or {}
+  for i = 1, #records do records[i] = records[i] or '' end
+  return repeated(known, records)
+end
+
+local wants, workers, total = {}, {}, 0
+for i = 4, #ARGV, 2 do
+  workers[#workers + 1] = ARGV[i]
+  wants[#wants + 1] = call('HGET', ALIVE, ARGV[i]) and tonumber(ARGV[i + 1]) or -1
+  total = total + math.max(wants[#wants], 0)
+end
+
+local keys, records, stale, seen = {}, {}, 0, {}
+while #keys < total and stale < MOST_STALE do
+  local heads = call('LPOP', QUEUE, total - #keys)
+  if not heads then break end
+  for i, record in ipairs(call('HMGET', QUEUED, unpack(heads))) do
+    if record and not seen[heads[i]] then
+      seen[heads[i]] = true
+      keys[#keys + 1], records[#records + 1] = heads[i], record
+    else
+      stale = stale + 1
+    end
+  end
+end
+
+local answer, groups, running, next_key = {}, {}, {}, 1
+for i, worker in ipairs(workers) do
+  local given, owner = {}, packed(worker)
+  while #given < wants[i] and next_key <= #keys do
+    local key, record = keys[next_key], records[next_key]
+    local attempt = string.char(math.min(string.byte(record) + 1, 127))
+    record = attempt .. sub(record, 2) .. owner .. attempt .. stamp
+    records[next_key] = record
+    running[#running + 1], running[#running + 2] = key, record
+    given[#given + 1] = key
+    add(groups, 'S', worker, key)
+    next_key = next_key + 1
+  end
+  answer[i] = wants[i] < 0 and 'L' or concat(given, ' ')
+end
+if #keys > 0 then
+  call('HDEL', QUEUED, unpack(keys))
+  call('HSET', RUNNING, unpack(running))
+end
+return leave(concat(answer, '|'), groups, records)

@@ -1,0 +1,125 @@
+-- What every script begins with: the keys by name, the guard of a numbered call (enter) and its end (leave).
+-- KEYS  meta calls events control queue queued running finished failed alive workers
+-- ARGV  epoch client number ...            the epoch the caller knows, who calls, and the number of the call
+-- A reply is {epoch, seq, n_queued, n_running, n_finished, n_failed, n_workers, answer, ...}, or {'EPOCH', epoch, wire}: another
+-- epoch, not executed; or {'OLD'}: a late copy of a call that was answered long ago, not executed.
+local META, CALLS, EVENTS, CONTROL, QUEUE, QUEUED, RUNNING, FINISHED, FAILED, ALIVE, WORKERS = unpack(KEYS)
+local call, sub, concat = redis.call, string.sub, table.concat
+local WIRE, WINDOW, MESSAGE = '1', 64, 1000
+local EPOCH, CLIENT, NUMBER = ARGV[1], ARGV[2], ARGV[3]
+local HEADER = 6 -- attempt u8, retries left u8 (high bit: a stale entry is left in the queue), length of created u32
+local NEVER_STARTED = '\192\192\192'
+local slot, now, stamp
+
+-- Guards a call. Returns a refusal to hand back, or nil and the stored answer when the call is a repetition.
+local function enter()
+  local head = call('HMGET', META, 'epoch', 'wire')
+  if (head[1] or '0') ~= EPOCH then return { 'EPOCH', head[1] or '0', head[2] or WIRE } end
+  slot = CLIENT .. ':' .. (tonumber(NUMBER) % WINDOW)
+  local last = call('HGET', CALLS, slot)
+  if last then
+    local space = string.find(last, ' ', 1, true)
+    local number = sub(last, 1, space - 1)
+    if number == NUMBER then return nil, sub(last, space + 1) end
+    if tonumber(number) > tonumber(NUMBER) then return { 'OLD' } end
+  end
+  local time = call('TIME')
+  now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+  stamp = '\203' .. struct.pack('>d', now)
+  return nil, nil
+end
+
+-- Makes the network exist; only scripts that grow the data may. `last_known`: the highest epoch the caller ever saw.
+local function found(last_known)
+  if EPOCH == '0' then
+    EPOCH = string.format('%.0f', math.max(math.floor(now * 1e6), tonumber(last_known) + 1))
+    call('HSET', META, 'epoch', EPOCH, 'wire', WIRE, 'seq', 0)
+  end
+end
+
+local function counts()
+  return { call('HLEN', QUEUED), call('HLEN', RUNNING), call('LLEN', FINISHED), call('HLEN', FAILED), call('HLEN', ALIVE) }
+end
+
+-- Publishes groups {kind, worker, key, ...} as events, in messages of about a KiB at most. The last thing a script does.
+local function publish(seq, groups, n)
+  local first, size, message = seq - #groups + 1, 0, {}
+  local function flush()
+    if #message > 0 then
+      redis.pcall('SPUBLISH', EVENTS, cmsgpack.pack({ EPOCH, first, now, n, message }))
+      first, size, message = first + #message, 0, {}
+    end
+  end
+  for _, group in ipairs(groups) do
+    local length = 0
+    for i = 1, #group do length = length + #group[i] + 2 end
+    if size + length > MESSAGE then flush() end
+    size = size + length
+    message[#message + 1] = group
+  end
+  flush()
+end
+
+-- A group holds as many keys as one message; `add(groups, kind, worker, key)` begins another when it is full.
+local function add(groups, kind, worker, key)
+  local group = groups[#groups]
+  if not group or group[1] ~= kind or group[2] ~= worker or groups.size + #key + 2 > MESSAGE then
+    groups.size = #kind + #worker + 4
+    groups[#groups + 1] = { kind, worker, key }
+  else
+    group[#group + 1] = key
+  end
+  groups.size = groups.size + #key + 2
+end
+
+local function reply(seq, n, answer, extra)
+  local result = { EPOCH, seq, n[1], n[2], n[3], n[4], n[5], answer }
+  for i = 1, extra and #extra or 0 do result[8 + i] = extra[i] end
+  return result
+end
+
+-- Ends a call that was executed: raises seq by the number of groups, keeps the answer, publishes, replies.
+local function leave(answer, groups, extra)
+  local seq, moved = 0, groups and #groups or 0
+  if EPOCH ~= '0' then
+    seq = moved > 0 and call('HINCRBY', META, 'seq', moved) or tonumber(call('HGET', META, 'seq'))
+    call('HSET', CALLS, slot, NUMBER .. ' ' .. answer)
+  end
+  local n = counts()
+  if moved > 0 then publish(seq, groups, n) end
+  return reply(seq, n, answer, extra)
+end
+
+-- Answers a repetition with what the first call answered.
+local function repeated(answer, extra)
+  return reply(tonumber(call('HGET', META, 'seq') or 0), counts(), answer, extra)
+end
+
+-- The msgpack bytes of a worker id (1 - 255 bytes), as they stand in its records.
+local function packed(text)
+  if #text < 32 then return string.char(160 + #text) .. text end
+  return string.char(217, #text) .. text
+end
+
+-- Appends finished records. The largest that is not small is noted, so that readers can size their chunks.
+local SMALL = 512
+local function append_finished(records)
+  local largest = SMALL
+  for i = 1, #records do
+    if #records[i] > largest then largest = #records[i] end
+  end
+  if largest > SMALL and largest > tonumber(call('HGET', META, 'largest') or 0) then
+    call('HSET', META, 'largest', largest)
+  end
+  if #records > 0 then call('RPUSH', FINISHED, unpack(records)) end
+end
+
+local function created_length(record) return struct.unpack('>I4', record, 3) end
+
+local function is_held_by(record, owner)
+  local from = HEADER + created_length(record) + 1
+  return sub(record, from, from + #owner - 1) == owner
+end
+
+-- The record cut back to what it was when it was created, its header in front.
+local function as_created(record) return sub(record, 1, HEADER + created_length(record)) end

@@ -1,0 +1,65 @@
+"""The Lua scripts as commands: one class for all, one constant each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib import resources
+
+from rush_async.store.keys import NetworkKeys
+from rush_async.store.transport import Word, pack
+
+__all__ = ["SCRIPTS", "WIRE_VERSION", "Script", "ScriptCaller"]
+
+WIRE_VERSION = 1
+
+_HERE = resources.files("rush_async.store") / "lua"
+_PRELUDE = (_HERE / "prelude.lua").read_text("utf-8")
+
+
+class Script:
+    """A Lua script: its source with the common prelude, and its digest."""
+
+    def __init__(self, name: str, *, grows: bool = False, founds: bool = False, merges: bool = False) -> None:
+        # A full server refuses scripts that grow the data as a whole; those that end, move or look go on.
+        shebang = "#!lua" if grows else "#!lua flags=allow-oom"
+        self.name = name
+        self.founds = founds  # it makes a network exist, and wants to know the highest epoch ever seen
+        self.merges = merges  # its arguments are groups, so that one call may serve many callers
+        self.source = f"{shebang}\n{_PRELUDE}\n{(_HERE / f'{name}.lua').read_text('utf-8')}"
+        self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+PUSH = Script("push", grows=True, founds=True, merges=True)
+POP = Script("pop", merges=True)
+FINISH = Script("finish", merges=True)
+REMOVE = Script("remove")
+RETRY = Script("retry", grows=True)
+LOOK = Script("look")
+RESET = Script("reset")
+ENTER = Script("enter", grows=True, founds=True, merges=True)
+BYE = Script("bye", merges=True)
+LOSE = Script("lose")
+STOP = Script("stop")
+SCRIPTS = (PUSH, POP, FINISH, REMOVE, RETRY, LOOK, RESET, ENTER, BYE, LOSE, STOP)
+
+
+class ScriptCaller:
+    """Writes calls of scripts on one network's keys; what never changes in a call is packed once."""
+
+    def __init__(self, keys: NetworkKeys) -> None:
+        self.keys = keys
+        self._heads = {script: _body(pack(("EVALSHA", script.digest, len(keys), *keys))) for script in SCRIPTS}
+
+    def call(self, script: Script, args: Iterable[Word]) -> bytes:
+        """The bytes of one call of `script` by its digest."""
+        args = tuple(args)
+        return b"*%d\r\n%b%b" % (3 + len(self.keys) + len(args), self._heads[script], _body(pack(args)))
+
+    def call_by_source(self, script: Script, args: Iterable[Word]) -> bytes:
+        """The same call carrying the whole source, for a server that forgot its scripts; it remembers them by this."""
+        return pack(("EVAL", script.source, len(self.keys), *self.keys, *args))
+
+
+def _body(packed: bytes) -> bytes:
+    return packed[packed.index(b"\n") + 1 :]

@@ -1,0 +1,307 @@
+"""The transitions and reads of tasks, typed: each method here is one script of `lua/`, or one read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+
+from rush_async.errors import RushConnectionError, ServerFullError
+from rush_async.model import Counts, Failure, TaskState
+from rush_async.store.calls import MOST_BYTES, MOST_TASKS, Answer, Calls, Group, Position, wire_mismatch
+from rush_async.store.codec import encode_failure
+from rush_async.store.connect import Connection, acl_remedy
+from rush_async.store.keys import NetworkKeys
+from rush_async.store.scripts import BYE, ENTER, FINISH, LOOK, POP, PUSH, REMOVE, RESET, RETRY, Script, ScriptCaller
+from rush_async.store.transport import Word
+
+__all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "NewTask", "Popped", "Target", "TaskStore"]
+
+T = TypeVar("T")
+
+Target: TypeAlias = Literal["Q", "R", "F", "X"]
+EndKind: TypeAlias = Literal["F", "X", "B"]
+
+_WAVE = 8  # chunks of one bulk push that are under way together
+_CHUNK = 2_000
+_FIRST_CHUNK = 100  # as long as nobody told how large the records are
+
+
+class NewTask(NamedTuple):
+    """A task to push: its key, its record as created (with a header unless it is pushed as finished), its end if any."""
+
+    key: str
+    created: bytes
+    ended: bytes = b""
+
+
+class Popped(NamedTuple):
+    """A task taken from the queue: its key and its record as running."""
+
+    key: str
+    record: bytes
+
+
+class Ended(NamedTuple):
+    """How a running task is to end: finished (F), failed (X) or given back (B)."""
+
+    kind: EndKind
+    key: str
+    worker_id: str
+    ended: bytes = b""
+
+
+class FinishedChunk(NamedTuple):
+    """A piece of the list of finished records: the epoch it was read in, how long the list was, and the records."""
+
+    epoch: int
+    total: int
+    records: list[bytes]
+
+
+class Lost:
+    """What a call answers for a worker that is not alive."""
+
+
+LOST: Final = Lost()
+
+
+class TaskStore:
+    """The tasks of one network, as one process sees them.
+
+    Args:
+        connection: the connection everything goes through.
+        keys: the network's keys.
+        on_position: told where the network stands, by every reply.
+        on_epoch: told when another epoch began.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        keys: NetworkKeys,
+        on_position: Callable[[Position], None],
+        on_epoch: Callable[[int], None],
+    ) -> None:
+        self.keys = keys
+        self._connection = connection
+        self._caller = ScriptCaller(keys)
+        self._largest = 0
+        self.calls = Calls(connection, self._caller, _SPLIT, on_position, on_epoch)
+
+    # transitions
+
+    async def push(
+        self,
+        target: Target,
+        tasks: Sequence[NewTask],
+        *,
+        worker_id: str = "",
+        budget: int | None = None,
+        max_failed: int | None = None,
+    ) -> list[str] | Lost:
+        """Creates tasks; the keys of those that found a place, in order. All or none, whatever happens to the caller:
+        when a later chunk of a bulk push is refused, what the earlier ones created is taken back."""
+        made: list[str] = []
+        chunks = list(_chunks(tasks))
+        limits = ["" if limit is None else str(limit) for limit in (budget, max_failed)]
+        for first in range(0, len(chunks), _WAVE):
+            wave = chunks[first : first + _WAVE]
+            groups = [self._push_group(target, chunk, worker_id, limits) for chunk in wave]
+            try:
+                taken = await self.calls.call_all(groups)
+            except BaseException as error:
+                self._take_back(target, made, worker_id)
+                if isinstance(error, ServerFullError) and target in ("F", "X"):
+                    error.keys = made
+                raise
+            for chunk, n in zip(wave, taken, strict=True):
+                if n is LOST:
+                    return LOST
+                made += [task.key for task in chunk[:n]]
+        return made
+
+    def _push_group(self, target: Target, chunk: Sequence[NewTask], worker_id: str, limits: list[str]) -> Group:
+        args: list[Word] = [target, worker_id, *limits, len(chunk)]
+        for task in chunk:
+            args += task
+
+        def take_back(n: Any) -> None:
+            if n is not LOST:
+                self._take_back(target, [task.key for task in chunk[:n]], worker_id)
+
+        return Group(PUSH, args, n_tasks=len(chunk), give_back=take_back)
+
+    def _take_back(self, target: Target, keys: Sequence[str], worker_id: str) -> None:
+        """Fails what was created for a caller that is gone; what is finished or failed already stays."""
+        ended = encode_failure(Failure("cancelled", None, "The call that pushed it was cancelled or refused"))
+        if target == "R":
+            for chunk in _slices(keys, MOST_TASKS):
+                self.calls.issue(self._end_group([Ended("X", key, worker_id, ended) for key in chunk]))
+        elif target == "Q":
+            for chunk in _slices(keys, MOST_TASKS):
+                self.calls.issue(self._remove_group(ended, MOST_TASKS, chunk))
+
+    async def pop(self, worker_id: str, want: int = 1) -> list[Popped] | Lost:
+        """Takes up to `want` tasks from the head of the queue."""
+
+        def put_back(popped: Any) -> None:
+            if popped is not LOST and popped:
+                self.calls.issue(self._end_group([Ended("B", key, worker_id) for key, _ in popped]))
+
+        return await self.calls.call(Group(POP, [worker_id, want], n_tasks=want, give_back=put_back))
+
+    async def end(self, items: Sequence[Ended]) -> str:
+        """Ends running tasks; a character an item: `1` moved, `0` not held by that worker, `L` the worker is not alive."""
+        groups = [self._end_group(chunk) for chunk in _slices(items, MOST_TASKS)]
+        answers = await self.calls.call_all(groups)
+        return "".join("0" * group.n_tasks if answer is None else answer for group, answer in zip(groups, answers, strict=True))
+
+    def _end_group(self, items: Sequence[Ended]) -> Group:
+        args = [part for item in items for part in item]
+        return Group(FINISH, args, n_tasks=len(items), survives_reset=False)
+
+    async def empty_queue(self, failure: Failure) -> list[str]:
+        """Fails what is queued now, in steps; what others push meanwhile stays."""
+        ended, removed = encode_failure(failure), list[str]()
+        left = (await self.look()).counts.queued
+        while left > 0:
+            keys = await self.calls.call(self._remove_group(ended, min(left, MOST_TASKS)))
+            if not keys:
+                break
+            removed += keys.decode().split()
+            left -= len(keys.split())
+        return removed
+
+    def _remove_group(self, ended: bytes, most: int, keys: Sequence[str] = ()) -> Group:
+        return Group(REMOVE, [most, ended, *keys], n_tasks=most, survives_reset=False)
+
+    async def retry(self, keys: Sequence[str] | None) -> list[str]:
+        """Queues failed tasks again, all of them when no keys are given."""
+        if keys is None:
+            keys = [key.decode() for key in await self._connection.ask("HKEYS", self.keys.failed)]
+        groups = [Group(RETRY, chunk, n_tasks=len(chunk), survives_reset=False) for chunk in _slices(keys, MOST_TASKS)]
+        return [key for answer in await self.calls.call_all(groups) for key in (answer or b"").decode().split()]
+
+    async def reset(self, *, workers: bool) -> None:
+        """Deletes every task of the network, and its workers too."""
+        await self.look()
+        # A refusal for its epoch means that somebody reset the network after the look: just as well.
+        await self.calls.call(Group(RESET, ["all" if workers else "tasks"], survives_reset=False))
+        if workers:
+            self.calls.learn_epoch(0)  # nothing of the network exists until somebody begins again
+
+    # reads
+
+    async def look(self, *, probe: bool = False) -> Position:
+        """Asks where the network stands.
+
+        Raises:
+            RushConnectionError: `probe` is set and this user may not publish the network's events.
+            RushError: the network is written in a newer wire version.
+        """
+        reply = await self._connection.ask_packed(self._caller.call(LOOK, ["0", "", 0, "1" if probe else "0"]), 1)
+        epoch, seq, *counts, n_workers, wire, denied = reply
+        if (error := wire_mismatch(int(wire))) is not None:
+            raise error
+        if denied:
+            raise RushConnectionError(f"this user may not publish on {self.keys.events} ({denied.decode()}). {acl_remedy()}")
+        position = Position(int(epoch), seq, Counts(*counts), n_workers)
+        if position.epoch == 0:
+            self.calls.learn_epoch(0)
+        self.calls.take_position(position)
+        return position
+
+    async def read_finished(self, start: int) -> FinishedChunk:
+        """One chunk of finished records from position `start`; its size follows from the largest record there is."""
+        count = _FIRST_CHUNK if not self._largest else max(1, min(_CHUNK, MOST_BYTES // self._largest))
+        (epoch, largest), total, records = await self._connection.ask_together(
+            ("HMGET", self.keys.meta, "epoch", "largest"),
+            ("LLEN", self.keys.finished),
+            ("LRANGE", self.keys.finished, start, start + count - 1),
+        )
+        self._largest = int(largest or MOST_BYTES // _CHUNK)
+        return FinishedChunk(int(epoch or 0), total, records)
+
+    async def read_states(self, states: Sequence[TaskState], finished_from: int) -> tuple[int, dict[TaskState, list[bytes]]]:
+        """The records of all tasks in these states in one step, finished ones from a position on; and the epoch."""
+        k = self.keys
+        reads: dict[TaskState, list[tuple[Word, ...]]] = {
+            "queued": [("LRANGE", k.queue, 0, -1), ("HGETALL", k.queued)],
+            "running": [("HVALS", k.running)],
+            "finished": [("LRANGE", k.finished, finished_from, -1)],
+            "failed": [("HVALS", k.failed)],
+        }
+        commands = [command for state in states for command in reads[state]]
+        epoch, *replies = await self._connection.ask_together(("HGET", k.meta, "epoch"), *commands)
+        found: dict[TaskState, list[bytes]] = {}
+        parts = iter(replies)
+        for state in states:
+            if state == "queued":
+                order, flat = next(parts), next(parts)
+                by_key = dict(zip(flat[::2], flat[1::2], strict=True))
+                found[state] = [by_key.pop(key) for key in order if key in by_key]
+            else:
+                found[state] = next(parts)
+        return int(epoch or 0), found
+
+    async def find(self, keys: Sequence[str]) -> dict[str, tuple[TaskState, bytes]]:
+        """Looks keys up among queued, running and failed tasks in one step; those elsewhere are left out."""
+        found: dict[str, tuple[TaskState, bytes]] = {}
+        k = self.keys
+        for chunk in _slices(keys, MOST_TASKS):
+            hashes: list[tuple[TaskState, str]] = [("queued", k.queued), ("running", k.running), ("failed", k.failed)]
+            replies = await self._connection.ask_together(*[("HMGET", name, *chunk) for _, name in hashes])
+            for (state, _), records in zip(hashes, replies, strict=True):
+                found |= {key: (state, record) for key, record in zip(chunk, records, strict=True) if record is not None}
+        return found
+
+
+def _split_pushes(answer: Answer, groups: list[Group]) -> list[Any]:
+    return [LOST if word == b"L" else int(word) for word in answer.text.split(b" ")]
+
+
+def _split_pops(answer: Answer, groups: list[Group]) -> list[Any]:
+    records = iter(answer.extra)
+    results: list[Any] = []
+    for word in answer.text.split(b"|"):
+        if word == b"L":
+            results.append(LOST)
+        else:
+            taken = [Popped(key.decode(), next(records)) for key in word.split()]
+            results.append([popped for popped in taken if popped.record])
+    return results
+
+
+def _split_characters(answer: Answer, groups: list[Group]) -> list[Any]:
+    text, at, results = answer.text.decode(), 0, list[Any]()
+    for group in groups:
+        results.append(text[at : at + group.n_tasks])
+        at += group.n_tasks
+    return results
+
+
+_SPLIT: dict[Script, Callable[[Answer, list[Group]], list[Any]]] = {
+    PUSH: _split_pushes,
+    POP: _split_pops,
+    FINISH: _split_characters,
+    ENTER: _split_characters,
+    BYE: _split_characters,
+}
+
+
+def _slices(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
+    for first in range(0, len(items), length):
+        yield items[first : first + length]
+
+
+def _chunks(tasks: Sequence[NewTask]) -> Iterator[Sequence[NewTask]]:
+    """Cuts a bulk push into calls of at most 1,000 tasks and 1 MiB."""
+    first = size = 0
+    for at, task in enumerate(tasks):
+        length = len(task.created) + len(task.ended)
+        if at > first and (at - first == MOST_TASKS or size + length > MOST_BYTES):
+            yield tasks[first:at]
+            first, size = at, 0
+        size += length
+    if tasks:
+        yield tasks[first:]

@@ -1,0 +1,71 @@
+"""Where long-lived tasks live: one task that encloses its own task group, so that whoever opens something may close it
+in another task (a pytest fixture, two notebook cells)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+__all__ = ["Supervisor"]
+
+logger = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Runs background work until it is closed. An error in one piece is logged and leaves the others alone."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._task: asyncio.Task[None] | None = None
+        self._group: TaskGroup | None = None
+        self._closing = asyncio.Event()
+
+    async def open(self) -> None:
+        """Starts the supervising task."""
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(ready), name=self.name)
+        await asyncio.shield(ready)
+
+    async def _run(self, ready: asyncio.Future[None]) -> None:
+        try:
+            async with anyio.create_task_group() as group:
+                self._group = group
+                if not ready.done():
+                    ready.set_result(None)
+                await self._closing.wait()
+                group.cancel_scope.cancel()
+        finally:
+            self._group = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether work may still be started."""
+        return self._group is not None and not self._closing.is_set()
+
+    def start(self, work: Callable[..., Awaitable[Any]], *args: object, name: str | None = None) -> None:
+        """Runs `work(*args)` in the background, until it ends or the supervisor is closed."""
+        if self._group is None or self._closing.is_set():
+            raise RuntimeError(f"{self.name} is not open")
+        self._group.start_soon(self._guarded, work, args, name=name)
+
+    async def _guarded(self, work: Callable[..., Awaitable[Any]], args: tuple[object, ...]) -> None:
+        try:
+            await work(*args)
+        except Exception:
+            logger.exception("background work of %s failed", self.name)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str | None = None) -> asyncio.Task[Any]:
+        """Runs a coroutine as a task of its own, for work whose owner cancels and awaits it."""
+        return asyncio.create_task(work, name=name)
+
+    async def aclose(self) -> None:
+        """Cancels everything and waits until it has ended."""
+        self._closing.set()
+        if self._task is not None:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([self._task])

@@ -1,0 +1,394 @@
+"""A client with an identity: it takes tasks, holds them, and ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
+
+import anyio
+
+from rush_async.blocks import TaskBlock, end_block
+from rush_async.client import RushClient, as_failures, as_keys, check_lengths
+from rush_async.config import RushConfig
+from rush_async.errors import RushConfigError, WorkerLostError
+from rush_async.model import Failure, Task, WorkerState
+from rush_async.names import worker_name
+from rush_async.network import Network
+from rush_async.session import Schema
+from rush_async.store.codec import as_record, decode_task, encode_failure
+from rush_async.store.keys import check_worker_id
+from rush_async.store.tasks import Ended, Lost, Popped
+
+__all__ = ["RushWorker"]
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 5.0  # seconds that a worker's good-bye may take
+
+
+class RushWorker(RushClient):
+    """A worker of a network: it registers itself when it is opened and leaves when it is closed.
+
+    ```python
+    async with RushWorker("branin") as rush:
+        while not rush.terminated:
+            (key,) = await rush.push_running_tasks([{"x1": 1.0, "x2": 2.0}])
+            await rush.finish_tasks(key, [{"y": 3.0}])
+    ```
+
+    Args:
+        network_id: the network to work in.
+        config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else the embedded server.
+        worker_id: the worker's name, new in this network; a random one by default.
+        schema: columns that frames always have, with their dtypes.
+    """
+
+    def __init__(
+        self,
+        network_id: str,
+        config: RushConfig | str | None = None,
+        *,
+        worker_id: str | None = None,
+        schema: Schema | None = None,
+    ) -> None:
+        super().__init__(network_id, config, schema=schema)
+        self._worker_id = worker_name() if worker_id is None else check_worker_id(worker_id)
+        self._held: dict[str, None] = {}
+        self._waits: set[asyncio.Future[bool]] = set()
+        self._is_terminated = False
+        self._lost_because: str | None = None
+        self._has_entered = False
+        self._end: tuple[WorkerState, Failure | None] | None = None
+        self.on_shut_out: asyncio.Event | None = None
+
+    @property
+    def worker_id(self) -> str:
+        """The worker's name."""
+        return self._worker_id
+
+    @property
+    def terminated(self) -> bool:
+        """Whether this worker was asked to stop; local and free to read."""
+        return self._is_terminated
+
+    @property
+    def has_entered(self) -> bool:
+        """Whether the network knows this worker as running."""
+        return self._has_entered
+
+    # entering and leaving
+
+    async def _enter(self, network: Network) -> None:
+        info = {"pid": os.getpid(), "hostname": socket.gethostname(), "heartbeat": False}
+        await network.settle(self)
+
+        def undo(answer: Any) -> None:
+            if answer == "1":
+                network.tasks.calls.issue(network.workers.bye_group(self._worker_id, "terminated", None))
+
+        if not await network.workers.enter(self._worker_id, network.tasks.calls.client, info, give_back=undo):
+            network.unsettle(self)
+            raise RushConfigError(
+                f"worker_id {self._worker_id!r} is or was in use in network {self._network_id!r}: choose another, "
+                "or leave it out for a random one"
+            )
+        self._has_entered = True
+
+    def end_as(self, state: WorkerState, failure: Failure | None) -> None:
+        """Sets how the worker's end is to be reported when it is closed."""
+        self._end = (state, failure)
+
+    async def _leave(self, error: BaseException | None) -> None:
+        network = self._network
+        if network is None or not self._has_entered:
+            return
+        self._has_entered = False
+        self.stop_requested()
+        if self._end is None:
+            is_own = isinstance(error, Exception)
+            self._end = ("failed", Failure.of(error)) if is_own else ("terminated", None)
+        state, failure = self._end
+        try:
+            # Nobody else is to wait for us longer than this; what is left behind is found by loss detection.
+            with anyio.move_on_after(_PATIENCE, shield=True) as scope:
+                if self._lost_because is None:
+                    await self._fail_held(failure or Failure("cancelled", None, "Its worker ended"))
+                    await network.tasks.calls.quiet()
+                    await network.workers.bye(self._worker_id, state, failure)
+            if scope.cancelled_caught:
+                logger.warning("worker %s could not say good-bye within %g s", self._worker_id, _PATIENCE)
+        finally:
+            network.unsettle(self)
+
+    async def _fail_held(self, failure: Failure) -> None:
+        if keys := list(self._held):
+            self._held.clear()
+            ended = encode_failure(failure)
+            await self._net.tasks.end([Ended("X", key, self._worker_id, ended) for key in keys])
+
+    # what the network tells it
+
+    def stop_requested(self) -> None:
+        """The worker is to take nothing new; whatever waits for tasks ends."""
+        self._is_terminated = True
+        for future in list(self._waits):
+            if not future.done():
+                future.set_result(False)
+
+    def shut_out(self, why: str) -> None:
+        """The network does not count this worker as alive any more."""
+        if self._lost_because is None and self._has_entered:
+            self._lost_because = why
+            self._held.clear()
+            self.stop_requested()
+            if self.on_shut_out is not None:
+                self.on_shut_out.set()
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the worker was shut out by a kill request."""
+        return self._lost_because == "killed"
+
+    def _lost(self) -> WorkerLostError:
+        self.shut_out("lost")
+        return WorkerLostError(
+            f"worker {self._worker_id} is not alive in network {self._network_id!r} any more "
+            f"({self._lost_because or 'lost'}): its tasks have been failed. Open a new RushWorker to go on"
+        )
+
+    # tasks
+
+    async def push_running_tasks(
+        self, xss: Iterable[Any], *, xss_extra: Sequence[Any] | None = None, budget: int | None = None
+    ) -> list[str]:
+        """Creates tasks that this worker runs.
+
+        Args:
+            xss: the inputs, a record each.
+            xss_extra: what to store beside each input.
+            budget: at most this many tasks of the network are to be queued, running or finished; failed ones give
+                their place back.
+
+        Returns:
+            The keys, in the order of `xss`; with a budget, of as many as found a place.
+
+        Raises:
+            EncodeError: a value cannot be stored; nothing was pushed.
+            WorkerLostError: this worker was declared lost or was killed.
+        """
+        tasks = self._new_tasks(xss, xss_extra)
+        if not tasks:
+            return []
+        return self._hold(await self._net.tasks.push("R", tasks, worker_id=self._worker_id, budget=budget))
+
+    def _hold(self, keys: list[str] | Lost) -> list[str]:
+        if isinstance(keys, Lost):
+            raise self._lost()
+        self._held.update(dict.fromkeys(keys))
+        return keys
+
+    async def finish_tasks(
+        self, keys: str | Sequence[str], yss: Iterable[Any], *, yss_extra: Sequence[Any] | None = None
+    ) -> list[str]:
+        """Finishes tasks that this worker runs.
+
+        Args:
+            keys: one key or several.
+            yss: the outputs, a record each.
+            yss_extra: what to store beside each output.
+
+        Returns:
+            The keys that moved, in the order given. A task that this worker does not hold (any more) moves nothing and is
+            named in a warning.
+
+        Raises:
+            EncodeError: a value cannot be stored; nothing moved, the tasks are still running.
+            WorkerLostError: this worker was declared lost or was killed.
+        """
+        keys = as_keys(keys)
+        ends = self._encode_ends(yss, yss_extra)
+        check_lengths("keys", keys, "yss", ends)
+        return await self._move([Ended("F", key, self._worker_id, end) for key, end in zip(keys, ends, strict=True)])
+
+    async def fail_tasks(self, keys: str | Sequence[str], failures: Any = None) -> list[str]:
+        """Fails tasks that this worker runs; the keys that moved, in the order given.
+
+        Args:
+            keys: one key or several.
+            failures: one for all or one for each: an exception, a string or a `Failure`.
+
+        Raises:
+            WorkerLostError: this worker was declared lost or was killed.
+        """
+        keys = as_keys(keys)
+        found = as_failures(failures, len(keys), "keys")
+        return await self._move(
+            [Ended("X", key, self._worker_id, encode_failure(why)) for key, why in zip(keys, found, strict=True)]
+        )
+
+    async def _move(self, items: Sequence[Ended], *, quietly: bool = False) -> list[str]:
+        if not items:
+            return []
+        marks = await self._net.tasks.end(items)
+        moved = [item.key for item, mark in zip(items, marks, strict=True) if mark == "1"]
+        for item in items:
+            self._held.pop(item.key, None)
+        if "L" in marks:
+            raise self._lost()
+        if len(moved) < len(items) and not quietly:
+            missed = [item.key for item, mark in zip(items, marks, strict=True) if mark != "1"]
+            verb = "finished" if items[0].kind == "F" else "failed"
+            logger.warning(
+                "worker %s does not run %s: not %s (ended before, held by another worker, unknown, or deleted by a reset)",
+                self._worker_id,
+                ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else ""),
+                verb,
+            )
+        return moved
+
+    async def pop_task(self, timeout: float | None = 1.0) -> Task | None:
+        """Takes the next queued task.
+
+        Args:
+            timeout: seconds to wait for one, without polling; 0 looks once, None waits for ever.
+
+        Returns:
+            The task, now running here, which is also a block: `async with task: task.ys = ...`. None when there was none in
+            time, or when this worker was asked to stop.
+
+        Raises:
+            WorkerLostError: this worker was declared lost or was killed.
+        """
+        network = self._net
+        if self._is_terminated:
+            return self._nothing()
+        # Without a view of the queue, ask; with one that says it is empty, a waiting pop has nothing to ask.
+        if timeout == 0 or not network.is_watching:
+            if (task := await self._look_in_queue(network)) is not None or timeout == 0:
+                return task
+            await network.watch()
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        line = network.queue_line
+        while not self._is_terminated:
+            left = None if deadline is None else deadline - asyncio.get_running_loop().time()
+            if not await line.turn(left, self._waits):
+                break
+            try:
+                popped = self._took(await network.tasks.pop(self._worker_id))
+            finally:
+                line.done()
+            if popped is not None:
+                return popped
+        return self._nothing()
+
+    def _nothing(self) -> None:
+        if self._lost_because is not None:
+            raise self._lost()
+
+    async def _look_in_queue(self, network: Network) -> Task | None:
+        while True:
+            task = self._took(await network.tasks.pop(self._worker_id))
+            # A call skips a thousand stale entries of the queue at the most, and then leaves off.
+            if task is not None or not network.counts.queued:
+                return task
+
+    def _took(self, popped: list[Popped] | Lost) -> Task | None:
+        if isinstance(popped, Lost):
+            raise self._lost()
+        if not popped:
+            return None
+        key, record = popped[0]
+        self._held[key] = None
+        task = decode_task("running", record)
+        task._holder = self  # pyright: ignore[reportPrivateUsage]
+        return task
+
+    # blocks
+
+    def task(
+        self,
+        xs: Any,
+        *,
+        xs_extra: Any = None,
+        budget: int | None = None,
+        max_failed: int | None = None,
+        catch: type[BaseException] | tuple[type[BaseException], ...] = (),
+        timeout: float | None = None,
+    ) -> TaskBlock:
+        """A task as a block: pushed as running when it opens, finished with the `ys` set in it when it is left.
+
+        ```python
+        async with rush.task({"x1": 1.0, "x2": 2.0}) as task:
+            task.ys = {"y": branin(**task.xs)}
+        ```
+
+        An exception fails the task and goes on, but for what `catch` names; left without `ys`, the task fails and `ValueError`
+        is raised; a cancellation from outside fails it and goes on.
+
+        Args:
+            xs: the input.
+            xs_extra: what to store beside it.
+            budget: the block opens once the network has a place among this many queued, running or finished tasks, waiting
+                while the last places are running elsewhere; a task that is queued is taken instead (`task.xs` tells).
+                It gives None once that many have finished, or when this worker is asked to stop.
+            max_failed: with a budget, give None as well once this many tasks have failed.
+            catch: exceptions that fail the task and end here.
+            timeout: seconds the block may take; then the task fails and `TimeoutError` is raised.
+        """
+        return TaskBlock(self, xs, xs_extra, budget, max_failed, catch, timeout)
+
+    async def open_task(self, xs: Any, xs_extra: Any, budget: int | None, max_failed: int | None) -> Task | None:
+        """A task that this worker runs from here on; None when the budget is spent or a stop was requested."""
+        network = self._net
+        new = self._new_tasks([xs], None if xs_extra is None else [xs_extra])[0]
+        if budget is None:
+            await self._push_one(network, new, None, None)
+            return self._running(new.key, xs, xs_extra)
+        with network.budget_line(budget, max_failed) as line:
+            while not self._is_terminated:
+                if await self._push_one(network, new, budget, max_failed):
+                    return self._running(new.key, xs, xs_extra)
+                counts = network.counts
+                if counts.finished >= budget or (max_failed is not None and counts.failed >= max_failed):
+                    return None
+                if counts.queued and (task := await self._look_in_queue(network)) is not None:
+                    return task
+                await network.watch()
+                if await line.turn(None, self._waits):
+                    line.done()
+        return self._nothing()
+
+    def _running(self, key: str, xs: Any, xs_extra: Any) -> Task:
+        extra = None if xs_extra is None else as_record(xs_extra, "xs_extra")
+        return Task(key, "running", as_record(xs, "xs"), extra, attempt=1, worker_id=self._worker_id, _holder=self)
+
+    async def _push_one(self, network: Network, new: Any, budget: int | None, max_failed: int | None) -> bool:
+        pushed = network.tasks.push("R", [new], worker_id=self._worker_id, budget=budget, max_failed=max_failed)
+        return bool(self._hold(await pushed))
+
+    async def end_task(self, task: Task, ended: Ended, *, quietly: bool = False) -> bool:
+        """Ends a task of a block; whether it moved."""
+        return bool(await self._move([ended], quietly=quietly))
+
+    async def tasks(self, *, timeout: float | None = None) -> AsyncIterator[Task]:
+        """Queued tasks one after the other, until this worker is asked to stop, or until none came for `timeout` seconds.
+
+        ```python
+        async for task in rush.tasks():
+            async with task:
+                task.ys = {"y": branin(**task.xs)}
+        ```
+        """
+        while (task := await self.pop_task(timeout)) is not None:
+            yield task
+
+    async def enter_block(self, task: Task) -> None:
+        """A popped task's block opens; part of how `async with task` works."""
+
+    async def leave_block(self, task: Task, error: BaseException | None) -> bool:
+        """A popped task's block is left; part of how `async with task` works."""
+        return await end_block(self, task, error, ())

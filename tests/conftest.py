@@ -1,0 +1,72 @@
+"""Every test runs on a real server and leaves nothing behind: no key, task, thread, process or file."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+import redis
+
+from rush_async import RushConfig
+
+pytest_plugins = ["rush_async.testing"]
+
+
+@pytest.fixture(scope="session")
+def raw(rush_server: RushConfig) -> Iterator[redis.Redis]:
+    """A plain client of the test server, to look at what is really there."""
+    assert rush_server.url is not None
+    with redis.Redis.from_url(rush_server.url) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_key(raw: Any) -> Iterator[None]:
+    yield
+    left = raw.keys("*")
+    raw.flushall()
+    assert not left, f"the test left keys behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_thread_or_process(raw: redis.Redis) -> Iterator[None]:
+    # The server of the test session and its watchdog are there before, and stay.
+    processes = {process.pid for process in psutil.Process().children(recursive=True)}
+    threads = set(threading.enumerate())
+    files = psutil.Process().num_fds()
+    yield
+    gc.collect()
+    left = [t for t in threading.enumerate() if t not in threads and not t.name.startswith(("AnyIO", "asyncio"))]
+    assert not left, f"the test left threads behind: {left}"
+    children = [child for child in psutil.Process().children(recursive=True) if child.pid not in processes]
+    psutil.wait_procs(children, timeout=5)
+    children = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not children, f"the test left processes behind: {children}"
+    assert psutil.Process().num_fds() <= files + 2, f"the test left files or sockets open: {os.listdir('/proc/self/fd')}"
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def leaves_no_task() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+
+    from rush_async.testing import wait_until  # later than pytest_plugins, which wants to load it first
+
+    def left() -> set[asyncio.Task[Any]]:
+        return asyncio.all_tasks() - before - {asyncio.current_task()}  # pyright: ignore[reportOperatorIssue]
+
+    await wait_until(lambda: not left(), timeout=2)
+
+
+@pytest.fixture
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a path short enough for sockets."""
+    return tmp_path_factory.mktemp("d", numbered=True)
