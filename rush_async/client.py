@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
 
 from rush_async.errors import EncodeError, NetworkStateError, RushTimeoutError, TasksNotDoneError
-from rush_async.events import EVENT_KINDS, EventsMissed, TasksFailed, TasksFinished
+from rush_async.events import EVENT_KINDS, Event, EventsMissed, TasksFailed, TasksFinished
 from rush_async.listeners import Listener
 from rush_async.model import TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.network import Network
@@ -357,7 +357,15 @@ class RushClient(Session):
 
     # events
 
-    def events(self, *kinds: type[E], results: bool = False, buffer: int = 10_000) -> EventStream[E | EventsMissed]:
+    @overload
+    def events(self, *, results: bool = False, buffer: int = 10_000) -> EventStream[Event]: ...
+
+    @overload
+    def events(
+        self, *kinds: type[E], results: bool = False, buffer: int = 10_000
+    ) -> EventStream[E | EventsMissed]: ...
+
+    def events(self, *kinds: type[Any], results: bool = False, buffer: int = 10_000) -> EventStream[Any]:
         """What happens in the network, from the moment the block opens.
 
         ```python

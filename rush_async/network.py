@@ -26,7 +26,7 @@ from rush_async.waiting import Conditions, Line
 if TYPE_CHECKING:
     import polars as pl
 
-    from rush_async.archive import Archive
+    from rush_async.frames import Archive
 
 __all__ = ["EndWait", "Network", "Resident"]
 
@@ -341,7 +341,7 @@ class Network:
 
     async def _read_to_end(self) -> None:
         if self._archive is None:
-            from rush_async.archive import Archive  # polars takes its time: it is imported for the first frame
+            from rush_async.frames import Archive  # polars takes its time: it is imported for the first frame
 
             self._archive = Archive()
         archive, calls = self._archive, self.tasks.calls
@@ -407,7 +407,7 @@ class Snapshot:
         self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Mapping[str, Any] | None
     ) -> pl.DataFrame:
         """The tasks as a frame, the states in the order given."""
-        from rush_async.archive import Part, frame_of_parts, table_of_records
+        from rush_async.frames import Part, frame_of_parts, table_of_records
 
         parts: list[Part] = []
         for state, records in self._parts.items():

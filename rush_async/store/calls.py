@@ -56,7 +56,7 @@ class Group:
         give_back: what to do with the result when the caller was cancelled meanwhile.
     """
 
-    __slots__ = ("args", "future", "give_back", "n_tasks", "script", "size", "survives_reset")
+    __slots__ = ("args", "future", "give_back", "goes_alone", "n_tasks", "script", "size", "survives_reset")
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class Group:
         self.size = sum([len(arg) for arg in args if not isinstance(arg, int)])
         self.survives_reset = survives_reset
         self.give_back = give_back
+        self.goes_alone = False
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     async def result(self) -> Any:
@@ -283,9 +284,11 @@ class Calls:
             return
         self.forget(call)
         if len(call.groups) > 1:  # nothing of it was done; alone, each fails only for itself
-            for group in call.groups:
-                self._quiet.clear()
-                self._send(call.script, [group])
+            for group in reversed(call.groups):
+                group.goes_alone = True
+                self._waiting[call.script].appendleft(group)
+            self._quiet.clear()
+            self._send_soon()
             return
         reason = refusal(error, self._connection.config)
         call.groups[0].reject(reason)
@@ -336,11 +339,12 @@ def _take_together(waiting: deque[Group]) -> list[Group]:
             waiting.popleft()
             continue
         is_too_much = tasks + group.n_tasks > MOST_TASKS or size + group.size > MOST_BYTES
-        if groups and (is_too_much or group.size > MOST_BYTES_MERGED):
+        goes_alone = group.goes_alone or not group.script.merges or group.size > MOST_BYTES_MERGED
+        if groups and (is_too_much or goes_alone):
             break
         groups.append(waiting.popleft())
         tasks += group.n_tasks
         size += group.size
-        if group.size > MOST_BYTES_MERGED or not group.script.merges:
+        if goes_alone:
             break
     return groups

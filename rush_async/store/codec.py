@@ -211,7 +211,7 @@ def _plain_mapping(value: Mapping[Any, Any], path: str, depth: int) -> dict[str,
 def _plain_object(value: Any, path: str, depth: int) -> Any:
     if (extension := _as_extension(value)) is not None:
         return extension
-    kind: type = type(value)
+    kind = cast("type[Any]", value.__class__)
     if kind.__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist"):
         if kind.__name__.startswith("datetime64") or kind.__name__.startswith("timedelta64"):
             return _plain(value.item(), path, depth + 1)
@@ -302,8 +302,11 @@ def decode_all(data: bytes) -> list[Any]:
     unpacker = cast("Any", msgpack).Unpacker(ext_hook=_extension, max_buffer_size=_LIMIT, **_LIMITS)
     try:
         unpacker.feed(data)
-        values = list(unpacker)
-        end = unpacker.tell()
+        values: list[Any] = []
+        end = 0
+        for value in unpacker:
+            values.append(value)
+            end = unpacker.tell()
     except DecodeError:
         raise
     except Exception as error:

@@ -148,30 +148,27 @@ class _Server:
             return
         if _servers.get(self.key) is self:
             del _servers[self.key]
-        is_last = _try_lock(self._lease, fcntl.LOCK_EX)
-        watchdog, _ = _read_pids(self.directory)
+        # With the exclusive lock nobody can join any more, and the watchdog does not stop the server under somebody's feet.
+        if _try_lock(self._lease, fcntl.LOCK_EX):
+            self._stop()
         os.close(self._lease)  # and with it the lock
-        if is_last:
-            self._wait_for_end(watchdog)
 
-    def _wait_for_end(self, watchdog: int) -> None:
+    def _stop(self) -> None:
         deadline = time.monotonic() + _END_TIMEOUT
-        while self.directory.exists() and time.monotonic() < deadline:
-            if self._has_ended(watchdog):
-                # The server had died before; its directory was left for us.
-                shutil.rmtree(self.directory, ignore_errors=True)
-                return
+        _ask(self.socket_path, b"*1\r\n$8\r\nSHUTDOWN\r\n")
+        # It closes its socket when its data is safe; the watchdog follows it, and is waited for where it is our child.
+        while (_answers(self.socket_path) or not self.watchdog_has_ended()) and time.monotonic() < deadline:
             time.sleep(0.001)
-        while not self._has_ended(watchdog) and time.monotonic() < deadline:
-            time.sleep(0.001)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _has_ended(self, watchdog: int) -> bool:
-        if self._watchdog is not None:
-            try:
-                return os.waitpid(self._watchdog, os.WNOHANG)[0] != 0
-            except ChildProcessError:
-                return True
-        return not _is_alive(watchdog)
+    def watchdog_has_ended(self) -> bool:
+        """Whether the watchdog is gone, as far as that is ours to know: it is the child of the process that started it."""
+        if self._watchdog is None:
+            return True
+        try:
+            return os.waitpid(self._watchdog, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            return True
 
 
 def _start_private(options: list[str], ready_timeout: float) -> _Server:
@@ -201,14 +198,14 @@ def _join(data_dir: Path, options: list[str], ready_timeout: float) -> _Server:
             directory = Path(note.read_text("utf-8"))
         except FileNotFoundError:
             directory = None
-        if directory is not None and (server := _join_running(data_dir, directory, ready_timeout)) is not None:
+        if directory is not None and (server := _join_running(data_dir, directory)) is not None:
             return server
         directory = _runtime_directory()
         note.write_text(str(directory), "utf-8")
         return _start(data_dir, directory, options, ready_timeout)
 
 
-def _join_running(data_dir: Path, directory: Path, ready_timeout: float) -> _Server | None:
+def _join_running(data_dir: Path, directory: Path) -> _Server | None:
     try:
         lease = os.open(directory / "lease", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -216,7 +213,8 @@ def _join_running(data_dir: Path, directory: Path, ready_timeout: float) -> _Ser
     # Blocks while a watchdog that was faster stops the server; then the directory is gone.
     fcntl.lockf(lease, fcntl.LOCK_SH)
     server = _Server(data_dir, directory, lease, None)
-    if (directory / "lease").exists() and _wait_until_ready(server, ready_timeout):
+    if (directory / "lease").exists() and _answers(server.socket_path):
+        server.pid = _read_pid(directory)
         logger.info("joined the server in %s", data_dir)
         return server
     os.close(lease)
@@ -269,45 +267,32 @@ def _start(key: Path | None, directory: Path, options: list[str], ready_timeout:
 def _wait_until_ready(server: _Server, timeout: float) -> bool:
     deadline, pause = time.monotonic() + timeout, 0.001
     while not _answers(server.socket_path):
-        if time.monotonic() > deadline or (server._watchdog is not None and server._has_ended(0)):  # pyright: ignore[reportPrivateUsage]
+        if time.monotonic() > deadline or server.watchdog_has_ended():
             return False
         time.sleep(pause)
         pause = min(pause * 1.2, 0.02)
-    server.pid = _read_pids(server.directory)[1]
+    server.pid = _read_pid(server.directory)
     return True
 
 
 def _answers(path: Path) -> bool:
     """Whether a server is there; one that loads its data counts, its clients wait."""
+    return bool(_ask(path, b"*1\r\n$4\r\nPING\r\n"))
+
+
+def _ask(path: Path, command: bytes) -> bytes:
     try:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(5)
             client.connect(str(path))
-            client.sendall(b"*1\r\n$4\r\nPING\r\n")
-            return bool(client.recv(64))
+            client.sendall(command)
+            return client.recv(64)
     except OSError:
-        return False
+        return b""
 
 
-def _read_pids(directory: Path) -> tuple[int, int]:
-    """The process numbers of the watchdog and the server."""
-    try:
-        watchdog, server = (directory / "pids").read_text("ascii").split()
-    except (OSError, ValueError):
-        return 0, 0
-    return int(watchdog), int(server)
-
-
-def _is_alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _read_pid(directory: Path) -> int:
+    return int((directory / "pids").read_text("ascii").split()[1])
 
 
 def _try_lock(file: int, kind: int) -> bool:

@@ -30,7 +30,8 @@ def main(lease_file: str, command: list[str]) -> int:
 
     def server_ended(_: int, __: FrameType | None) -> None:
         # Its users see the broken connection; the directory stays for them, they remove it with their last lease.
-        os._exit(1)
+        os.waitpid(server, 0)
+        os._exit(0)
 
     signal.signal(signal.SIGCHLD, server_ended)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])

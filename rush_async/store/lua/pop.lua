@@ -7,7 +7,9 @@ local refusal, known = enter()
 if refusal then return refusal end
 if known then
   local keys = {}
-  for key in string.gmatch(known, '[^ |]+') do keys[#keys + 1] = key end
+  for key in string.gmatch(known, '[^ |]+') do
+    if key ~= 'L' then keys[#keys + 1] = key end
+  end
   local records = #keys > 0 and call('HMGET', RUNNING, unpack(keys)) or {}
   for i = 1, #records do records[i] = records[i] or '' end
   return repeated(known, records)

@@ -14,15 +14,21 @@ local slot, now, stamp
 -- Guards a call. Returns a refusal to hand back, or nil and the stored answer when the call is a repetition.
 local function enter()
   local head = call('HMGET', META, 'epoch', 'wire')
-  if (head[1] or '0') ~= EPOCH then return { 'EPOCH', head[1] or '0', head[2] or WIRE } end
+  local epoch = head[1] or '0'
   slot = CLIENT .. ':' .. (tonumber(NUMBER) % WINDOW)
   local last = call('HGET', CALLS, slot)
+  local number, answer
   if last then
     local space = string.find(last, ' ', 1, true)
-    local number = sub(last, 1, space - 1)
-    if number == NUMBER then return nil, sub(last, space + 1) end
-    if tonumber(number) > tonumber(NUMBER) then return { 'OLD' } end
+    number, answer = sub(last, 1, space - 1), sub(last, space + 1)
   end
+  if epoch ~= EPOCH then
+    -- The call that founded this network knew of no epoch, and may come again.
+    if EPOCH ~= '0' or number ~= NUMBER then return { 'EPOCH', epoch, head[2] or WIRE } end
+    EPOCH = epoch
+  end
+  if number == NUMBER then return nil, answer end
+  if number and tonumber(number) > tonumber(NUMBER) then return { 'OLD' } end
   local time = call('TIME')
   now = tonumber(time[1]) + tonumber(time[2]) / 1e6
   stamp = '\203' .. struct.pack('>d', now)
