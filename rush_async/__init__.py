@@ -31,13 +31,18 @@ from rush_async.events import (
     WorkerStarted,
     WorkerStopped,
 )
+from rush_async.launch.coroutines import Coroutines
+from rush_async.launch.handle import Launcher
+from rush_async.launch.processes import Processes
 from rush_async.manager import Rush, rsh
 from rush_async.model import Counts, Failure, FailureKind, Task, TaskState, WorkerExit, WorkerState
+from rush_async.runtime import run_worker
 from rush_async.worker import RushWorker
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Coroutines",
     "Counts",
     "DecodeError",
     "EncodeError",
@@ -46,8 +51,10 @@ __all__ = [
     "EventsMissed",
     "Failure",
     "FailureKind",
+    "Launcher",
     "NetworkReset",
     "NetworkStateError",
+    "Processes",
     "Rush",
     "RushClient",
     "RushConfig",
@@ -76,4 +83,5 @@ __all__ = [
     "WorkerStopped",
     "WorkersNotReadyError",
     "rsh",
+    "run_worker",
 ]

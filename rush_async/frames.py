@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from rush_async.lattice import Kind, Scalar, dtype_of, is_mixed, join, kind_of, series_of, widen
 from rush_async.errors import SchemaError
+from rush_async.lattice import Kind, Scalar, dtype_of, is_mixed, join, kind_of, series_of, widen
 from rush_async.model import Task, TaskState
 from rush_async.store.codec import FIELDS, RESERVED_NAMES, decode_flat, task_of
 
@@ -314,7 +314,7 @@ class Archive:
 
     # growing
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Turns a long tail into tables, and merges tables of like size."""
         if len(self._tail) > _TAIL:
             for first in range(0, len(self._tail), _BATCH):
@@ -331,7 +331,7 @@ class Archive:
 
     def tables(self) -> list[Table]:
         """All that is finished, in a few tables."""
-        self._settle()
+        self.settle()
         return [*self._tables, self._tail_table] if self._tail_table is not None else list(self._tables)
 
     # reading

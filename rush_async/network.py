@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
+import anyio
+
 from rush_async.config import RushConfig
 from rush_async.errors import DecodeError
 from rush_async.events import TasksFailed, TasksFinished, TasksQueued, TasksStarted
@@ -21,6 +23,7 @@ from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
 from rush_async.store.tasks import TaskStore
 from rush_async.store.workers import WorkerStore
+from rush_async.supervisor import see_through
 from rush_async.waiting import Conditions, Line
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["EndWait", "Network", "Resident"]
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE = 5.0  # seconds that the last calls of a network may take when it is closed
 
 _networks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[RushConfig, str], Network]] = WeakKeyDictionary()
 
@@ -108,7 +113,7 @@ class Network:
                     await network.tasks.look(probe=True)
                     network._is_open = True
         except BaseException:
-            await network.release()
+            await see_through(network.release())
             raise
         return network
 
@@ -122,6 +127,9 @@ class Network:
             self._is_open = False
             self.link.subscription.unsubscribe(self.keys.events)
             self.link.subscription.unsubscribe(self.keys.control)
+            # What cancelled callers were granted is given back before the connection may close.
+            with anyio.move_on_after(_PATIENCE, shield=True):
+                await self.tasks.calls.quiet()
         await self.link.release()
 
     # where it stands
@@ -360,6 +368,7 @@ class Network:
                 archive.clear()
                 continue
             archive.extend(chunk.records[overlap:])
+            archive.settle()  # decoded as it comes, so that others get their turn between two chunks
             if start + len(chunk.records) >= chunk.total:
                 return
 

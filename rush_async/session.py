@@ -9,14 +9,13 @@ from html import escape
 from types import TracebackType
 from typing import Any, Self
 
-import anyio
-
 from rush_async.config import RushConfig, resolve_config
 from rush_async.errors import NetworkStateError
 from rush_async.model import Counts
 from rush_async.network import Network
 from rush_async.store.keys import check_network_id, random_network_id
 from rush_async.store.link import process_generation
+from rush_async.supervisor import see_through
 
 __all__ = ["Schema", "Session", "describe"]
 
@@ -62,6 +61,7 @@ class Session:
         self._network: Network | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._generation = 0
+        self._closing = asyncio.Lock()
         self._n_seen = 0
         self._seen_epoch = 0
         name = f"{type(self).__name__}({self._network_id!r})"
@@ -90,8 +90,7 @@ class Session:
         try:
             await self._enter(network)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._let_go()
+            await see_through(self._let_go())
             raise
         self._counters = _Unread(self, network)
         if network.counts.total:
@@ -117,10 +116,13 @@ class Session:
         if self._network is None or self._generation != process_generation():
             return
         self._check_loop()
-        try:
-            await self._leave(error)
-        finally:
-            with anyio.CancelScope(shield=True):
+        await see_through(self._end_stay(error))
+
+    async def _end_stay(self, error: BaseException | None) -> None:
+        async with self._closing:  # whoever closes it a second time waits for the first
+            try:
+                await self._leave(error)
+            finally:
                 await self._let_go()
 
     async def _let_go(self) -> None:

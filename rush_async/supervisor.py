@@ -6,14 +6,36 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 
-__all__ = ["Supervisor"]
+__all__ = ["Supervisor", "see_through"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+async def see_through(work: Coroutine[Any, Any, T]) -> T:
+    """Awaits `work` to its end, however often the caller is cancelled meanwhile; only then the cancellation goes on.
+
+    For good-byes that are bounded in time. A cancel scope's shield alone does not stop `Task.cancel`.
+    """
+    task = asyncio.create_task(work)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is None:
+        return task.result()
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        logger.warning("clean-up failed while its caller was cancelled", exc_info=failure)
+    raise cancellation
 
 
 class Supervisor:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -15,7 +15,7 @@ from rush_async.blocks import TaskBlock, end_block
 from rush_async.client import RushClient, as_failures, as_keys, check_lengths
 from rush_async.config import RushConfig
 from rush_async.errors import RushConfigError, WorkerLostError
-from rush_async.model import Failure, Task, WorkerState
+from rush_async.model import Failure, Task, WorkerExit, WorkerState
 from rush_async.names import worker_name
 from rush_async.network import Network
 from rush_async.session import Schema
@@ -63,7 +63,7 @@ class RushWorker(RushClient):
         self._lost_because: str | None = None
         self._has_entered = False
         self._end: tuple[WorkerState, Failure | None] | None = None
-        self.on_shut_out: asyncio.Event | None = None
+        self.on_shut_out: Callable[[], None] | None = None  # what ends the loop of a worker that is shut out
 
     @property
     def worker_id(self) -> str:
@@ -84,18 +84,22 @@ class RushWorker(RushClient):
 
     async def _enter(self, network: Network) -> None:
         info = {"pid": os.getpid(), "hostname": socket.gethostname(), "heartbeat": False}
-        await network.settle(self)
 
         def undo(answer: Any) -> None:
             if answer == "1":
                 network.tasks.calls.issue(network.workers.bye_group(self._worker_id, "terminated", None))
 
-        if not await network.workers.enter(self._worker_id, network.tasks.calls.client, info, give_back=undo):
+        try:
+            await network.settle(self)
+            is_new = await network.workers.enter(self._worker_id, network.tasks.calls.client, info, give_back=undo)
+            if not is_new:
+                raise RushConfigError(
+                    f"worker_id {self._worker_id!r} is or was in use in network {self._network_id!r}: choose another, "
+                    "or leave it out for a random one"
+                )
+        except BaseException:
             network.unsettle(self)
-            raise RushConfigError(
-                f"worker_id {self._worker_id!r} is or was in use in network {self._network_id!r}: choose another, "
-                "or leave it out for a random one"
-            )
+            raise
         self._has_entered = True
 
     def end_as(self, state: WorkerState, failure: Failure | None) -> None:
@@ -146,12 +150,26 @@ class RushWorker(RushClient):
             self._held.clear()
             self.stop_requested()
             if self.on_shut_out is not None:
-                self.on_shut_out.set()
+                self.on_shut_out()
 
     @property
     def was_killed(self) -> bool:
         """Whether the worker was shut out by a kill request."""
         return self._lost_because == "killed"
+
+    @property
+    def is_shut_out(self) -> bool:
+        """Whether the network does not count this worker as alive any more, though it did not leave."""
+        return self._lost_because is not None
+
+    async def end_seen_by_others(self) -> WorkerExit:
+        """How a worker that was shut out ended: killed, lost, or terminated by a reset."""
+        entry = (await self._net.workers.read_some([self._worker_id])).get(self._worker_id)
+        if entry is None or entry.state in ("starting", "running"):
+            return WorkerExit(self._worker_id, "terminated")
+        if entry.state == "killed":
+            return WorkerExit(self._worker_id, "killed", Failure("killed", None, "Worker was killed"))
+        return WorkerExit(self._worker_id, entry.state, entry.failure)
 
     def _lost(self) -> WorkerLostError:
         self.shut_out("lost")

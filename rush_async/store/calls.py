@@ -335,7 +335,7 @@ def _take_together(waiting: deque[Group]) -> list[Group]:
     tasks = size = 0
     while waiting:
         group = waiting[0]
-        if group.future.cancelled():
+        if group.future.cancelled() and not group.script.ends:
             waiting.popleft()
             continue
         is_too_much = tasks + group.n_tasks > MOST_TASKS or size + group.size > MOST_BYTES

@@ -17,7 +17,7 @@ from rush_async.config import RushConfig
 from rush_async.store.connect import Connection, url_db
 from rush_async.store.server import ServerLease, acquire
 from rush_async.store.subscription import Subscription
-from rush_async.supervisor import Supervisor
+from rush_async.supervisor import Supervisor, see_through
 
 __all__ = ["Link", "process_generation"]
 
@@ -79,7 +79,7 @@ class Link:
                     await link._open()
                     link._is_open = True
         except BaseException:
-            await link.release()
+            await see_through(link.release())
             raise
         assert isinstance(link, cls)
         return link

@@ -20,25 +20,28 @@ _PRELUDE = (_HERE / "prelude.lua").read_text("utf-8")
 class Script:
     """A Lua script: its source with the common prelude, and its digest."""
 
-    def __init__(self, name: str, *, grows: bool = False, founds: bool = False, merges: bool = False) -> None:
+    def __init__(
+        self, name: str, *, grows: bool = False, founds: bool = False, merges: bool = False, ends: bool = False
+    ) -> None:
         # A full server refuses scripts that grow the data as a whole; those that end, move or look go on.
         shebang = "#!lua" if grows else "#!lua flags=allow-oom"
         self.name = name
         self.founds = founds  # it makes a network exist, and wants to know the highest epoch ever seen
         self.merges = merges  # its arguments are groups, so that one call may serve many callers
+        self.ends = ends  # it is somebody's last word: it is sent even when its caller was cancelled at once
         self.source = f"{shebang}\n{_PRELUDE}\n{(_HERE / f'{name}.lua').read_text('utf-8')}"
         self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
 PUSH = Script("push", grows=True, founds=True, merges=True)
 POP = Script("pop", merges=True)
-FINISH = Script("finish", merges=True)
+FINISH = Script("finish", merges=True, ends=True)
 REMOVE = Script("remove")
 RETRY = Script("retry", grows=True)
 LOOK = Script("look")
 RESET = Script("reset")
 ENTER = Script("enter", grows=True, founds=True, merges=True)
-BYE = Script("bye", merges=True)
+BYE = Script("bye", merges=True, ends=True)
 LOSE = Script("lose")
 STOP = Script("stop")
 SCRIPTS = (PUSH, POP, FINISH, REMOVE, RETRY, LOOK, RESET, ENTER, BYE, LOSE, STOP)
