@@ -40,27 +40,33 @@ async def propose_and_report_together(rush: RushWorker, n: int) -> int:
 
 async def measure_tasks(repetitions: int, scale: int) -> None:
     """Tasks by one and by 64 coroutines, with a subscriber attached; and what a finished task takes of the server."""
-    async with Rush() as rush, RushWorker(rush.network_id) as worker:
-        link = await Link.acquire(rush.config)
-        await rush.wait_until(lambda _: True)  # from here on events arrive
-        figures = await interleaved(
-            {
-                "a bare round trip": lambda: ping(link, 300 * scale),
-                "one coroutine: a task proposed and reported": lambda: propose_and_report(worker, 150 * scale),
-                f"{COROUTINES} coroutines: the same": lambda: propose_and_report_together(worker, 20 * scale),
-            },
-            repetitions,
-        )
-        round_trip, *others = figures.values()
-        show(round_trip, round_trip, rate=True)
-        for figure in others:
-            show(figure, round_trip, rate=True)
-        n = (await rush.counts()).finished
-        key = f"rush:{{{rush.network_id}}}:finished"
-        used = await link.connection.ask("MEMORY", "USAGE", key, "SAMPLES", "0")
-        print(f"{'server memory a finished task':<44} {used / n:>12,.1f} bytes  (of {n:,})")
-        await link.release()
+    async with Rush() as rush:
+        async with RushWorker(rush.network_id) as worker:
+            await measure_one_worker(rush, worker, repetitions, scale)
         await rush.reset()
+
+
+async def measure_one_worker(rush: Rush, worker: RushWorker, repetitions: int, scale: int) -> None:
+    """As `measure_tasks`, in an open network."""
+    link = await Link.acquire(rush.config)
+    await rush.wait_until(lambda _: True)  # from here on events arrive
+    figures = await interleaved(
+        {
+            "a bare round trip": lambda: ping(link, 300 * scale),
+            "one coroutine: a task proposed and reported": lambda: propose_and_report(worker, 150 * scale),
+            f"{COROUTINES} coroutines: the same": lambda: propose_and_report_together(worker, 20 * scale),
+        },
+        repetitions,
+    )
+    round_trip, *others = figures.values()
+    show(round_trip, round_trip, rate=True)
+    for figure in others:
+        show(figure, round_trip, rate=True)
+    n = (await rush.counts()).finished
+    key = f"rush:{{{rush.network_id}}}:finished"
+    used = await link.connection.ask("MEMORY", "USAGE", key, "SAMPLES", "0")
+    print(f"{'server memory a finished task':<44} {used / n:>12,.1f} bytes  (of {n:,})")
+    await link.release()
 
 
 async def measure_fetch(n: int, repetitions: int) -> None:
@@ -113,12 +119,14 @@ async def main() -> None:
     """Prints all figures: median (min - max) of the repetitions."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the library costs.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions")
+    parser.add_argument("--most", type=int, default=100_000, help="the most tasks to fetch (default: 100,000)")
     options = parser.parse_args()
     repetitions, scale = (3, 1) if options.quick else (9, 4)
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores; median (min - max) of {repetitions} repetitions\n")
     await measure_tasks(repetitions, scale)
     for n in (1_000, 10_000, 100_000):
-        await measure_fetch(n, repetitions)
+        if n <= options.most:
+            await measure_fetch(n, repetitions)
 
 
 if __name__ == "__main__":

@@ -1,447 +1,483 @@
-"""The finished tasks of a network as one growing frame: what is new is decoded once, what is old is never touched again.
+"""Finished records -> polars.
 
-Records come into a short tail; full tails become tables, and tables of like size are merged, as the digits of a binary counter
-carry. So a frame has few chunks, and a new row costs the same whatever is there already.
+Records are kept as the bytes they came as, in chunks, and are decoded once each. What was decoded becomes blocks, frames whose
+heights fall by more than half from one to the next: merging them so costs each row a few copies in all, however they came. The
+last rows, up to 64, are kept decoded and become a frame whenever one is asked for. A block is derived anew for a layout (dtypes
+that widened, a schema, the times) once, from what it has, or from the records where only these can tell.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
+import struct
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any, NamedTuple
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from itertools import accumulate
+from typing import Any, NoReturn, TypeAlias, cast
 
 import polars as pl
 
-from rush_async.columns import Kind, Scalar, dtype_of, is_mixed, join, kind_of, series_of, widen
+from rush_async.columns import Column, Layout, Maker, Seen, Values, nulls, text, values_of
 from rush_async.errors import SchemaError
 from rush_async.model import Task, TaskState
-from rush_async.store.codec import FIELDS, RESERVED_NAMES, decode_flat, task_of
+from rush_async.store.codec import FIELDS, RESERVED_NAMES, decode_flat, decode_task
 
-__all__ = ["Archive", "Part", "frame_of_parts", "table_of_records"]
+__all__ = ["Archive", "frame_of"]
 
-_CHUNK = 1_000  # records that are decoded in one call; the garbage collector dislikes many more
-_BATCH = 20_000  # rows whose values are turned into columns together
+# Records decoded in one call: the garbage collector makes larger ones slower.
+_CHUNK = 1_000
+# Rows that are made into a frame anew each time, rather than merged.
 _TAIL = 64
+# Layouts (schema, times or not) that are kept up to date at once.
+_VIEWS = 8
 
-_TIMES = ("created_at", "started_at", "ended_at")
-_GROUPS = {"xs": 1, "ys": 7, "xs_extra": 2, "ys_extra": 8}  # their places in a record
-_CONDITION = pl.Struct(dict.fromkeys(("kind", "type", "message", "traceback"), pl.String()))
-
-
-class Slot(NamedTuple):
-    """Where a column's values come from: `xs`, `ys`, `xs_extra` or `ys_extra`, and the name in it."""
-
-    group: str
-    name: str
-
-
-class Column(NamedTuple):
-    """Values of one slot."""
-
-    kind: Kind
-    series: pl.Series
-
-
-class Table:
-    """Some records, decoded: what is the same in all of them as a frame, and a column for each slot."""
-
-    def __init__(self, n: int, chunks: list[tuple[bytes, int]], fixed: pl.DataFrame, columns: dict[Slot, Column]) -> None:
-        self.n = n
-        self.chunks = chunks
-        self.fixed = fixed
-        self.columns = columns
-
-    @classmethod
-    def of(cls, chunks: Sequence[tuple[bytes, int]], *, failed: bool = False) -> Table:
-        """The table of joined complete records; those of failed tasks have a failure in the place of the output."""
-        fixed: list[list[Any]] = [[] for _ in range(6)]
-        conditions: list[Any] = []
-        values: dict[Slot, list[Any]] = {}
-        n = 0
-        for chunk, length in chunks:
-            flat = decode_flat(chunk, length)
-            for column, place in zip(fixed, (0, 4, 3, 6, 9, 5), strict=True):
-                column += flat[place::FIELDS]
-            for group, place in _GROUPS.items():
-                if failed and group == "ys":
-                    conditions += flat[place::FIELDS]
-                else:
-                    _gather(values, group, flat[place::FIELDS], n)
-            n += length
-            for gathered in values.values():
-                gathered.extend([None] * (n - len(gathered)))
-        columns: dict[Slot, Column] = {}
-        for slot, gathered in values.items():
-            kind = kind_of(gathered)
-            columns[slot] = Column(kind, series_of("", gathered, kind))
-        return cls(n, list(chunks), _fixed_frame(fixed, conditions if failed else None), columns)
-
-    @classmethod
-    def merged(cls, tables: Sequence[Table]) -> Table:
-        """One table of several."""
-        if len(tables) == 1:
-            return tables[0]
-        columns: dict[Slot, Column] = {}
-        for slot, kind in kinds_of(tables).items():
-            parts = [table.column(slot, kind) for table in tables]
-            columns[slot] = Column(kind, pl.concat(parts, rechunk=True))
-        fixed = pl.concat([table.fixed for table in tables], rechunk=True)
-        chunks = [chunk for table in tables for chunk in table.chunks]
-        return cls(sum(table.n for table in tables), chunks, fixed, columns)
-
-    def column(self, slot: Slot, kind: Kind) -> pl.Series:
-        """The values of a slot as a column of `kind`, which is that of this table or a wider one."""
-        mine = self.columns.get(slot)
-        if mine is None:
-            return pl.Series("", [None], dtype=dtype_of(kind)).new_from_index(0, self.n)
-        series = widen(mine.series, mine.kind, kind)
-        # Text, and members of lists and mappings, are made from the values themselves, so those are decoded again.
-        return series_of("", self.values(slot), kind) if series is None else series
-
-    def values(self, slot: Slot) -> list[Any]:
-        """The values of a slot, decoded from the records."""
-        found: list[Any] = []
-        for chunk, length in self.chunks:
-            rows = decode_flat(chunk, length)[_GROUPS[slot.group] :: FIELDS]
-            found += [None if row is None else row.get(slot.name) for row in rows]
-        return found[: self.n]
-
-
-def _gather(values: dict[Slot, list[Any]], group: str, rows: list[dict[str, Any] | None], n: int) -> None:
-    """Adds the rows of one group to the columns; `n` rows were there before."""
-    layouts = {None if row is None else tuple(row) for row in rows}
-    if layouts == {None}:
-        return
-    if len(layouts) == 1:
-        (names,) = layouts
-        assert names is not None
-        for name in names:
-            _column_at(values, Slot(group, name), n).extend([row[name] for row in rows if row is not None])
-        return
-    for name in dict.fromkeys(chain.from_iterable([row for row in rows if row is not None])):
-        column = _column_at(values, Slot(group, name), n)
-        column.extend([None if row is None else row.get(name) for row in rows])
-
-
-def _column_at(values: dict[Slot, list[Any]], slot: Slot, n: int) -> list[Any]:
-    column = values.get(slot)
-    if column is None:
-        column = values[slot] = [None] * n
-    return column
-
-
-def _fixed_frame(fixed: list[list[Any]], conditions: list[Any] | None) -> pl.DataFrame:
-    keys, worker_ids, *times, attempts = fixed
-    columns = [
-        pl.Series("keys", keys, dtype=pl.String()),
-        pl.Series("worker_id", worker_ids, dtype=pl.String()),
-        *[pl.Series(name, column, dtype=pl.Float64()) for name, column in zip(_TIMES, times, strict=True)],
-        pl.Series("attempt", attempts, dtype=pl.Int64()),
-    ]
-    if conditions is not None:
-        columns.append(pl.Series("condition", conditions, dtype=_CONDITION))
-    return pl.DataFrame(columns)
-
-
-def kinds_of(tables: Iterable[Table]) -> dict[Slot, Kind]:
-    """The slots of several tables, in the order they appeared, each with the narrowest kind that holds all its values."""
-    kinds: dict[Slot, Kind] = {}
-    for table in tables:
-        for slot, column in table.columns.items():
-            kinds[slot] = join(kinds.get(slot, Scalar.NULL), column.kind)
-    return kinds
-
-
-def _names(slots: Iterable[Slot]) -> dict[str, Slot]:
-    """The columns' names in their order: inputs, outputs, extras. What an input or a fixed column is named already gets its
-    group in front."""
-    order = sorted(slots, key=lambda slot: tuple(_GROUPS).index(slot.group))
-    inputs = {slot.name for slot in order if slot.group == "xs"}
-    outputs = {slot.name for slot in order if slot.group == "ys"} - inputs - RESERVED_NAMES
-    extras = {slot.name for slot in order if slot.group == "xs_extra"} - inputs - outputs - RESERVED_NAMES
-    taken = {"xs": set[str](), "ys": inputs, "xs_extra": inputs | outputs, "ys_extra": inputs | outputs | extras}
-    names: dict[str, Slot] = {}
-    for slot in order:
-        is_taken = slot.name in taken[slot.group] or slot.name in RESERVED_NAMES
-        name = f"{slot.group}.{slot.name}" if is_taken else slot.name
-        while name in names:
-            name += "_"
-        names[name] = slot
-    return names
-
-
-class Part(NamedTuple):
-    """Some tables of tasks in one state."""
-
-    state: TaskState
-    tables: Sequence[Table]
-
-
-def frame_of_parts(
-    parts: Sequence[Part],
-    *,
-    with_state: bool = False,
-    times: bool = False,
-    schema: Mapping[str, Any] | None = None,
-    warned: set[str] | None = None,
-) -> pl.DataFrame:
-    """One frame of tasks in several states, with `condition` where failed ones were asked for."""
-    tables = [table for part in parts for table in part.tables if table.n]
-    fixed = _fixed_columns(parts, with_state, any(part.state == "failed" for part in parts))
-    kinds = kinds_of(tables)
-    columns: dict[str, pl.Series] = {}
-    for name, slot in _names(kinds).items():
-        kind = kinds[slot]
-        if is_mixed(kind):
-            _warn(name, warned)
-        columns[name] = pl.concat([table.column(slot, kind) for table in tables], rechunk=False)
-    for name, dtype in (schema or {}).items():
-        columns[name] = _fitted(name, columns.get(name), dtype, tables, _names(kinds).get(name), fixed)
-    return _assembled(fixed, columns, times)
-
-
-def _fixed_columns(parts: Sequence[Part], with_state: bool, with_condition: bool) -> pl.DataFrame:
-    frames: list[pl.DataFrame] = []
-    for part in parts:
-        for table in part.tables:
-            fixed = table.fixed
-            if with_condition and "condition" not in fixed.columns:
-                fixed = fixed.with_columns(pl.lit(None, dtype=_CONDITION).alias("condition"))
-            if with_state:
-                fixed = fixed.with_columns(pl.lit(part.state).alias("state"))
-            frames.append(fixed)
-    if not frames:
-        fixed = _fixed_frame([[] for _ in range(6)], [] if with_condition else None)
-        frames = [fixed.with_columns(pl.lit("").alias("state"))[:0] if with_state else fixed]
-    return pl.concat(frames, rechunk=False)
-
-
-def _assembled(fixed: pl.DataFrame, columns: Mapping[str, pl.Series], times: bool) -> pl.DataFrame:
-    found = [fixed[name] for name in ("state",) if name in fixed.columns]
-    found.append(fixed["worker_id"])
-    found += [series.alias(name) for name, series in columns.items()]
-    found += [fixed[name] for name in ("condition",) if name in fixed.columns]
-    if times:
-        for name in _TIMES:
-            microseconds = (fixed[name] * 1_000_000).round().cast(pl.Int64())
-            found.append(microseconds.cast(pl.Datetime("us", "UTC")))
-        found.append(fixed["attempt"])
-    found.append(fixed["keys"])
-    return pl.DataFrame(found)
-
-
-def _fitted(
-    name: str, series: pl.Series | None, dtype: Any, tables: Sequence[Table], slot: Slot | None, fixed: pl.DataFrame
-) -> pl.Series:
-    """A column in the dtype asked for, if every value is the same in it."""
-    if series is None or slot is None:
-        return pl.Series(name, [None], dtype=dtype).new_from_index(0, fixed.height)
-    if series.dtype == dtype and not is_mixed(kinds_of(tables)[slot]):
-        return series
-    values = [value for table in tables for value in table.values(slot)]
-    for row, value in enumerate(values):
-        if value is not None and not _fits(value, dtype):
-            key = fixed["keys"][row]
-            raise SchemaError(
-                f"the column {name!r} is to be {dtype}, but task {key!r} has {value!r:.80} ({type(value).__name__}) in it: "
-                "change the schema, or fix what the worker reports"
-            )
-    return pl.Series(name, values, dtype=dtype, strict=False)
-
-
-def _fits(value: Any, dtype: Any) -> bool:
-    try:
-        fitted = pl.Series([value], dtype=dtype, strict=True)[0]
-    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
-        fitted = None
-        if isinstance(value, int | float) and dtype.is_numeric():
-            fitted = pl.Series([value], dtype=dtype, strict=False)[0]
-    if isinstance(fitted, pl.Series):
-        fitted = fitted.to_list()
-    if isinstance(value, float) and dtype.is_float():
-        return fitted is not None  # narrower floats round, as whoever asks for them knows
-    return bool(fitted == value) and isinstance(fitted, str) == isinstance(value, str)
-
-
-def _warn(name: str, warned: set[str] | None) -> None:
-    if warned is not None and name in warned:
-        return
-    if warned is not None:
-        warned.add(name)
-    warnings.warn(
-        f"the values of {name!r} have no common type, so the column is text: report one type, or give a schema",
-        UserWarning,
-        stacklevel=2,
-    )
+Schema: TypeAlias = Mapping[str, Any]
+# First row, row after the last -> decoded records with their state, in portions.
+Reader: TypeAlias = Callable[[int, int], Iterable[tuple[list[Any], TaskState]]]
 
 
 class Archive:
-    """The finished tasks of one network, in the order they finished."""
+    """The finished tasks of one network, growing.
+
+    Frames have the columns `worker_id` (String), inputs, outputs, extras, with `times=True` the times (Datetime("us", "UTC"))
+    and `attempt` (Int64), and `keys` (String). `rush_async.columns` says which dtypes the values get. An output or extra whose
+    name is taken is `ys.<name>`, `xs_extra.<name>` or `ys_extra.<name>`.
+    """
 
     def __init__(self) -> None:
-        self._warned: set[str] = set()
         self.clear()
 
     def clear(self) -> None:
-        """Forgets everything."""
-        self._tables: list[Table] = []
-        self._tail: list[bytes] = []
-        self._n_in_tables = 0
-        self._tail_table: Table | None = None
-        self._base: tuple[list[tuple[Slot, Kind]], pl.DataFrame] | None = None
+        """Forgets everything. Frames handed out stay as they are."""
+        self._chunks: list[bytes] = []  # of exactly _CHUNK records each
+        self._lengths: list[array[int]] = []  # of the records of a chunk
+        self._open: list[bytes] = []  # the records behind the last chunk
         self._rows: dict[str, int] = {}
-        self._n_indexed = 0
-        self.last: bytes | None = None
+        self._table = _Table(self._flats)
+        self._tail: list[Any] = []  # decoded, behind the rows of the table
+        self._tail_values: Values = {}
+        self._n_decoded = 0
+        self._tail_frame: tuple[int, Layout, pl.DataFrame] | None = None
+        self._warned: set[str] = set()
 
     def __len__(self) -> int:
-        return self._n_in_tables + len(self._tail)
+        return len(self._chunks) * _CHUNK + len(self._open)
+
+    @property
+    def last(self) -> bytes | None:
+        """The last record."""
+        n = len(self)
+        return self.raw(n - 1, n)[0] if n else None
 
     def extend(self, records: Sequence[bytes]) -> None:
-        """Adds complete records, in the order in which their tasks finished. They are decoded when they are looked at."""
-        if records:
-            self._tail += records
-            self._tail_table = None
-            self.last = records[-1]
+        """Adds complete records in the order they finished.
 
-    def raw(self, start: int, stop: int) -> list[bytes]:
-        """The bytes of a few of the last records; for comparing."""
-        n = self._n_in_tables
-        if start >= n:
-            return self._tail[start - n : stop - n]
-        return [self.last] if stop == len(self) == start + 1 and self.last is not None else []
+        Raises:
+            DecodeError: one of them is not a record. They are kept all the same, so that reading again is not endless.
+        """
+        at = 0
+        while at < len(records):
+            n_free = _CHUNK - len(self._open)
+            self._open += records[at : at + n_free]
+            at += n_free
+            if len(self._open) == _CHUNK:
+                self._chunks.append(b"".join(self._open))
+                self._lengths.append(array("L", list(map(len, self._open))))
+                self._open = []
+        # Full chunks at once, so that whoever reads many lets others run in between; the rest when a frame is asked for.
+        if len(self) - self._n_decoded >= _CHUNK:
+            self._decode(len(self._chunks) * _CHUNK)
 
-    # growing
+    def frame(self, start: int = 0, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """The rows from `start`, with the columns and dtypes that all rows have. The frame is the caller's own.
 
-    def _settle(self) -> None:
-        """Turns a long tail into tables, and merges tables of like size."""
-        if len(self._tail) > _TAIL:
-            for first in range(0, len(self._tail), _BATCH):
-                batch = self._tail[first : first + _BATCH]
-                self._tables.append(Table.of(list(_joined(batch))))
-                self._n_in_tables += len(batch)
-                while len(self._tables) > 1 and self._tables[-1].n * 2 > self._tables[-2].n:
-                    self._tables[-2:] = [Table.merged(self._tables[-2:])]
-            self._tail = []
-            self._tail_table = self._base = None
-        if self._tail and self._tail_table is None:
-            self._tail_table = Table.of(list(_joined(self._tail)))
+        Args:
+            start: the first row.
+            times: whether to add `created_at`, `started_at`, `ended_at` and `attempt`.
+            schema: name -> dtype of columns that always exist. A value fits a dtype if it equals what then stands in the
+                column: 2, 2.0 and True fit Int64 and Float64, 2.5 only Float64; Float32 rounds, String takes the text of
+                anything.
 
-    def tables(self) -> list[Table]:
-        """All that is finished, in a few tables."""
-        self._settle()
-        return [*self._tables, self._tail_table] if self._tail_table is not None else list(self._tables)
+        Raises:
+            SchemaError: a value does not fit the schema, or the schema is none.
+            DecodeError: a record is not one.
+        """
+        self._decode(len(self))
+        view = self._table.view(times, schema)
+        frame = self._table.body(view)
+        if self._tail:
+            frame = frame.vstack(self._frame_of_tail(view))
+        _warn(view, self._warned)
+        return frame.slice(start) if start else frame
 
-    # reading
-
-    def frame(self, start: int = 0, *, times: bool = False, schema: Mapping[str, Any] | None = None) -> pl.DataFrame:
-        """The rows from `start` on."""
-        tables = self.tables()
-        if schema:
-            part = Part("finished", tables)
-            return frame_of_parts([part], times=times, schema=schema, warned=self._warned).slice(start)
-        frame = self._whole(tables).slice(start)
-        return frame if times else frame.drop([*_TIMES, "attempt"])
-
-    def _whole(self, tables: list[Table]) -> pl.DataFrame:
-        """All rows with all columns. The tables' part is kept, as long as the tail does not change what the columns are."""
-        kinds = list(kinds_of(tables).items())
-        for name, slot in _names(dict(kinds)).items():
-            if is_mixed(dict(kinds)[slot]):
-                _warn(name, self._warned)
-        if self._base is None or self._base[0] != kinds:
-            self._base = (kinds, _part_frame(self._tables, kinds))
-        base = self._base[1]
-        if self._tail_table is None:
-            return base.clone()
-        return base.vstack(_part_frame([self._tail_table], kinds))
-
-    def snapshot(
-        self,
-        n: int,
-        others: Sequence[Part],
-        states: Sequence[TaskState],
-        *,
-        with_state: bool,
-        times: bool,
-        schema: Mapping[str, Any] | None,
-    ) -> pl.DataFrame:
-        """The first `n` finished tasks and tasks in other states, in the order of `states`."""
-        by_state = {part.state: part for part in others}
-        mine = Part("finished", list(_first(self.tables(), n)))
-        parts = [mine if state == "finished" else by_state[state] for state in states]
-        return frame_of_parts(parts, with_state=with_state, times=times, schema=schema, warned=self._warned)
-
-    def keys(self, start: int = 0, stop: int | None = None) -> list[str]:
-        """The keys of some tasks."""
-        found: list[str] = []
-        first = 0
-        for table in self.tables():
-            if first + table.n > start:
-                found += table.fixed["keys"][max(start - first, 0) :].to_list()
-            first += table.n
-        return found if stop is None else found[: stop - start]
+    def _frame_of_tail(self, view: Layout) -> pl.DataFrame:
+        known = self._tail_frame
+        if known is None or known[:2] != (self._n_decoded, view):
+            frame = view.build(self._tail_values, len(self._tail) // FIELDS)
+            known = self._tail_frame = (self._n_decoded, view, frame)
+        return known[2]
 
     def find(self, keys: Iterable[str]) -> dict[str, Task]:
-        """The tasks that have these keys, of those that are finished."""
-        if self._n_indexed < len(self):
-            for row, key in enumerate(self.keys(self._n_indexed), self._n_indexed):
-                self._rows[key] = row
-            self._n_indexed = len(self)
-        rows = {key: self._rows[key] for key in keys if key in self._rows}
-        return dict(zip(rows, self._tasks_at(list(rows.values())), strict=True))
+        """The tasks with these keys, as far as they are here."""
+        for first, last in _windows(len(self._rows), len(self)):
+            flat = decode_flat(self._joined(first, last), last - first)
+            self._rows.update(zip(flat[::FIELDS], range(first, last), strict=True))
+        return {key: self.records(row, row + 1)[0] for key in keys if (row := self._rows.get(key)) is not None}
 
-    def _tasks_at(self, rows: Sequence[int]) -> list[Task]:
-        wanted = sorted(set(rows))
-        found: dict[int, Task] = {}
-        first = 0
-        chunks = [chunk for table in self.tables() for chunk in table.chunks]
-        position = 0
-        for chunk, length in chunks:
-            here: list[int] = []
-            while position < len(wanted) and wanted[position] < first + length:
-                here.append(wanted[position])
-                position += 1
-            if here:
-                flat = decode_flat(chunk, length)
-                for row in here:
-                    at = (row - first) * FIELDS
-                    found[row] = task_of("finished", flat[at : at + FIELDS])
-            first += length
-        return [found[row] for row in rows]
+    def keys(self, start: int, stop: int) -> list[str]:
+        """The keys of the tasks from row `start` to before row `stop`."""
+        return [key for flat, _ in self._flats(start, stop) for key in flat[::FIELDS]]
+
+    def records(self, start: int, stop: int) -> list[Task]:
+        """The tasks from row `start` to before row `stop`."""
+        return [decode_task("finished", record) for record in self.raw(start, stop)]
+
+    def raw(self, start: int, stop: int) -> list[bytes]:
+        """The records from row `start` to before row `stop`, as they came."""
+        found: list[bytes] = []
+        for first, last in _windows(start, min(stop, len(self))):
+            at, offset = divmod(first, _CHUNK)
+            if at == len(self._chunks):
+                found += self._open[offset : offset + last - first]
+                continue
+            chunk, ends = self._chunks[at], list(accumulate(self._lengths[at], initial=0))
+            found += [chunk[ends[row] : ends[row + 1]] for row in range(offset, offset + last - first)]
+        return found
+
+    def _joined(self, first: int, last: int) -> bytes:
+        """The bytes of records of one chunk."""
+        if last - first == _CHUNK:
+            return self._chunks[first // _CHUNK]
+        return b"".join(self.raw(first, last))
+
+    def _flats(self, start: int, stop: int) -> Iterator[tuple[list[Any], TaskState]]:
+        for first, last in _windows(start, min(stop, len(self))):
+            yield decode_flat(self._joined(first, last), last - first), "finished"
+
+    def _decode(self, stop: int) -> None:
+        for first, last in _windows(self._n_decoded, stop):
+            self._decode_window(first, last)
+
+    def _decode_window(self, first: int, last: int) -> None:
+        # A function of its own: what it leaves alive, the garbage collector would look at while the next is decoded.
+        rows = decode_flat(self._joined(first, last), last - first)
+        if self._tail:
+            rows = self._tail + rows
+        values = values_of(rows, "finished")
+        self._table.learn(values)
+        if len(rows) >= _TAIL * FIELDS:
+            self._table.add(values, len(rows) // FIELDS)
+            rows, values = [], Values()
+        self._tail, self._tail_values, self._n_decoded = rows, values, last
 
 
-def _joined(records: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
-    for first in range(0, len(records), _CHUNK):
-        chunk = records[first : first + _CHUNK]
-        yield b"".join(chunk), len(chunk)
+def _windows(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Rows of one chunk each."""
+    while start < stop:
+        last = min(stop, start - start % _CHUNK + _CHUNK)
+        yield start, last
+        start = last
 
 
-def table_of_records(records: Sequence[bytes], *, failed: bool = False) -> Table:
-    """The table of complete records that are not in an archive."""
-    return Table.of(list(_joined(records)), failed=failed)
+def frame_of(
+    groups: Sequence[tuple[TaskState, Sequence[bytes]]], *, with_state: bool, times: bool = False, schema: Schema | None = None
+) -> pl.DataFrame:
+    """The frame of complete records of several states, in the order given.
+
+    Args:
+        groups: states with their records, as `codec.complete` returns them.
+        with_state: whether the first column is `state` (String).
+        times: as in `Archive.frame`.
+        schema: as in `Archive.frame`.
+
+    Returns:
+        A frame as `Archive.frame` returns it; if failed tasks are among the states, with or without rows, then with
+        `condition` (Struct of kind, type, message, traceback: null for other tasks).
+    """
+    portions: list[tuple[bytes, int, TaskState]] = []
+    starts: list[int] = []
+
+    def read(start: int, stop: int) -> Iterator[tuple[list[Any], TaskState]]:
+        for first, (chunk, n, state) in zip(starts, portions, strict=True):
+            if start <= first < stop:
+                yield decode_flat(chunk, n), state
+
+    table = _Table(read, with_state=with_state, with_condition=any(state == "failed" for state, _ in groups))
+    for state, records in groups:
+        for first, last in _windows(0, len(records)):
+            chunk = b"".join(records[first:last])
+            starts.append(table.height)
+            portions.append((chunk, last - first, state))
+            values = values_of(decode_flat(chunk, last - first), state)
+            table.learn(values)
+            table.add(values, last - first)
+    view = table.view(times, schema)
+    frame = table.body(view)
+    _warn(view, set())
+    return frame
 
 
-def _first(tables: Sequence[Table], n: int) -> Iterator[Table]:
-    """The first `n` rows of tables."""
-    for table in tables:
-        if n <= 0:
+class _Block:
+    """Rows `start` to before `stop`, in as many layouts as were asked for."""
+
+    def __init__(self, start: int, stop: int, frames: dict[Layout, pl.DataFrame]) -> None:
+        self.start = start
+        self.stop = stop
+        self.frames = frames
+
+    def frame(self, layout: Layout, read: Reader) -> pl.DataFrame:
+        """The rows in this layout."""
+        found = self.frames.get(layout)
+        if found is None:
+            found = self.frames[layout] = self._derive(layout, read)
+        return found
+
+    def _derive(self, layout: Layout, read: Reader) -> pl.DataFrame:
+        done: dict[str, pl.Series] = {}
+        unsure: list[Column] = []
+        for column in layout.columns:
+            known = [(old.by_slot[column.slot], frame) for old, frame in self.frames.items() if column.slot in old.by_slot]
+            casts = (column.recast(frame[old.name]) for old, frame in known)
+            if (series := next((series for series in casts if series is not None), None)) is not None:
+                done[column.name] = series
+            elif known or column.in_every_record:
+                unsure.append(column)
+            else:  # a name that was not there when these rows came
+                done[column.name] = nulls(column.name, column.dtype, self.stop - self.start)
+        if unsure:
+            part = Layout(tuple(unsure), {})
+            frames = [part.build(values_of(flat, state), len(flat) // FIELDS) for flat, state in read(self.start, self.stop)]
+            again = pl.concat(frames, rechunk=True)
+            done |= {column.name: again[column.name] for column in unsure}
+        return pl.DataFrame([done[column.name] for column in layout.columns])
+
+
+class _Table:
+    """Decoded rows as blocks, in layouts."""
+
+    def __init__(self, read: Reader, *, with_state: bool = False, with_condition: bool = False) -> None:
+        self._read = read
+        self._parts = {"with_state": with_state, "with_condition": with_condition}
+        self._seen = Seen()
+        self._layout = self._seen.layout(**self._parts)
+        self._views: dict[tuple[Any, ...], Layout] = {}
+        self._blocks: list[_Block] = []
+        self._bodies: dict[Layout, pl.DataFrame] = {}
+
+    @property
+    def height(self) -> int:
+        """Number of rows."""
+        return self._blocks[-1].stop if self._blocks else 0
+
+    def learn(self, values: Values) -> None:
+        """Widens the columns to what these rows hold, which are added now or later."""
+        if self._seen.learn(values):
+            self._layout = self._seen.layout(**self._parts)
+            self._views.clear()
+            self._bodies.clear()
+
+    def add(self, values: Values, n: int) -> None:
+        """Adds rows that were learned."""
+        self._blocks.append(_Block(self.height, self.height + n, {self._layout: self._layout.build(values, n)}))
+        self._bodies.clear()
+
+    def view(self, times: bool, schema: Schema | None) -> Layout:
+        """The columns of all that was learned, as they are asked for."""
+        if not times and not schema:
+            return self._layout
+        dtypes = _checked_schema(schema or {})
+        asked = (times, *dtypes.items())
+        view = self._views.get(asked)
+        if view is None:
+            while len(self._views) >= _VIEWS:
+                self._bodies.pop(self._views.pop(next(iter(self._views))), None)
+            known = {column.name: column for column in self._layout.columns}
+            columns = {
+                name: self._layout.column(name, dtype, _fitting(name, dtype))
+                for name, dtype in dtypes.items()
+                if name not in known or known[name].dtype != dtype
+            }
+            view = self._views[asked] = self._layout.view(times=times, columns=columns, asked=dtypes)
+        return view
+
+    def body(self, view: Layout) -> pl.DataFrame:
+        """All rows in one frame of few chunks, the caller's own."""
+        body = self._bodies.get(view)
+        if body is None:
+            if not self._blocks:
+                return view.build({}, 0)
+            live = {self._layout, view, *self._views.values()}
+            for block in self._blocks:
+                for layout in (self._layout, view):
+                    block.frame(layout, self._read)
+                block.frames = {layout: frame for layout, frame in block.frames.items() if layout in live}
+            self._merge(view)
+            body = self._blocks[0].frames[view]
+            for block in self._blocks[1:]:
+                body = body.vstack(block.frames[view])
+            self._bodies[view] = body
+        return body.clone()
+
+    def _merge(self, view: Layout) -> None:
+        """Merges the last blocks into one, so that heights fall by more than half from block to block."""
+        first = len(self._blocks) - 1
+        height = self.height - self._blocks[first].start
+        while first and self._blocks[first - 1].stop - self._blocks[first - 1].start < 2 * height:
+            first -= 1
+            height = self.height - self._blocks[first].start
+        parts = self._blocks[first:]
+        if len(parts) == 1:
             return
-        if table.n > n:
-            columns = {slot: Column(kind, series[:n]) for slot, (kind, series) in table.columns.items()}
-            yield Table(n, table.chunks, table.fixed[:n], columns)
-        else:
-            yield table
-        n -= table.n
+        frames: dict[Layout, pl.DataFrame] = {}
+        for layout in (self._layout, *self._views.values()):
+            # What is in no use is derived when it is asked for again.
+            if layout is view or layout is self._layout or all(layout in block.frames for block in self._blocks[: first + 1]):
+                try:
+                    frames[layout] = pl.concat([block.frame(layout, self._read) for block in parts], rechunk=True)
+                except SchemaError:  # of another view, whose caller will be told
+                    continue
+        self._blocks[first:] = [_Block(parts[0].start, parts[-1].stop, frames)]
 
 
-def _part_frame(tables: Sequence[Table], kinds: list[tuple[Slot, Kind]]) -> pl.DataFrame:
-    fixed = _fixed_columns([Part("finished", tables)], False, False)
-    by_slot = dict(kinds)
-    columns = {
-        name: pl.concat([table.column(slot, by_slot[slot]) for table in tables], rechunk=False)
-        if tables
-        else pl.Series(name, [], dtype=dtype_of(by_slot[slot]))
-        for name, slot in _names(by_slot).items()
-    }
-    return _assembled(fixed, columns, True)
+def _warn(layout: Layout, warned: set[str]) -> None:
+    for name, mixture in layout.mixtures.items():
+        if name in warned:
+            continue
+        warned.add(name)
+        level, frame = 1, inspect.currentframe()
+        while frame is not None and str(frame.f_globals.get("__name__")).startswith("rush_async."):
+            level, frame = level + 1, frame.f_back
+        warnings.warn(
+            f"column {name!r} is text: the values of {mixture} have no dtype in common that holds each unchanged; "
+            f'give them one type, or ask for text with schema={{"{name}": pl.String}}',
+            UserWarning,
+            stacklevel=level,
+        )
+
+
+# Schemas
+
+
+class _Misfit(ValueError):
+    """A value does not fit a dtype."""
+
+
+def _checked_schema(schema: Schema) -> Mapping[str, pl.DataType]:
+    try:
+        dtypes = pl.Schema({name: _instance(dtype) for name, dtype in schema.items()})
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"the schema {schema!r:.200} is not one (column name -> polars dtype): {error}") from error
+    for name in dtypes:
+        if name in RESERVED_NAMES:
+            raise SchemaError(f"the schema names {name!r}, a column of every frame with a dtype of its own: leave it out")
+    return dtypes
+
+
+def _fitting(name: str, dtype: pl.DataType) -> Maker:
+    """What makes a column of this dtype, and names the task whose value does not fit."""
+    dtype = _instance(dtype)
+    fit = _fitter(name, dtype)
+    may_round = dtype.is_temporal() or dtype.is_decimal()
+
+    def make(values: list[Any], keys: list[str]) -> pl.Series:
+        try:
+            fitted = [None if value is None else fit(value) for value in values]
+            series = pl.Series(name, fitted, dtype=dtype, strict=True)
+            if may_round and series.to_list() != fitted:
+                raise _Misfit
+        except (TypeError, ValueError, ArithmeticError, pl.exceptions.PolarsError):
+            if len(values) > 1:
+                # One by one, to say which; the whole may fail only because one does.
+                for value, key in zip(values, keys, strict=True):
+                    make([value], [key])
+                raise
+            raise SchemaError(
+                f"task {keys[0]!r}: the value {values[0]!r:.80} of column {name!r} does not fit {dtype}, which the schema asks "
+                "for; ask for a dtype that holds it (pl.String takes anything), or leave the column out of the schema"
+            ) from None
+        return series
+
+    return make
+
+
+def _fitter(name: str, dtype: pl.DataType) -> Callable[[Any], Any]:
+    """What turns a value into an equal one of this dtype, or raises."""
+    base = dtype.base_type()
+    if base in _FITTERS:
+        return _FITTERS[base]
+    if isinstance(dtype, pl.List | pl.Array):
+        entry = _fitter(name, _instance(dtype.inner))
+        return lambda value: [None if item is None else entry(item) for item in _of(value, list)]
+    if isinstance(dtype, pl.Struct):
+        return _struct_fitter({member.name: _fitter(name, _instance(member.dtype)) for member in dtype.fields})
+    if isinstance(dtype, pl.Datetime):
+        aware = dtype.time_zone is not None
+        return lambda value: value if (_of(value, datetime).tzinfo is not None) == aware else _refuse(value)
+    if dtype.is_integer():
+        signed = not dtype.is_unsigned_integer()
+        n_bits = int(str(dtype).lstrip("UInt")) - signed
+        return lambda value: _integer(value, -(2**n_bits) if signed else 0, 2**n_bits)
+    raise SchemaError(
+        f"the schema asks for {dtype} in column {name!r}: use a dtype for numbers, text, bytes, dates or nested ones"
+    )
+
+
+def _instance(dtype: Any) -> Any:
+    is_class: bool = isinstance(dtype, type) and issubclass(dtype, pl.DataType)
+    return cast("Any", dtype)() if is_class else cast("Any", dtype)
+
+
+def _refuse(value: Any) -> NoReturn:
+    raise _Misfit(value)
+
+
+def _of(value: Any, kind: type) -> Any:
+    return value if type(value) is kind else _refuse(value)
+
+
+def _number(value: Any) -> Any:
+    return value if type(value) in (float, int, bool, Decimal) else _refuse(value)
+
+
+def _integer(value: Any, least: int, behind: int) -> int:
+    number = int(_number(value))
+    return number if number == value and least <= number < behind else _refuse(value)
+
+
+def _float(value: Any) -> float:
+    number = float(_number(value))
+    return number if number == value or math.isnan(number) else _refuse(value)
+
+
+def _short_float(value: Any) -> float:
+    struct.pack("<f", _float(value))  # refuses what would become infinite
+    return float(value)
+
+
+def _struct_fitter(members: dict[str, Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def fit(value: Any) -> dict[str, Any]:
+        if not members.keys() >= _of(value, dict).keys():
+            _refuse(value)
+        return {name: None if value.get(name) is None else member(value[name]) for name, member in members.items()}
+
+    return fit
+
+
+_FITTERS: dict[Any, Callable[[Any], Any]] = {
+    pl.Null: _refuse,
+    pl.Boolean: lambda value: bool(value) if _number(value) in (0, 1) else _refuse(value),
+    pl.Float64: _float,
+    pl.Float32: _short_float,
+    pl.Decimal: lambda value: Decimal(_number(value)),
+    pl.String: text,
+    pl.Categorical: lambda value: _of(value, str),
+    pl.Enum: lambda value: _of(value, str),
+    pl.Binary: lambda value: _of(value, bytes),
+    pl.Date: lambda value: _of(value, date),
+    pl.Time: lambda value: _of(value, time),
+    pl.Duration: lambda value: _of(value, timedelta),
+}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol
 
 import anyio
 
-from rush_async.errors import WorkerLostError
+from rush_async.errors import RushError, WorkerLostError
 from rush_async.model import Failure, FailureKind, Task
 from rush_async.store.codec import as_record, encode_ended, encode_failure
 from rush_async.store.tasks import Ended, EndKind
@@ -30,6 +29,9 @@ class Holder(Protocol):
 
     @property
     def was_killed(self) -> bool: ...
+
+    @property
+    def is_shut_out(self) -> bool: ...
 
     def open_task(self, xs: Any, xs_extra: Any, budget: int | None, max_failed: int | None) -> Awaitable[Task | None]: ...
 
@@ -88,13 +90,19 @@ async def end_block(worker: Holder, task: Task, error: BaseException | None, cat
     if error is None:
         await _finish(worker, task)
         return False
-    if isinstance(error, WorkerLostError):
+    if isinstance(error, WorkerLostError) and worker.is_shut_out:
         return False  # what it ran has been failed
-    if isinstance(error, Exception):
-        await _end(worker, task, "X", Failure.of(error, kind))
-    else:
+    if not isinstance(error, Exception):
         await _fail_shielded(worker, task, error)
-    return isinstance(error, catch)
+        return False  # a cancellation is nobody's to catch
+    is_caught = isinstance(error, catch)
+    try:
+        await _end(worker, task, "X", Failure.of(error, kind))
+    except RushError as reason:
+        if is_caught:
+            raise
+        error.add_note(f"task {task.key} could not be failed: {reason}")
+    return is_caught
 
 
 async def _finish(worker: Holder, task: Task) -> None:
@@ -106,7 +114,7 @@ async def _finish(worker: Holder, task: Task) -> None:
         packed = encode_ended(ys, extra, "ys")
         worker.check_size(packed, "ys")
     except Exception as error:
-        await _end(worker, task, "X", Failure.of(error))
+        await end_block(worker, task, error, ())
         raise
     try:
         if await worker.end_task(task, Ended("F", task.key, worker.worker_id, packed)):
@@ -123,8 +131,12 @@ async def _fail_shielded(worker: Holder, task: Task, error: BaseException) -> No
         kind = "killed" if worker.was_killed else "cancelled"
     failure = Failure.of(error, kind)
     with anyio.move_on_after(_PATIENCE, shield=True):
-        with suppress(WorkerLostError):  # what it ran has been failed
+        try:
             await _end(worker, task, "X", failure, quietly=True)
+        except WorkerLostError:
+            pass  # what it ran has been failed
+        except RushError as reason:
+            error.add_note(f"task {task.key} could not be failed: {reason}")
 
 
 async def _end(worker: Holder, task: Task, kind: EndKind, failure: Failure, *, quietly: bool = False) -> None:

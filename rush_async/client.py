@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from operator import index
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
 
 from rush_async.errors import EncodeError, NetworkStateError, RushTimeoutError, TasksNotDoneError
@@ -16,7 +17,7 @@ from rush_async.model import TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.network import Network
 from rush_async.session import Schema, Session, describe
 from rush_async.store.codec import (
-    as_record,
+    as_extras,
     as_records,
     check_names,
     decode_task,
@@ -31,7 +32,7 @@ from rush_async.store.tasks import LOST, NewTask, Target
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["EventStream", "RushClient", "as_failures", "as_keys", "check_lengths"]
+__all__ = ["EventStream", "RushClient", "as_failures", "as_keys", "as_number", "check_lengths"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class RushClient(Session):
 
     # tasks
 
-    async def push_tasks(self, xss: Iterable[Any], *, xss_extra: Sequence[Any] | None = None, retries: int = 0) -> list[str]:
+    async def push_tasks(self, xss: Iterable[Any], *, xss_extra: Iterable[Any] | None = None, retries: int = 0) -> list[str]:
         """Queues tasks for workers to pop, first in first out.
 
         Args:
@@ -59,8 +60,7 @@ class RushClient(Session):
             EncodeError: a value cannot be stored, or a record is larger than `max_record_size`.
             ServerFullError: the server is at its `maxmemory`; no task is left in the queue.
         """
-        if not 0 <= retries <= 127:
-            raise ValueError(f"retries must be 0 to 127, not {retries}")
+        retries = as_number(retries, "retries", 127)
         return await self._push("Q", self._new_tasks(xss, xss_extra, retries=retries))
 
     async def push_finished_tasks(
@@ -68,8 +68,8 @@ class RushClient(Session):
         xss: Iterable[Any],
         yss: Iterable[Any],
         *,
-        xss_extra: Sequence[Any] | None = None,
-        yss_extra: Sequence[Any] | None = None,
+        xss_extra: Iterable[Any] | None = None,
+        yss_extra: Iterable[Any] | None = None,
     ) -> list[str]:
         """Adds tasks that are finished already, such as results from elsewhere; their keys."""
         tasks = self._new_tasks(xss, xss_extra, has_header=False)
@@ -79,7 +79,7 @@ class RushClient(Session):
         return await self._push("F", ended)
 
     async def push_failed_tasks(
-        self, xss: Iterable[Any], failures: Any = None, *, xss_extra: Sequence[Any] | None = None
+        self, xss: Iterable[Any], failures: Any = None, *, xss_extra: Iterable[Any] | None = None
     ) -> list[str]:
         """Adds tasks that have failed already; their keys.
 
@@ -99,7 +99,7 @@ class RushClient(Session):
         return cast("list[str]", keys)
 
     def _new_tasks(
-        self, xss: Iterable[Any], xss_extra: Sequence[Any] | None, *, retries: int = 0, has_header: bool = True
+        self, xss: Iterable[Any], xss_extra: Iterable[Any] | None, *, retries: int = 0, has_header: bool = True
     ) -> list[NewTask]:
         """Checks and encodes inputs; nothing is sent before all of them are good."""
         self._net  # noqa: B018 - a client that is not open says so before it complains about values
@@ -115,7 +115,7 @@ class RushClient(Session):
             tasks.append(NewTask(key, header(created, retries=retries) + created if has_header else created))
         return tasks
 
-    def _encode_ends(self, yss: Iterable[Any], yss_extra: Sequence[Any] | None) -> list[bytes]:
+    def _encode_ends(self, yss: Iterable[Any], yss_extra: Iterable[Any] | None) -> list[bytes]:
         records = as_records(yss, "yss")
         extras = self._extras(yss_extra, records, "yss")
         ends: list[bytes] = []
@@ -126,11 +126,12 @@ class RushClient(Session):
         return ends
 
     @staticmethod
-    def _extras(extras: Sequence[Any] | None, records: Sequence[Any], what: str) -> Sequence[dict[str, Any] | None]:
+    def _extras(extras: Iterable[Any] | None, records: Sequence[Any], what: str) -> Sequence[dict[str, Any] | None]:
         if extras is None:
             return [None] * len(records)
-        check_lengths(what, records, f"{what}_extra", extras)
-        return [None if extra is None else as_record(extra, f"{what}_extra[{at}]") for at, extra in enumerate(extras)]
+        found = as_extras(extras, f"{what}_extra")
+        check_lengths(what, records, f"{what}_extra", found)
+        return found
 
     def check_size(self, packed: bytes, what: str) -> None:
         """Refuses what is larger than `max_record_size`, before a byte of it is sent."""
@@ -190,16 +191,22 @@ class RushClient(Session):
             RushTimeoutError: they did not within `timeout` seconds; the message shows them.
         """
         network = self._net
+        looks_once = timeout is not None and timeout <= 0
         try:
-            async with asyncio.timeout(timeout):
-                await network.watch()
-                if predicate(network.counts):
-                    return network.counts
-                with network.conditions.waiter(predicate) as future:
-                    counts = await future
-                    assert counts is not None
-                    return counts
+            with self._until_closed():
+                async with asyncio.timeout(None if looks_once else timeout):
+                    await (network.tasks.look() if looks_once else network.watch())
+                    if predicate(network.counts):
+                        return network.counts
+                    if looks_once:
+                        raise TimeoutError
+                    with network.conditions.waiter(predicate) as future:
+                        counts = await future
+                        assert counts is not None
+                        return counts
         except TimeoutError:
+            if timeout is None:
+                raise  # the predicate's own
             if predicate(network.counts):
                 return network.counts
             raise RushTimeoutError(
@@ -223,28 +230,40 @@ class RushClient(Session):
         keys = as_keys(keys)
         network = self._net
         done: dict[str, Task] = {}
+        looks_once = timeout is not None and timeout <= 0
         try:
-            async with asyncio.timeout(timeout):
-                await network.watch()
-                with network.end_wait(keys) as wait:
-                    while True:
-                        is_in_queue = await self._look_for_ends([key for key in keys if key not in done], done)
-                        wait.pending.difference_update(done)
-                        if len(done) == len(set(keys)):
-                            break
-                        if need_workers and is_in_queue:
-                            await self._check_workers([key for key in keys if key not in done])
-                        if wait.pending:
-                            await wait.changed()
-                        else:
-                            # Events said that all ended, and one was queued again before we looked.
-                            wait.pending.update(key for key in keys if key not in done)
+            with self._until_closed():
+                async with asyncio.timeout(None if looks_once else timeout):
+                    if not looks_once:
+                        await network.watch()
+                    await self._wait_for_ends_of(network, keys, done, need_workers=need_workers, looks_once=looks_once)
+        except TasksNotDoneError:
+            raise  # nobody is there to run them: a timeout by its class, not by its cause
         except TimeoutError:
             pending = [key for key in keys if key not in done]
             raise TasksNotDoneError(
                 f"{len(pending):,} of {len(keys):,} tasks did not end within {timeout:g} s: {_some(pending)}", pending
             ) from None
         return [done[key] for key in keys]
+
+    async def _wait_for_ends_of(
+        self, network: Network, keys: Sequence[str], done: dict[str, Task], *, need_workers: bool, looks_once: bool
+    ) -> None:
+        with network.end_wait(keys) as wait:
+            while True:
+                is_in_queue = await self._look_for_ends([key for key in keys if key not in done], done)
+                wait.pending.difference_update(done)
+                if len(done) == len(set(keys)):
+                    return
+                if looks_once:
+                    raise TimeoutError
+                if need_workers and is_in_queue:
+                    await self._check_workers([key for key in keys if key not in done])
+                if wait.pending:
+                    await wait.changed()
+                else:
+                    # Events said that all ended, and one was queued again before we looked.
+                    wait.pending.update(key for key in keys if key not in done)
 
     async def _look_for_ends(self, keys: Sequence[str], done: dict[str, Task]) -> bool:
         """Adds those that have ended to `done`; whether one of the others is queued."""
@@ -361,9 +380,7 @@ class RushClient(Session):
     def events(self, *, results: bool = False, buffer: int = 10_000) -> EventStream[Event]: ...
 
     @overload
-    def events(
-        self, *kinds: type[E], results: bool = False, buffer: int = 10_000
-    ) -> EventStream[E | EventsMissed]: ...
+    def events(self, *kinds: type[E], results: bool = False, buffer: int = 10_000) -> EventStream[E | EventsMissed]: ...
 
     def events(self, *kinds: type[Any], results: bool = False, buffer: int = 10_000) -> EventStream[Any]:
         """What happens in the network, from the moment the block opens.
@@ -426,10 +443,22 @@ class EventStream(Generic[E_co]):
     async def __anext__(self) -> E_co:
         if self._listener is None:
             raise NetworkStateError("this stream of events is not open: write `async with rush.events(...) as events:`")
-        event = await self._listener.next()
+        with self._client._until_closed():  # pyright: ignore[reportPrivateUsage]
+            event = await self._listener.next()
         if self._results and isinstance(event, TasksFinished | TasksFailed):
             event = replace(event, tasks=await self._client._tasks_of(event.keys))  # pyright: ignore[reportPrivateUsage]
         return cast("E_co", event)
+
+
+def as_number(value: Any, what: str, most: int = 2**53) -> int:
+    """A whole number from 0 to `most`."""
+    try:
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be a whole number, not {type(value).__name__}: {value!r:.80}") from None
+    if not 0 <= number <= most:
+        raise ValueError(f"{what} must be 0 to {most:,}, not {number:,}")
+    return number
 
 
 def as_keys(keys: str | Iterable[str]) -> list[str]:

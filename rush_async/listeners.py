@@ -144,7 +144,9 @@ class Listener:
 
     def miss(self, epoch: int, seq: int, at: datetime) -> None:
         """Events up to `seq` are not coming any more."""
-        if self._epoch is None or (epoch, seq) <= (self._epoch, self._seq):
+        if self._epoch is None or (epoch, seq) == (self._epoch, self._seq):
+            return
+        if (epoch, seq) < (self._epoch, self._seq) and epoch != 0:  # 0: the network was reset, and nobody began again
             return
         self._epoch, self._seq = epoch, seq
         self._offer(EventsMissed(network_id=self._network_id, seq=seq, at=at))

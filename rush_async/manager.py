@@ -31,7 +31,7 @@ __all__ = ["Rush", "rsh"]
 
 logger = logging.getLogger(__name__)
 
-_GRACE = 3.0  # seconds that workers have to end by themselves when their manager closes or resets the network
+_GRACE = 1.0  # seconds that workers have to end by themselves when their manager closes or resets the network
 _KILLED = Failure("killed", None, "Worker was killed")
 _LOST = Failure("lost", None, "Worker has crashed or was killed")
 
@@ -58,6 +58,7 @@ class Rush(RushClient):
         super().__init__(network_id, config, schema=schema)
         self._handles: dict[str, WorkerHandle] = {}
         self._ends: dict[str, asyncio.Future[WorkerExit]] = {}
+        self._killed: set[str] = set()
         self._unseen: list[str] = []  # started since somebody last waited for workers
 
     async def _leave(self, error: BaseException | None) -> None:
@@ -131,6 +132,8 @@ class Rush(RushClient):
 
     def _note_end(self, ended: asyncio.Future[WorkerExit]) -> None:
         how = ended.result()
+        if how.worker_id in self._killed:
+            how = WorkerExit(how.worker_id, "killed", _KILLED)  # however it took that
         network = self._network
         if how.state == "failed" and how.failure is not None:
             logger.error("the loop of worker %s failed: %s", how.worker_id, how.failure.traceback or how.failure.message)
@@ -187,6 +190,8 @@ class Rush(RushClient):
                         if timeout == 0:
                             raise TimeoutError
                         await wait.changed()
+        except WorkersNotReadyError:
+            raise  # one that died: a timeout by its class, not by its cause
         except TimeoutError:
             of = f" of {', '.join(wanted[:5])}" if wanted else ""
             raise WorkersNotReadyError(
@@ -311,7 +316,8 @@ class Rush(RushClient):
         # The network first: from here on nothing they do counts, whether they can be reached or not.
         workers = self._net.workers
         for worker_id in worker_ids:
-            await workers.lose(worker_id, "killed", _KILLED, _KILLED)
+            if await workers.lose(worker_id, "killed", _KILLED, _KILLED):
+                self._killed.add(worker_id)
         own = [self._handles[worker_id] for worker_id in worker_ids if worker_id in self._handles]
         await asyncio.gather(*[handle.kill() for handle in own])
         await self._wait_for_ends([handle.worker_id for handle in own], None)
@@ -328,6 +334,7 @@ class Rush(RushClient):
         await self._net.tasks.reset(workers=True)
         self._handles.clear()
         self._ends.clear()
+        self._killed.clear()
         self._unseen.clear()
 
     # watching

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
 
 from rush_async.config import RushConfig
-from rush_async.errors import DecodeError
+from rush_async.errors import DecodeError, RushConnectionError
 from rush_async.events import TasksFailed, TasksFinished, TasksQueued, TasksStarted
 from rush_async.listeners import EventMessage, Listener, ResetMessage, decode_message
 from rush_async.model import Counts, TaskState
@@ -29,12 +29,15 @@ from rush_async.waiting import Conditions, Line
 if TYPE_CHECKING:
     import polars as pl
 
-    from rush_async.frames import Archive
+    from rush_async.archive import Archive
 
 __all__ = ["EndWait", "Network", "Resident"]
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+_PAUSE = 0.1  # seconds between two tries to find a server again that calls have given up on
 _PATIENCE = 5.0  # seconds that the last calls of a network may take when it is closed
 
 _networks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[RushConfig, str], Network]] = WeakKeyDictionary()
@@ -90,6 +93,7 @@ class Network:
         self._end_waits: set[EndWait] = set()
         self._residents: dict[str, Resident] = {}
         self._watching: asyncio.Event | None = None
+        self._loop = asyncio.get_running_loop()
 
     # opening and closing
 
@@ -144,6 +148,8 @@ class Network:
         self._seq = 0
         if self._archive is not None:
             self._archive.clear()
+        if epoch == 0:
+            self.n_workers = 0
         self._set_counts(Counts())
 
     def _set_counts(self, counts: Counts) -> None:
@@ -173,11 +179,14 @@ class Network:
         if line is None:
             line = self._budget_lines[budget, max_failed] = Line(available)
             line.update(self.counts)
+        # Who is between two waits does not stand in the line, and comes back to it.
+        line.n_users += 1
         try:
             yield line
         finally:
-            if line.is_idle:
-                self._budget_lines.pop((budget, max_failed), None)
+            line.n_users -= 1
+            if not line.n_users:
+                del self._budget_lines[budget, max_failed]
 
     # what happens
 
@@ -194,8 +203,10 @@ class Network:
             await self._watching.wait()
 
     def watch_soon(self) -> None:
-        """Begins to watch without waiting for it."""
-        self._watch()
+        """Begins to watch without waiting for it; outside of the event loop, as in a debugger, it does nothing."""
+        with suppress(RuntimeError):
+            if asyncio.get_running_loop() is self._loop:
+                self._watch()
 
     @property
     def is_watching(self) -> bool:
@@ -204,15 +215,15 @@ class Network:
 
     def _watch(self) -> None:
         if self._watching is None:
-            self._watching = asyncio.Event()
             self.link.subscription.subscribe(self.keys.events, self._on_message, self._on_confirmed)
+            self._watching = asyncio.Event()
 
     def _on_confirmed(self) -> None:
         self.link.supervisor.start(self._resynchronise)
 
     async def _resynchronise(self) -> None:
         """After a confirmation: what was published before it is gone, so look where the network stands now."""
-        position = await self.tasks.look()
+        position = await self._sooner_or_later(self.tasks.look)
         now = datetime.now(UTC)
         for listener in list(self._listeners):
             listener.miss(position.epoch, position.seq, now)
@@ -220,6 +231,15 @@ class Network:
             wait.look_again()
         assert self._watching is not None
         self._watching.set()
+
+    async def _sooner_or_later(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What a question answers that is asked again when the server is gone for longer than calls wait."""
+        while True:
+            try:
+                return await ask()
+            except RushConnectionError as error:
+                logger.debug("network %r does not answer yet: %s", self.network_id, error)
+                await asyncio.sleep(_PAUSE)
 
     def _on_message(self, data: bytes) -> None:
         if not data:
@@ -325,7 +345,8 @@ class Network:
     async def _ask_for_requests(self) -> None:
         """After a confirmation: requests made before it stand beside the workers' leases."""
         worker_ids = [worker_id for worker_id, resident in self._residents.items() if resident.has_entered]
-        for worker_id, request in (await self.workers.requests(worker_ids)).items():
+        requests = await self._sooner_or_later(lambda: self.workers.requests(worker_ids))
+        for worker_id, request in requests.items():
             resident = self._residents.get(worker_id)
             if resident is not None:
                 if request == "stop":
@@ -349,7 +370,7 @@ class Network:
 
     async def _read_to_end(self) -> None:
         if self._archive is None:
-            from rush_async.frames import Archive  # polars takes its time: it is imported for the first frame
+            from rush_async.archive import Archive  # polars takes its time: it is imported for the first frame
 
             self._archive = Archive()
         archive, calls = self._archive, self.tasks.calls
@@ -368,7 +389,6 @@ class Network:
                 archive.clear()
                 continue
             archive.extend(chunk.records[overlap:])
-            archive.settle()  # decoded as it comes, so that others get their turn between two chunks
             if start + len(chunk.records) >= chunk.total:
                 return
 
@@ -416,15 +436,15 @@ class Snapshot:
         self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Mapping[str, Any] | None
     ) -> pl.DataFrame:
         """The tasks as a frame, the states in the order given."""
-        from rush_async.frames import Part, frame_of_parts, table_of_records
+        from rush_async.archive import frame_of
 
-        parts: list[Part] = []
-        for state, records in self._parts.items():
-            rows = [complete(state, record) for record in records]
-            parts.append(Part(state, [table_of_records(rows, failed=state == "failed")]))
-        if self._archive is None:
-            return frame_of_parts(parts, with_state=with_state, times=times, schema=schema)
-        return self._archive.snapshot(self._n_finished, parts, states, with_state=with_state, times=times, schema=schema)
+        groups: list[tuple[TaskState, list[bytes]]] = []
+        for state in states:
+            if state == "finished":
+                groups.append((state, [] if self._archive is None else self._archive.raw(0, self._n_finished)))
+            else:
+                groups.append((state, [complete(state, record) for record in self._parts[state]]))
+        return frame_of(groups, with_state=with_state, times=times, schema=schema)
 
 
 class EndWait:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from html import escape
 from types import TracebackType
 from typing import Any, Self
+
+import anyio
 
 from rush_async.config import RushConfig, resolve_config
 from rush_async.errors import NetworkStateError
@@ -62,6 +65,7 @@ class Session:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._generation = 0
         self._closing = asyncio.Lock()
+        self._waiting: set[anyio.CancelScope] = set()
         self._n_seen = 0
         self._seen_epoch = 0
         name = f"{type(self).__name__}({self._network_id!r})"
@@ -129,8 +133,22 @@ class Session:
         network, self._network = self._network, None
         name = f"{type(self).__name__}({self._network_id!r})"
         self._counters = self._not_open = _NotOpen(f"{name} is closed: open a new one")
+        for scope in self._waiting:
+            scope.cancel()
         if network is not None:
             await network.release()
+
+    @contextmanager
+    def _until_closed(self) -> Generator[None]:
+        """What waits in this block ends with `NetworkStateError` when the client is closed: nobody would wake it any more."""
+        with anyio.CancelScope() as scope:
+            self._waiting.add(scope)
+            try:
+                yield
+            finally:
+                self._waiting.discard(scope)
+        if scope.cancelled_caught:
+            raise NetworkStateError(self._not_open.sentence)
 
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:

@@ -52,11 +52,7 @@ class Line:
         self._counts = Counts()
         self._line: deque[asyncio.Future[bool]] = deque()
         self._granted = 0
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nobody stands here."""
-        return not self._line and not self._granted
+        self.n_users = 0
 
     def update(self, counts: Counts) -> None:
         """Wakes as many as there is something for, but for those who were woken and have not come back yet."""

@@ -12,9 +12,9 @@ from typing import Any
 import anyio
 
 from rush_async.blocks import TaskBlock, end_block
-from rush_async.client import RushClient, as_failures, as_keys, check_lengths
+from rush_async.client import RushClient, as_failures, as_keys, as_number, check_lengths
 from rush_async.config import RushConfig
-from rush_async.errors import RushConfigError, WorkerLostError
+from rush_async.errors import RushConfigError, RushConnectionError, WorkerLostError
 from rush_async.model import Failure, Task, WorkerExit, WorkerState
 from rush_async.names import worker_name
 from rush_async.network import Network
@@ -125,6 +125,8 @@ class RushWorker(RushClient):
                     await network.workers.bye(self._worker_id, state, failure)
             if scope.cancelled_caught:
                 logger.warning("worker %s could not say good-bye within %g s", self._worker_id, _PATIENCE)
+        except RushConnectionError as gone:
+            logger.warning("worker %s could not say good-bye: %s", self._worker_id, gone)
         finally:
             network.unsettle(self)
 
@@ -181,7 +183,7 @@ class RushWorker(RushClient):
     # tasks
 
     async def push_running_tasks(
-        self, xss: Iterable[Any], *, xss_extra: Sequence[Any] | None = None, budget: int | None = None
+        self, xss: Iterable[Any], *, xss_extra: Iterable[Any] | None = None, budget: int | None = None
     ) -> list[str]:
         """Creates tasks that this worker runs.
 
@@ -198,6 +200,7 @@ class RushWorker(RushClient):
             EncodeError: a value cannot be stored; nothing was pushed.
             WorkerLostError: this worker was declared lost or was killed.
         """
+        budget = None if budget is None else as_number(budget, "budget")
         tasks = self._new_tasks(xss, xss_extra)
         if not tasks:
             return []
@@ -210,7 +213,7 @@ class RushWorker(RushClient):
         return keys
 
     async def finish_tasks(
-        self, keys: str | Sequence[str], yss: Iterable[Any], *, yss_extra: Sequence[Any] | None = None
+        self, keys: str | Sequence[str], yss: Iterable[Any], *, yss_extra: Iterable[Any] | None = None
     ) -> list[str]:
         """Finishes tasks that this worker runs.
 
@@ -362,22 +365,31 @@ class RushWorker(RushClient):
     async def open_task(self, xs: Any, xs_extra: Any, budget: int | None, max_failed: int | None) -> Task | None:
         """A task that this worker runs from here on; None when the budget is spent or a stop was requested."""
         network = self._net
+        budget = None if budget is None else as_number(budget, "budget")
+        max_failed = None if max_failed is None else as_number(max_failed, "max_failed")
         new = self._new_tasks([xs], None if xs_extra is None else [xs_extra])[0]
         if budget is None:
             await self._push_one(network, new, None, None)
             return self._running(new.key, xs, xs_extra)
         with network.budget_line(budget, max_failed) as line:
+            is_our_turn = False
             while not self._is_terminated:
-                if await self._push_one(network, new, budget, max_failed):
-                    return self._running(new.key, xs, xs_extra)
-                counts = network.counts
-                if counts.finished >= budget or (max_failed is not None and counts.failed >= max_failed):
-                    return None
-                if counts.queued and (task := await self._look_in_queue(network)) is not None:
-                    return task
+                try:
+                    if await self._push_one(network, new, budget, max_failed):
+                        return self._running(new.key, xs, xs_extra)
+                    counts = network.counts
+                    if counts.finished >= budget or (max_failed is not None and counts.failed >= max_failed):
+                        return None
+                    if counts.queued and (task := await self._look_in_queue(network)) is not None:
+                        return task
+                finally:
+                    if is_our_turn:
+                        line.done()
+                        is_our_turn = False
                 await network.watch()
-                if await line.turn(None, self._waits):
-                    line.done()
+                is_our_turn = await line.turn(None, self._waits)
+            if is_our_turn:
+                line.done()
         return self._nothing()
 
     def _running(self, key: str, xs: Any, xs_extra: Any) -> Task:

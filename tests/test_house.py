@@ -42,7 +42,7 @@ class Floor:
 FLOORS = (
     Floor("1", frozenset({"errors", "model", "events", "config", "loops", "supervisor", "waiting", "names"}), neighbours=True),
     Floor("2", frozenset({"store"}), neighbours=True),
-    Floor("2a", frozenset({"archive", "columns", "frames", "lattice", "listeners"}), neighbours=True),
+    Floor("2a", frozenset({"archive", "columns", "listeners"}), neighbours=True),
     Floor("3", frozenset({"network"})),
     Floor("4", frozenset({"session", "logs", "heartbeat"})),
     Floor("4a", frozenset({"client"})),

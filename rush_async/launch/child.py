@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pickle
+import shutil
 import sys
 import threading
 from io import FileIO
@@ -49,14 +50,19 @@ def _read(file: FileIO, n: int) -> bytes:
 
 
 async def _run(loop: WorkerLoop, orders: dict[str, Any], orders_from: FileIO, report_to: FileIO) -> int:
+    parent = os.getppid()
     supervisor = Supervisor("rush_async child")
     tasks = {
         worker_id: supervisor.spawn(_live_and_report(loop, orders, worker_id, report_to), name=f"worker {worker_id}")
         for worker_id in orders["worker_ids"]
     }
     # A thread: the end of the pipe has to be noticed even while the loop is blocked.
-    threading.Thread(target=_listen, args=(orders_from, tasks, asyncio.get_running_loop()), daemon=True).start()
+    threading.Thread(
+        target=_listen, args=(orders_from, tasks, orders["private_directory"], asyncio.get_running_loop()), daemon=True
+    ).start()
     await asyncio.wait(tasks.values())
+    if os.getppid() != parent:
+        _remove(orders["private_directory"])
     return 0
 
 
@@ -75,7 +81,12 @@ def _report(report_to: FileIO, end: WorkerExit) -> None:
         report_to.write(len(body).to_bytes(8, "big") + body)
 
 
-def _listen(orders_from: FileIO, tasks: dict[str, asyncio.Task[WorkerExit]], loop: asyncio.AbstractEventLoop) -> None:
+def _listen(
+    orders_from: FileIO,
+    tasks: dict[str, asyncio.Task[WorkerExit]],
+    private_directory: str | None,
+    loop: asyncio.AbstractEventLoop,
+) -> None:
     """Takes orders until the parent closes the pipe; then everything here ends, in time or not."""
     for line in orders_from:
         word, _, worker_id = line.decode().strip().partition(" ")
@@ -89,4 +100,10 @@ def _listen(orders_from: FileIO, tasks: dict[str, asyncio.Task[WorkerExit]], loo
     with contextlib.suppress(RuntimeError):  # the loop has ended already
         loop.call_soon_threadsafe(cancel_all)
     threading.Event().wait(_PATIENCE)
+    _remove(private_directory)
     os._exit(1)
+
+
+def _remove(directory: str | None) -> None:
+    if directory is not None:
+        shutil.rmtree(directory, ignore_errors=True)

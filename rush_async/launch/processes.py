@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import anyio
 import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 
 from rush_async.errors import EncodeError
@@ -102,18 +103,18 @@ class _Child:
             code = await process.wait()
             await self._lose_silent(code)
         finally:
-            if process.returncode is None:
-                # The manager closes: closing the pipe tells the process, which may take its time for good-byes.
-                assert process.stdin is not None
-                process.stdin.close()
-                self.kill()
-                await asyncio.shield(process.wait())
-            if process.stdin is not None:
-                process.stdin.close()
-            for handle in self.handles.values():
-                handle.end(WorkerExit(handle.worker_id, "terminated"))
-            if self._is_private:
-                shutil.rmtree(self._directory, ignore_errors=True)
+            with anyio.CancelScope(shield=True):
+                await self._end(process)
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        process.stdin.close()
+        self.kill()  # whatever is left of it now has had its time
+        await process.wait()
+        for handle in self.handles.values():
+            handle.end(WorkerExit(handle.worker_id, "terminated"))
+        if self._is_private:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _read_reports(self, report_from: int) -> None:
         """Takes the ends that the process reports, until it closes the pipe or dies."""
@@ -186,7 +187,14 @@ class Processes:
                 launch.log_dir.mkdir(parents=True, exist_ok=True)
             directory = launch.log_dir or Path(tempfile.mkdtemp(prefix="rush-out-"))
             child = _Child(launch, worker_ids, directory, launch.log_dir is None)
-            orders = {"network_id": launch.network_id, "config": launch.config, "worker_ids": list(worker_ids), "loop": loop}
+            orders: dict[str, Any] = {
+                "network_id": launch.network_id,
+                "config": launch.config,
+                "worker_ids": list(worker_ids),
+                "loop": loop,
+                # What the manager removes at the end; the child does where the manager was killed.
+                "private_directory": None if launch.log_dir else str(directory),
+            }
             await child.start(pickle.dumps(orders))
             handles += child.handles.values()
         return handles

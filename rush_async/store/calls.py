@@ -161,13 +161,11 @@ class Calls:
         self._unanswered: dict[int, _Call] = {}
         self._waiting: dict[Script, deque[Group]] = {}
         self._is_due = False
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._progress = asyncio.Event()
 
     def issue(self, group: Group) -> Group:
         """Takes a group; it leaves at the end of this tick, merged with what else is issued until then."""
         self._waiting.setdefault(group.script, deque()).append(group)
-        self._quiet.clear()
         self._send_soon()
         return group
 
@@ -198,8 +196,18 @@ class Calls:
         return results
 
     async def quiet(self) -> None:
-        """Waits until every call has been answered, those of cancelled callers included."""
-        await self._quiet.wait()
+        """Waits until every call issued before this one has been answered, those of cancelled callers included, and what
+        was given back then too. What others issue meanwhile is not waited for: there may be no end of it."""
+        for _ in range(2):
+            due = self._under_way()
+            while due:
+                self._progress.clear()
+                await self._progress.wait()
+                due &= self._under_way()
+
+    def _under_way(self) -> set[Group]:
+        waiting = {group for groups in self._waiting.values() for group in groups}
+        return waiting.union(*[call.groups for call in self._unanswered.values()])
 
     def _send_soon(self) -> None:
         if not self._is_due:
@@ -212,7 +220,7 @@ class Calls:
             while waiting and self._has_window():
                 if groups := _take_together(waiting):
                     self._send(script, groups)
-        self._note_quiet()
+        self._progress.set()
 
     def _has_window(self) -> bool:
         if not self._unanswered:
@@ -224,7 +232,11 @@ class Calls:
     def _send(self, script: Script, groups: list[Group]) -> None:
         self._number += 1
         call = _Call(self, script, groups, self._number, b"")
-        call.payload = self._caller.call(script, self._args(call))
+        try:
+            call.payload = self._caller.call(script, self._args(call))
+        except (TypeError, ValueError) as error:  # such as a key with a lone surrogate, which has no bytes
+            self._part(call, error)
+            return
         self._unanswered[call.number] = call
         self._connection.send(call)
 
@@ -240,11 +252,7 @@ class Calls:
         self._unanswered.pop(call.number, None)
         if any(self._waiting.values()):
             self._send_soon()
-        self._note_quiet()
-
-    def _note_quiet(self) -> None:
-        if not self._unanswered and not any(self._waiting.values()):
-            self._quiet.set()
+        self._progress.set()
 
     def answered(self, call: _Call, reply: Any) -> None:
         """Deals a reply to the groups of its call."""
@@ -283,15 +291,17 @@ class Calls:
             self._connection.send(call)
             return
         self.forget(call)
-        if len(call.groups) > 1:  # nothing of it was done; alone, each fails only for itself
-            for group in reversed(call.groups):
-                group.goes_alone = True
-                self._waiting[call.script].appendleft(group)
-            self._quiet.clear()
-            self._send_soon()
+        self._part(call, refusal(error, self._connection.config))
+        self._send_soon()
+
+    def _part(self, call: _Call, reason: Exception) -> None:
+        """Of a call that failed as a whole nothing was done: alone, each of its groups fails only for itself."""
+        if len(call.groups) == 1:
+            call.groups[0].reject(reason)
             return
-        reason = refusal(error, self._connection.config)
-        call.groups[0].reject(reason)
+        for group in reversed(call.groups):
+            group.goes_alone = True
+            self._waiting[call.script].appendleft(group)
 
     def _issue_again(self, call: _Call) -> None:
         for group in call.groups:

@@ -263,9 +263,21 @@ class Connection:
 
     async def ask_packed(self, payload: bytes, n_replies: int) -> Any:
         """Sends bytes and returns the last of their replies."""
+        return self._checked(await self._reply(payload, n_replies))
+
+    async def ask_script(self, payload: bytes, by_source: Callable[[], bytes]) -> Any:
+        """Sends the call of a script that only reads; `by_source` writes it for a server that forgot its scripts."""
+        reply = await self._reply(payload, 1)
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+            reply = await self._reply(by_source(), 1)
+        return self._checked(reply)
+
+    async def _reply(self, payload: bytes, n_replies: int) -> Any:
         command = FutureCommand(payload, n_replies)
         self.send(command)
-        reply = await command.future
+        return await command.future
+
+    def _checked(self, reply: Any) -> Any:
         if isinstance(reply, hiredis.ReplyError):
             raise refusal(reply, self.config)
         return reply

@@ -48,16 +48,15 @@ class Link:
         config: as asked for, with the `url` of the embedded server where that was meant.
     """
 
-    config: RushConfig
     connection: Connection
     subscription: Subscription
 
-    def __init__(self, asked: RushConfig) -> None:
-        self._asked = asked
+    def __init__(self, config: RushConfig) -> None:
+        self.config = config
         self._users = 0
         self._opening = asyncio.Lock()
         self._is_open = False
-        self._lease: ServerLease | None = None
+        self._leases: list[ServerLease] = []
         self.supervisor = Supervisor("rush_async connection")
 
     @classmethod
@@ -68,11 +67,21 @@ class Link:
             RushConnectionError: the server cannot be reached.
             ServerStartError: the embedded server did not start.
         """
-        links = _links.setdefault(asyncio.get_running_loop(), {})
-        link = links.get(config)
-        if link is None:
-            link = links[config] = cls(config)
-        link._users += 1
+        leases: list[ServerLease] = []
+        try:
+            if config.url is None:
+                await see_through(_start(config, leases))
+                config = config.at(leases[0].url)
+            links = _links.setdefault(asyncio.get_running_loop(), {})
+            link = links.get(config)
+            if link is None:
+                link = links[config] = cls(config)
+            link._users += 1
+        except BaseException:
+            for lease in leases:
+                lease.release()
+            raise
+        link._leases += leases
         try:
             async with link._opening:
                 if not link._is_open:
@@ -85,24 +94,15 @@ class Link:
         return link
 
     async def _open(self) -> None:
-        config = self._asked
-        if config.url is None:
-            data_dir = Path(config.data_dir) if config.data_dir is not None else None
-            # Not given up half-way when the caller is cancelled: the lease would be lost with its thread.
-            with anyio.CancelScope(shield=True):
-                self._lease = await anyio.to_thread.run_sync(lambda: acquire(data_dir, appendfsync=config.appendfsync))
-            assert self._lease is not None
-            config = config.at(self._lease.url)
-        self.config = config
         await self.supervisor.open()
-        self.connection = Connection(config, self.supervisor)
-        self.subscription = Subscription(config, self.supervisor)
+        self.connection = Connection(self.config, self.supervisor)
+        self.subscription = Subscription(self.config, self.supervisor)
         await self.connection.open()
 
     @property
     def is_embedded(self) -> bool:
         """Whether the server is one that this library started."""
-        return self._lease is not None
+        return bool(self._leases)
 
     @property
     def db(self) -> int:
@@ -115,13 +115,18 @@ class Link:
         if self._users > 0:
             return
         links = _links.get(asyncio.get_running_loop(), {})
-        if links.get(self._asked) is self:
-            del links[self._asked]
+        if links.get(self.config) is self:
+            del links[self.config]
         with anyio.CancelScope(shield=True):
             if self._is_open:
                 self._is_open = False
                 await self.subscription.aclose()
                 await self.connection.aclose()
             await self.supervisor.aclose()
-            if self._lease is not None:
-                await anyio.to_thread.run_sync(self._lease.release)
+            for lease in self._leases:
+                await anyio.to_thread.run_sync(lease.release)
+
+
+async def _start(config: RushConfig, leases: list[ServerLease]) -> None:
+    data_dir = Path(config.data_dir) if config.data_dir is not None else None
+    leases.append(await anyio.to_thread.run_sync(lambda: acquire(data_dir, appendfsync=config.appendfsync)))

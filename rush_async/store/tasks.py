@@ -111,8 +111,10 @@ class TaskStore:
                 taken = await self.calls.call_all(groups)
             except BaseException as error:
                 self._take_back(target, made, worker_id)
-                if isinstance(error, ServerFullError) and target in ("F", "X"):
-                    error.keys = made
+                if isinstance(error, ServerFullError):
+                    if target in ("F", "X"):
+                        error.keys = made
+                    await self.calls.quiet()  # whoever looks after the error sees that nothing is left
                 raise
             for chunk, n in zip(wave, taken, strict=True):
                 if n is LOST:
@@ -173,13 +175,13 @@ class TaskStore:
         return removed
 
     def _remove_group(self, ended: bytes, most: int, keys: Sequence[str] = ()) -> Group:
-        return Group(REMOVE, [most, ended, *keys], n_tasks=most, survives_reset=False)
+        return Group(REMOVE, [most, ended, *keys], n_tasks=most)
 
     async def retry(self, keys: Sequence[str] | None) -> list[str]:
         """Queues failed tasks again, all of them when no keys are given."""
         if keys is None:
             keys = [key.decode() for key in await self._connection.ask("HKEYS", self.keys.failed)]
-        groups = [Group(RETRY, chunk, n_tasks=len(chunk), survives_reset=False) for chunk in _slices(keys, MOST_TASKS)]
+        groups = [Group(RETRY, chunk, n_tasks=len(chunk)) for chunk in _slices(keys, MOST_TASKS)]
         return [key for answer in await self.calls.call_all(groups) for key in (answer or b"").decode().split()]
 
     async def reset(self, *, workers: bool) -> None:
@@ -199,7 +201,9 @@ class TaskStore:
             RushConnectionError: `probe` is set and this user may not publish the network's events.
             RushError: the network is written in a newer wire version.
         """
-        reply = await self._connection.ask_packed(self._caller.call(LOOK, ["0", "", 0, "1" if probe else "0"]), 1)
+        args: list[Word] = ["0", "", 0, "1" if probe else "0"]
+        by_digest = self._caller.call(LOOK, args)
+        reply = await self._connection.ask_script(by_digest, lambda: self._caller.call_by_source(LOOK, args))
         epoch, seq, *counts, n_workers, wire, denied = reply
         if (error := wire_mismatch(int(wire))) is not None:
             raise error

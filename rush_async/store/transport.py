@@ -147,6 +147,7 @@ class Transport(asyncio.Protocol):
             return
         command.n_seen += 1
         if command.n_seen == command.n_replies:
+            command.n_seen = 0  # it may be sent again
             self.unanswered.popleft()
             command.answered(reply)
 

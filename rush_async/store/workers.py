@@ -62,7 +62,7 @@ class WorkerStore:
 
     def bye_group(self, worker_id: str, state: WorkerState, failure: Failure | None) -> Group:
         """A worker that holds nothing leaves, or one that never came is reported by who started it."""
-        return Group(BYE, [worker_id, state, encode_worker_failure(failure)], survives_reset=False)
+        return Group(BYE, [worker_id, state, encode_worker_failure(failure)])
 
     async def bye(self, worker_id: str, state: WorkerState, failure: Failure | None = None) -> bool:
         """As `bye_group`; False when the worker was not there (any more)."""
@@ -73,7 +73,7 @@ class WorkerStore:
         ended, cursor = encode_failure(task_failure), "0"
         end = encode_worker_failure(failure)
         while True:
-            answer = await self._calls.call(Group(LOSE, [worker_id, state, ended, cursor, end], survives_reset=False))
+            answer = await self._calls.call(Group(LOSE, [worker_id, state, ended, cursor, end]))
             if not answer:
                 return False
             cursor = answer.decode()
@@ -85,7 +85,7 @@ class WorkerStore:
         asked: list[str] = []
         for first in range(0, len(worker_ids), MOST_TASKS):
             chunk = worker_ids[first : first + MOST_TASKS]
-            answer = await self._calls.call(Group(STOP, list(chunk), n_tasks=len(chunk), survives_reset=False))
+            answer = await self._calls.call(Group(STOP, list(chunk), n_tasks=len(chunk)))
             asked += [worker_id for worker_id, mark in zip(chunk, (answer or b"").decode(), strict=False) if mark == "1"]
         return asked
 

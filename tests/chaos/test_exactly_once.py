@@ -1,0 +1,373 @@
+"""Every call that changes a network happens once, whatever becomes of its request and its reply."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import pytest
+
+from rush_async import Failure, Rush, RushConfig, RushWorker
+from rush_async.store import scripts
+from rush_async.store.keys import NetworkKeys
+from rush_async.store.scripts import Script
+from rush_async.store.workers import WorkerStore
+from rush_async.testing import wait_until
+from tests.proxy import Command, Fault, LateCopy, Predicate, Proxy, named
+
+TIMEOUT = 10.0
+FURTHER_CALLS = 70  # more than the server keeps answers of a client
+
+FaultName: TypeAlias = Literal["drop_reply", "cut_before", "late_copy"]
+
+
+@dataclass
+class Stage:
+    """A network with the client whose calls pass the proxy, and others that do not.
+
+    Attributes:
+        far: the manager beyond the proxy.
+        worker: the worker beyond the proxy.
+        near: a worker that does not pass the proxy.
+    """
+
+    raw: Any
+    far: Rush
+    worker: RushWorker
+    near: RushWorker
+    keys: NetworkKeys
+    names: dict[str, str] = field(default_factory=dict[str, str])
+    newcomers: list[RushWorker] = field(default_factory=list[RushWorker])
+
+    async def pushed(self, n: int) -> list[str]:
+        keys = await self.near.push_tasks([{"x": x} for x in range(n)])
+        self.names |= {key: f"task{at}" for at, key in enumerate(keys)}
+        return keys
+
+    async def running(self, n: int) -> list[str]:
+        keys = await self.worker.push_running_tasks([{"x": x} for x in range(n)])
+        self.names |= {key: f"task{at}" for at, key in enumerate(keys)}
+        return keys
+
+    async def failed(self, n: int) -> list[str]:
+        keys = await self.near.push_failed_tasks([{"x": x} for x in range(n)], "failed before")
+        self.names |= {key: f"task{at}" for at, key in enumerate(keys)}
+        return keys
+
+    @property
+    def far_workers(self) -> WorkerStore:
+        return self.far._net.workers  # pyright: ignore[reportPrivateUsage]
+
+    def dump(self) -> dict[str, Any]:
+        """All that the server holds of the network, but for the answers it keeps."""
+        raw, keys = self.raw, self.keys
+        return {
+            "seq": raw.hget(keys.meta, "seq"),
+            "epoch": raw.hget(keys.meta, "epoch"),
+            "queue": raw.lrange(keys.queue, 0, -1),
+            "queued": raw.hgetall(keys.queued),
+            "running": raw.hgetall(keys.running),
+            "finished": raw.lrange(keys.finished, 0, -1),
+            "failed": raw.hgetall(keys.failed),
+            "alive": raw.hgetall(keys.alive),
+            "workers": raw.hgetall(keys.workers),
+        }
+
+    def shape(self) -> dict[str, Any]:
+        """What two runs of the same story have in common: how much there is of everything."""
+        dump = self.dump()
+        shape: dict[str, Any] = {name: len(held) for name, held in dump.items() if name not in ("seq", "epoch")}
+        return shape | {"seq": dump["seq"], "states": sorted(entry.split()[0] for entry in dump["workers"].values())}
+
+    def named(self, keys: list[str]) -> list[str]:
+        return [self.names.get(key, "new") for key in keys]
+
+
+Prepare: TypeAlias = Callable[[Stage], Awaitable[Any]]
+Act: TypeAlias = Callable[[Stage, Any], Awaitable[Any]]
+
+
+@dataclass
+class Call:
+    """A mutating call: the script it is, what stands before it, and itself; it returns something comparable."""
+
+    script: Script
+    act: Act
+    prepare: Prepare | None = None
+
+    @property
+    def predicate(self) -> Predicate:
+        return named("EVALSHA", self.script.digest)
+
+
+XSS = [{"x": 0}, {"x": 1}]
+
+
+async def push_queued(stage: Stage, _: Any) -> Any:
+    keys = await stage.far.push_tasks(XSS)
+    return len(keys), (await stage.near.keys_with_state("queued"))["queued"] == keys
+
+
+async def push_running(stage: Stage, _: Any) -> Any:
+    keys = await stage.worker.push_running_tasks(XSS)
+    return len(keys), await stage.near.is_running_task(keys)
+
+
+async def push_running_within_a_budget(stage: Stage, _: Any) -> Any:
+    keys = await stage.worker.push_running_tasks([*XSS, {"x": 2}], budget=2)
+    return len(keys), await stage.near.is_running_task(keys)
+
+
+async def push_finished(stage: Stage, _: Any) -> Any:
+    keys = await stage.far.push_finished_tasks(XSS, [{"y": 0}, {"y": 1}])
+    return len(keys), (await stage.near.keys_with_state("finished"))["finished"] == keys
+
+
+async def push_failed(stage: Stage, _: Any) -> Any:
+    keys = await stage.far.push_failed_tasks(XSS, "bad")
+    return len(keys), await stage.near.is_failed_task(keys)
+
+
+async def pop(stage: Stage, _: Any) -> Any:
+    task = await stage.worker.pop_task(timeout=0)
+    assert task is not None
+    return stage.named([task.key]), task.xs, task.attempt, await stage.near.is_running_task(task.key)
+
+
+async def finish(stage: Stage, keys: list[str]) -> Any:
+    moved = await stage.worker.finish_tasks(keys[:2], [{"y": 0}, {"y": 1}])
+    return stage.named(moved), [task.ys for task in await stage.near.get_tasks(keys) if task]
+
+
+async def fail(stage: Stage, keys: list[str]) -> Any:
+    moved = await stage.worker.fail_tasks(keys[:2], ["a", "b"])
+    return stage.named(moved), [task.state for task in await stage.near.get_tasks(keys) if task]
+
+
+async def empty_queue(stage: Stage, keys: list[str]) -> Any:
+    return stage.named(await stage.far.empty_queue())
+
+
+async def retry(stage: Stage, keys: list[str]) -> Any:
+    return stage.named(await stage.far.retry_tasks(keys[:2]))
+
+
+async def enter(stage: Stage, _: Any) -> Any:
+    worker = await RushWorker(stage.far.network_id, stage.far.config, worker_id="newcomer")
+    alive = sorted((await stage.far_workers.requests(["newcomer"])).items())
+    stage.newcomers.append(worker)
+    return alive
+
+
+async def bye(stage: Stage, _: Any) -> Any:
+    await stage.worker.aclose()
+
+
+async def lose(stage: Stage, keys: list[str]) -> Any:
+    failure = Failure("lost", None, "Worker has crashed or was killed")
+    completed = await stage.far_workers.lose(stage.worker.worker_id, "lost", failure)
+    return completed, await stage.near.is_failed_task(keys)
+
+
+async def ask_to_stop(stage: Stage, _: Any) -> Any:
+    asked = await stage.far_workers.ask_to_stop([stage.worker.worker_id, "nobody"])
+    return asked == [stage.worker.worker_id]
+
+
+async def reset_all(stage: Stage, _: Any) -> Any:
+    # The script alone: the manager asks the workers to stop first.
+    await stage.far._net.tasks.reset(workers=True)  # pyright: ignore[reportPrivateUsage]
+
+
+async def reset_tasks(stage: Stage, _: Any) -> Any:
+    await stage.far.reset(workers=False)
+
+
+async def three_queued(stage: Stage) -> list[str]:
+    return await stage.pushed(3)
+
+
+async def three_running(stage: Stage) -> list[str]:
+    return await stage.running(3)
+
+
+async def three_failed(stage: Stage) -> list[str]:
+    return await stage.failed(3)
+
+
+CALLS = {
+    "push_queued": Call(scripts.PUSH, push_queued),
+    "push_running": Call(scripts.PUSH, push_running),
+    "push_running_within_a_budget": Call(scripts.PUSH, push_running_within_a_budget),
+    "push_finished": Call(scripts.PUSH, push_finished),
+    "push_failed": Call(scripts.PUSH, push_failed),
+    "pop": Call(scripts.POP, pop, three_queued),
+    "finish": Call(scripts.FINISH, finish, three_running),
+    "fail": Call(scripts.FINISH, fail, three_running),
+    "empty_queue": Call(scripts.REMOVE, empty_queue, three_queued),
+    "retry": Call(scripts.RETRY, retry, three_failed),
+    "enter": Call(scripts.ENTER, enter),
+    "bye": Call(scripts.BYE, bye),
+    "lose": Call(scripts.LOSE, lose, three_running),
+    "ask_to_stop": Call(scripts.STOP, ask_to_stop),
+    "reset_all": Call(scripts.RESET, reset_all, three_queued),
+    "reset_tasks": Call(scripts.RESET, reset_tasks, three_queued),
+}
+FAULTS: tuple[FaultName, ...] = ("drop_reply", "cut_before", "late_copy")
+
+
+@asynccontextmanager
+async def staged(proxy: Proxy, server: RushConfig, raw: Any) -> AsyncGenerator[Stage]:
+    far_config = server.at(proxy.url)
+    async with Rush(config=server) as rush:
+        name = rush.network_id
+        try:
+            async with (
+                Rush(name, far_config) as far,
+                RushWorker(name, far_config) as worker,
+                RushWorker(name, server) as near,
+            ):
+                stage = Stage(raw, far, worker, near, NetworkKeys.of(name))
+                yield stage
+                for newcomer in stage.newcomers:
+                    await newcomer.aclose()
+        finally:
+            await rush.reset()
+
+
+async def tell(call: Call, stage: Stage, arm: Callable[[Predicate], Fault] | None) -> tuple[Any, Fault | None]:
+    """Prepares the stage, then makes the call under a fault; the call's result, and the fault."""
+    given = None if call.prepare is None else await call.prepare(stage)
+    fault = None if arm is None else arm(call.predicate)
+    async with asyncio.timeout(TIMEOUT):
+        result = await call.act(stage, given)
+    assert fault is None or fault.hit.is_set()
+    return result, fault
+
+
+@pytest.mark.parametrize("fault_name", FAULTS)
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_call_has_its_effect_once_and_its_right_answer(
+    name: str, fault_name: FaultName, proxy: Proxy, rush_server: RushConfig, raw: Any
+) -> None:
+    call = CALLS[name]
+    async with staged(proxy, rush_server, raw) as stage:
+        control_result, _ = await tell(call, stage, None)
+        control = stage.shape()
+    async with staged(proxy, rush_server, raw) as stage:
+        result, fault = await tell(call, stage, getattr(proxy, fault_name))
+        assert result == control_result
+        assert stage.shape() == control
+        if isinstance(fault, LateCopy):
+            await late_copies_move_nothing(fault, stage)
+
+
+async def late_copies_move_nothing(fault: LateCopy, stage: Stage) -> None:
+    before = stage.dump()
+    answers = [await deliver(fault)]
+    assert stage.dump() == before
+    for _ in range(FURTHER_CALLS):
+        await stage.far.push_failed_tasks([{"x": -1}])
+    before = stage.dump()
+    answers.append(await deliver(fault))
+    assert stage.dump() == before
+    for answer in answers:
+        assert answer.startswith(b"*"), answer
+    assert b"$3\r\nOLD" in answers[1] or b"$5\r\nEPOCH" in answers[1]
+
+
+async def deliver(fault: LateCopy) -> bytes:
+    async with asyncio.timeout(TIMEOUT):
+        return await fault.deliver()
+
+
+# The first call of all, with which the network begins to exist, knows no epoch yet.
+
+FOUNDING: dict[str, tuple[Script, Callable[[Rush], Awaitable[Any]]]] = {
+    "push_queued": (scripts.PUSH, lambda rush: rush.push_tasks(XSS)),
+    "push_finished": (scripts.PUSH, lambda rush: rush.push_finished_tasks(XSS, XSS)),
+    "push_failed": (scripts.PUSH, lambda rush: rush.push_failed_tasks(XSS)),
+    "enter": (scripts.ENTER, lambda rush: RushWorker(rush.network_id, rush.config, worker_id="first").__aenter__()),
+}
+
+
+@pytest.mark.parametrize("fault_name", FAULTS)
+@pytest.mark.parametrize("name", FOUNDING)
+async def test_the_call_that_founds_a_network_has_its_effect_once(
+    name: str, fault_name: FaultName, proxy: Proxy, rush_server: RushConfig, raw: Any
+) -> None:
+    script, act = FOUNDING[name]
+    keys: Any = None
+    async with Rush(config=rush_server) as near, Rush(near.network_id, rush_server.at(proxy.url)) as far:
+        at = NetworkKeys.of(near.network_id)
+        fault = getattr(proxy, fault_name)(named("EVALSHA", script.digest))
+        async with asyncio.timeout(TIMEOUT):
+            keys = await act(far)
+        assert fault.hit.is_set()
+        assert raw.hget(at.meta, "seq") == b"1"
+        if isinstance(keys, RushWorker):
+            assert raw.hlen(at.alive) == 1
+            await keys.aclose()
+        else:
+            found = await near.keys_with_state()
+            assert [key for state in found.values() for key in state] == keys
+            assert raw.llen(at.queue) == len(found["queued"])
+        if isinstance(fault, LateCopy):
+            seq = raw.hget(at.meta, "seq")
+            await deliver(fault)
+            assert raw.hget(at.meta, "seq") == seq
+        await near.reset()
+
+
+async def test_a_repeated_merged_pop_gives_the_living_worker_what_it_was_given(
+    proxy: Proxy, rush_server: RushConfig, raw: Any
+) -> None:
+    """One call pops for a worker that was shut out and for one that lives; its reply is lost."""
+    async with staged(proxy, rush_server, raw) as stage:
+        async with RushWorker(stage.far.network_id, stage.far.config) as other:
+            await stage.pushed(1)
+            tasks = stage.far._net.tasks  # pyright: ignore[reportPrivateUsage]
+            fault = proxy.drop_reply(named("EVALSHA", scripts.POP.digest))
+            async with asyncio.timeout(TIMEOUT):
+                _, popped = await asyncio.gather(tasks.pop("nobody"), tasks.pop(other.worker_id))
+            assert fault.hit.is_set()
+            assert isinstance(popped, list)
+            assert len(popped) == 1
+            assert await other.fail_tasks(popped[0].key) == [popped[0].key]
+
+
+async def test_merged_calls_that_were_refused_and_then_cut_have_their_effect_once(
+    proxy: Proxy, rush_server: RushConfig, raw: Any
+) -> None:
+    """A hundred pushes of one tick are refused as one, sent one by one, executed, and their replies lost."""
+    n = 100
+    async with staged(proxy, rush_server, raw) as stage:
+        pushes: list[Command] = []
+
+        def first_that_goes_alone(command: Command) -> bool:
+            if named("EVALSHA", scripts.PUSH.digest)(command):
+                pushes.append(command)
+                if len(pushes) == 2:
+                    raw.config_set("maxmemory", 0)
+                    proxy.freeze(up=False)
+            return False
+
+        proxy.cut_before(first_that_goes_alone)
+        raw.config_set("maxmemory", 1)
+        try:
+            calls = asyncio.gather(*[stage.far.push_tasks([{"x": x}]) for x in range(n)])
+            # As many as may be under way are executed, and nobody hears of it.
+            await wait_until(lambda: raw.hlen(stage.keys.queued) >= 50)
+        finally:
+            raw.config_set("maxmemory", 0)
+        await wait_until(lambda: raw.hlen(stage.keys.queued) == len(pushes) - 1)
+        proxy.cut_all()
+        proxy.thaw()
+        async with asyncio.timeout(TIMEOUT):
+            keyss = await calls
+        queued = (await stage.near.keys_with_state("queued"))["queued"]
+        assert sorted(queued) == sorted(key for keys in keyss for key in keys)
+        assert raw.llen(stage.keys.queue) == n

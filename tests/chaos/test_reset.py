@@ -1,0 +1,230 @@
+"""A reset while others write, read, wait and listen: no key stays, no cache is stale, nobody hangs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rush_async import (
+    Counts,
+    Event,
+    EventsMissed,
+    NetworkReset,
+    Rush,
+    RushClient,
+    RushConfig,
+    RushWorker,
+    TasksFinished,
+    TasksQueued,
+    WorkerLostError,
+)
+from rush_async.testing import wait_until
+
+TIMEOUT = 15.0
+
+
+async def busy_worker(worker: RushWorker) -> None:
+    with suppress(WorkerLostError):
+        while not worker.terminated:
+            if (task := await worker.pop_task(timeout=None)) is not None:
+                await asyncio.sleep(0)
+                await worker.finish_tasks(task.key, [{"y": task.xs["x"]}])
+
+
+async def busy_blocks(worker: RushWorker) -> None:
+    with suppress(WorkerLostError):
+        while not worker.terminated:
+            async with worker.task({"x": 1}, budget=10_000) as task:
+                if task is not None:
+                    await asyncio.sleep(0)
+                    task.ys = {"y": 1}
+
+
+async def repeatedly(call: Callable[[], Awaitable[object]], done: asyncio.Event) -> None:
+    while not done.is_set():
+        await call()
+
+
+async def whole_life(client: RushClient) -> None:
+    keys = await client.push_tasks([{"x": 1}])
+    with suppress(KeyError):  # a reset deleted it
+        await client.wait_for_tasks(keys, need_workers=False)
+
+
+@pytest.mark.parametrize("workers", [False, True])
+async def test_a_reset_amid_everything_leaves_nothing_behind_and_nobody_waiting(
+    rush_server: RushConfig, raw: Any, workers: bool
+) -> None:
+    configs = [rush_server, replace(rush_server, retry_deadline=21.0), replace(rush_server, retry_deadline=22.0)]
+    async with AsyncExitStack() as stack, asyncio.timeout(TIMEOUT):
+        rush = await stack.enter_async_context(Rush(config=rush_server))
+        name = rush.network_id
+        clients = [rush] + [await stack.enter_async_context(Rush(name, config)) for config in configs[1:]]
+        crew = [await stack.enter_async_context(RushWorker(name, config)) for config in configs * 2]
+        done = asyncio.Event()
+        seen: list[Event] = []
+        events = await stack.enter_async_context(clients[1].events())
+
+        async def listen() -> None:
+            async for event in events:
+                seen.append(event)  # noqa: PERF401 - others look while it grows
+
+        busy = [asyncio.create_task(busy_worker(worker)) for worker in crew[:3]]
+        busy += [asyncio.create_task(busy_blocks(worker)) for worker in crew[3:]]
+        others = [asyncio.create_task(listen())]
+        for client in clients:
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda client=client: client.push_tasks([{"x": 0}]),
+                lambda client=client: client.push_finished_tasks([{"x": 1}], [{"y": 1}]),
+                client.fetch_finished_tasks,
+                client.fetch_tasks,
+                lambda client=client: client.fetch_new_tasks(timeout=0.05),
+                client.empty_queue,
+                client.retry_tasks,
+                client.counts,
+                lambda client=client: whole_life(client),
+            ]
+            others += [asyncio.create_task(repeatedly(call, done)) for call in calls]
+        for n in range(1, 4):
+            await wait_until(lambda: rush.n_finished_tasks > 20)
+            await rush._net.tasks.reset(workers=workers)  # pyright: ignore[reportPrivateUsage]
+            await wait_until(lambda n=n: sum(isinstance(event, NetworkReset) for event in seen) >= n)
+            if workers:
+                break
+        done.set()
+        if workers:
+            await asyncio.wait(busy)
+        else:
+            await wait_until(lambda: all(not task.done() for task in busy))
+            for worker in crew:
+                worker.stop_requested()
+            await asyncio.gather(*busy)
+        waiting = others[1:]
+        await asyncio.sleep(0)
+        # Those who wait for a task that nobody will run any more learn that it is gone.
+        await rush._net.tasks.reset(workers=workers)  # pyright: ignore[reportPrivateUsage]
+        await asyncio.gather(*waiting)
+        await rush._net.tasks.reset(workers=workers)  # pyright: ignore[reportPrivateUsage]
+        others[0].cancel()
+        await asyncio.wait(others[:1])
+        for client in [*clients, *crew]:
+            assert await client.counts() == Counts()
+            assert len(await client.fetch_tasks()) == len(await client.fetch_finished_tasks()) == 0
+            await wait_until(lambda client=client: client.n_tasks == 0)
+        in_order(seen)
+        kept = {f"rush:{{{name}}}:{key}".encode() for key in ("meta", "calls", "alive", "workers")}
+        assert set(raw.keys("*")) <= (set() if workers else kept)
+    async with Rush(name, rush_server) as rush:
+        await rush.reset()
+    assert raw.keys("*") == []
+
+
+def in_order(seen: list[Event]) -> None:
+    """Within an epoch `seq` rises by one; only what follows a reset begins anew."""
+    last = None
+    for event in seen:
+        if isinstance(event, NetworkReset):
+            last = 0
+        else:
+            if last is not None and not isinstance(event, EventsMissed):
+                assert event.seq == last + 1, (last, event)
+            last = event.seq
+
+
+async def test_caches_of_other_views_begin_anew_after_a_reset(rush: Rush, rush_server: RushConfig) -> None:
+    """Also in a view that follows nothing: it learns of the reset by its next call."""
+    async with (
+        Rush(rush.network_id, replace(rush_server, retry_deadline=21.0)) as still,
+        Rush(rush.network_id, replace(rush_server, retry_deadline=22.0)) as watching,
+    ):
+        await rush.push_finished_tasks([{"x": x} for x in range(5)], [{"y": x} for x in range(5)])
+        for client in (rush, still, watching):
+            assert len(await client.fetch_finished_tasks()) == 5
+            assert len(await client.fetch_new_tasks()) == 5
+        await wait_until(lambda: watching.n_finished_tasks == 5)
+        await rush.reset(workers=False)
+        # As many finished tasks as before, of which none is the same.
+        keys = await rush.push_finished_tasks([{"x": -x} for x in range(5)], [{"z": x} for x in range(5)])
+        for client in (still, watching, rush):
+            assert (await client.fetch_new_tasks())["keys"].to_list() == keys
+            frame = await client.fetch_finished_tasks()
+            assert frame["keys"].to_list() == keys
+            assert "y" not in frame.columns
+        await rush.reset()
+        for client in (still, watching, rush):
+            assert len(await client.fetch_finished_tasks()) == 0
+            assert (await client.keys_with_state())["finished"] == []
+
+
+async def test_a_worker_goes_on_after_a_reset_of_the_tasks_and_what_it_held_is_gone(rush: Rush) -> None:
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        (key,) = await worker.push_running_tasks([{"x": 1}])
+        await rush.push_tasks([{"x": 2}])
+        popped = await worker.pop_task(0)
+        assert popped is not None
+        await rush.reset(workers=False)
+        assert await worker.finish_tasks([key, popped.key], [{"y": 1}, {"y": 2}]) == []
+        assert await rush.counts() == Counts()
+        (again,) = await worker.push_running_tasks([{"x": 3}])
+        assert await worker.finish_tasks(again, [{"y": 3}]) == [again]
+        assert await rush.counts() == Counts(finished=1)
+
+
+async def test_those_who_wait_when_all_is_deleted_are_told(rush: Rush, rush_server: RushConfig) -> None:
+    async with Rush(rush.network_id, replace(rush_server, retry_deadline=21.0)) as other:
+        (key,) = await rush.push_tasks([{"x": 1}])
+        async with other.events(NetworkReset) as events:
+            ending = asyncio.create_task(other.wait_for_tasks(key, need_workers=False))
+            emptied = asyncio.create_task(other.wait_until(lambda counts: counts.total == 0))
+            refilled = asyncio.create_task(other.wait_until(lambda counts: counts.finished == 1))
+            await other.wait_until(lambda counts: counts.queued == 1)
+            await rush.reset()
+            async with asyncio.timeout(TIMEOUT):
+                with pytest.raises(KeyError, match=key):
+                    await ending
+                await emptied
+                event = await anext(events)
+                assert isinstance(event, NetworkReset)
+                await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
+                await refilled
+
+
+async def test_the_first_event_after_a_reset_is_number_one(rush: Rush) -> None:
+    for workers in (False, True):
+        await rush.push_tasks([{"x": 1}])
+        async with rush.events() as events:
+            await rush.reset(workers=workers)
+            (key,) = await rush.push_tasks([{"x": 1}])
+            async with asyncio.timeout(TIMEOUT):
+                assert isinstance(await anext(events), NetworkReset)
+                event = await anext(events)
+            assert isinstance(event, TasksQueued)
+            assert (event.keys, event.seq) == ((key,), 1)
+
+
+async def test_after_a_reset_no_worker_is_counted(rush: Rush) -> None:
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        await worker.push_running_tasks([{"x": 1}])
+        assert "Running Workers: 1" in repr(rush)
+        await rush._net.tasks.reset(workers=True)  # pyright: ignore[reportPrivateUsage]
+        assert "Running Workers: 0" in repr(rush)
+        await wait_until(lambda: worker.terminated)
+
+
+async def test_a_reset_of_nothing_creates_nothing(rush: Rush, raw: Any) -> None:
+    for workers in (False, True):
+        await rush.reset(workers=workers)
+        assert raw.keys("*") == []
+    async with rush.events(TasksFinished) as events:
+        await rush.reset(workers=False)
+        (key,) = await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
+        async with asyncio.timeout(TIMEOUT):
+            event = await anext(events)
+        assert isinstance(event, TasksFinished)
+        assert event.keys == (key,)
+        assert len(await rush.fetch_finished_tasks()) == 1

@@ -1,0 +1,75 @@
+"""Worker loops for tests; in a module, so that processes can import them, though cloudpickle would carry them too."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from typing import Any
+
+from rush_async import RushWorker
+
+
+async def do_some(rush: RushWorker, n: int = 3) -> None:
+    for at in range(n):
+        async with rush.task({"x": at}) as task:
+            task.ys = {"y": at * 2}
+
+
+async def serve(rush: RushWorker) -> None:
+    async for task in rush.tasks():
+        async with task:
+            task.ys = {"y": task.xs["x"] * 2}
+
+
+async def hold(rush: RushWorker) -> None:
+    await rush.push_running_tasks([{"pid": os.getpid()}])
+    await asyncio.Event().wait()
+
+
+async def block(rush: RushWorker) -> None:
+    await rush.push_running_tasks([{"pid": os.getpid()}])
+    time.sleep(600)  # noqa: ASYNC251 - a computation that never gives way
+
+
+async def block_as_the_third(rush: RushWorker) -> None:
+    await rush.push_running_tasks([{"pid": os.getpid()}])
+    if (await rush.counts()).running == 3:
+        time.sleep(600)  # noqa: ASYNC251 - a computation that never gives way
+    await asyncio.Event().wait()
+
+
+async def swallow(rush: RushWorker, may_end: asyncio.Event) -> None:
+    await rush.push_running_tasks([{"x": 1}])
+    while not may_end.is_set():
+        try:
+            await may_end.wait()
+        except asyncio.CancelledError:
+            continue
+
+
+async def raise_holding(rush: RushWorker, message: str = "the loop broke") -> None:
+    await rush.push_running_tasks([{"x": 1}])
+    raise RuntimeError(message)
+
+
+async def shout(rush: RushWorker) -> None:
+    sys.stderr.write("x" * 1_000_000)
+    sys.stderr.flush()
+    sys.stdout.write("said on stdout\n")
+    sys.stdout.flush()
+    await do_some(rush, 1)
+
+
+async def note_arguments(rush: RushWorker, **arguments: Any) -> None:
+    await rush.push_finished_tasks([{name: str(value) for name, value in arguments.items()}], [{"y": 0}])
+
+
+class CannotBeUnpickled:
+    def __reduce__(self) -> Any:
+        return (_fail_to_import, ())
+
+
+def _fail_to_import() -> None:
+    raise ModuleNotFoundError("No module named 'missing_package'")

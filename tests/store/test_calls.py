@@ -1,0 +1,163 @@
+"""Numbered calls: how many go as one, what a refusal does, and that no window is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rush_async import Rush, RushConfig, RushWorker
+from rush_async.store import scripts
+from rush_async.store.calls import WINDOW, Calls
+from rush_async.store.keys import NetworkKeys
+from tests.proxy import Command, Proxy, named
+
+TIMEOUT = 10.0
+
+
+@pytest.fixture
+async def proxy(rush_server: RushConfig, directory: Path) -> AsyncIterator[Proxy]:
+    assert rush_server.url is not None
+    async with Proxy(rush_server.url, directory) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def far(proxy: Proxy, rush: Rush) -> AsyncIterator[Rush]:
+    """A manager of the network of `rush` whose commands the proxy sees; the network exists."""
+    async with Rush(rush.network_id, rush.config.at(proxy.url)) as far:
+        await far.push_failed_tasks([{"x": 0}])
+        proxy.commands.clear()
+        yield far
+
+
+def calls_of(rush: Rush) -> Calls:
+    return rush._net.tasks.calls  # pyright: ignore[reportPrivateUsage]
+
+
+def pushes(proxy: Proxy) -> list[Command]:
+    return [each for each in proxy.commands if named("EVALSHA", scripts.PUSH.digest)(each)]
+
+
+async def test_the_pushes_of_64_coroutines_in_one_tick_are_one_command(proxy: Proxy, far: Rush) -> None:
+    keyss = await asyncio.gather(*[far.push_tasks([{"x": x}]) for x in range(64)])
+    assert len(pushes(proxy)) == 1
+    tasks = await far.get_tasks([key for (key,) in keyss])
+    assert [task and task.xs["x"] for task in tasks] == list(range(64))
+
+
+async def test_calls_of_each_kind_are_merged_among_themselves(proxy: Proxy, far: Rush) -> None:
+    async with RushWorker(far.network_id, far.config) as worker, RushWorker(far.network_id, far.config) as other:
+        keys = await far.push_tasks([{"x": x} for x in range(10)])
+        proxy.commands.clear()
+        tasks = await asyncio.gather(*[(worker, other)[x % 2].pop_task(0) for x in range(10)])
+        assert [task and task.key for task in tasks] == keys
+        assert proxy.count("EVALSHA") == 1
+        holders = [worker, other] * 5
+        ends = [holder.finish_tasks(key, [{"y": 1}]) for holder, key in zip(holders[:6], keys[:6], strict=True)]
+        ends += [holder.fail_tasks(key) for holder, key in zip(holders[6:], keys[6:], strict=True)]
+        results = await asyncio.gather(*ends, far.push_tasks([{"x": 1}]))
+        assert results[:10] == [[key] for key in keys]
+        assert proxy.count("EVALSHA") == 3
+
+
+async def test_a_call_moves_a_thousand_tasks_at_most(proxy: Proxy, far: Rush) -> None:
+    keys = await far.push_tasks([{"x": x} for x in range(2_500)])
+    assert len(set(keys)) == 2_500
+    assert [int(_arguments(each)[8]) for each in pushes(proxy)] == [1_000, 1_000, 500]
+    proxy.commands.clear()
+    await asyncio.gather(*[far.push_tasks([{"x": x}] * 400) for x in range(5)])
+    sizes = [sum(arg == b"Q" for arg in _arguments(each)) for each in pushes(proxy)]
+    assert sizes == [2, 2, 1]
+    assert (await far.counts()).queued == 4_500
+
+
+async def test_a_call_carries_a_mebibyte_at_most(proxy: Proxy, far: Rush) -> None:
+    await far.push_tasks([{"text": "t" * 100_000}] * 30)
+    assert len(pushes(proxy)) == 3
+    assert all(sum(map(len, each)) < 1_200_000 for each in pushes(proxy))
+
+
+@pytest.mark.parametrize(("size", "n_commands"), [(15_000, 1), (17_000, 10)])
+async def test_records_of_16_kib_and_more_are_not_merged(size: int, n_commands: int, proxy: Proxy, far: Rush) -> None:
+    await asyncio.gather(*[far.push_tasks([{"text": "t" * size}]) for _ in range(10)])
+    assert len(pushes(proxy)) == n_commands
+
+
+async def test_a_refused_merged_call_is_sent_again_unmerged(proxy: Proxy, far: Rush, raw: Any) -> None:
+    calls = [far.push_tasks([{"x": x}]) for x in range(5)]
+    raw.config_set("maxmemory", 1)
+    try:
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    finally:
+        raw.config_set("maxmemory", 0)
+    assert len({id(result) for result in results if isinstance(result, BaseException)}) == 5
+    assert len(pushes(proxy)) == 6
+    assert (await far.counts()).queued == 0
+
+
+async def test_no_caller_fails_another_whose_call_was_merged_with_its_own(far: Rush) -> None:
+    """A budget that is no number makes the whole script fail; alone, it fails only for itself."""
+    async with RushWorker(far.network_id, far.config) as worker:
+        bad: Any = "many"
+        results = await asyncio.gather(
+            worker.push_running_tasks([{"x": 1}]),
+            worker.push_running_tasks([{"x": 2}], budget=bad),
+            worker.push_running_tasks([{"x": 3}], budget=2),
+            return_exceptions=True,
+        )
+        assert [isinstance(result, Exception) for result in results] == [False, True, False]
+        assert (await far.counts()).running == 2
+
+
+async def test_at_most_as_many_calls_are_under_way_as_the_server_keeps_answers(proxy: Proxy, far: Rush) -> None:
+    proxy.freeze(up=False)
+    large = [asyncio.create_task(far.push_tasks([{"text": "t" * 17_000}])) for _ in range(2 * WINDOW)]
+    await proxy.seen("EVALSHA", times=WINDOW)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(pushes(proxy)) == WINDOW
+    proxy.thaw()
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*large)
+    assert (await far.counts()).queued == 2 * WINDOW
+
+
+async def test_numbers_rise_by_one_and_slots_hold_the_last_answers(proxy: Proxy, far: Rush, raw: Any) -> None:
+    for x in range(WINDOW + 10):
+        await far.push_tasks([{"x": x}])
+    numbers = [int(_arguments(each)[2]) for each in pushes(proxy)]
+    assert numbers == list(range(numbers[0], numbers[0] + WINDOW + 10))
+    client = calls_of(far).client
+    slots = {name: held for name, held in raw.hgetall(NetworkKeys.of(far.network_id).calls).items() if _is_of(name, client)}
+    assert len(slots) == WINDOW
+    assert {int(held.split()[0]) for held in slots.values()} == set(numbers[-WINDOW:])
+
+
+async def test_quiet_waits_for_what_is_under_way_and_not_for_what_others_go_on_issuing(far: Rush) -> None:
+    done = asyncio.Event()
+
+    async def go_on() -> None:
+        while not done.is_set():
+            await far.push_failed_tasks([{"x": 1}])
+
+    busy = [asyncio.create_task(go_on()) for _ in range(3)]
+    pushing = asyncio.create_task(far.push_tasks([{"x": 2}]))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(TIMEOUT):
+        await calls_of(far).quiet()
+    assert (await far.counts()).queued == 1
+    done.set()
+    await asyncio.gather(pushing, *busy)
+
+
+def _arguments(command: Command) -> Command:
+    """What follows the keys: epoch, client, number, ..."""
+    return command[3 + int(command[2]) :]
+
+
+def _is_of(name: bytes, client: str) -> bool:
+    return name.startswith(client.encode() + b":")

@@ -1,0 +1,66 @@
+"""The example programs and the README's, run as they stand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from rush_async import Rush
+
+ROOT = Path(__file__).parents[1]
+
+
+async def run(*words: str) -> str:
+    """What a program prints; it must end well and write nothing on stderr."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL")}
+    environment |= {"PYTHONWARNINGS": "error", "POLARS_TABLE_WIDTH": "200"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *words),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        env=environment,
+    )
+    out, errors = await process.communicate()
+    assert (process.returncode, errors.decode()) == (0, "")
+    return out.decode()
+
+
+@pytest.mark.parametrize("on", ["coroutines", "processes"])
+async def test_random_search_finishes_exactly_as_many_as_asked(on: str) -> None:
+    text = await run("examples/random_search.py", "--on", on, "--workers", "3", "--evals", "40")
+    before, after = re.findall(r"Finished Tasks: (\d+)", text)
+    assert (before, after) == ("0", "40")
+    assert re.findall(r"(Running Workers|Queued Tasks|Running Tasks|Failed Tasks): 0", text)
+    assert "x1" in text
+    assert "worker_id" in text
+
+
+async def test_random_search_with_the_tutorials_loop_exceeds_by_at_most_workers_less_one() -> None:
+    text = await run("examples/random_search.py", "--loop", "plain", "--workers", "4", "--on", "processes")
+    assert 100 <= int(re.findall(r"Finished Tasks: (\d+)", text)[1]) <= 103
+
+
+async def test_random_search_uses_the_database_that_is_named(rush: Rush) -> None:
+    assert rush.config.url is not None
+    text = await run("examples/random_search.py", "--url", rush.config.url, "--evals", "10")
+    assert "Finished Tasks: 10" in text
+
+
+async def test_the_readmes_program_runs_as_it_stands(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)
+    assert len([line for line in program.splitlines() if line]) <= 25
+    (tmp_path / "program.py").write_text(program, "utf-8")
+    assert "worker_id" in await run(str(tmp_path / "program.py"))
+
+
+async def test_the_benchmarks_run(rush: Rush) -> None:
+    text = await run("-m", "benchmarks", "--quick", "--most", "1000")
+    assert re.search(r"a task proposed and reported +[\d,.]+ us .* round trips", text)
+    assert re.search(r"server memory a finished task +[\d.]+ bytes", text)
+    assert "fetch 1,000: cold" in text

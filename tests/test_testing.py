@@ -1,0 +1,54 @@
+"""The fixtures and the wait that users get."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rush_async import Rush, RushConfig, RushWorker
+from rush_async.testing import wait_until
+
+USERS_TEST = """
+import pytest
+pytest_plugins = ["rush_async.testing"]
+
+async def test_fixtures(rush, rush_worker, rush_server):
+    keys = await rush.push_tasks([{"x": 1}])
+    async for task in rush_worker.tasks(timeout=0):
+        async with task:
+            task.ys = {"y": 2}
+    (task,) = await rush.wait_for_tasks(keys)
+    assert task.ys == {"y": 2}
+    assert rush.config.url == rush_server.url
+"""
+
+
+def test_a_users_suite_needs_one_line(tmp_path: Path) -> None:
+    (tmp_path / "test_user.py").write_text(USERS_TEST)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto"]
+    result = subprocess.run([*command, "-p", "no:valkey", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    assert "1 passed" in result.stdout, result.stdout + result.stderr
+
+
+async def test_rush_and_rush_worker_share_a_network_of_their_own(
+    rush: Rush, rush_worker: RushWorker, rush_server: RushConfig
+) -> None:
+    assert rush.network_id == rush_worker.network_id
+    assert rush.config.url == rush_server.url
+    async with Rush(config=rush_server) as other:
+        assert other.network_id != rush.network_id
+
+
+async def test_wait_until_returns_what_became_true_and_names_what_did_not(rush: Rush) -> None:
+    values = iter([0, None, "", "found"])
+    assert await wait_until(lambda: next(values)) == "found"
+
+    async def counts() -> bool:
+        return (await rush.counts()).queued == 0
+
+    assert await wait_until(counts)
+    with pytest.raises(AssertionError, match=r"within 0\.01 s: it gave 0"):
+        await wait_until(lambda: 0, timeout=0.01)
