@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from rush_async import RushWorker
@@ -33,9 +34,10 @@ async def block(rush: RushWorker) -> None:
     time.sleep(600)  # noqa: ASYNC251 - a computation that never gives way
 
 
-async def block_as_the_third(rush: RushWorker) -> None:
+async def block_as_the_third(rush: RushWorker, mark: Path) -> None:
     await rush.push_running_tasks([{"pid": os.getpid()}])
-    if (await rush.counts()).running == 3:
+    if (await rush.counts()).total == 3:
+        mark.touch()  # from here on nothing awaits
         time.sleep(600)  # noqa: ASYNC251 - a computation that never gives way
     await asyncio.Event().wait()
 

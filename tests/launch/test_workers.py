@@ -185,11 +185,11 @@ async def test_row_9_a_process_with_neighbours_lives_on_when_one_is_killed(rush:
     assert await rush.counts() == (0, 3, 0, 1)
 
 
-async def test_row_9_a_blocked_process_is_killed_with_its_neighbours(rush: Rush) -> None:
+async def test_row_9_a_blocked_process_is_killed_with_its_neighbours(rush: Rush, directory: Path) -> None:
     ids = await rush.start_workers(hold, 1, on=Processes())
     await rush.wait_until(lambda counts: counts.running == 1)
-    both = await rush.start_workers(block_as_the_third, 2, on=Processes(1))
-    await rush.wait_until(lambda counts: counts.running == 3)
+    both = await rush.start_workers(block_as_the_third, 2, on=Processes(1), mark=directory / "blocked")
+    await wait_until((directory / "blocked").exists, timeout=20)
     await rush.stop_workers(both[0], mode="kill")
     await rush.wait_until(lambda counts: counts.failed == 2)
     found = await states(rush)
