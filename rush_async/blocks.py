@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import anyio
 
@@ -14,11 +14,13 @@ from rush_async.model import Failure, FailureKind, Task
 from rush_async.store.codec import as_record, encode_ended, encode_failure
 from rush_async.store.tasks import Ended, EndKind
 
-__all__ = ["Holder", "TaskBlock", "end_block"]
+__all__ = ["Catch", "Holder", "TaskBlock", "end_block"]
 
 _PATIENCE = 5.0  # seconds that ending the task of a cancelled block may take
 
-Catch = type[BaseException] | tuple[type[BaseException], ...]
+Catch: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
+Opened = TypeVar("Opened", covariant=True)
+Caught = TypeVar("Caught", covariant=True)
 
 
 class Holder(Protocol):
@@ -40,8 +42,12 @@ class Holder(Protocol):
     def check_size(self, packed: bytes, what: str) -> None: ...
 
 
-class TaskBlock:
-    """What `RushWorker.task` gives: `async with rush.task(xs) as task: task.ys = ...`."""
+class TaskBlock(Generic[Opened, Caught]):
+    """What `RushWorker.task` gives: `async with rush.task(xs) as task: task.ys = ...`.
+
+    The first parameter is what the block opens with: `Task`, or with a budget `Task | None`. The second tells type checkers
+    whether an exception may end at the block: `bool` when it was told what to catch, else `None`.
+    """
 
     def __init__(
         self,
@@ -61,15 +67,18 @@ class TaskBlock:
         self._timeout = None if timeout is None else asyncio.timeout(timeout)
         self._task: Task | None = None
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> Opened:
         self._task = await self._worker.open_task(*self._asked)
         if self._task is not None and self._timeout is not None:
             await self._timeout.__aenter__()
-        return self._task
+        return cast("Opened", self._task)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> Caught:
+        return cast("Caught", await self._leave(kind, error, trace))
+
+    async def _leave(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if self._task is None:
             return False
         timed_out: TimeoutError | None = None

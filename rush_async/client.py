@@ -428,25 +428,38 @@ class EventStream(Generic[E_co]):
         self._buffer = buffer
         self._stack = ExitStack()
         self._listener: Listener | None = None
+        self._is_opened = False
 
     async def __aenter__(self) -> Self:
+        if self._is_opened:
+            raise NetworkStateError("this stream of events was opened before: make a new one with `rush.events(...)`")
+        self._is_opened = True
         self._listener = await self._client._listen(self._stack, self._kinds, self._buffer)  # pyright: ignore[reportPrivateUsage]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._stack.close()
-        self._listener = None
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> E_co:
-        if self._listener is None:
+        listener = self._listener
+        if listener is None:
             raise NetworkStateError("this stream of events is not open: write `async with rush.events(...) as events:`")
         with self._client._until_closed():  # pyright: ignore[reportPrivateUsage]
-            event = await self._listener.next()
+            event = await listener.next()
+        if event is None:
+            raise StopAsyncIteration
         if self._results and isinstance(event, TasksFinished | TasksFailed):
-            event = replace(event, tasks=await self._client._tasks_of(event.keys))  # pyright: ignore[reportPrivateUsage]
+            try:
+                event = replace(event, tasks=await self._client._tasks_of(event.keys))  # pyright: ignore[reportPrivateUsage]
+            except BaseException:
+                listener.put_back(event)  # a cancelled reader, or a server that is gone, loses no event
+                raise
         return cast("E_co", event)
 
 

@@ -109,6 +109,7 @@ class Listener:
         self._limit = buffer
         self._events: deque[Event] = deque()
         self._wake: asyncio.Future[None] | None = None
+        self._is_closed = False
         self._epoch: int | None = None
         self._seq = 0
         self._early: list[EventMessage | ResetMessage] = []
@@ -162,12 +163,28 @@ class Listener:
             self._events.append(EventsMissed(network_id=self._network_id, seq=event.seq, at=event.at))
         else:
             self._events.append(event)
+        self._wake_readers()
+
+    def _wake_readers(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    async def next(self) -> Event:
-        """The next event."""
-        while not self._events:
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-        return self._events.popleft()
+    async def next(self) -> Event | None:
+        """The next event; None once the listener is closed."""
+        while not self._is_closed:
+            if self._events:
+                return self._events.popleft()
+            if self._wake is None or self._wake.done():
+                self._wake = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._wake)  # others may be waiting for it too
+        return None
+
+    def put_back(self, event: Event) -> None:
+        """Returns an event that its reader could not use: it is the next one again."""
+        self._events.appendleft(event)
+        self._wake_readers()
+
+    def close(self) -> None:
+        """Nothing more is wanted; whoever reads stops."""
+        self._is_closed = True
+        self._wake_readers()

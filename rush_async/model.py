@@ -84,7 +84,7 @@ class TaskHolder(Protocol):
 
     async def enter_block(self, task: Task) -> None: ...
 
-    async def leave_block(self, task: Task, error: BaseException | None) -> bool: ...
+    async def leave_block(self, task: Task, error: BaseException | None) -> None: ...
 
 
 @dataclass(slots=True)
@@ -133,9 +133,9 @@ class Task:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> None:
         assert self._holder is not None
-        return await self._holder.leave_block(self, error)
+        await self._holder.leave_block(self, error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -378,9 +378,10 @@ class Network:
             # One record is read again: that it is the same shows that the list only grew.
             overlap = 1 if len(archive) else 0
             start = len(archive) - overlap
+            asked_at = calls.highest_epoch
             chunk = await self.tasks.read_finished(start)
             if chunk.epoch != calls.epoch:
-                calls.learn_epoch(chunk.epoch)
+                calls.hear_epoch(chunk.epoch, asked_at)
                 continue
             if start != len(archive) - overlap:
                 continue  # the network was reset, or the cache dropped, while the chunk was on its way

@@ -7,11 +7,11 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import anyio
 
-from rush_async.blocks import TaskBlock, end_block
+from rush_async.blocks import Catch, TaskBlock, end_block
 from rush_async.client import RushClient, as_failures, as_keys, as_number, check_lengths
 from rush_async.config import RushConfig
 from rush_async.errors import RushConfigError, RushConnectionError, WorkerLostError
@@ -330,6 +330,52 @@ class RushWorker(RushClient):
 
     # blocks
 
+    @overload
+    def task(
+        self,
+        xs: Any,
+        *,
+        xs_extra: Any = None,
+        budget: None = None,
+        max_failed: None = None,
+        timeout: float | None = None,
+    ) -> TaskBlock[Task, None]: ...
+
+    @overload
+    def task(
+        self,
+        xs: Any,
+        *,
+        xs_extra: Any = None,
+        budget: None = None,
+        max_failed: None = None,
+        catch: Catch,
+        timeout: float | None = None,
+    ) -> TaskBlock[Task, bool]: ...
+
+    @overload
+    def task(
+        self,
+        xs: Any,
+        *,
+        xs_extra: Any = None,
+        budget: int | None,
+        max_failed: int | None = None,
+        timeout: float | None = None,
+    ) -> TaskBlock[Task | None, None]: ...
+
+    @overload
+    def task(
+        self,
+        xs: Any,
+        *,
+        xs_extra: Any = None,
+        budget: int | None,
+        max_failed: int | None = None,
+        catch: Catch,
+        timeout: float | None = None,
+    ) -> TaskBlock[Task | None, bool]: ...
+
     def task(
         self,
         xs: Any,
@@ -337,9 +383,9 @@ class RushWorker(RushClient):
         xs_extra: Any = None,
         budget: int | None = None,
         max_failed: int | None = None,
-        catch: type[BaseException] | tuple[type[BaseException], ...] = (),
+        catch: Catch = (),
         timeout: float | None = None,
-    ) -> TaskBlock:
+    ) -> TaskBlock[Any, Any]:
         """A task as a block: pushed as running when it opens, finished with the `ys` set in it when it is left.
 
         ```python
@@ -419,6 +465,6 @@ class RushWorker(RushClient):
     async def enter_block(self, task: Task) -> None:
         """A popped task's block opens; part of how `async with task` works."""
 
-    async def leave_block(self, task: Task, error: BaseException | None) -> bool:
+    async def leave_block(self, task: Task, error: BaseException | None) -> None:
         """A popped task's block is left; part of how `async with task` works."""
-        return await end_block(self, task, error, ())
+        await end_block(self, task, error, ())

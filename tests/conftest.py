@@ -27,7 +27,7 @@ def raw(rush_server: RushConfig) -> Iterator[redis.Redis]:
     assert rush_server.url is not None
     with redis.Redis.from_url(rush_server.url) as client:  # pyright: ignore[reportUnknownMemberType]
         # What opens files once a process and keeps them does so before anybody counts: this client, and polars' engine.
-        client.keys()
+        client.keys()  # pyright: ignore[reportUnknownMemberType]
         pl.concat([pl.LazyFrame({"a": [1]})] * 2).collect()
         yield client
 

@@ -172,9 +172,7 @@ class Frames:
             elif kind in _AGGREGATES:
                 values = max(self._size(end), 0) * (2 if kind in _PAIRS else 1)
             elif kind not in b"+-:_,#(":
-                raise ValueError(
-                    f"The stream is not RESP: a value starts with {bytes(self._buffer[self._pos : end][:40])!r}."
-                )
+                raise ValueError(f"The stream is not RESP: a value starts with {bytes(self._buffer[self._pos : end][:40])!r}.")
             # An attribute stands before the value that it describes and is none itself.
             self._due += values - (kind != ord("|"))
             self._pos = stop
@@ -245,9 +243,7 @@ class _Connection:
 
     async def send_late(self, request: bytes) -> bytes:
         if self.upstream is None or self.upstream.is_closing():
-            raise ConnectionResetError(
-                "The old connection to the server is closed: a late copy can no longer arrive on it."
-            )
+            raise ConnectionResetError("The old connection to the server is closed: a late copy can no longer arrive on it.")
         late = asyncio.get_running_loop().create_future()
         self.expected.append(_Expected(late=late))
         self._write_up(request)
@@ -397,9 +393,7 @@ class Proxy:
     def __init__(self, upstream_url: str, directory: Path | None = None) -> None:
         self._upstream = urlsplit(upstream_url)
         if self._upstream.scheme not in ("unix", "redis"):
-            raise ValueError(
-                f"{upstream_url!r} is no server the proxy can reach: give unix:///path or redis://host:port."
-            )
+            raise ValueError(f"{upstream_url!r} is no server the proxy can reach: give unix:///path or redis://host:port.")
         self._socket = None if directory is None else directory / f"proxy-{next(_numbers)}.sock"
         self._port = 0
         self._server: asyncio.Server | None = None
@@ -531,11 +525,7 @@ class Proxy:
         Returns:
             How many were cut.
         """
-        cut = [
-            each
-            for each in self._connections
-            if each.open and (only is None or each.without_order == (only == "pubsub"))
-        ]
+        cut = [each for each in self._connections if each.open and (only is None or each.without_order == (only == "pubsub"))]
         for connection in cut:
             connection.cut()
         return len(cut)

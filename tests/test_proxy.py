@@ -206,9 +206,7 @@ async def test_a_late_copy_is_executed_after_the_client_went_on_elsewhere(
         await fault.deliver()
 
 
-async def test_a_late_copy_after_an_unread_reply_gets_its_own_reply(
-    server_url: str, directory: Path, direct: Redis
-) -> None:
+async def test_a_late_copy_after_an_unread_reply_gets_its_own_reply(server_url: str, directory: Path, direct: Redis) -> None:
     async with Proxy(server_url, directory) as proxy:
         fault = proxy.late_copy(named("INCR", "b"))
         _, writer = await asyncio.open_unix_connection(proxy.url.removeprefix("unix://"))
@@ -219,9 +217,7 @@ async def test_a_late_copy_after_an_unread_reply_gets_its_own_reply(
         assert await fetch(direct, "GET", "a") == b"1"
 
 
-async def test_a_late_copy_that_the_server_never_answers_is_an_error(
-    server_url: str, directory: Path, direct: Redis
-) -> None:
+async def test_a_late_copy_that_the_server_never_answers_is_an_error(server_url: str, directory: Path, direct: Redis) -> None:
     async with Proxy(server_url, directory) as proxy, connect(proxy.url) as client:
         fault = proxy.late_copy(named("INCR"))
         number = await fetch(client, "CLIENT", "ID")
@@ -300,9 +296,7 @@ async def test_a_server_that_is_down_is_a_closed_connection(directory: Path) -> 
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_subscriptions_pass_and_can_be_cut_alone(
-    server_url: str, directory: Path, direct: Redis, protocol: int
-) -> None:
+async def test_subscriptions_pass_and_can_be_cut_alone(server_url: str, directory: Path, direct: Redis, protocol: int) -> None:
     async with Proxy(server_url, directory) as proxy, connect(proxy.url, protocol) as client:
         never = proxy.drop_reply(named("SUBSCRIBE"))
         await fetch(client, "PING")
@@ -318,9 +312,7 @@ async def test_subscriptions_pass_and_can_be_cut_alone(
         assert proxy.cut_all("commands") == 1
 
 
-async def test_a_subscription_can_be_cut_before_it_reaches_the_server(
-    server_url: str, directory: Path, direct: Redis
-) -> None:
+async def test_a_subscription_can_be_cut_before_it_reaches_the_server(server_url: str, directory: Path, direct: Redis) -> None:
     async with Proxy(server_url, directory) as proxy:
         fault = proxy.cut_before(named("SSUBSCRIBE"))
         reader, writer = await asyncio.open_unix_connection(proxy.url.removeprefix("unix://"))

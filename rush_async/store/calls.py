@@ -100,7 +100,7 @@ class Group:
     def resolve(self, value: Any) -> None:
         if not self.future.done():
             self.future.set_result(value)
-        elif self.future.cancelled():
+        elif self.future.cancelled() or self.future.exception() is not None:  # nobody wants it any more
             self._return(value)
 
     def reject(self, error: Exception) -> None:
@@ -112,7 +112,7 @@ class Group:
 class _Call(Command):
     """A numbered call under way."""
 
-    __slots__ = ("calls", "groups", "number", "script")
+    __slots__ = ("asked_at", "calls", "groups", "number", "script")
 
     def __init__(self, calls: Calls, script: Script, groups: list[Group], number: int, payload: bytes) -> None:
         super().__init__(payload)
@@ -120,6 +120,7 @@ class _Call(Command):
         self.script = script
         self.groups = groups
         self.number = number
+        self.asked_at = calls.highest_epoch
 
     def answered(self, reply: Any) -> None:
         self.calls.answered(self, reply)
@@ -128,6 +129,14 @@ class _Call(Command):
         self.calls.forget(self)
         for group in self.groups:
             group.reject(error)
+
+    def given_up(self, error: Exception) -> bool:
+        # What the server may have granted already is given back once it answers again.
+        if not self.was_sent or all(group.give_back is None for group in self.groups):
+            return super().given_up(error)
+        for group in self.groups:
+            group.reject(error)
+        return True
 
 
 class Calls:
@@ -266,7 +275,7 @@ class Calls:
                     for group in call.groups:
                         group.reject(error)
                     return
-                self.learn_epoch(int(epoch))
+                self.hear_epoch(int(epoch), call.asked_at)
                 self._issue_again(call)
             case [b"OLD"]:
                 self.forget(call)
@@ -306,7 +315,7 @@ class Calls:
     def _issue_again(self, call: _Call) -> None:
         for group in call.groups:
             if group.survives_reset:
-                if not group.future.cancelled():
+                if not group.future.done():
                     self.issue(group)
             else:
                 group.resolve(None)
@@ -317,6 +326,12 @@ class Calls:
             self.learn_epoch(position.epoch)
         if position.epoch == self.epoch:
             self._on_position(position)
+
+    def hear_epoch(self, epoch: int, asked_at: int) -> None:
+        """Takes an epoch that a reply tells, asked for when `asked_at` was the highest one known. That nothing of the network
+        exists is old news when an event of a later epoch has come in between, on the other connection."""
+        if epoch or asked_at == self.highest_epoch:
+            self.learn_epoch(epoch)
 
     def learn_epoch(self, epoch: int) -> None:
         """Takes note that the network is in another epoch: it was reset, or came into being. 0: nothing of it exists."""
@@ -345,7 +360,7 @@ def _take_together(waiting: deque[Group]) -> list[Group]:
     tasks = size = 0
     while waiting:
         group = waiting[0]
-        if group.future.cancelled() and not group.script.ends:
+        if group.future.done() and not group.script.ends:
             waiting.popleft()
             continue
         is_too_much = tasks + group.n_tasks > MOST_TASKS or size + group.size > MOST_BYTES

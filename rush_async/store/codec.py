@@ -116,9 +116,7 @@ def as_records(values: object, what: str) -> list[dict[str, Any]]:
 
 def as_extras(values: object, what: str) -> list[dict[str, Any] | None]:
     """As `as_records`, for what may be None for an entry."""
-    return [
-        None if value is None else as_record(value, f"{what}[{at}]") for at, value in enumerate(_as_sequence(values, what))
-    ]
+    return [None if value is None else as_record(value, f"{what}[{at}]") for at, value in enumerate(_as_sequence(values, what))]
 
 
 def _as_sequence(values: object, what: str) -> Iterable[object]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -351,15 +352,21 @@ class Connection:
 
     def _fail_waiting(self, reason: Exception, patience: float) -> None:
         now = self._loop.time()
-        given_up = [command for command in self._waiting if now - command.since >= patience]
-        self._waiting = deque(command for command in self._waiting if now - command.since < patience)
-        for command in given_up:
+        commands, self._waiting = self._waiting, deque()
+        for command in commands:
+            if now - command.since < patience and not self._is_closed:
+                self._waiting.append(command)
+                continue
             error = RushConnectionError(
                 f"gave up after {now - command.since:.3g} s: {reason}"
                 + (" (it was sent, so it may have been executed)" if command.was_sent else " (it was never sent)")
             )
             error.__cause__ = reason
-            command.failed(error)
+            if self._is_closed:
+                command.failed(error)
+            elif command.given_up(error):
+                command.since = math.inf
+                self._waiting.append(command)
 
     async def aclose(self) -> None:
         """Closes the connection; what was not answered fails."""

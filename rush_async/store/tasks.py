@@ -131,7 +131,7 @@ class TaskStore:
             if n is not LOST:
                 self._take_back(target, [task.key for task in chunk[:n]], worker_id)
 
-        return Group(PUSH, args, n_tasks=len(chunk), give_back=take_back)
+        return Group(PUSH, args, n_tasks=len(chunk), give_back=take_back if target in ("Q", "R") else None)
 
     def _take_back(self, target: Target, keys: Sequence[str], worker_id: str) -> None:
         """Fails what was created for a caller that is gone; what is finished or failed already stays."""
@@ -201,6 +201,7 @@ class TaskStore:
             RushConnectionError: `probe` is set and this user may not publish the network's events.
             RushError: the network is written in a newer wire version.
         """
+        asked_at = self.calls.highest_epoch
         args: list[Word] = ["0", "", 0, "1" if probe else "0"]
         by_digest = self._caller.call(LOOK, args)
         reply = await self._connection.ask_script(by_digest, lambda: self._caller.call_by_source(LOOK, args))
@@ -211,6 +212,8 @@ class TaskStore:
             raise RushConnectionError(f"this user may not publish on {self.keys.events} ({denied.decode()}). {acl_remedy()}")
         position = Position(int(epoch), seq, Counts(*counts), n_workers)
         if position.epoch == 0:
+            if asked_at != self.calls.highest_epoch:
+                return await self.look(probe=probe)  # an event of a later epoch overtook the reply
             self.calls.learn_epoch(0)
         self.calls.take_position(position)
         return position

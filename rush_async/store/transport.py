@@ -44,6 +44,12 @@ class Command:
         """Learns that there will be no reply."""
         raise NotImplementedError
 
+    def given_up(self, error: Exception) -> bool:
+        """Learns that nobody waits for the reply any longer; whether it is to be sent all the same, to learn what became
+        of it."""
+        self.failed(error)
+        return False
+
 
 class FutureCommand(Command):
     """A command whose reply somebody awaits."""

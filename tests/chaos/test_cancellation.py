@@ -380,3 +380,12 @@ async def test_one_of_two_openers_that_is_cancelled_leaves_the_other_alone(
     await asyncio.wait([first])
     await wait_until(lambda: len(raw.client_list()) == n)
     assert asyncio.all_tasks() == tasks
+
+
+async def test_closing_twice_at_once_is_closing_once(rush: Rush, raw: Any) -> None:
+    worker = await RushWorker(rush.network_id, rush.config)
+    await worker.push_running_tasks([{"x": 1}])
+    await asyncio.gather(worker.aclose(), worker.aclose(), worker.aclose())
+    assert await rush.counts() == (0, 0, 0, 1)
+    assert raw.hlen(NetworkKeys.of(rush.network_id).alive) == 0
+    await rush.push_tasks([{"x": 1}])  # the connection that they shared is still there

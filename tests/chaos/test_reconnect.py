@@ -416,3 +416,34 @@ async def test_a_worker_that_closes_while_the_server_is_gone_hides_no_error_of_i
     async with Rush("gone", config) as rush:
         assert await rush.counts() == (0, 1, 0, 0)  # until somebody notices that it is lost
         await rush._net.tasks.reset(workers=True)  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_what_was_granted_to_callers_that_gave_up_is_given_back_when_the_server_is_found_again(
+    proxy: Proxy, rush: Rush
+) -> None:
+    """The server executes their calls, nobody hears of it in time, and the callers get their error."""
+    config = replace(rush.config.at(proxy.url), retry_deadline=0.05)
+    async with RushWorker(rush.network_id, config) as worker:
+        (key,) = await rush.push_tasks([{"x": 0}])
+        proxy.freeze(up=False)
+        calls = [worker.pop_task(0), worker.push_running_tasks([{"x": 1}]), worker.push_tasks([{"x": 2}])]
+        pending = [asyncio.create_task(call) for call in calls]
+        await wait_until(lambda: _is_executed(rush))
+        proxy.stop_listening()
+        proxy.cut_all()
+        proxy.thaw()
+        async with asyncio.timeout(TIMEOUT):
+            results = await asyncio.gather(*pending, return_exceptions=True)
+            assert [type(result) for result in results] == [RushConnectionError] * 3
+            await proxy.listen()
+            await rush.wait_until(lambda counts: counts == (1, 0, 0, 2))
+        assert (await rush.keys_with_state("queued"))["queued"] == [key]
+        failed = await rush.fetch_failed_tasks()
+        assert [each["kind"] for each in failed["condition"]] == ["cancelled"] * 2
+        task = await worker.pop_task(0)
+        assert task is not None
+        assert (task.key, task.attempt) == (key, 1)
+
+
+async def _is_executed(rush: Rush) -> bool:
+    return await rush.counts() == (1, 2, 0, 0)

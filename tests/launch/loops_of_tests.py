@@ -37,7 +37,7 @@ async def block(rush: RushWorker) -> None:
 async def block_as_the_third(rush: RushWorker, mark: Path) -> None:
     await rush.push_running_tasks([{"pid": os.getpid()}])
     if (await rush.counts()).total == 3:
-        mark.touch()  # from here on nothing awaits
+        mark.touch()  # noqa: ASYNC240 - from here on nothing awaits, on purpose
         time.sleep(600)  # noqa: ASYNC251 - a computation that never gives way
     await asyncio.Event().wait()
 

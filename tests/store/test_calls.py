@@ -161,3 +161,31 @@ def _arguments(command: Command) -> Command:
 
 def _is_of(name: bytes, client: str) -> bool:
     return name.startswith(client.encode() + b":")
+
+
+async def test_a_freed_place_of_a_budget_wakes_one_of_those_who_wait(proxy: Proxy, far: Rush) -> None:
+    async with RushWorker(far.network_id, far.config) as worker:
+        (key,) = await worker.push_running_tasks([{"x": 0}])
+
+        async def wait_for_place() -> bool:
+            async with worker.task({"x": 1}, budget=1) as task:
+                return task is not None
+
+        waiting = [asyncio.create_task(wait_for_place()) for _ in range(50)]
+        await far.wait_until(lambda counts: counts.running == 1)
+        await calls_of(far).quiet()
+        await far.counts()
+        n_before = sum(len(_groups(each)) for each in pushes(proxy))
+        await worker.fail_tasks(key)
+        done, _ = await asyncio.wait(waiting, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        assert len(done) == 1
+        (task,) = done
+        assert isinstance(task.exception(), ValueError)  # left without `ys`, which frees the place for the next
+        async with asyncio.timeout(TIMEOUT):
+            await asyncio.wait(waiting)
+        n_pushed = sum(len(_groups(each)) for each in pushes(proxy)) - n_before
+        assert n_pushed <= 2 * len(waiting)
+
+
+def _groups(command: Command) -> list[bytes]:
+    return [arg for arg in _arguments(command) if arg == b"R"]

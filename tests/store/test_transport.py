@@ -111,6 +111,7 @@ async def test_a_block_is_two_commands(proxy: Proxy, rush: Rush) -> None:
         async with worker.task({"x": 1}) as task:
             task.ys = {"y": 1}
         async with worker.task({"x": 1}, budget=100) as task:
+            assert task is not None
             task.ys = {"y": 1}
         assert len(proxy.commands) == before + 4
 
