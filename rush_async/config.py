@@ -15,12 +15,18 @@ __all__ = ["RushConfig", "redact", "resolve_config"]
 
 SCHEMES = ("redis", "rediss", "unix")
 _PASSWORD = re.compile(r"(?P<head>://[^/?#@\s:]*:)(?P<password>[^/?#\s]*)(?=@)")
+_PASSWORD_OF_URL = re.compile(r"^(?P<head>([^:/]*:?//)?[^:@]*:).*(?=@)", re.DOTALL)
 _PASSWORD_QUERY = re.compile(r"(?P<head>[?&]password=)[^&#\s]*")
 
 
 def redact(text: str) -> str:
     """The text with the password of every URL in it replaced by `***`."""
     return _PASSWORD_QUERY.sub(r"\g<head>***", _PASSWORD.sub(r"\g<head>***", text))
+
+
+def redact_url(url: str) -> str:
+    """A URL for a person, its password replaced whatever is in it: it may be one that cannot be read as a URL."""
+    return _PASSWORD_QUERY.sub(r"\g<head>***", _PASSWORD_OF_URL.sub(r"\g<head>***", url))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -70,17 +76,17 @@ class RushConfig:
                 raise RushConfigError(
                     "url and data_dir exclude each other: data_dir is for the embedded server, which has no url"
                 )
-        if self.heartbeat_period <= 0:
+        if not self.heartbeat_period > 0:
             raise RushConfigError(f"heartbeat_period must be more than 0 seconds, not {self.heartbeat_period}")
-        if self.heartbeat_expire < 2 * self.heartbeat_period:
+        if not self.heartbeat_expire >= 2 * self.heartbeat_period:
             raise RushConfigError(
                 f"heartbeat_expire must be at least twice the heartbeat_period of {self.heartbeat_period} s, "
                 f"not {self.heartbeat_expire}"
             )
         for name in ("connect_timeout", "response_timeout", "max_record_size", "max_start_args_size"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise RushConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
-        if self.retry_deadline < 0:
+        if not self.retry_deadline >= 0:
             raise RushConfigError(f"retry_deadline must not be negative, not {self.retry_deadline}")
         if self.appendfsync not in ("always", "everysec", "no"):
             raise RushConfigError(f"appendfsync is 'always', 'everysec' or 'no', not {self.appendfsync!r}")
@@ -90,7 +96,7 @@ class RushConfig:
         for entry in fields(self):
             value: Any = getattr(self, entry.name)
             if value != entry.default:
-                shown.append(f"{entry.name}={redact(value) if isinstance(value, str) else value!r}")
+                shown.append(f"{entry.name}={redact_url(value) if isinstance(value, str) else value!r}")
         return f"RushConfig({', '.join(shown)})"
 
     @classmethod
@@ -112,7 +118,7 @@ class RushConfig:
     def where(self) -> str:
         """The server's address for a person, without its password."""
         if self.url is not None:
-            return redact(self.url)
+            return redact_url(self.url)
         return f"embedded server in {Path(self.data_dir)}" if self.data_dir is not None else "embedded server"
 
 
@@ -120,18 +126,22 @@ def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise RushConfigError(f"{redact(url)!r} is no usable URL: {error}") from None
+    except ValueError:
+        # The error of urllib quotes what it takes for the port, which may be a part of the password.
+        raise RushConfigError(
+            f"{redact_url(url)!r} is no usable URL: the port is a number up to 65535, and special characters of a password "
+            "are written as urllib.parse.quote(password, safe='') gives them"
+        ) from None
     if parts.scheme not in SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        raise RushConfigError(f"the URL {redact(url)!r} must start with one of {known}")
+        raise RushConfigError(f"the URL {redact_url(url)!r} must start with one of {known}")
     if parts.scheme == "unix":
         if not parts.path:
-            raise RushConfigError(f"the URL {redact(url)!r} names no socket: write unix:///path/to/socket")
+            raise RushConfigError(f"the URL {redact_url(url)!r} names no socket: write unix:///path/to/socket")
     elif not parts.hostname:
-        raise RushConfigError(f"the URL {redact(url)!r} names no host: write {parts.scheme}://host:6379/0")
+        raise RushConfigError(f"the URL {redact_url(url)!r} names no host: write {parts.scheme}://host:6379/0")
     elif port == 0:
-        raise RushConfigError(f"the URL {redact(url)!r} has port 0: name the server's port")
+        raise RushConfigError(f"the URL {redact_url(url)!r} has port 0: name the server's port")
 
 
 def resolve_config(config: RushConfig | str | None) -> RushConfig:

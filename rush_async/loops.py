@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["WorkerLoop", "bind_loop"]
 
@@ -34,8 +34,7 @@ class WorkerLoop:
 
 def name_of(function: object) -> str:
     """The loop's name for a person."""
-    while isinstance(function, functools.partial):
-        function = function.func
+    function = _core_of(function)
     return getattr(function, "__qualname__", None) or type(function).__qualname__
 
 
@@ -44,6 +43,8 @@ def bind_loop(
     args: Mapping[str, Any] | None,
     further: Mapping[str, Any],
     options: Collection[str] = (),
+    *,
+    of: str = "start_workers",
 ) -> WorkerLoop:
     """Checks a loop and its arguments before anything is started.
 
@@ -52,6 +53,7 @@ def bind_loop(
         args: its arguments by name.
         further: more of them, given as keywords of the call that starts workers.
         options: the names of that call's own parameters.
+        of: the name of that call.
 
     Raises:
         TypeError: it is not `async def`, an argument is missing or unknown, or a parameter bears the name of an option.
@@ -59,6 +61,8 @@ def bind_loop(
     if not callable(function):
         raise TypeError(f"a worker loop is a coroutine function, not {type(function).__name__}: {function!r:.80}")
     if not _is_async(function):
+        if inspect.isasyncgenfunction(_core_of(function)):
+            raise TypeError(f"the worker loop {name_of(function)} has a `yield`: it pushes its results, it does not yield them")
         raise TypeError(
             f"the worker loop {name_of(function)} is not `async def`: write `async def {name_of(function)}(rush, ...)`, "
             "and in it `await asyncio.to_thread(f, **task.xs)` for an objective that releases the GIL, "
@@ -71,10 +75,12 @@ def bind_loop(
         signature = inspect.signature(function)
     except ValueError:
         return WorkerLoop(function, arguments)
-    for name in list(signature.parameters)[1:]:
+    for name, parameter in list(signature.parameters.items())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue  # `*args` takes no argument by that name
         if name in options and name not in (args or {}) and not _is_given(function, name):
             raise TypeError(
-                f"the worker loop {name_of(function)} has a parameter {name!r}, which is an option of start_workers: "
+                f"the worker loop {name_of(function)} has a parameter {name!r}, which is an option of {of}: "
                 f"pass it as args={{{name!r}: ...}} or with functools.partial"
             )
     try:
@@ -87,11 +93,16 @@ def bind_loop(
     return WorkerLoop(function, arguments)
 
 
+def _core_of(function: Any) -> Any:
+    while isinstance(function, functools.partial):
+        function = cast("Any", function).func
+    return function
+
+
 def _is_given(function: object, name: str) -> bool:
     return isinstance(function, functools.partial) and name in function.keywords
 
 
 def _is_async(function: object) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
+    function = _core_of(function)
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

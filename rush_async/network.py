@@ -148,6 +148,8 @@ class Network:
         self._seq = 0
         if self._archive is not None:
             self._archive.clear()
+        for listener in list(self._listeners):
+            listener.go_back(epoch, datetime.now(UTC))
         if epoch == 0:
             self.n_workers = 0
         self._set_counts(Counts())

@@ -3,57 +3,124 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import anyio
-
+from rush_async.client import as_keys, as_number
 from rush_async.config import RushConfig, resolve_config
-from rush_async.errors import WorkerLostError
+from rush_async.errors import NetworkStateError, RushConfigError, WorkerLostError
 from rush_async.loops import WorkerLoop, bind_loop
 from rush_async.model import Failure, WorkerExit
 from rush_async.names import worker_name
+from rush_async.supervisor import Supervisor
 from rush_async.worker import RushWorker
 
 __all__ = ["live", "run_worker"]
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE = 2.0  # seconds that a cancelled loop has to end
 
-async def live(
-    loop: WorkerLoop,
-    network_id: str,
-    config: RushConfig,
-    worker_id: str,
-    on_entered: Callable[[RushWorker], None] | None = None,
-) -> WorkerExit:
-    """Runs one worker from its registration to its good-bye. An error of the loop is the worker's end, and never raised.
 
-    What it still runs fails with the loop's error. Shut out by a kill or a reset, the loop is cancelled.
+async def live(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
+    """Runs one worker from its registration to its good-bye, and returns how it ended: nothing that its loop raises is lost.
+
+    What it still runs fails with the loop's error. A worker that is shut out by a kill or a reset has its loop cancelled, and so
+    has one whose `live` is cancelled. A loop that swallows its cancellation is left to itself after two seconds.
     """
-    worker = RushWorker(network_id, config, worker_id=worker_id)
-    end = WorkerExit(worker_id, "terminated")
+    end: WorkerExit | None = None
     try:
         async with worker:
-            if on_entered is not None:
-                on_entered(worker)
-            with anyio.CancelScope() as scope:
-                worker.on_shut_out = scope.cancel
-                try:
-                    await loop(worker)
-                except WorkerLostError:
-                    pass
-                except Exception as error:
-                    end = WorkerExit(worker_id, "failed", Failure.of(error))
+            end = await _run(worker, loop)
             if worker.is_shut_out:
                 end = await worker.end_seen_by_others()
             worker.end_as(end.state, end.failure)
+    except asyncio.CancelledError:
+        if end is None:
+            raise  # before it had entered
     except Exception as error:
         # It could not enter, or not say good-bye.
-        if end.state == "terminated":
-            end = WorkerExit(worker_id, "failed", Failure.of(error))
+        if end is None or end.state == "terminated":
+            end = WorkerExit(worker.worker_id, "failed", Failure.of(error))
     return end
+
+
+async def _run(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
+    """Runs the loop as a task of its own: it is cancelled once, as asyncio does it, so that its own clean-up may await; and a
+    worker can leave a loop behind that does not end."""
+    clock = asyncio.get_running_loop()
+    over: asyncio.Future[None] = clock.create_future()
+    running = Supervisor.spawn(_see_end(worker, loop), name=f"loop of worker {worker.worker_id}")
+    patience: list[asyncio.TimerHandle] = []
+
+    def finish(_: object = None) -> None:
+        if not over.done():
+            over.set_result(None)
+
+    def cancel() -> None:
+        if not patience:
+            patience.append(clock.call_later(_PATIENCE, finish))
+            running.cancel()
+
+    running.add_done_callback(finish)
+    worker.on_shut_out = cancel
+    if worker.is_shut_out:
+        cancel()
+    while not over.done():
+        try:
+            await asyncio.wait([over])
+        except asyncio.CancelledError:
+            # Whoever cancels a worker's life cancels its loop; how that ends is what they get.
+            cancel()
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()
+    for timer in patience:
+        timer.cancel()
+    if running.done():
+        return _end_of(worker, running)
+    logger.error(
+        "worker %s swallows its cancellation: it leaves the network, and its loop is left to itself; "
+        "let the loop end on asyncio.CancelledError",
+        worker.worker_id,
+    )
+    running.add_done_callback(_note_late_end)
+    return WorkerExit(worker.worker_id, "terminated")
+
+
+async def _see_end(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
+    """Runs the loop; an error is its end."""
+    try:
+        await loop(worker)
+    except WorkerLostError as error:
+        if not worker.is_shut_out:  # another worker's, that the loop opened
+            return WorkerExit(worker.worker_id, "failed", Failure.of(error))
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        why = "the loop was cancelled from within: something it awaited had been cancelled"
+        return WorkerExit(worker.worker_id, "failed", replace(Failure.of(error, "cancelled"), message=why))
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # `sys.exit()` in a loop is to end the loop, not the process with all its workers
+        return WorkerExit(worker.worker_id, "failed", Failure.of(error))
+    return WorkerExit(worker.worker_id, "terminated")
+
+
+def _end_of(worker: RushWorker, running: asyncio.Task[WorkerExit]) -> WorkerExit:
+    if running.cancelled():
+        return WorkerExit(worker.worker_id, "terminated")
+    if (error := running.exception()) is not None:
+        return WorkerExit(worker.worker_id, "failed", Failure.of(error))
+    return running.result()
+
+
+def _note_late_end(running: asyncio.Task[WorkerExit]) -> None:
+    if not running.cancelled():
+        logger.debug("%s has ended at last", running.get_name(), exc_info=running.exception())
 
 
 def run_worker(
@@ -74,7 +141,7 @@ def run_worker(
         loop: `async def loop(rush: RushWorker, ...)`.
         network_id: the network to work in.
         config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else the embedded server.
-        n_workers: how many, as coroutines of one event loop.
+        n_workers: how many, as coroutines of one event loop; where `worker_ids` are given, they say how many.
         worker_ids: their names, new in the network; random by default.
         args: the loop's arguments.
         kwargs: more of them.
@@ -84,12 +151,32 @@ def run_worker(
 
     Raises:
         TypeError: the loop is not `async def`, or does not take these arguments.
+        NetworkStateError: an event loop is running already in this thread.
     """
-    bound = bind_loop(loop, args, kwargs)
-    names = list(worker_ids) if worker_ids is not None else [worker_name() for _ in range(n_workers)]
+    bound = bind_loop(loop, args, kwargs, _OPTIONS, of="run_worker")
+    names = [worker_name() for _ in range(as_number(n_workers, "n_workers"))] if worker_ids is None else as_keys(worker_ids)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RushConfigError(f"worker_ids names {twice[0]!r} twice: each worker has a name of its own")
     resolved = resolve_config(config)
+    if _is_in_event_loop():
+        raise NetworkStateError(
+            "run_worker runs an event loop of its own, and one is running here: "
+            "`await rush.start_workers(loop)`, or `await asyncio.to_thread(run_worker, loop, network_id)`"
+        )
 
     async def run_all() -> list[WorkerExit]:
-        return await asyncio.gather(*[live(bound, network_id, resolved, name) for name in names])
+        workers = [RushWorker(network_id, resolved, worker_id=name) for name in names]
+        return await asyncio.gather(*[live(worker, bound) for worker in workers])
 
     return asyncio.run(run_all())
+
+
+_OPTIONS = frozenset(inspect.signature(run_worker).parameters) - {"kwargs"}
+
+
+def _is_in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from html import escape
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import anyio
 
@@ -50,6 +52,17 @@ class _Unread:
         self._network.watch_soon()
         self._client._counters = self._network  # pyright: ignore[reportPrivateUsage]
         return self._network.counts
+
+
+_open: WeakSet[Session] = WeakSet()
+
+
+def _forget_all() -> None:
+    for client in list(_open):
+        client._counters = _NotOpen(client._of_parent)  # pyright: ignore[reportPrivateUsage]
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 class Session:
@@ -97,6 +110,7 @@ class Session:
             await see_through(self._let_go())
             raise
         self._counters = _Unread(self, network)
+        _open.add(self)
         if network.counts.total:
             logger.info("network %r holds tasks already: %s", self._network_id, describe(network.counts))
         return self
@@ -130,6 +144,7 @@ class Session:
                 await self._let_go()
 
     async def _let_go(self) -> None:
+        _open.discard(self)
         network, self._network = self._network, None
         name = f"{type(self).__name__}({self._network_id!r})"
         self._counters = self._not_open = _NotOpen(f"{name} is closed: open a new one")
@@ -163,13 +178,17 @@ class Session:
         if network is None:
             raise NetworkStateError(self._not_open.sentence)
         if self._generation != process_generation():
-            raise NetworkStateError(
-                f"{type(self).__name__}({self._network_id!r}) was opened before this process was forked: "
-                "open a new client in the child"
-            )
+            raise NetworkStateError(self._of_parent)
         if asyncio.get_running_loop() is not self._loop:
             self._check_loop()
         return network
+
+    @property
+    def _of_parent(self) -> str:
+        return (
+            f"{type(self).__name__}({self._network_id!r}) was opened before this process was forked: "
+            "open a new client in the child"
+        )
 
     # what is known without asking
 

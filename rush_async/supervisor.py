@@ -81,7 +81,8 @@ class Supervisor:
         except Exception:
             logger.exception("background work of %s failed", self.name)
 
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str | None = None) -> asyncio.Task[Any]:
+    @staticmethod
+    def spawn(work: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
         """Runs a coroutine as a task of its own, for work whose owner cancels and awaits it."""
         return asyncio.create_task(work, name=name)
 

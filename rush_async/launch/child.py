@@ -6,37 +6,77 @@ import asyncio
 import contextlib
 import os
 import pickle
+import select
 import shutil
+import signal
 import sys
 import threading
-from io import FileIO
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import FileIO, TextIOWrapper
 from typing import Any
 
+from rush_async.config import RushConfig
 from rush_async.loops import WorkerLoop
 from rush_async.model import Failure, WorkerExit
 from rush_async.runtime import live
 from rush_async.supervisor import Supervisor
+from rush_async.worker import RushWorker
 
-__all__ = ["main"]
+__all__ = ["Orders", "main"]
 
 _PATIENCE = 3.0  # seconds that the good-byes may take once the parent is gone
+_GLANCE = 1.0  # seconds between two looks at whether it is gone, where somebody else holds its end of the pipe
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a child process is to do.
+
+    Attributes:
+        network_id: the network to work in.
+        config: the server, as the manager reached it.
+        worker_ids: the workers that live here.
+        loop: a `WorkerLoop` in the pickle of cloudpickle.
+        parent: the process that waits for the reports.
+        private_directory: where output goes, if it is to go with the process: removed by the manager, or here when that was killed.
+    """
+
+    network_id: str
+    config: RushConfig
+    worker_ids: list[str]
+    loop: bytes
+    parent: int
+    private_directory: str | None
 
 
 def main(report: int) -> None:
-    """Reads the orders from standard input, runs the workers, and reports their ends."""
-    # Unbuffered: a thread that waits in a buffered reader would keep the interpreter from ending.
-    orders_from = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-    orders: dict[str, Any] = pickle.loads(_read(orders_from, int.from_bytes(_read(orders_from, 8), "big")))
-    worker_ids: list[str] = orders["worker_ids"]
+    """Reads the orders from standard input, runs the workers, and reports their ends to the file descriptor `report`."""
+    orders_from = _take_stdin()
+    os.set_inheritable(report, False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # whoever reads the files is not to wait for the end
+    orders: Orders = pickle.loads(_read(orders_from, int.from_bytes(_read(orders_from, 8), "big")))
     with os.fdopen(report, "wb", buffering=0) as report_to:
         try:
-            loop: WorkerLoop = pickle.loads(orders["loop"])
+            loop: WorkerLoop = pickle.loads(orders.loop)
         except BaseException as error:
             # A package that is missing here, or a module that cannot be imported.
-            for worker_id in worker_ids:
+            for worker_id in orders.worker_ids:
                 _report(report_to, WorkerExit(worker_id, "failed", Failure.of(error)))
             raise
-        sys.exit(asyncio.run(_run(loop, orders, orders_from, report_to)))
+        asyncio.run(_run(loop, orders, orders_from, report_to))
+
+
+def _take_stdin() -> FileIO:
+    """Where the orders come from. The loop and the processes it starts find an empty standard input, and not our orders."""
+    orders_from = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    # Unbuffered: a thread that waits in a buffered reader would keep the interpreter from ending.
+    return open(orders_from, "rb", buffering=0)
 
 
 def _read(file: FileIO, n: int) -> bytes:
@@ -49,58 +89,75 @@ def _read(file: FileIO, n: int) -> bytes:
     return bytes(data)
 
 
-async def _run(loop: WorkerLoop, orders: dict[str, Any], orders_from: FileIO, report_to: FileIO) -> int:
-    parent = os.getppid()
-    supervisor = Supervisor("rush_async child")
-    tasks = {
-        worker_id: supervisor.spawn(_live_and_report(loop, orders, worker_id, report_to), name=f"worker {worker_id}")
-        for worker_id in orders["worker_ids"]
-    }
-    # A thread: the end of the pipe has to be noticed even while the loop is blocked.
-    threading.Thread(
-        target=_listen, args=(orders_from, tasks, orders["private_directory"], asyncio.get_running_loop()), daemon=True
-    ).start()
+async def _run(loop: WorkerLoop, orders: Orders, orders_from: FileIO, report_to: FileIO) -> None:
+    workers: dict[str, RushWorker] = {}
+    tasks: dict[str, asyncio.Task[None]] = {}
+    for worker_id in orders.worker_ids:
+        worker = workers[worker_id] = RushWorker(orders.network_id, orders.config, worker_id=worker_id)
+        tasks[worker_id] = Supervisor.spawn(_live_and_report(worker, loop, report_to), name=f"worker {worker_id}")
+
+    def obey(word: str, worker_id: str) -> None:
+        if word == "stop":
+            workers[worker_id].stop_requested()
+        elif word == "cancel":
+            tasks[worker_id].cancel()
+            _report(report_to, worker_id)  # this loop answers
+
+    def cancel_all() -> None:
+        for task in tasks.values():
+            task.cancel()
+
+    here = asyncio.get_running_loop()
+
+    def in_loop(do: Callable[..., None], *args: str) -> None:
+        with contextlib.suppress(RuntimeError):  # it has ended already
+            here.call_soon_threadsafe(do, *args)
+
+    # A thread: that nobody waits for us any more has to be noticed even while the loop is blocked.
+    listen = threading.Thread(target=_listen, args=(orders_from, orders, in_loop, obey, cancel_all), daemon=True)
+    listen.start()
     await asyncio.wait(tasks.values())
-    if os.getppid() != parent:
-        _remove(orders["private_directory"])
-    return 0
+    if os.getppid() != orders.parent:
+        _remove(orders.private_directory)
 
 
-async def _live_and_report(loop: WorkerLoop, orders: dict[str, Any], worker_id: str, report_to: FileIO) -> WorkerExit:
+async def _live_and_report(worker: RushWorker, loop: WorkerLoop, report_to: FileIO) -> None:
     try:
-        end = await live(loop, orders["network_id"], orders["config"], worker_id)
+        end = await live(worker, loop)
     except asyncio.CancelledError:
-        end = WorkerExit(worker_id, "terminated")
+        end = WorkerExit(worker.worker_id, "terminated")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
     _report(report_to, end)
-    return end
 
 
-def _report(report_to: FileIO, end: WorkerExit) -> None:
-    body = pickle.dumps(end)
+def _report(report_to: FileIO, what: WorkerExit | str) -> None:
+    """Tells the parent of a worker's end, or that the loop has taken an order to cancel a worker."""
+    body = pickle.dumps(what)
     with contextlib.suppress(BrokenPipeError):
         report_to.write(len(body).to_bytes(8, "big") + body)
 
 
 def _listen(
     orders_from: FileIO,
-    tasks: dict[str, asyncio.Task[WorkerExit]],
-    private_directory: str | None,
-    loop: asyncio.AbstractEventLoop,
+    orders: Orders,
+    in_loop: Callable[..., None],
+    obey: Callable[[str, str], None],
+    cancel_all: Callable[[], None],
 ) -> None:
-    """Takes orders until the parent closes the pipe; then everything here ends, in time or not."""
-    for line in orders_from:
-        word, _, worker_id = line.decode().strip().partition(" ")
-        if word == "cancel" and worker_id in tasks:
-            loop.call_soon_threadsafe(tasks[worker_id].cancel)
-
-    def cancel_all() -> None:
-        for task in tasks.values():
-            task.cancel()
-
-    with contextlib.suppress(RuntimeError):  # the loop has ended already
-        loop.call_soon_threadsafe(cancel_all)
+    """Takes further orders until the parent closes the pipe or is gone; then everything here ends, in time or not."""
+    while os.getppid() == orders.parent:
+        if select.select([orders_from], [], [], _GLANCE)[0]:
+            line = orders_from.readline().decode()
+            if not line:
+                break
+            in_loop(obey, *line.split())
+    in_loop(cancel_all)
     threading.Event().wait(_PATIENCE)
-    _remove(private_directory)
+    _remove(orders.private_directory)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)  # with the processes that the loops have started
     os._exit(1)
 
 

@@ -40,7 +40,7 @@ class Launch:
 
 
 class WorkerHandle:
-    """One started worker. A way of starting workers says how it is cancelled and killed.
+    """One started worker. A way of starting workers says how it is stopped, cancelled and killed.
 
     Attributes:
         worker_id: which worker.
@@ -61,8 +61,12 @@ class WorkerHandle:
         if not self.ended.done():
             self.ended.set_result(how)
 
+    def stop(self) -> None:
+        """Asks it to stop; unlike a request through the network, this reaches one that has not entered it yet."""
+        raise NotImplementedError
+
     def cancel(self) -> None:
-        """Cancels its loop, if that is in reach of this process."""
+        """Cancels its loop, once; what it runs fails as `cancelled`."""
         raise NotImplementedError
 
     async def kill(self) -> None:

@@ -328,14 +328,23 @@ class Calls:
             self._on_position(position)
 
     def hear_epoch(self, epoch: int, asked_at: int) -> None:
-        """Takes an epoch that a reply tells, asked for when `asked_at` was the highest one known. That nothing of the network
-        exists is old news when an event of a later epoch has come in between, on the other connection."""
-        if epoch or asked_at == self.highest_epoch:
+        """Takes an epoch that a reply tells, asked for when `asked_at` was the highest one known.
+
+        If nothing overtook the reply on the other connection, the network stands where it says, even when that lies further
+        back: its server was restored from older data. Otherwise an earlier epoch, or none, is old news.
+        """
+        if asked_at == self.highest_epoch:
+            self._begin(epoch)
+        elif epoch:
             self.learn_epoch(epoch)
 
     def learn_epoch(self, epoch: int) -> None:
         """Takes note that the network is in another epoch: it was reset, or came into being. 0: nothing of it exists."""
-        if epoch != self.epoch and (epoch == 0 or epoch >= self.highest_epoch):
+        if epoch == 0 or epoch >= self.highest_epoch:
+            self._begin(epoch)
+
+    def _begin(self, epoch: int) -> None:
+        if epoch != self.epoch:
             self.epoch = epoch
             self.highest_epoch = max(self.highest_epoch, epoch)
             self._on_epoch(epoch)

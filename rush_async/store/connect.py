@@ -131,14 +131,16 @@ async def open_transport(
             f"no answer from {config.where} within {config.connect_timeout:g} s: is a Redis or Valkey server there? "
             "connect_timeout sets how long to wait"
         ) from error
-    except AuthenticationError as error:
-        raise RushConnectionError(
-            f"{config.where} refuses this user or password ({error}): write them as redis://user:password@host"
-        ) from error
     except (RedisError, OSError) as error:
         transport.drop()
+        if isinstance(error, RushConnectionError):
+            raise  # whoever answers there was reached
+        if any(isinstance(each, AuthenticationError) for each in (error, error.__cause__, error.__context__)):
+            raise RushConnectionError(
+                f"{config.where} refuses this user or password ({error}): write them as redis://user:password@host"
+            ) from error
         raise RushConnectionError(
-            f"cannot reach {config.where}: {error}. Start a Redis or Valkey server there, name another with the url, "
+            f"cannot reach {config.where}: {str(error).rstrip('.')}. Start a Redis or Valkey server there, name another with the url, "
             "or leave the url out to use the embedded server"
         ) from error
     except BaseException:
@@ -176,7 +178,7 @@ def acl_remedy(network_id: str = "") -> str:
     pattern = f"rush:{{{network_id}}}:*" if network_id else "rush:*"
     return (
         f"If the user's rights are restricted, allow it: ACL SETUSER <user> ~{pattern} &{pattern} "
-        "+@read +@write +@scripting +@pubsub +@connection +@transaction +info"
+        "+@read +@write +@scripting +@pubsub +@connection +@transaction +info +time"
     )
 
 
@@ -382,12 +384,12 @@ class Connection:
 
 def refusal(reply: hiredis.ReplyError, config: RushConfig) -> Exception:
     """The error for a person that a server's error reply means."""
-    text = str(reply)
+    text = str(reply).rstrip(".")
     if text.startswith(("OOM", "MISCONF")):
         return ServerFullError(
             f"{config.where} is full and refused the call, nothing of it was done: "
             f"raise its maxmemory, or reset networks that are not needed ({text})"
         )
-    if text.startswith("NOPERM"):
+    if text.startswith("NOPERM") or "ACL failure" in text:
         return RushConnectionError(f"{config.where} does not allow this user the call: {text}. {acl_remedy()}")
     return RushError(f"{config.where} refused a call: {text}")

@@ -214,7 +214,7 @@ class TaskStore:
         if position.epoch == 0:
             if asked_at != self.calls.highest_epoch:
                 return await self.look(probe=probe)  # an event of a later epoch overtook the reply
-            self.calls.learn_epoch(0)
+        self.calls.hear_epoch(position.epoch, asked_at)
         self.calls.take_position(position)
         return position
 

@@ -228,3 +228,19 @@ async def test_a_reset_of_nothing_creates_nothing(rush: Rush, raw: Any) -> None:
         assert isinstance(event, TasksFinished)
         assert event.keys == (key,)
         assert len(await rush.fetch_finished_tasks()) == 1
+
+
+async def test_a_server_restored_from_older_data_is_followed_back(rush: Rush, raw: Any) -> None:
+    await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
+    await rush.fetch_finished_tasks()
+    async with asyncio.timeout(TIMEOUT), rush.events() as events:
+        # As after a restore: the epoch is one that was before.
+        raw.hset(f"rush:{{{rush.network_id}}}:meta", mapping={"epoch": 5, "seq": 0})
+        raw.delete(f"rush:{{{rush.network_id}}}:finished")
+        keys = await rush.push_tasks([{"x": 2}])
+        assert await rush.counts() == Counts(queued=1)
+        assert isinstance(await anext(events), EventsMissed)
+        event = await anext(events)
+        assert isinstance(event, TasksQueued)
+        assert list(event.keys) == keys
+        assert (await rush.fetch_finished_tasks()).height == 0
