@@ -14,6 +14,7 @@ import struct
 import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import accumulate
@@ -57,7 +58,7 @@ class Archive:
         self._lengths: list[array[int]] = []  # of the records of a chunk
         self._open: list[bytes] = []  # the records behind the last chunk
         self._rows: dict[str, int] = {}
-        self._table = _Table(self._flats)
+        self._table = _Table(self._flats, Seen())
         self._tail: list[Any] = []  # decoded, behind the rows of the table
         self._tail_values: Values = {}
         self._n_decoded = 0
@@ -120,6 +121,39 @@ class Archive:
             frame = view.build(self._tail_values, len(self._tail) // FIELDS)
             known = self._tail_frame = (self._n_decoded, view, frame)
         return known[2]
+
+    def snapshot(
+        self,
+        n: int,
+        others: Mapping[TaskState, Sequence[bytes]],
+        states: Sequence[TaskState],
+        *,
+        with_state: bool,
+        times: bool = False,
+        schema: Schema | None = None,
+    ) -> pl.DataFrame:
+        """The first `n` finished tasks beside tasks in other states, the states in the order given; see `frame_of`.
+
+        Where the others hold nothing that these columns do not hold already, no finished record is decoded again.
+        """
+        self._decode(len(self))
+        rest: list[tuple[TaskState, Sequence[bytes]]] = [(state, others[state]) for state in states if state != "finished"]
+        beside = _frame_of(rest, deepcopy(self._table.seen), with_state, times, schema)
+        mine = self.frame(times=times, schema=schema)
+        if with_state:
+            mine = mine.with_columns(pl.lit("finished").alias("state"))
+        if "condition" in beside.columns:
+            mine = mine.with_columns(pl.lit(None, dtype=beside.schema["condition"]).alias("condition"))
+        if n != len(self) or dict(mine.schema) != dict(beside.schema):
+            groups: list[tuple[TaskState, Sequence[bytes]]] = [
+                (state, self.raw(0, n) if state == "finished" else others[state]) for state in states
+            ]
+            return _frame_of(groups, deepcopy(self._table.seen), with_state, times, schema)
+        mine, at, parts = mine.select(beside.columns), 0, list[pl.DataFrame]()
+        for state in states:
+            parts.append(mine if state == "finished" else beside[at : at + len(others[state])])
+            at += 0 if state == "finished" else len(others[state])
+        return pl.concat(parts)
 
     def find(self, keys: Iterable[str]) -> dict[str, Task]:
         """The tasks with these keys, as far as they are here."""
@@ -198,6 +232,13 @@ def frame_of(
         A frame as `Archive.frame` returns it; if failed tasks are among the states, with or without rows, then with
         `condition` (Struct of kind, type, message, traceback: null for other tasks).
     """
+    return _frame_of(groups, Seen(), with_state, times, schema)
+
+
+def _frame_of(
+    groups: Sequence[tuple[TaskState, Sequence[bytes]]], seen: Seen, with_state: bool, times: bool, schema: Schema | None
+) -> pl.DataFrame:
+    """As `frame_of`, with columns that hold what was seen elsewhere as well."""
     portions: list[tuple[bytes, int, TaskState]] = []
     starts: list[int] = []
 
@@ -206,7 +247,8 @@ def frame_of(
             if start <= first < stop:
                 yield decode_flat(chunk, n), state
 
-    table = _Table(read, with_state=with_state, with_condition=any(state == "failed" for state, _ in groups))
+    with_condition = any(state == "failed" for state, _ in groups)
+    table = _Table(read, seen, with_state=with_state, with_condition=with_condition)
     for state, records in groups:
         for first, last in _windows(0, len(records)):
             chunk = b"".join(records[first:last])
@@ -259,11 +301,11 @@ class _Block:
 class _Table:
     """Decoded rows as blocks, in layouts."""
 
-    def __init__(self, read: Reader, *, with_state: bool = False, with_condition: bool = False) -> None:
+    def __init__(self, read: Reader, seen: Seen, *, with_state: bool = False, with_condition: bool = False) -> None:
+        self.seen = seen
         self._read = read
         self._parts = {"with_state": with_state, "with_condition": with_condition}
-        self._seen = Seen()
-        self._layout = self._seen.layout(**self._parts)
+        self._layout = self.seen.layout(**self._parts)
         self._views: dict[tuple[Any, ...], Layout] = {}
         self._blocks: list[_Block] = []
         self._bodies: dict[Layout, pl.DataFrame] = {}
@@ -275,8 +317,8 @@ class _Table:
 
     def learn(self, values: Values) -> None:
         """Widens the columns to what these rows hold, which are added now or later."""
-        if self._seen.learn(values):
-            self._layout = self._seen.layout(**self._parts)
+        if self.seen.learn(values):
+            self._layout = self.seen.layout(**self._parts)
             self._views.clear()
             self._bodies.clear()
 

@@ -441,13 +441,15 @@ class Snapshot:
         """The tasks as a frame, the states in the order given."""
         from rush_async.archive import frame_of
 
-        groups: list[tuple[TaskState, list[bytes]]] = []
-        for state in states:
-            if state == "finished":
-                groups.append((state, [] if self._archive is None else self._archive.raw(0, self._n_finished)))
-            else:
-                groups.append((state, [complete(state, record) for record in self._parts[state]]))
-        return frame_of(groups, with_state=with_state, times=times, schema=schema)
+        others: dict[TaskState, list[bytes]] = {
+            state: [complete(state, record) for record in records]
+            for state, records in self._parts.items()
+            if state != "finished"
+        }
+        if self._archive is None:
+            groups: list[tuple[TaskState, list[bytes]]] = [(state, others[state]) for state in states]
+            return frame_of(groups, with_state=with_state, times=times, schema=schema)
+        return self._archive.snapshot(self._n_finished, others, states, with_state=with_state, times=times, schema=schema)
 
 
 class EndWait:

@@ -401,6 +401,43 @@ def test_frame_depends_on_the_records_and_not_on_their_portions(
         assert all(stands_for(row[column], ys.get(name)) for name, column in outputs.items())
 
 
+@settings(max_examples=100, deadline=None)
+@given(tasks=st.lists(_TASKS, min_size=1, max_size=6), n_finished=st.integers(0, 300), times=st.booleans())
+def test_a_snapshot_is_the_frame_of_its_records_whatever_was_decoded_before(
+    tasks: list[tuple[dict[str, Any], dict[str, Any], Any, Any, int]], n_finished: int, times: bool
+) -> None:
+    tasks = [task for task in tasks for _ in range(task[4])]
+    done = [finished(f"f{at}", xs, ys, xs_extra=extra) for at, (xs, ys, extra, _, _) in enumerate(tasks[:n_finished])]
+    waiting = [queued(f"q{at}", xs, extra) + b"\xc0" * 6 for at, (xs, _, extra, _, _) in enumerate(tasks[n_finished:])]
+    broken = [failed("x", {"x": 1}, Failure("lost"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive = Archive()
+        archive.extend(done)
+        before = archive.frame()
+        expected = frame_of([("finished", done), ("queued", waiting), ("failed", broken)], with_state=True, times=times)
+        snapshot = archive.snapshot(
+            len(done),
+            {"queued": waiting, "failed": broken},
+            ("finished", "queued", "failed"),
+            with_state=True,
+            times=times,
+        )
+        assert snapshot.schema == expected.schema
+        assert repr(snapshot.rows()) == repr(expected.rows())
+        assert repr(archive.frame()) == repr(before)
+
+
+def test_a_snapshot_of_fewer_rows_and_in_another_order() -> None:
+    archive = Archive()
+    archive.extend([finished(f"f{at}", {"x": at}, {"y": 0.5}) for at in range(70)])
+    waiting = [queued("q", {"x": 2.5}) + b"\xc0" * 6]
+    frame = archive.snapshot(2, {"queued": waiting}, ("queued", "finished"), with_state=True)
+    assert frame["keys"].to_list() == ["q", "f0", "f1"]
+    assert frame["x"].to_list() == [2.5, 0.0, 1.0]
+    assert archive.frame()["x"].dtype == pl.Int64
+
+
 # schemas
 
 
