@@ -320,12 +320,18 @@ class RushClient(Session):
             schema: as in `fetch_finished_tasks`.
         """
         network = self._net
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         archive = await network.read_archive()
-        if self._first_new(network, len(archive)) == len(archive) and timeout > 0:
-            n, epoch = len(archive), network.epoch
+        while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
+            epoch = network.epoch
             with suppress(RushTimeoutError):
-                await self.wait_until(lambda counts: counts.finished > n or network.epoch != epoch, timeout=timeout)
+                await self.wait_until(
+                    lambda counts, n=n, epoch=epoch: counts.finished > n or network.epoch != epoch, timeout=left
+                )
             archive = await network.read_archive()
+            if network.epoch == epoch:
+                break  # else the network was reset meanwhile, and what is waited for may be still to come
         first = self._first_new(network, len(archive))
         frame = archive.frame(first, times=times, schema=schema or self._schema)
         self._n_seen = len(archive)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
-from rush_async.client import RushClient, as_keys
+from rush_async.client import RushClient, as_keys, as_number
 from rush_async.config import RushConfig
-from rush_async.errors import RushTimeoutError, WorkerLoopError, WorkersNotReadyError
+from rush_async.errors import RushConnectionError, RushTimeoutError, WorkerLoopError, WorkersNotReadyError
 from rush_async.launch.coroutines import Coroutines
 from rush_async.launch.handle import Launch, Launcher, WorkerHandle
 from rush_async.loops import bind_loop
@@ -23,6 +24,7 @@ from rush_async.names import worker_name
 from rush_async.network import Network
 from rush_async.session import Schema
 from rush_async.store.workers import WorkerEntry
+from rush_async.supervisor import see_through
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,6 +34,7 @@ __all__ = ["Rush", "rsh"]
 logger = logging.getLogger(__name__)
 
 _GRACE = 1.0  # seconds that workers have to end by themselves when their manager closes or resets the network
+_PATIENCE = 5.0  # seconds beyond that after which a manager that closes gives up a server that does not answer
 _KILLED = Failure("killed", None, "Worker was killed")
 _LOST = Failure("lost", None, "Worker has crashed or was killed")
 
@@ -59,13 +62,24 @@ class Rush(RushClient):
         self._handles: dict[str, WorkerHandle] = {}
         self._ends: dict[str, asyncio.Future[WorkerExit]] = {}
         self._killed: set[str] = set()
-        self._unseen: list[str] = []  # started since somebody last waited for workers
+        self._is_cut_off = False  # the server is gone for good, and ends of workers are told to nobody
+        self._unseen: dict[str, None] = {}  # started since somebody last waited for workers
 
     async def _leave(self, error: BaseException | None) -> None:
         living = [worker_id for worker_id, handle in self._handles.items() if handle.is_alive]
-        if living:
-            with anyio.CancelScope(shield=True):
+        if not living:
+            return
+        try:
+            with anyio.fail_after(_GRACE + _PATIENCE, shield=True):
                 await self.stop_workers(living, timeout=_GRACE)
+        except (RushConnectionError, TimeoutError) as gone:
+            self._is_cut_off = True
+            logger.warning(
+                "workers are killed, for they could not be stopped through the network: %s", str(gone) or "no answer"
+            )
+        finally:
+            with anyio.CancelScope(shield=True):
+                await asyncio.gather(*[handle.kill() for handle in self._handles.values() if handle.is_alive])
 
     # starting
 
@@ -98,37 +112,40 @@ class Rush(RushClient):
         """
         network = self._net
         bound = bind_loop(loop, args, kwargs, _OPTIONS)
-        if n_workers < 1:
+        if as_number(n_workers, "n_workers") < 1:
             raise ValueError(f"n_workers must be at least 1, not {n_workers}")
         launcher = Coroutines() if on is None else on
         if not hasattr(launcher, "launch"):
             raise TypeError(f"on is Coroutines() or Processes(n), not {type(launcher).__name__}: {launcher!r:.80}")
+        directory = Path(log_dir) if log_dir is not None else None
         worker_ids: list[str] = []
-        while len(worker_ids) < n_workers:
-            names = [worker_name() for _ in range(n_workers - len(worker_ids))]
-            worker_ids += await network.workers.announce(names, {"pid": None, "hostname": None, "heartbeat": False})
-        launch = Launch(
-            self.network_id,
-            self.config,
-            bound,
-            worker_ids,
-            Path(log_dir) if log_dir is not None else None,
-            network.link.supervisor,
-            self._lose,
-        )
         try:
+            await see_through(self._announce(network, n_workers, worker_ids))
+            launch = Launch(self.network_id, self.config, bound, worker_ids, directory, network.link.supervisor, self._lose)
             handles = await launcher.launch(launch)
         except BaseException as error:
-            with anyio.CancelScope(shield=True):
-                for worker_id in worker_ids:
-                    await network.workers.bye(worker_id, "failed", Failure.of(error))
+            await see_through(self._take_back(network, worker_ids, error))
             raise
         for handle in handles:
             self._handles[handle.worker_id] = handle
             self._ends[handle.worker_id] = asyncio.get_running_loop().create_future()
             handle.ended.add_done_callback(self._note_end)
-        self._unseen += worker_ids
-        return worker_ids
+        self._unseen.update(dict.fromkeys(worker_ids))
+        return list(worker_ids)
+
+    async def _announce(self, network: Network, n_workers: int, worker_ids: list[str]) -> None:
+        """Registers new workers as starting, and notes their ids as it goes on."""
+        while len(worker_ids) < n_workers:
+            names = [worker_name() for _ in range(n_workers - len(worker_ids))]
+            worker_ids += await network.workers.announce(names, {"pid": None, "hostname": None, "heartbeat": False})
+
+    async def _take_back(self, network: Network, worker_ids: Sequence[str], error: BaseException) -> None:
+        """Reports announced workers that did not start after all."""
+        is_own = isinstance(error, Exception)
+        state, failure = ("failed", Failure.of(error)) if is_own else ("terminated", None)
+        with contextlib.suppress(RushConnectionError):
+            for worker_id in worker_ids:
+                await network.workers.bye(worker_id, state, failure)
 
     def _note_end(self, ended: asyncio.Future[WorkerExit]) -> None:
         how = ended.result()
@@ -137,7 +154,7 @@ class Rush(RushClient):
         network = self._network
         if how.state == "failed" and how.failure is not None:
             logger.error("the loop of worker %s failed: %s", how.worker_id, how.failure.traceback or how.failure.message)
-        if network is None or not network.link.supervisor.is_open:
+        if network is None or self._is_cut_off or not network.link.supervisor.is_open:
             self._ends[how.worker_id].set_result(how)
         else:
             network.link.supervisor.start(self._report_end, network, how)
@@ -146,12 +163,14 @@ class Rush(RushClient):
         """Reports a worker that ended without having entered or without a good-bye; for any other this moves nothing."""
         try:
             await network.workers.bye(how.worker_id, how.state, how.failure)
+        except RushConnectionError as gone:
+            logger.warning("the end of worker %s could not be reported: %s", how.worker_id, gone)
         finally:
             self._ends[how.worker_id].set_result(how)
 
     async def _lose(self, worker_id: str, failure: Failure) -> None:
         network = self._network
-        if network is not None and await network.workers.lose(worker_id, "lost", _LOST, failure):
+        if network is not None and not self._is_cut_off and await network.workers.lose(worker_id, "lost", _LOST, failure):
             logger.error("worker %s is lost, its tasks have been failed: %s", worker_id, failure.message)
 
     # waiting
@@ -169,25 +188,26 @@ class Rush(RushClient):
         Raises:
             WorkersNotReadyError: the time is up, or a worker died before it was running; the message has its error.
         """
-        wanted = None if worker_ids is None else as_keys(worker_ids)
+        wanted = None if worker_ids is None else list(dict.fromkeys(as_keys(worker_ids)))
         if n is None and wanted is None:
             raise ValueError("say how many workers to wait for, n=..., or which, worker_ids=[...]")
         if n is not None and wanted is not None and n > len(wanted):
             raise ValueError(f"n is {n} and only {len(wanted)} worker_ids are given: they can never be that many")
-        needed = n if n is not None else len(wanted or ())
+        needed = as_number(n, "n") if n is not None else len(wanted or ())
         network = self._net
+        looks_once = timeout is not None and timeout <= 0
         n_ready = 0
         try:
-            async with asyncio.timeout(timeout if timeout != 0 else None):
-                if timeout != 0:
-                    await network.watch()
-                with network.end_wait(()) as wait:
+            with self._until_closed(), network.end_wait(()) as wait:
+                async with asyncio.timeout(None if looks_once else timeout):
+                    if not looks_once:
+                        await network.watch()
                     while True:
                         n_ready = self._count_ready(await network.workers.read(), wanted)
                         if n_ready >= needed:
                             self._unseen.clear()
                             return
-                        if timeout == 0:
+                        if looks_once:
                             raise TimeoutError
                         await wait.changed()
         except WorkersNotReadyError:
@@ -205,14 +225,15 @@ class Rush(RushClient):
         n_ready = 0
         for entry in entries:
             is_ours = entry.worker_id in own
-            has_run = entry.info.get("pid") is not None
             if entry.state == "running" and (wanted is None or is_ours):
                 n_ready += 1
             elif is_ours and entry.ended_at is not None:
-                if not has_run and entry.state != "terminated":
-                    why = entry.failure.message if entry.failure is not None else entry.state
+                if entry.info.get("pid") is not None:
+                    n_ready += 1
+                elif entry.state != "terminated" or wanted is not None:
+                    self._unseen.pop(entry.worker_id, None)  # whoever waits the next time is not told of it again
+                    why = entry.failure.message if entry.failure is not None else f"it was {entry.state}"
                     raise WorkersNotReadyError(f"worker {entry.worker_id} died before it was running: {why}")
-                n_ready += 1
         return n_ready
 
     async def join_workers(
@@ -230,7 +251,8 @@ class Rush(RushClient):
             RushTimeoutError: they did not end in time; they go on.
         """
         wanted = list(self._handles) if worker_ids is None else as_keys(worker_ids)
-        ends = await self._wait_for_ends(wanted, timeout)
+        with self._until_closed():
+            ends = await self._wait_for_ends(wanted, timeout)
         if missing := [worker_id for worker_id in wanted if worker_id not in ends]:
             raise RushTimeoutError(f"{len(missing)} workers have not ended within {timeout:g} s: {', '.join(missing[:5])}")
         exits = [ends[worker_id] for worker_id in wanted]
@@ -238,34 +260,45 @@ class Rush(RushClient):
             _raise_failures(exits)
         return exits
 
-    async def _wait_for_ends(self, worker_ids: Sequence[str], timeout: float | None) -> dict[str, WorkerExit]:
+    async def _wait_for_ends(
+        self, worker_ids: Sequence[str], timeout: float | None, asked: set[str] | None = None
+    ) -> dict[str, WorkerExit]:
         """How workers ended, of those that did within `timeout`. Ours tell us themselves, others tell the network."""
         ends: dict[str, WorkerExit] = {}
-        own = [worker_id for worker_id in worker_ids if worker_id in self._ends]
-        others = [worker_id for worker_id in worker_ids if worker_id not in self._ends]
+        own = {worker_id: self._ends[worker_id] for worker_id in worker_ids if worker_id in self._ends}
+        others = [worker_id for worker_id in worker_ids if worker_id not in own]
+        if others:
+            await self._read_ends(others, ends)
         with anyio.move_on_after(timeout):
-            if others:
-                await self._wait_for_others(others, ends)
+            if len(ends) < len(set(others)):
+                await self._wait_for_others(others, ends, asked)
             if own:
-                await asyncio.wait([self._ends[worker_id] for worker_id in own])
-        ends |= {worker_id: self._ends[worker_id].result() for worker_id in own if self._ends[worker_id].done()}
+                await asyncio.wait(own.values())
+        ends |= {worker_id: end.result() for worker_id, end in own.items() if end.done()}
         return ends
 
-    async def _wait_for_others(self, worker_ids: Sequence[str], ends: dict[str, WorkerExit]) -> None:
+    async def _wait_for_others(self, worker_ids: Sequence[str], ends: dict[str, WorkerExit], asked: set[str] | None) -> None:
+        """Waits until all have ended. Those that could not be asked to stop, as they had not come in yet, are asked then."""
         network = self._net
         await network.watch()
         with network.end_wait(()) as wait:
             while True:
-                entries = await network.workers.read_some(worker_ids)
-                for worker_id in worker_ids:
-                    entry = entries.get(worker_id)
-                    if entry is None:
-                        raise KeyError(f"network {self.network_id!r} has no worker {worker_id!r}")
-                    if entry.ended_at is not None:
-                        ends[worker_id] = WorkerExit(worker_id, entry.state, entry.failure)
+                await self._read_ends(worker_ids, ends)
+                if asked is not None:
+                    unasked = [worker_id for worker_id in worker_ids if worker_id not in asked and worker_id not in ends]
+                    asked.update(await network.workers.ask_to_stop(unasked))
                 if len(ends) >= len(set(worker_ids)):
                     return
                 await wait.changed()
+
+    async def _read_ends(self, worker_ids: Sequence[str], ends: dict[str, WorkerExit]) -> None:
+        entries = await self._net.workers.read_some(worker_ids)
+        for worker_id in worker_ids:
+            entry = entries.get(worker_id)
+            if entry is None and worker_id not in ends:
+                raise KeyError(f"network {self.network_id!r} has no worker {worker_id!r}")
+            if entry is not None and entry.ended_at is not None:
+                ends[worker_id] = WorkerExit(worker_id, entry.state, entry.failure)
 
     # stopping
 
@@ -288,29 +321,29 @@ class Rush(RushClient):
         if mode not in ("terminate", "kill"):
             raise ValueError(f"mode is 'terminate' or 'kill', not {mode!r}")
         network = self._net
-        living = [entry.worker_id for entry in await network.workers.read() if entry.state in ("starting", "running")]
-        wanted = living if worker_ids is None else as_keys(worker_ids)
-        for worker_id in wanted:
-            if worker_id not in living and worker_ids is not None and not self._lives_here(worker_id):
+        # One that has not entered the network yet, or has left it a moment ago, is known here.
+        living = {worker_id for worker_id, handle in self._handles.items() if handle.is_alive}
+        entries = await network.workers.read()
+        living.update(entry.worker_id for entry in entries if entry.state in ("starting", "running"))
+        named = sorted(living) if worker_ids is None else list(dict.fromkeys(as_keys(worker_ids)))
+        wanted = [worker_id for worker_id in named if worker_id in living]
+        for worker_id in named:
+            if worker_id not in living:
                 logger.warning("worker %s is not running, so it is not stopped", worker_id)
-        wanted = [worker_id for worker_id in wanted if worker_id in living or self._lives_here(worker_id)]
         if mode == "kill":
             await self._kill(wanted)
             return
-        asked = await network.workers.ask_to_stop(wanted)
+        asked = set(await network.workers.ask_to_stop(wanted))
         for worker_id in wanted:
             if worker_id not in asked and worker_id in self._handles:
-                self._handles[worker_id].cancel()  # it has not entered yet, so no request can reach it
+                self._handles[worker_id].stop()
         if timeout == 0:
             return
-        ends = await self._wait_for_ends(wanted, timeout)
+        with self._until_closed():
+            ends = await self._wait_for_ends(wanted, timeout, asked)
         if late := [worker_id for worker_id in wanted if worker_id not in ends]:
             logger.warning("workers did not stop within %g s and are killed: %s", timeout, ", ".join(late[:5]))
             await self._kill(late)
-
-    def _lives_here(self, worker_id: str) -> bool:
-        handle = self._handles.get(worker_id)
-        return handle is not None and handle.is_alive
 
     async def _kill(self, worker_ids: Sequence[str]) -> None:
         # The network first: from here on nothing they do counts, whether they can be reached or not.

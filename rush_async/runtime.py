@@ -28,8 +28,8 @@ _PATIENCE = 2.0  # seconds that a cancelled loop has to end
 async def live(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
     """Runs one worker from its registration to its good-bye, and returns how it ended: nothing that its loop raises is lost.
 
-    What it still runs fails with the loop's error. A worker that is shut out by a kill or a reset has its loop cancelled, and so
-    has one whose `live` is cancelled. A loop that swallows its cancellation is left to itself after two seconds.
+    What it still runs fails with the loop's error. The loop of a worker that is shut out by a kill or a reset is cancelled, and
+    so it is when `live` is cancelled. One that swallows its cancellation is left to itself after two seconds.
     """
     end: WorkerExit | None = None
     try:

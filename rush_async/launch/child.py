@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import FileIO, TextIOWrapper
-from typing import Any
 
 from rush_async.config import RushConfig
 from rush_async.loops import WorkerLoop
@@ -39,7 +38,7 @@ class Orders:
         worker_ids: the workers that live here.
         loop: a `WorkerLoop` in the pickle of cloudpickle.
         parent: the process that waits for the reports.
-        private_directory: where output goes, if it is to go with the process: removed by the manager, or here when that was killed.
+        private_directory: where output goes that goes with the process: the manager removes it, or else the child.
     """
 
     network_id: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import pickle
 import shutil
@@ -18,14 +19,20 @@ from typing import Any, cast
 import anyio
 import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 
+from rush_async.client import as_number
 from rush_async.errors import EncodeError
+from rush_async.launch.child import Orders
 from rush_async.launch.handle import Launch, WorkerHandle
 from rush_async.model import Failure, WorkerExit
 
 __all__ = ["Processes"]
 
-_PATIENCE = 2.0  # seconds that a process with several workers has to cancel one of them
-_SHOWN = 2_000  # characters of its last output that are reported of a process that died
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 2.0  # seconds in which the loop of a process is to answer
+_GOODBYE = 8.0  # seconds that a worker may take to end, once its loop has answered
+_LINGER = 2.0  # seconds that a process may take to end, once its workers have
+_SHOWN = 2_000  # bytes of its last output that are reported of a process that died
 
 
 class _Worker(WorkerHandle):
@@ -34,24 +41,34 @@ class _Worker(WorkerHandle):
     def __init__(self, worker_id: str, child: _Child) -> None:
         super().__init__(worker_id)
         self._child = child
+        self.answered = asyncio.Event()
+
+    def stop(self) -> None:
+        self._child.tell("stop", self.worker_id)
 
     def cancel(self) -> None:
         self._child.tell("cancel", self.worker_id)
 
     async def kill(self) -> None:
-        # Its loop hears of it on `control`. The process goes only if nobody else lives in it, or if it does not answer.
-        if len(self._child.handles) > 1:
+        # Its loop hears of it on `control`. The process goes only if nobody else lives in it, or if its loop does not answer.
+        if self._child.has_others_than(self):
             self.cancel()
-            done, _ = await asyncio.wait([self.ended], timeout=_PATIENCE)
-            if done:
-                return
-        self._child.kill()
-        await asyncio.wait([self.ended])
+            with anyio.move_on_after(_PATIENCE):
+                await self.answered.wait()
+            if self.answered.is_set():
+                await asyncio.wait([self.ended], timeout=_GOODBYE)
+        if self.is_alive:
+            self._child.kill()
+            await asyncio.wait([self.ended])
 
 
 class _Child:
     """A child process and its workers. It gets its orders over its standard input, whose end tells it that we are gone, and
-    reports over a pipe of its own."""
+    reports over a pipe of its own.
+
+    asyncio knows nothing of these pipes: what a loop starts may inherit their ends and outlive the child, and asyncio does not
+    report the death of a process before its pipes are closed.
+    """
 
     def __init__(self, launch: Launch, worker_ids: Sequence[str], directory: Path, is_private: bool) -> None:
         self._launch = launch
@@ -62,91 +79,136 @@ class _Child:
         self._stderr = directory / f"{name}.stderr"
         self._stdout = directory / f"{name}.stdout"
         self._process: asyncio.subprocess.Process | None = None
+        self._orders_to: asyncio.WriteTransport | None = None
+        self._report_from = -1
+        self._reported = bytearray()
+
+    def has_others_than(self, worker: _Worker) -> bool:
+        """Whether neighbours of this worker are alive."""
+        return any(other.is_alive for other in self.handles.values() if other is not worker)
 
     async def start(self, orders: bytes) -> None:
+        """Starts the process. What goes wrong leaves nothing behind."""
+        loop = asyncio.get_running_loop()
+        orders_from, orders_to = os.pipe()
         report_from, report_to = os.pipe()
+        pipe = os.fdopen(orders_to, "wb", buffering=0)
         try:
+            self._orders_to, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, pipe)
             with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-c",
                     _START.format(path=sys.path, report=report_to),
-                    stdin=asyncio.subprocess.PIPE,
+                    stdin=orders_from,
                     stdout=stdout,
                     stderr=stderr,
                     pass_fds=[report_to],
                     start_new_session=True,  # Ctrl-C reaches the manager, which stops its workers
                 )
         except BaseException:
+            if self._orders_to is None:
+                pipe.close()
+            else:
+                self._orders_to.abort()
             os.close(report_from)
+            self._remove_output()
             raise
         finally:
+            os.close(orders_from)
             os.close(report_to)
-        assert self._process.stdin is not None
-        self._process.stdin.write(len(orders).to_bytes(8, "big") + orders)
-        self._launch.supervisor.start(self._watch, self._process, report_from)
+        # Nothing is awaited from here on: whoever is cancelled has started no process, or one that is watched.
+        self._orders_to.write(len(orders).to_bytes(8, "big") + orders)
+        os.set_blocking(report_from, False)
+        self._report_from = report_from
+        loop.add_reader(report_from, self._take_reports)
+        self._launch.supervisor.start(self._watch, self._process)
 
-    def tell(self, *words: str) -> None:
+    def tell(self, word: str, worker_id: str) -> None:
         """Sends an order, if the process is there to take it."""
-        process = self._process
-        if process is not None and process.stdin is not None and not process.stdin.is_closing():
-            process.stdin.write((" ".join(words) + "\n").encode())
+        if self._orders_to is not None and not self._orders_to.is_closing():
+            self._orders_to.write(f"{word} {worker_id}\n".encode())
 
     def kill(self) -> None:
+        """Ends the process and those that it started."""
         if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self._kill_group(self._process)
 
-    async def _watch(self, process: asyncio.subprocess.Process, report_from: int) -> None:
+    def _kill_group(self, process: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
         try:
-            await self._read_reports(report_from)
             code = await process.wait()
-            await self._lose_silent(code)
+            self._take_reports()
+            await self._lose_silent(process, code)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._end(process)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdin is not None
-        process.stdin.close()
-        self.kill()  # whatever is left of it now has had its time
+        assert self._orders_to is not None
+        if not self._orders_to.is_closing():
+            self._orders_to.abort()
+        with anyio.move_on_after(_LINGER):
+            await process.wait()
+        self.kill()
         await process.wait()
+        self._take_reports()
+        asyncio.get_running_loop().remove_reader(self._report_from)
+        os.close(self._report_from)
         for handle in self.handles.values():
             handle.end(WorkerExit(handle.worker_id, "terminated"))
+        self._remove_output()
+
+    def _remove_output(self) -> None:
         if self._is_private:
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    async def _read_reports(self, report_from: int) -> None:
-        """Takes the ends that the process reports, until it closes the pipe or dies."""
-        reader = asyncio.StreamReader(limit=2**24)
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(report_from, "rb", buffering=0)
-        )
-        try:
-            while head := await reader.read(8):
-                head += await reader.readexactly(8 - len(head)) if len(head) < 8 else b""
-                body = await reader.readexactly(int.from_bytes(head, "big"))
-                # The pipe is written by our own child alone, so it may carry pickles.
-                how: WorkerExit = pickle.loads(body)
-                self.handles[how.worker_id].end(how)
-        except asyncio.IncompleteReadError:
-            pass
-        finally:
-            transport.close()
+    def _take_reports(self) -> None:
+        """Takes what the process has reported: ends of workers, and orders it has taken."""
+        while True:
+            try:
+                piece = os.read(self._report_from, 2**16)
+            except BlockingIOError:
+                break
+            if not piece:
+                asyncio.get_running_loop().remove_reader(self._report_from)
+                break
+            self._reported += piece
+        while len(self._reported) >= 8:
+            end = 8 + int.from_bytes(self._reported[:8], "big")
+            if len(self._reported) < end:
+                break
+            # The pipe is written by our own child alone, so it may carry pickles.
+            what: WorkerExit | str = pickle.loads(self._reported[8:end])
+            del self._reported[:end]
+            if isinstance(what, str):
+                self.handles[what].answered.set()
+            else:
+                self.handles[what.worker_id].end(what)
 
-    async def _lose_silent(self, code: int) -> None:
-        for worker_id, handle in self.handles.items():
-            if handle.is_alive:
-                failure = Failure("lost", None, f"{_death(code)}{self._last_words()}")
-                await self._launch.on_lost(worker_id, failure)
-                handle.end(WorkerExit(worker_id, "lost", failure))
+    async def _lose_silent(self, process: asyncio.subprocess.Process, code: int) -> None:
+        """Reports the workers that have not reported themselves: they died with the process."""
+        silent = [handle for handle in self.handles.values() if handle.is_alive]
+        if not silent:
+            return
+        self._kill_group(process)  # what they started is of no use to anybody now
+        failure = Failure("lost", None, f"{_death(code)}{self._last_words()}")
+        for handle in silent:
+            try:
+                await self._launch.on_lost(handle.worker_id, failure)
+            except Exception as error:
+                logger.error("the network could not be told that worker %s is lost: %s", handle.worker_id, error)
+            finally:
+                handle.end(WorkerExit(handle.worker_id, "lost", failure))
 
     def _last_words(self) -> str:
-        with contextlib.suppress(OSError):
-            words = self._stderr.read_text("utf-8", "replace").strip()
-            if words:
-                return f". It last wrote: {words[-_SHOWN:]}"
+        with contextlib.suppress(OSError), self._stderr.open("rb") as stderr:
+            stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _SHOWN))
+            if words := stderr.read().decode("utf-8", "replace").strip():
+                return f". It last wrote: {words}"
         return ""
 
 
@@ -173,31 +235,31 @@ class Processes:
     n: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n is not None and self.n < 1:
+        if self.n is not None and as_number(self.n, "n of Processes(n)") < 1:
             raise ValueError(f"Processes(n) needs at least one process, not {self.n}")
 
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
         """Starts the workers and returns at once."""
         n = min(self.n or len(launch.worker_ids), len(launch.worker_ids))
         loop = _pickled(launch)
-        handles: list[WorkerHandle] = []
-        for at in range(n):
-            worker_ids = launch.worker_ids[at::n]
-            if launch.log_dir is not None:
-                launch.log_dir.mkdir(parents=True, exist_ok=True)
-            directory = launch.log_dir or Path(tempfile.mkdtemp(prefix="rush-out-"))
-            child = _Child(launch, worker_ids, directory, launch.log_dir is None)
-            orders: dict[str, Any] = {
-                "network_id": launch.network_id,
-                "config": launch.config,
-                "worker_ids": list(worker_ids),
-                "loop": loop,
-                # What the manager removes at the end; the child does where the manager was killed.
-                "private_directory": None if launch.log_dir else str(directory),
-            }
-            await child.start(pickle.dumps(orders))
-            handles += child.handles.values()
-        return handles
+        if launch.log_dir is not None:
+            launch.log_dir.mkdir(parents=True, exist_ok=True)
+        children: list[_Child] = []
+        try:
+            for at in range(n):
+                worker_ids = launch.worker_ids[at::n]
+                # What is removed at the end by the manager, or by the child where the manager was killed.
+                private = tempfile.mkdtemp(prefix="rush-out-") if launch.log_dir is None else None
+                orders = Orders(launch.network_id, launch.config, list(worker_ids), loop, os.getpid(), private)
+                child = _Child(launch, worker_ids, launch.log_dir or Path(private or ""), private is not None)
+                await child.start(pickle.dumps(orders))
+                children.append(child)
+        except BaseException:
+            for child in children:
+                child.kill()
+            raise
+        handles = {worker_id: handle for child in children for worker_id, handle in child.handles.items()}
+        return [handles[worker_id] for worker_id in launch.worker_ids]
 
 
 def _pickled(launch: Launch) -> bytes:

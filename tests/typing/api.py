@@ -1,0 +1,172 @@
+"""What type checkers are promised: pyright reads this file, nobody runs it."""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, assert_type
+
+import polars as pl
+
+from rush_async import (
+    Counts,
+    Event,
+    EventsMissed,
+    Failure,
+    FailureKind,
+    Processes,
+    Rush,
+    RushConfig,
+    RushWorker,
+    Task,
+    TasksFinished,
+    TaskState,
+    WorkerExit,
+    WorkerLost,
+    rsh,
+)
+
+
+@dataclass
+class Point:
+    x1: float
+    x2: float
+
+
+def evaluate(x1: float, x2: float) -> float:
+    return x1 + x2
+
+
+async def opening() -> None:
+    async with Rush("branin") as rush:
+        assert_type(rush, Rush)
+        assert_type(rush.network_id, str)
+        assert_type(rush.config, RushConfig)
+    assert_type(await Rush(), Rush)
+    assert_type(await Rush("branin", "redis://localhost"), Rush)
+    assert_type(await Rush("branin", RushConfig(data_dir="data"), schema={"y": pl.Float64}), Rush)
+    assert_type(await rsh("branin"), Rush)
+    async with RushWorker("branin", worker_id="bear") as worker:
+        assert_type(worker, RushWorker)
+        assert_type(worker.worker_id, str)
+        assert_type(worker.terminated, bool)
+
+
+async def tasks(rush: Rush) -> None:
+    assert_type(await rush.push_tasks([{"x1": 1.0}], xss_extra=[{"seed": 1}], retries=2), list[str])
+    assert_type(await rush.push_tasks([Point(1.0, 2.0)]), list[str])
+    assert_type(await rush.push_finished_tasks([{"x1": 1}], [{"y": 1}], yss_extra=[None]), list[str])
+    assert_type(await rush.push_failed_tasks([{"x1": 1}], ValueError("no")), list[str])
+    assert_type(await rush.push_failed_tasks([{"x1": 1}], [Failure("timeout")]), list[str])
+    assert_type(await rush.empty_queue(), list[str])
+    assert_type(await rush.retry_tasks(), list[str])
+    assert_type(await rush.retry_tasks("key"), list[str])
+    assert_type(await rush.counts(), Counts)
+    assert_type((await rush.counts()).queued, int)
+    assert_type(rush.n_finished_tasks, int)
+    assert_type(rush.n_tasks, int)
+    assert_type(await rush.get_tasks(("a", "b")), list[Task | None])
+    assert_type(await rush.keys_with_state("queued", "failed"), dict[TaskState, list[str]])
+    assert_type(await rush.is_running_task("key"), list[bool])
+    assert_type(await rush.is_failed_task(["key"]), list[bool])
+    assert_type(await rush.wait_for_tasks(["key"], timeout=1.0, need_workers=False), list[Task])
+    assert_type(await rush.wait_until(lambda counts: counts.finished >= 100, timeout=5), Counts)
+
+
+async def working(worker: RushWorker) -> str:
+    keys = await worker.push_running_tasks([{"x1": 1.0}], budget=100)
+    assert_type(keys, list[str])
+    assert_type(await worker.finish_tasks(keys, [{"y": 1.0}]), list[str])
+    assert_type(await worker.finish_tasks(keys[0], [Point(1.0, 2.0)], yss_extra=[{"note": "good"}]), list[str])
+    assert_type(await worker.fail_tasks(keys, "no"), list[str])
+    assert_type(await worker.pop_task(), Task | None)
+    assert_type(await worker.pop_task(None), Task | None)
+    async for task in worker.tasks(timeout=5):
+        assert_type(task, Task)
+        async with task:
+            task.ys = {"y": evaluate(**task.xs)}
+    async with worker.task({"x1": 1.0, "x2": 2.0}, xs_extra={"seed": 1}, timeout=60) as task:
+        assert_type(task, Task)
+        task.ys = Point(1.0, 2.0)
+    assert_type(task.state, TaskState)
+    async with worker.task(Point(1.0, 2.0), catch=(ValueError, ArithmeticError)) as task:
+        assert_type(task, Task)
+        task.ys = {"y": 1.0}
+    async with worker.task({"x1": 1.0}, budget=100, max_failed=10, catch=ValueError) as perhaps:
+        assert_type(perhaps, Task | None)
+    while True:
+        async with worker.task({"x1": 1.0}, budget=100) as found:
+            assert_type(found, Task | None)
+            if found is None:
+                break
+            found.ys = {"y": 1.0}
+    # A block without `catch` lets every error go on, so that what it returns is what the function returns.
+    async with worker.task({"x1": 1.0}) as last:
+        last.ys = {"y": 1.0}
+        return last.key
+
+
+def nouns(task: Task) -> None:
+    assert_type(task.key, str)
+    assert_type(task.xs, dict[str, Any])
+    assert_type(task.xs_extra, dict[str, Any] | None)
+    assert_type(task.attempt, int)
+    assert_type(task.worker_id, str | None)
+    assert_type(task.created_at, datetime | None)
+    assert_type(task.ended_at, datetime | None)
+    if task.failure is not None:
+        assert_type(task.failure.kind, FailureKind)
+        assert_type(task.failure.message, str)
+        assert_type(task.failure.traceback, str | None)
+
+
+async def reading(rush: Rush) -> None:
+    assert_type(await rush.fetch_finished_tasks(times=True), pl.DataFrame)
+    assert_type(await rush.fetch_new_tasks(timeout=1.0), pl.DataFrame)
+    assert_type(await rush.fetch_tasks_with_state("queued", "running"), pl.DataFrame)
+    assert_type(await rush.fetch_tasks(schema={"y": pl.Float64}), pl.DataFrame)
+    assert_type(await rush.worker_info(), pl.DataFrame)
+    assert_type(rush.reset_cache(), None)
+
+
+async def listening(rush: Rush) -> None:
+    async with rush.events() as events:
+        async for event in events:
+            assert_type(event, Event)
+            assert_type(event.seq, int)
+    async with rush.events(TasksFinished, WorkerLost, results=True, buffer=10) as some:
+        async for event in some:
+            assert_type(event, TasksFinished | WorkerLost | EventsMissed)
+            match event:
+                case TasksFinished(keys=keys, tasks=found):
+                    assert_type(keys, tuple[str, ...])
+                    assert_type(found, tuple[Task, ...] | None)
+                case WorkerLost(worker_id=worker_id):
+                    assert_type(worker_id, str)
+                case EventsMissed(seq=seq):
+                    assert_type(seq, int)
+
+
+async def loop(rush: RushWorker, n: int = 10) -> None: ...
+
+
+async def workers(rush: Rush) -> None:
+    ids = await rush.start_workers(loop, n_workers=4, on=Processes(2), args={"n": 5})
+    assert_type(ids, list[str])
+    assert_type(await rush.wait_for_workers(4, timeout=5), None)
+    assert_type(await rush.stop_workers(ids, mode="kill"), None)
+    assert_type(await rush.join_workers(check=False), list[WorkerExit])
+    assert_type(await rush.reset(workers=False), None)
+
+
+def misuse(rush: Rush, worker: RushWorker, keys: Sequence[str]) -> None:
+    """What pyright must refuse: an ignore that is not needed would be an error itself."""
+    rush.keys_with_state("done")  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
+    rush.stop_workers(mode="gently")  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
+    rush.push_tasks(7)  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
+    rush.n_tasks = 7  # pyright: ignore[reportAttributeAccessIssue]
+    worker.task({"x1": 1.0}, max_failed=3)  # pyright: ignore[reportArgumentType]
+    worker.get_tasks(7)  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
