@@ -134,6 +134,7 @@ class Network:
             # What cancelled callers were granted is given back before the connection may close.
             with anyio.move_on_after(_PATIENCE, shield=True):
                 await self.tasks.calls.quiet()
+                await self.tasks.forget_answers()
         await self.link.release()
 
     # where it stands

@@ -327,6 +327,11 @@ class Calls:
         if position.epoch == self.epoch:
             self._on_position(position)
 
+    def slots(self) -> list[str]:
+        """Where the server keeps the answers to this client's last calls."""
+        first = max(1, self._number - WINDOW + 1)
+        return [f"{self.client}:{number % WINDOW}" for number in range(first, self._number + 1)]
+
     def hear_epoch(self, epoch: int, asked_at: int) -> None:
         """Takes an epoch that a reply tells, asked for when `asked_at` was the highest one known.
 

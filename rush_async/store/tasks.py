@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
-from rush_async.errors import RushConnectionError, ServerFullError
+from rush_async.errors import RushConnectionError, RushError, ServerFullError
 from rush_async.model import Counts, Failure, TaskState
 from rush_async.store.calls import MOST_BYTES, MOST_TASKS, Answer, Calls, Group, Position, wire_mismatch
 from rush_async.store.codec import encode_failure
@@ -191,6 +192,16 @@ class TaskStore:
         await self.calls.call(Group(RESET, ["all" if workers else "tasks"], survives_reset=False))
         if workers:
             self.calls.learn_epoch(0)  # nothing of the network exists until somebody begins again
+
+    async def forget_answers(self) -> None:
+        """Deletes the answers that the server keeps for this client, which is leaving and waits for none.
+
+        They stay where a connection was ever lost, for a late copy of a call may still be on its way over that.
+        """
+        fields = self.calls.slots()
+        if fields and self._connection.is_ready and self._connection.n_reconnects == 0:
+            with suppress(RushError):
+                await self._connection.ask("HDEL", self.keys.calls, *fields)
 
     # reads
 

@@ -189,3 +189,22 @@ async def test_a_freed_place_of_a_budget_wakes_one_of_those_who_wait(proxy: Prox
 
 def _groups(command: Command) -> list[bytes]:
     return [arg for arg in _arguments(command) if arg == b"R"]
+
+
+async def test_a_client_that_leaves_leaves_no_answers_behind(rush: Rush, raw: Any) -> None:
+    async with Rush(rush.network_id, RushConfig(url=rush.config.url, retry_deadline=29)) as other:
+        for x in range(70):
+            await other.push_tasks([{"x": x}])
+        mine = set(calls_of(other).slots())
+        assert len(mine) == WINDOW
+        assert mine <= {field.decode() for field in raw.hkeys(NetworkKeys.of(rush.network_id).calls)}
+    assert not mine & {field.decode() for field in raw.hkeys(NetworkKeys.of(rush.network_id).calls)}
+
+
+async def test_answers_stay_where_a_late_copy_may_still_come(proxy: Proxy, rush: Rush, raw: Any) -> None:
+    async with Rush(rush.network_id, rush.config.at(proxy.url)) as far:
+        await far.push_tasks([{"x": 1}])
+        proxy.cut_all()
+        await far.push_tasks([{"x": 2}])
+        mine = set(calls_of(far).slots())
+    assert mine <= {field.decode() for field in raw.hkeys(NetworkKeys.of(rush.network_id).calls)}
