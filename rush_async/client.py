@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -311,23 +312,26 @@ class RushClient(Session):
         archive = await self._net.read_archive()
         return archive.frame(times=times, schema=schema or self._schema)
 
-    async def fetch_new_tasks(self, *, timeout: float = 0.0, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+    async def fetch_new_tasks(
+        self, *, timeout: float | None = 0.0, times: bool = False, schema: Schema | None = None
+    ) -> pl.DataFrame:
         """The tasks that finished since this client last called this, each once; all of them at first.
 
         Args:
-            timeout: seconds to wait for one if there is none, without polling.
+            timeout: seconds to wait for one if there is none, without polling; None waits for ever.
             times: as in `fetch_finished_tasks`.
             schema: as in `fetch_finished_tasks`.
         """
         network = self._net
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = math.inf if timeout is None else loop.time() + timeout
         archive = await network.read_archive()
         while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
             epoch = network.epoch
             with suppress(RushTimeoutError):
                 await self.wait_until(
-                    lambda counts, n=n, epoch=epoch: counts.finished > n or network.epoch != epoch, timeout=left
+                    lambda counts, n=n, epoch=epoch: counts.finished > n or network.epoch != epoch,
+                    timeout=None if timeout is None else left,
                 )
             archive = await network.read_archive()
             if network.epoch == epoch:

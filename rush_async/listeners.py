@@ -134,8 +134,11 @@ class Listener:
         if message.epoch < self._epoch or (message.epoch == self._epoch and message.last <= self._seq):
             return
         if message.epoch > self._epoch:
-            # 0 or a whole reset: the network has come into being since. Otherwise a reset went unseen.
+            # After 0 or a reset that was heard, the network has come into being. Otherwise its reset went unseen.
+            is_unseen = self._seq > 0 and message.first == 1
             self._epoch, self._seq = message.epoch, 0
+            if is_unseen:
+                self._offer(EventsMissed(network_id=self._network_id, seq=0, at=message.events[0].at))
         if message.first > self._seq + 1:
             self.miss(message.epoch, message.first - 1, message.events[0].at)
         for event in message.events:

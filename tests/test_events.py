@@ -33,6 +33,7 @@ from rush_async import (
     WorkerStarted,
     WorkerStopped,
 )
+from rush_async.listeners import EventMessage, Listener, ResetMessage
 from rush_async.testing import wait_until
 from tests.proxy import Proxy
 
@@ -556,6 +557,24 @@ async def test_a_reset_and_a_new_beginning_during_a_cut_are_never_missed_in_sile
         assert isinstance(missed, EventsMissed | NetworkReset)
         await nothing(rush, events)
         assert await far.wait_until(lambda counts: counts.queued == 2, timeout=SOON) == Counts(queued=2)
+
+
+async def test_the_first_event_of_a_new_beginning_after_an_unseen_reset_tells_the_gap() -> None:
+    # It may come before the answer of the look that follows a reconnect, so what it carries must do.
+    now = datetime.now(UTC)
+
+    def message(epoch: int, first: int) -> EventMessage:
+        event = TasksQueued(network_id="net", seq=first, at=now, keys=("key",))
+        return EventMessage(epoch, first, Counts(queued=1), 0, [event])
+
+    listener = Listener("net", (), 10)
+    listener.begin(5, 0)
+    listener.take(message(5, 1))
+    listener.take(message(9, 1))
+    assert kinds([await listener.next() for _ in range(3)]) == ["TasksQueued", "EventsMissed", "TasksQueued"]
+    listener.take(ResetMessage(12, now, False))
+    listener.take(message(14, 1))
+    assert kinds([await listener.next() for _ in range(2)]) == ["NetworkReset", "TasksQueued"]
 
 
 async def test_counters_are_right_again_after_a_cut(rush: Rush, proxy: Proxy) -> None:

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from rush_async import Counts, Rush, RushConfig, RushWorker, SchemaError
+from rush_async.testing import wait_until
 from tests.proxy import Proxy
 
 XS = {"x1": 1.0, "x2": 2.0}
@@ -520,3 +521,12 @@ async def test_a_list_that_went_back_in_time_is_read_anew(rush: Rush, raw: Any, 
     assert any("reading anew" in text for text in caplog.messages)
     raw.ltrim(name, 0, 3)
     assert (await rush.fetch_finished_tasks())["keys"].to_list() == keys[:4]
+
+
+async def test_fetch_new_tasks_may_wait_for_ever(rush: Rush) -> None:
+    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=29.0)) as elsewhere:
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(rush.fetch_new_tasks(timeout=None))
+            await wait_until(lambda: rush._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+            await elsewhere.push_finished_tasks([{"x": 1}], [{"y": 2}])
+        assert waiting.result()["y"].to_list() == [2]
