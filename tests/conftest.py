@@ -7,6 +7,7 @@ import gc
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 import pytest_asyncio
 import redis
 
-from rush_async import RushConfig
+from rush_async import Rush, RushConfig
+from tests.proxy import Proxy
 
 pytest_plugins = ["rush_async.testing"]
 
@@ -68,6 +70,22 @@ async def leaves_no_task() -> AsyncIterator[None]:
         return asyncio.all_tasks() - before - {asyncio.current_task()}  # pyright: ignore[reportOperatorIssue]
 
     await wait_until(lambda: not left(), timeout=2)
+
+
+@pytest_asyncio.fixture
+async def elsewhere(rush: Rush) -> AsyncIterator[Rush]:
+    """A client of the network of `rush` with a connection and a view of its own, as in another process."""
+    # What is set otherwise makes another connection, even in the same loop.
+    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=29.0)) as elsewhere:
+        yield elsewhere
+
+
+@pytest_asyncio.fixture
+async def proxy(rush_server: RushConfig, directory: Path) -> AsyncIterator[Proxy]:
+    """A proxy before the test server; what reaches it by `proxy.url` can be counted and broken."""
+    assert rush_server.url is not None
+    async with Proxy(rush_server.url, directory) as proxy:
+        yield proxy
 
 
 @pytest.fixture

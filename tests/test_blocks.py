@@ -29,7 +29,6 @@ from rush_async import (
 from rush_async.testing import wait_until
 
 XS = {"x1": 1.0, "x2": 2.0}
-ELSEWHERE = 29.0  # another setting makes another connection and another view of the network in the same loop
 
 
 async def get(client: RushClient, key: str) -> Task:

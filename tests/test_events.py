@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 import redis
 
 from rush_async import (
@@ -38,22 +35,7 @@ from rush_async.testing import wait_until
 from tests.proxy import Proxy
 
 XS = {"x1": 1.0, "x2": 2.0}
-ELSEWHERE = 29.0  # another setting makes another connection and another view of the network in the same loop
 SOON = 5.0
-
-
-@pytest_asyncio.fixture
-async def elsewhere(rush: Rush) -> AsyncIterator[Rush]:
-    """A client of the same network with a connection of its own, as in another process."""
-    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=ELSEWHERE)) as elsewhere:
-        yield elsewhere
-
-
-@pytest_asyncio.fixture
-async def proxy(rush_server: RushConfig, directory: Path) -> AsyncIterator[Proxy]:
-    assert rush_server.url is not None
-    async with Proxy(rush_server.url, directory) as proxy:
-        yield proxy
 
 
 async def take(events: EventStream[Any], n: int) -> list[Any]:

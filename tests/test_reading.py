@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-import pytest_asyncio
 
-from rush_async import Counts, Rush, RushConfig, RushWorker, SchemaError
+from rush_async import Counts, Rush, RushWorker, SchemaError
 from rush_async.testing import wait_until
 from tests.proxy import Proxy
 
 XS = {"x1": 1.0, "x2": 2.0}
 SOON = 5.0
 CONDITION = pl.Struct({"kind": pl.String, "type": pl.String, "message": pl.String, "traceback": pl.String})
-
-
-@pytest_asyncio.fixture
-async def elsewhere(rush: Rush) -> AsyncGenerator[Rush]:
-    """A client of the same network with a connection of its own, as in another process."""
-    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=29.0)) as elsewhere:
-        yield elsewhere
-
-
-@pytest_asyncio.fixture
-async def proxy(rush_server: RushConfig, directory: Path) -> AsyncGenerator[Proxy]:
-    assert rush_server.url is not None
-    async with Proxy(rush_server.url, directory) as proxy:
-        yield proxy
 
 
 async def finish(rush: Rush, n: int, first: int = 0) -> list[str]:

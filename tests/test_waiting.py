@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from rush_async import (
     Counts,
@@ -18,7 +16,6 @@ from rush_async import (
     NetworkStateError,
     Rush,
     RushClient,
-    RushConfig,
     RushTimeoutError,
     RushWorker,
     Task,
@@ -28,22 +25,8 @@ from rush_async.testing import wait_until
 from tests.proxy import Proxy
 
 XS = {"x1": 1.0, "x2": 2.0}
-ELSEWHERE = 29.0  # another setting makes another connection and another view of the network in the same loop
+ELSEWHERE = 28.0  # another setting makes another connection and another view of the network in the same loop
 SOON = 5.0
-
-
-@pytest_asyncio.fixture
-async def elsewhere(rush: Rush) -> AsyncIterator[Rush]:
-    """A client of the same network with a connection of its own, as in another process."""
-    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=ELSEWHERE)) as elsewhere:
-        yield elsewhere
-
-
-@pytest_asyncio.fixture
-async def proxy(rush_server: RushConfig, directory: Path) -> AsyncIterator[Proxy]:
-    assert rush_server.url is not None
-    async with Proxy(rush_server.url, directory) as proxy:
-        yield proxy
 
 
 def n_commands(raw: Any) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +15,6 @@ from rush_async.store.keys import NetworkKeys
 from tests.proxy import Command, Proxy, named
 
 TIMEOUT = 10.0
-
-
-@pytest.fixture
-async def proxy(rush_server: RushConfig, directory: Path) -> AsyncIterator[Proxy]:
-    assert rush_server.url is not None
-    async with Proxy(rush_server.url, directory) as proxy:
-        yield proxy
 
 
 @pytest.fixture

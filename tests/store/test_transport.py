@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import hiredis
@@ -22,13 +21,6 @@ from rush_async.testing import wait_until
 from tests.proxy import Proxy, named
 
 TIMEOUT = 10.0
-
-
-@pytest.fixture
-async def proxy(rush_server: RushConfig, directory: Path) -> AsyncIterator[Proxy]:
-    assert rush_server.url is not None
-    async with Proxy(rush_server.url, directory) as proxy:
-        yield proxy
 
 
 @asynccontextmanager
