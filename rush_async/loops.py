@@ -105,4 +105,6 @@ def _is_given(function: object, name: str) -> bool:
 
 def _is_async(function: object) -> bool:
     function = _core_of(function)
+    if isinstance(function, type):
+        return False
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

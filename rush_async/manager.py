@@ -67,11 +67,10 @@ class Rush(RushClient):
 
     async def _leave(self, error: BaseException | None) -> None:
         living = [worker_id for worker_id, handle in self._handles.items() if handle.is_alive]
-        if not living:
-            return
         try:
             with anyio.fail_after(_GRACE + _PATIENCE, shield=True):
-                await self.stop_workers(living, timeout=_GRACE)
+                if living:
+                    await self.stop_workers(living, timeout=_GRACE)
         except (RushConnectionError, TimeoutError) as gone:
             self._is_cut_off = True
             logger.warning(
@@ -80,6 +79,7 @@ class Rush(RushClient):
         finally:
             with anyio.CancelScope(shield=True):
                 await asyncio.gather(*[handle.kill() for handle in self._handles.values() if handle.is_alive])
+                await asyncio.gather(*[handle.clear() for handle in self._handles.values()])
 
     # starting
 
@@ -364,6 +364,7 @@ class Rush(RushClient):
             await self._net.tasks.reset(workers=False)
             return
         await self.stop_workers(timeout=_GRACE)
+        await asyncio.gather(*[handle.clear() for handle in self._handles.values()])
         await self._net.tasks.reset(workers=True)
         self._handles.clear()
         self._ends.clear()

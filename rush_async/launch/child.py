@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import pickle
@@ -56,6 +57,8 @@ def main(report: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # whoever reads the files is not to wait for the end
+    parent = os.getppid()
+    atexit.register(lambda: os.getppid() == parent or _end_group())  # as the first, to be the last
     orders: Orders = pickle.loads(_read(orders_from, int.from_bytes(_read(orders_from, 8), "big")))
     with os.fdopen(report, "wb", buffering=0) as report_to:
         try:
@@ -155,8 +158,13 @@ def _listen(
     in_loop(cancel_all)
     threading.Event().wait(_PATIENCE)
     _remove(orders.private_directory)
+    _end_group()
+
+
+def _end_group() -> None:
+    """Ends this process at once, and those with it that the loops have started."""
     if os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)  # with the processes that the loops have started
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
 
 

@@ -73,6 +73,9 @@ class WorkerHandle:
         """Ends it for certain; it has been shut out of the network already."""
         raise NotImplementedError
 
+    async def clear(self) -> None:
+        """Waits until nothing is left of it, a while after it has ended."""
+
 
 class Launcher(Protocol):
     """A way of starting workers: a value for `start_workers(on=...)`."""

@@ -43,6 +43,10 @@ class _Worker(WorkerHandle):
         self._child = child
         self.answered = asyncio.Event()
 
+    def end(self, how: WorkerExit) -> None:
+        super().end(how)
+        self.answered.set()  # nobody needs to wait for an answer any more
+
     def stop(self) -> None:
         self._child.tell("stop", self.worker_id)
 
@@ -60,6 +64,9 @@ class _Worker(WorkerHandle):
         if self.is_alive:
             self._child.kill()
             await asyncio.wait([self.ended])
+
+    async def clear(self) -> None:
+        await self._child.clear()
 
 
 class _Child:
@@ -82,6 +89,7 @@ class _Child:
         self._orders_to: asyncio.WriteTransport | None = None
         self._report_from = -1
         self._reported = bytearray()
+        self._is_gone = asyncio.Event()
 
     def has_others_than(self, worker: _Worker) -> bool:
         """Whether neighbours of this worker are alive."""
@@ -134,6 +142,13 @@ class _Child:
         if self._process is not None and self._process.returncode is None:
             self._kill_group(self._process)
 
+    async def clear(self) -> None:
+        """Waits for the end of a process whose workers have ended; it has some time for what it does at its exit."""
+        with anyio.move_on_after(_LINGER):
+            await self._is_gone.wait()
+        self.kill()
+        await self._is_gone.wait()
+
     def _kill_group(self, process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -161,6 +176,7 @@ class _Child:
         for handle in self.handles.values():
             handle.end(WorkerExit(handle.worker_id, "terminated"))
         self._remove_output()
+        self._is_gone.set()
 
     def _remove_output(self) -> None:
         if self._is_private:

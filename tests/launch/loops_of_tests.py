@@ -64,6 +64,24 @@ async def shout(rush: RushWorker) -> None:
     await do_some(rush, 1)
 
 
+async def fork_and_hold(rush: RushWorker) -> None:
+    pid = os.fork()
+    if pid == 0:  # holds on to whatever this process had open
+        time.sleep(600)  # noqa: ASYNC251
+        os._exit(0)
+    await rush.push_running_tasks([{"pid": os.getpid(), "grandchild": pid}])
+    await asyncio.Event().wait()
+
+
+async def print_and_end(rush: RushWorker) -> None:
+    print(f"worker {rush.worker_id} was here", end="")  # noqa: T201 - and is not flushed
+
+
+async def die_talking(rush: RushWorker) -> None:
+    sys.stderr.write("x" * 3_000_000 + "\nthe device is gone\n")
+    os._exit(3)
+
+
 async def note_arguments(rush: RushWorker, **arguments: Any) -> None:
     await rush.push_finished_tasks([{name: str(value) for name, value in arguments.items()}], [{"y": 0}])
 

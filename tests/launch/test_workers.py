@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -377,40 +376,6 @@ async def test_row_21_an_error_in_the_managers_block_stops_the_workers_too(rush:
             await other.start_workers(serve, 2)
             raise ZeroDivisionError
     assert set((await states(rush)).values()) == {"terminated"}
-
-
-MANAGER = """
-import asyncio, sys
-from rush_async import Processes, Rush
-from tests.launch.loops_of_tests import block, hold
-
-async def main():
-    async with Rush(sys.argv[1], sys.argv[2]) as rush:
-        await rush.start_workers(block, 1, on=Processes())
-        await rush.start_workers(hold, 1, on=Processes())
-        await rush.wait_until(lambda counts: counts.running == 2)
-        print("ready", flush=True)
-        await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
-async def test_processes_die_with_the_manager_that_started_them(rush: Rush) -> None:
-    assert rush.config.url is not None
-    manager = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", MANAGER, rush.network_id, rush.config.url),
-        stdout=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-    )
-    assert manager.stdout is not None
-    assert await manager.stdout.readline() == b"ready\n"
-    workers = [psutil.Process(pid) for pid in (await rush.worker_info())["pid"]]
-    assert len(workers) == 2
-    manager.kill()
-    await manager.wait()
-    _, alive = await asyncio.to_thread(psutil.wait_procs, workers, timeout=15)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 async def test_a_thousand_coroutine_workers_share_at_most_three_connections(rush: Rush, raw: Any) -> None:

@@ -1,0 +1,184 @@
+"""Workers in processes of this machine; what holds for coroutines as well is in `test_workers`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rush_async import Processes, Rush, RushWorker
+from tests.launch.loops_of_tests import die_talking, fork_and_hold, hold, print_and_end, serve
+
+
+async def pids_of_tasks(rush: Rush, name: str) -> list[int]:
+    return (await rush.fetch_running_tasks())[name].to_list()
+
+
+def found(directory: Path, pattern: str) -> list[Path]:
+    return list(directory.glob(pattern))
+
+
+async def gone(*pids: int) -> bool:
+    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout=10)
+    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive if process.is_running())
+
+
+async def test_a_death_is_noticed_at_once_though_a_process_it_forked_lives_on(rush: Rush) -> None:
+    await rush.start_workers(fork_and_hold, 1, on=Processes())
+    await rush.wait_until(lambda counts: counts.running == 1, timeout=30)
+    (pid,), (grandchild,) = await pids_of_tasks(rush, "pid"), await pids_of_tasks(rush, "grandchild")
+    begun = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    await rush.wait_until(lambda counts: counts.failed == 1, timeout=30)
+    assert time.monotonic() - begun < 2
+    assert [how.state for how in await rush.join_workers()] == ["lost"]
+    assert await gone(grandchild)
+
+
+async def test_a_killed_worker_takes_along_what_it_started(rush: Rush) -> None:
+    await rush.start_workers(fork_and_hold, 1, on=Processes())
+    await rush.wait_until(lambda counts: counts.running == 1, timeout=30)
+    (grandchild,) = await pids_of_tasks(rush, "grandchild")
+    await rush.stop_workers(mode="kill")
+    assert await gone(grandchild)
+
+
+MANAGER = """
+import asyncio, sys
+from rush_async import Processes, Rush
+from tests.launch.loops_of_tests import block, fork_and_hold
+
+async def main():
+    async with Rush(sys.argv[1], sys.argv[2]) as rush:
+        await rush.start_workers(fork_and_hold, 1, on=Processes())
+        await rush.start_workers(block, 1, on=Processes())
+        await rush.wait_until(lambda counts: counts.running == 2, timeout=30)
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_nothing_is_left_of_a_manager_that_was_killed(rush: Rush, directory: Path) -> None:
+    assert rush.config.url is not None
+    manager = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", MANAGER, rush.network_id, rush.config.url),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TMPDIR": str(directory)},
+    )
+    assert manager.stdout is not None
+    assert await manager.stdout.readline() == b"ready\n"
+    tasks = await rush.fetch_running_tasks()
+    pids = [*tasks["pid"].to_list(), *tasks["grandchild"].drop_nulls().to_list()]
+    assert len(pids) == 3
+    assert len(found(directory, "rush-out-*")) == 2
+    manager.kill()
+    await manager.wait()
+    assert await gone(*pids)
+    assert found(directory, "*") == []
+
+
+async def test_a_loop_finds_an_empty_standard_input(rush: Rush) -> None:
+    async def loop(rush: RushWorker) -> None:
+        import subprocess
+
+        read = subprocess.run(["cat"], stdout=subprocess.PIPE, check=True, timeout=20).stdout  # noqa: ASYNC221
+        await rush.push_finished_tasks([{"x": sys.stdin.read()}], [{"y": read}])
+
+    await rush.start_workers(loop, 1, on=Processes())
+    await rush.join_workers(timeout=60)
+    tasks = await rush.fetch_finished_tasks()
+    assert (tasks["x"][0], tasks["y"][0]) == ("", b"")
+
+
+async def test_a_stop_reaches_processes_that_are_still_starting(rush: Rush) -> None:
+    ids = await rush.start_workers(serve, 2, on=Processes(1))
+    await rush.stop_workers()
+    assert [how.state for how in await rush.join_workers(ids)] == ["terminated", "terminated"]
+
+
+async def test_one_that_swallows_its_cancellation_leaves_its_neighbours_alone(rush: Rush) -> None:
+    async def loop(rush: RushWorker) -> None:
+        await rush.push_running_tasks([{"x": 1}])
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                continue
+
+    ids = await rush.start_workers(loop, 2, on=Processes(1))
+    await rush.wait_until(lambda counts: counts.running == 2, timeout=30)
+    await rush.stop_workers(ids[0], mode="kill")
+    assert await rush.counts() == (0, 1, 0, 1)
+    info = await rush.worker_info()
+    assert dict(zip(info["worker_id"], info["state"], strict=True)) == {ids[0]: "killed", ids[1]: "running"}
+
+
+async def test_what_a_worker_printed_can_be_read_once_it_was_joined(rush: Rush, directory: Path) -> None:
+    logs = directory / "new" / "logs"
+    ids = await rush.start_workers(print_and_end, 2, on=Processes(), log_dir=str(logs))
+    await rush.join_workers(timeout=60)
+    assert sorted(path.name for path in logs.iterdir()) == sorted(
+        f"{worker_id}.{stream}" for worker_id in ids for stream in ("stdout", "stderr")
+    )
+    for worker_id in ids:
+        assert (logs / f"{worker_id}.stdout").read_text() == f"worker {worker_id} was here"
+
+
+async def test_output_without_a_directory_goes_with_the_process(
+    rush: Rush, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    async with Rush(rush.network_id, rush.config) as other:
+        await other.start_workers(hold, 2, on=Processes())
+        await other.wait_for_workers(2)
+        assert len(found(directory, "rush-out-*/*.stderr")) == 2
+    assert found(directory, "*") == []
+
+
+async def test_the_last_words_of_a_process_are_its_workers_failure(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
+    (worker_id,) = await rush.start_workers(die_talking, 1, on=Processes())
+    (how,) = await rush.join_workers()
+    assert how.failure is not None
+    assert (how.state, how.failure.kind) == ("lost", "lost")
+    assert how.failure.message.startswith("the process ended with exit code 3. It last wrote: ")
+    assert how.failure.message.endswith("the device is gone")
+    assert len(how.failure.message) < 3_000
+    assert f"worker {worker_id} is lost" in caplog.text
+
+
+async def test_what_does_not_start_is_reported_and_leaves_nothing(
+    rush: Rush, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    monkeypatch.setattr(sys, "executable", str(directory / "no-such-python"))
+    with pytest.raises(FileNotFoundError, match="no-such-python"):
+        await rush.start_workers(hold, 2, on=Processes())
+    assert (await rush.worker_info())["state"].to_list() == ["failed", "failed"]
+    assert found(directory, "*") == []
+
+
+@pytest.mark.parametrize(("n", "words"), [(0, "at least one process"), (-1, "0 to"), (1.5, "whole number"), ("2", "whole")])
+def test_a_nonsensical_number_of_processes_is_refused(n: Any, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        Processes(n)
+
+
+async def test_workers_are_spread_over_the_processes_and_named_in_order(rush: Rush) -> None:
+    ids = await rush.start_workers(hold, 5, on=Processes(2))
+    await rush.wait_for_workers(worker_ids=ids)
+    info = await rush.worker_info()
+    assert sorted(info["worker_id"]) == sorted(ids)
+    assert sorted(info.group_by("pid").len()["len"]) == [2, 3]
+    assert os.getpid() not in info["pid"]
