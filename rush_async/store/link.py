@@ -100,11 +100,6 @@ class Link:
         await self.connection.open()
 
     @property
-    def is_embedded(self) -> bool:
-        """Whether the server is one that this library started."""
-        return bool(self._leases)
-
-    @property
     def db(self) -> int:
         """The number of the database in use."""
         return url_db(self.config)

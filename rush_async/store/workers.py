@@ -116,10 +116,6 @@ class WorkerStore:
         pairs = zip(worker_ids, raws, strict=True)
         return {worker_id: _decode_entry(worker_id.encode(), raw) for worker_id, raw in pairs if raw is not None}
 
-    async def count_alive(self) -> int:
-        """How many workers are running."""
-        return cast("int", await self._connection.ask("HLEN", self.keys.alive))
-
 
 def encode_worker_failure(failure: Failure | None) -> bytes:
     """A failure or nil, as it stands in a worker's entry."""
@@ -145,5 +141,5 @@ def _decode_entry(name: bytes, raw: bytes) -> WorkerEntry:
             datetime.fromtimestamp(ended_at, UTC) if ended_at is not None else None,
             word.startswith(b"clearing-"),
         )
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
         raise DecodeError(f"the entry of worker {name!r} is malformed: {raw!r:.200}") from error
