@@ -32,10 +32,12 @@ from rush_async.events import (
     WorkerStopped,
 )
 from rush_async.launch.coroutines import Coroutines
+from rush_async.launch.executors import Pool
 from rush_async.launch.handle import Launcher
 from rush_async.launch.processes import Processes
 from rush_async.manager import Rush, rsh
 from rush_async.model import Counts, Failure, FailureKind, Task, TaskState, WorkerExit, WorkerState
+from rush_async.plan import Plan, current_plan, rush_plan
 from rush_async.runtime import run_worker
 from rush_async.worker import RushWorker
 
@@ -54,6 +56,8 @@ __all__ = [
     "Launcher",
     "NetworkReset",
     "NetworkStateError",
+    "Plan",
+    "Pool",
     "Processes",
     "Rush",
     "RushClient",
@@ -82,6 +86,8 @@ __all__ = [
     "WorkerState",
     "WorkerStopped",
     "WorkersNotReadyError",
+    "current_plan",
     "rsh",
     "run_worker",
+    "rush_plan",
 ]

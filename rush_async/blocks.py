@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
@@ -10,17 +12,58 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 import anyio
 
 from rush_async.errors import RushError, WorkerLostError
-from rush_async.model import Failure, FailureKind, Task
+from rush_async.model import CANCELLED, Failure, FailureKind, Task
 from rush_async.store.codec import as_record, encode_ended, encode_failure
 from rush_async.store.tasks import Ended, EndKind
 
-__all__ = ["Catch", "Holder", "TaskBlock", "end_block"]
+__all__ = ["Catch", "Guard", "Holder", "TaskBlock", "end_block"]
 
 _PATIENCE = 5.0  # seconds that ending the task of a cancelled block may take
 
 Catch: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 Opened = TypeVar("Opened", covariant=True)
 Caught = TypeVar("Caught", covariant=True)
+
+
+class Guard:
+    """Lets the network cancel what runs in a block, as `asyncio.timeout` lets the clock."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._is_cancelled = False
+        self._is_left = False
+        self._begun = time.monotonic()
+        self._has_given_way = False
+        asyncio.get_running_loop().call_soon(self._give_way)
+
+    def _give_way(self) -> None:
+        self._has_given_way = True
+
+    def cancel(self) -> None:
+        """The task of the block was cancelled: so is what runs in it."""
+        if not self._is_cancelled and not self._is_left:
+            self._is_cancelled = True
+            self._task.cancel()
+
+    @property
+    def blocked_for(self) -> float:
+        """Seconds for which the block let nothing else run; 0 if it did."""
+        return 0.0 if self._has_given_way else time.monotonic() - self._begun
+
+    async def leave(self, error: BaseException | None) -> bool | None:
+        """The block is left: None when the network had not cancelled it, else whether `error` was nothing but that."""
+        self._is_left = True
+        if not self._is_cancelled:
+            return None
+        if error is None:
+            # The cancellation may still be on its way, when nothing in the block awaited.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        is_all = self._task.uncancel() <= self._cancelling
+        return is_all and isinstance(error, asyncio.CancelledError)
 
 
 class Holder(Protocol):
@@ -36,6 +79,10 @@ class Holder(Protocol):
     def is_shut_out(self) -> bool: ...
 
     def open_task(self, xs: Any, xs_extra: Any, budget: int | None, max_failed: int | None) -> Awaitable[Task | None]: ...
+
+    async def enter_block(self, task: Task) -> None: ...
+
+    def leave_guard(self, task: Task) -> Guard | None: ...
 
     def end_task(self, task: Task, ended: Ended, *, quietly: bool = False) -> Awaitable[bool]: ...
 
@@ -68,9 +115,11 @@ class TaskBlock(Generic[Opened, Caught]):
         self._task: Task | None = None
 
     async def __aenter__(self) -> Opened:
-        self._task = await self._worker.open_task(*self._asked)
-        if self._task is not None and self._timeout is not None:
-            await self._timeout.__aenter__()
+        task = self._task = await self._worker.open_task(*self._asked)
+        if task is not None:
+            await self._worker.enter_block(task)
+            if self._timeout is not None:
+                await self._timeout.__aenter__()
         return cast("Opened", self._task)
 
     async def __aexit__(
@@ -96,6 +145,9 @@ class TaskBlock(Generic[Opened, Caught]):
 
 async def end_block(worker: Holder, task: Task, error: BaseException | None, catch: Catch, kind: FailureKind = "error") -> bool:
     """Ends a task whose block was left with `error` or without; whether the error ends here."""
+    if (guard := worker.leave_guard(task)) is not None and (is_ours := await guard.leave(error)) is not None:
+        task.state, task.failure = "failed", CANCELLED
+        return is_ours or (isinstance(error, Exception) and isinstance(error, catch))
     if error is None:
         await _finish(worker, task)
         return False

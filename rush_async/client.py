@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
 from rush_async.errors import EncodeError, NetworkStateError, RushTimeoutError, TasksNotDoneError
 from rush_async.events import EVENT_KINDS, Event, EventsMissed, TasksFailed, TasksFinished
 from rush_async.listeners import Listener
-from rush_async.model import TASK_STATES, Counts, Failure, Task, TaskState
+from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.network import Network
 from rush_async.session import Schema, Session, describe
 from rush_async.store.codec import (
@@ -149,6 +149,14 @@ class RushClient(Session):
     async def retry_tasks(self, keys: str | Sequence[str] | None = None) -> list[str]:
         """Queues failed tasks again, at the end; all of them without `keys`. The keys that moved."""
         return await self._net.tasks.retry(None if keys is None else as_keys(keys))
+
+    async def cancel_tasks(self, keys: str | Sequence[str]) -> list[str]:
+        """Fails tasks that are queued or running, with kind `cancelled`; the keys that moved.
+
+        Where a worker runs one in a block (`rush.task(...)` or `async with task`), the block is cancelled and ends quietly, and
+        its loop goes on. Of one that is run without a block, a later `finish_tasks` moves nothing.
+        """
+        return await self._net.tasks.cancel(as_keys(keys), CANCELLED)
 
     async def counts(self) -> Counts:
         """How many tasks are in each state, asked of the server: exact, one round trip."""

@@ -7,16 +7,16 @@ import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote_plus, urlsplit
 
 from rush_async.errors import RushConfigError
 
-__all__ = ["RushConfig", "redact", "resolve_config"]
+__all__ = ["RushConfig", "redact", "url_of_environment", "with_password_of_environment", "without_password"]
 
 SCHEMES = ("redis", "rediss", "unix")
 _PASSWORD = re.compile(r"(?P<head>://[^/?#@\s:]*:)(?P<password>[^/?#\s]*)(?=@)")
 _PASSWORD_OF_URL = re.compile(r"^(?P<head>([^:/]*:?//)?[^:@]*:).*(?=@)", re.DOTALL)
-_PASSWORD_QUERY = re.compile(r"(?P<head>[?&]password=)[^&#\s]*")
+_PASSWORD_QUERY = re.compile(r"(?P<head>[?&](?:ssl_)?password=)[^&#\s]*")
 
 
 def redact(text: str) -> str:
@@ -38,6 +38,8 @@ class RushConfig:
         data_dir: where the embedded server keeps its data for the next run; other processes with the same directory join it.
         heartbeat_period: how often a process says that its workers are alive.
         heartbeat_expire: how long a silent worker is believed to be alive; at least twice the period.
+        max_loop_stall: for how long an event loop may hang before its workers are given up; None, the default, for ever, as
+            long as their process lives.
         max_record_size: the largest task in bytes; a larger one is refused before a byte is sent.
         max_start_args_size: the largest start arguments in bytes that travel to a worker by themselves.
         large_objects_path: directory that all workers see, for start arguments beyond `max_start_args_size`.
@@ -56,6 +58,7 @@ class RushConfig:
     data_dir: str | os.PathLike[str] | None = None
     heartbeat_period: float = 5.0
     heartbeat_expire: float = 20.0
+    max_loop_stall: float | None = None
     max_record_size: int = 64 * 1024 * 1024
     max_start_args_size: int = 64 * 1024 * 1024
     large_objects_path: str | os.PathLike[str] | None = None
@@ -83,8 +86,8 @@ class RushConfig:
                 f"heartbeat_expire must be at least twice the heartbeat_period of {self.heartbeat_period} s, "
                 f"not {self.heartbeat_expire}"
             )
-        for name in ("connect_timeout", "response_timeout", "max_record_size", "max_start_args_size"):
-            if not getattr(self, name) > 0:
+        for name in ("connect_timeout", "response_timeout", "max_record_size", "max_start_args_size", "max_loop_stall"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise RushConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
         if not self.retry_deadline >= 0:
             raise RushConfigError(f"retry_deadline must not be negative, not {self.retry_deadline}")
@@ -101,18 +104,30 @@ class RushConfig:
 
     @classmethod
     def from_env(cls) -> RushConfig:
-        """The configuration that `RUSH_URL`, else `REDIS_URL`, names; without either, the embedded server's."""
-        for name in ("RUSH_URL", "REDIS_URL"):
-            if url := os.environ.get(name):
-                try:
-                    return cls(url=url)
-                except RushConfigError as error:
-                    raise RushConfigError(f"the environment variable {name}: {error}") from None
-        return cls()
+        """The configuration that `RUSH_URL`, else `REDIS_URL`, names; without either, the embedded server's.
+
+        A URL without a password gets the one in `RUSH_PASSWORD`, as it is: nothing in it needs to be quoted there.
+        """
+        return cls(url=url_of_environment()[0])
 
     def at(self, url: str) -> RushConfig:
         """The same settings for the server at `url`."""
         return replace(self, url=url, data_dir=None)
+
+    def beating(self, period: float | None, expire: float | None) -> RushConfig:
+        """The same settings with other heartbeats; None leaves one as it is."""
+        if period is None and expire is None:
+            return self
+        return replace(
+            self,
+            heartbeat_period=self.heartbeat_period if period is None else period,
+            heartbeat_expire=self.heartbeat_expire if expire is None else expire,
+        )
+
+    @property
+    def of_connection(self) -> RushConfig:
+        """What of these settings concerns the connection; clients that agree in it share one."""
+        return replace(self, **{field.name: field.default for field in fields(self) if field.name in _OF_CLIENTS})
 
     @property
     def where(self) -> str:
@@ -120,6 +135,14 @@ class RushConfig:
         if self.url is not None:
             return redact_url(self.url)
         return f"embedded server in {Path(self.data_dir)}" if self.data_dir is not None else "embedded server"
+
+
+_OF_CLIENTS = frozenset(
+    {
+        *("heartbeat_period", "heartbeat_expire", "max_loop_stall"),
+        *("max_record_size", "max_start_args_size", "large_objects_path"),
+    }
+)
 
 
 def _check_url(url: str) -> None:
@@ -144,16 +167,67 @@ def _check_url(url: str) -> None:
         raise RushConfigError(f"the URL {redact_url(url)!r} has port 0: name the server's port")
 
 
-def resolve_config(config: RushConfig | str | None) -> RushConfig:
-    """The configuration meant: an argument wins over the environment, and that over the embedded server."""
-    match config:
-        case RushConfig():
-            if config.url is None and config.data_dir is None:
-                return config.at(found) if (found := RushConfig.from_env().url) else config
-            return config
-        case str():
-            return RushConfig(url=config)
-        case None:
-            return RushConfig.from_env()
-        case _:
-            raise RushConfigError(f"config is a URL, a RushConfig or None, not {type(config).__name__}")
+def url_of_environment() -> tuple[str, str] | tuple[None, None]:
+    """The URL that `RUSH_URL`, else `REDIS_URL`, names, and the variable that does; neither counts when it is empty. A URL
+    without a password has that of `RUSH_PASSWORD`."""
+    for name in ("RUSH_URL", "REDIS_URL"):
+        if url := os.environ.get(name):
+            try:
+                _check_url(url)
+            except RushConfigError as error:
+                raise RushConfigError(f"the environment variable {name}: {error}") from None
+            return with_password_of_environment(url), name
+    return None, None
+
+
+_PARTS = re.compile(
+    r"(?P<scheme>[^:]*:)(?://(?P<authority>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<rest>.*)", re.DOTALL
+)
+_SECRETS = ("password", "ssl_password")
+
+
+def with_password_of_environment(url: str) -> str:
+    """The URL with the password that `RUSH_PASSWORD` holds, where it has none itself.
+
+    Raises:
+        RushConfigError: the password is no text.
+    """
+    password = os.environ.get("RUSH_PASSWORD")
+    found = _PARTS.fullmatch(url)
+    if not password or found is None:
+        return url
+    user_info, _, host = (found["authority"] or "").rpartition("@")
+    user, _, own = user_info.partition(":")
+    if own or any(_name(option) == "password" for option in _options(found)):
+        return url
+    try:
+        quoted = quote(password, safe="")
+    except UnicodeEncodeError:
+        raise RushConfigError("the environment variable RUSH_PASSWORD is not UTF-8: put the password into RUSH_URL") from None
+    return _url_of(found, f"{user}:{quoted}@{host}", _options(found))
+
+
+def without_password(url: str) -> str:
+    """The URL without anything secret."""
+    found = _PARTS.fullmatch(url)
+    if found is None:
+        return url
+    user_info, _, host = (found["authority"] or "").rpartition("@")
+    user = user_info.partition(":")[0]
+    return _url_of(
+        found, f"{user}@{host}" if user else host, [option for option in _options(found) if _name(option) not in _SECRETS]
+    )
+
+
+def _options(url: re.Match[str]) -> list[str]:
+    return url["query"].split("&") if url["query"] else []
+
+
+def _name(option: str) -> str:
+    return unquote_plus(option.partition("=")[0])
+
+
+def _url_of(url: re.Match[str], authority: str, options: list[str]) -> str:
+    query = f"?{'&'.join(options)}" if options else ""
+    slashes = "//" if url["authority"] is not None or authority else ""
+    return f"{url['scheme']}{slashes}{authority}{url['path']}{query}{url['rest']}"

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
 
 from rush_async.client import RushClient, as_keys, as_number
 from rush_async.config import RushConfig
+from rush_async.crew import Crew
 from rush_async.errors import RushConnectionError, RushTimeoutError, WorkerLoopError, WorkersNotReadyError
+from rush_async.launch.command import prepare_command
 from rush_async.launch.coroutines import Coroutines
-from rush_async.launch.handle import Launch, Launcher, WorkerHandle
+from rush_async.launch.executors import Pool, Submitter
+from rush_async.launch.handle import Launcher
+from rush_async.launch.parcels import aremove_all
 from rush_async.loops import bind_loop
 from rush_async.model import Failure, WorkerExit
-from rush_async.names import worker_name
-from rush_async.network import Network
+from rush_async.plan import check_levels, current_plan
 from rush_async.session import Schema
 from rush_async.store.workers import WorkerEntry
-from rush_async.supervisor import see_through
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 _GRACE = 1.0  # seconds that workers have to end by themselves when their manager closes or resets the network
 _PATIENCE = 5.0  # seconds beyond that after which a manager that closes gives up a server that does not answer
-_KILLED = Failure("killed", None, "Worker was killed")
-_LOST = Failure("lost", None, "Worker has crashed or was killed")
 
 
 class Rush(RushClient):
@@ -59,48 +59,58 @@ class Rush(RushClient):
         self, network_id: str | None = None, config: RushConfig | str | None = None, *, schema: Schema | None = None
     ) -> None:
         super().__init__(network_id, config, schema=schema)
-        self._handles: dict[str, WorkerHandle] = {}
-        self._ends: dict[str, asyncio.Future[WorkerExit]] = {}
-        self._killed: set[str] = set()
-        self._is_cut_off = False  # the server is gone for good, and ends of workers are told to nobody
-        self._unseen: dict[str, None] = {}  # started since somebody last waited for workers
+        self._crew_: Crew | None = None
+
+    @property
+    def _crew(self) -> Crew:
+        network = self._net
+        if self._crew_ is None:
+            self._crew_ = Crew(network)
+        return self._crew_
 
     async def _leave(self, error: BaseException | None) -> None:
-        living = [worker_id for worker_id, handle in self._handles.items() if handle.is_alive]
+        if (crew := self._crew_) is None:
+            return
         try:
             with anyio.fail_after(_GRACE + _PATIENCE, shield=True):
-                if living:
+                if living := crew.to_dismiss:
                     await self.stop_workers(living, timeout=_GRACE)
         except (RushConnectionError, TimeoutError) as gone:
-            self._is_cut_off = True
+            crew.cut_off()
             logger.warning(
                 "workers are killed, for they could not be stopped through the network: %s", str(gone) or "no answer"
             )
         finally:
-            with anyio.CancelScope(shield=True):
-                await asyncio.gather(*[handle.kill() for handle in self._handles.values() if handle.is_alive])
-                await asyncio.gather(*[handle.clear() for handle in self._handles.values()])
+            await crew.dismiss()
 
     # starting
 
     async def start_workers(
         self,
         loop: Callable[..., Awaitable[Any]],
-        n_workers: int = 1,
+        n_workers: int | None = None,
         *,
-        on: Launcher | None = None,
+        on: Launcher | Submitter | None = None,
         args: Mapping[str, Any] | None = None,
+        log_levels: Mapping[str, str | int] | None = None,
         log_dir: str | os.PathLike[str] | None = None,
+        heartbeat_period: float | None = None,
+        heartbeat_expire: float | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """Starts workers and returns; `wait_for_workers` waits until they run. May be called again, with another loop too.
 
         Args:
             loop: `async def loop(rush: RushWorker, ...)`.
-            n_workers: how many.
-            on: where: `Coroutines()` (this event loop, the default) or `Processes(n)`.
-            args: the loop's arguments by name. Coroutines get the objects themselves, processes get copies by cloudpickle.
+            n_workers: how many; that of the plan by default, else 1.
+            on: where: `Coroutines()` (this event loop), `Processes(n)`, or a pool, which is anything with `submit()`; that of
+                the plan by default, else coroutines.
+            args: the loop's arguments by name. Coroutines get the objects themselves, processes and pools get copies by
+                cloudpickle.
+            log_levels: the loggers whose records `read_log` is to show, with their levels: `{"my.logger": "DEBUG"}`.
             log_dir: a directory for one stdout and one stderr file a process; by default they go when the process goes.
+            heartbeat_period: seconds between two heartbeats; that of the configuration by default.
+            heartbeat_expire: seconds after which a silent process is believed dead; likewise.
             kwargs: more of the loop's arguments.
 
         Returns:
@@ -110,68 +120,83 @@ class Rush(RushClient):
             TypeError: the loop is not `async def`, or does not take these arguments.
             EncodeError: the loop or an argument cannot be sent to another process.
         """
-        network = self._net
+        crew, plan = self._crew, current_plan()
         bound = bind_loop(loop, args, kwargs, _OPTIONS)
-        if as_number(n_workers, "n_workers") < 1:
+        n_workers = (plan.n_workers or 1) if n_workers is None else as_number(n_workers, "n_workers")
+        if n_workers < 1:
             raise ValueError(f"n_workers must be at least 1, not {n_workers}")
-        launcher = Coroutines() if on is None else on
-        if not hasattr(launcher, "launch"):
-            raise TypeError(f"on is Coroutines() or Processes(n), not {type(launcher).__name__}: {launcher!r:.80}")
-        directory = Path(log_dir) if log_dir is not None else None
-        worker_ids: list[str] = []
-        try:
-            await see_through(self._announce(network, n_workers, worker_ids))
-            launch = Launch(self.network_id, self.config, bound, worker_ids, directory, network.link.supervisor, self._lose)
-            handles = await launcher.launch(launch)
-        except BaseException as error:
-            await see_through(self._take_back(network, worker_ids, error))
-            raise
-        for handle in handles:
-            self._handles[handle.worker_id] = handle
-            self._ends[handle.worker_id] = asyncio.get_running_loop().create_future()
-            handle.ended.add_done_callback(self._note_end)
-        self._unseen.update(dict.fromkeys(worker_ids))
-        return list(worker_ids)
+        config = self._for_workers(heartbeat_period, heartbeat_expire)
+        launcher = _as_launcher(on if on is not None else plan.on)
+        levels = check_levels(plan.log_levels if log_levels is None else log_levels)
+        return await crew.start(launcher, bound, n_workers, config, levels, Path(log_dir) if log_dir is not None else None)
 
-    async def _announce(self, network: Network, n_workers: int, worker_ids: list[str]) -> None:
-        """Registers new workers as starting, and notes their ids as it goes on."""
-        while len(worker_ids) < n_workers:
-            names = [worker_name() for _ in range(n_workers - len(worker_ids))]
-            worker_ids += await network.workers.announce(names, {"pid": None, "hostname": None, "heartbeat": False})
+    def _for_workers(self, heartbeat_period: float | None, heartbeat_expire: float | None) -> RushConfig:
+        config = self.config.beating(heartbeat_period, heartbeat_expire)
+        path = config.large_objects_path or current_plan().large_objects_path
+        return replace(config, large_objects_path=path)
 
-    async def _take_back(self, network: Network, worker_ids: Sequence[str], error: BaseException) -> None:
-        """Reports announced workers that did not start after all."""
-        is_own = isinstance(error, Exception)
-        state, failure = ("failed", Failure.of(error)) if is_own else ("terminated", None)
-        with contextlib.suppress(RushConnectionError):
-            for worker_id in worker_ids:
-                await network.workers.bye(worker_id, state, failure)
+    async def detect_lost_workers(self) -> list[str]:
+        """Looks for workers whose heartbeats have stopped, as every live process does once a heartbeat period by itself.
 
-    def _note_end(self, ended: asyncio.Future[WorkerExit]) -> None:
-        how = ended.result()
-        if how.worker_id in self._killed:
-            how = WorkerExit(how.worker_id, "killed", _KILLED)  # however it took that
-        network = self._network
-        if how.state == "failed" and how.failure is not None:
-            logger.error("the loop of worker %s failed: %s", how.worker_id, how.failure.traceback or how.failure.message)
-        if network is None or self._is_cut_off or not network.link.supervisor.is_open:
-            self._ends[how.worker_id].set_result(how)
-        else:
-            network.link.supervisor.start(self._report_end, network, how)
+        What they ran is failed (kind `lost`), or queued again where it was pushed with `retries`.
 
-    async def _report_end(self, network: Network, how: WorkerExit) -> None:
-        """Reports a worker that ended without having entered or without a good-bye; for any other this moves nothing."""
-        try:
-            await network.workers.bye(how.worker_id, how.state, how.failure)
-        except RushConnectionError as gone:
-            logger.warning("the end of worker %s could not be reported: %s", how.worker_id, gone)
-        finally:
-            self._ends[how.worker_id].set_result(how)
+        Returns:
+            The workers that this call found lost.
+        """
+        return await self._net.workers.judge()
 
-    async def _lose(self, worker_id: str, failure: Failure) -> None:
-        network = self._network
-        if network is not None and not self._is_cut_off and await network.workers.lose(worker_id, "lost", _LOST, failure):
-            logger.error("worker %s is lost, its tasks have been failed: %s", worker_id, failure.message)
+    def worker_command(
+        self,
+        loop: Callable[..., Awaitable[Any]],
+        *,
+        n_workers: int | None = None,
+        args: Mapping[str, Any] | None = None,
+        log_levels: Mapping[str, str | int] | None = None,
+        heartbeat_period: float | None = None,
+        heartbeat_expire: float | None = None,
+        with_password: bool = False,
+        allow_pickle: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        """A shell command that starts workers in one process anywhere that reaches the database: `rush-async worker ...`.
+
+        The loop travels by name, `module:function`, and its arguments as msgpack through the database, where they stay until a
+        `reset`. The command may be run any number of times.
+
+        Args:
+            loop: `async def loop(rush: RushWorker, ...)`, in a module that can be imported where the command is run.
+            n_workers: how many workers the command starts; that of the plan by default, else 1.
+            args: the loop's arguments by name.
+            log_levels: as for `start_workers`.
+            heartbeat_period: as for `start_workers`.
+            heartbeat_expire: as for `start_workers`.
+            with_password: whether the password stands in the command, as an assignment in front of it, which other users of a
+                machine do not see; otherwise `RUSH_PASSWORD` or `RUSH_URL` is to be set where the command is run.
+            allow_pickle: whether loop and arguments travel as a pickle. Whoever can write to the database can then run anything
+                where the command is run.
+            kwargs: more of the loop's arguments.
+
+        Returns:
+            The command, quoted for a POSIX shell. It is logged too, without its password.
+
+        Raises:
+            TypeError: the loop is not `async def`, does not take these arguments, or cannot be imported by name.
+            EncodeError: an argument cannot be stored, or they are larger than `max_start_args_size`.
+        """
+        network, plan = self._net, current_plan()
+        command = prepare_command(
+            bind_loop(loop, args, kwargs, _COMMAND_OPTIONS, of="worker_command"),
+            self.network_id,
+            self._for_workers(heartbeat_period, heartbeat_expire),
+            n_workers=(plan.n_workers or 1) if n_workers is None else as_number(n_workers, "n_workers"),
+            log_levels=check_levels(plan.log_levels if log_levels is None else log_levels),
+            with_password=with_password,
+            allow_pickle=allow_pickle,
+            is_embedded=network.link.is_embedded,
+        )
+        # It leaves in this tick, long before anybody can run the command.
+        network.link.supervisor.start(network.workers.prepare, command.start_id, command.start)
+        return command.line
 
     # waiting
 
@@ -183,7 +208,7 @@ class Rush(RushClient):
         Args:
             n: how many workers of the network; with `worker_ids`, how many of those (all by default).
             worker_ids: which workers.
-            timeout: seconds to wait; 0 looks once, None waits for ever.
+            timeout: seconds to wait; 0 looks once. By default the `start_worker_timeout` of the plan, else for ever.
 
         Raises:
             WorkersNotReadyError: the time is up, or a worker died before it was running; the message has its error.
@@ -195,6 +220,7 @@ class Rush(RushClient):
             raise ValueError(f"n is {n} and only {len(wanted)} worker_ids are given: they can never be that many")
         needed = as_number(n, "n") if n is not None else len(wanted or ())
         network = self._net
+        timeout = current_plan().start_worker_timeout if timeout is None else timeout
         looks_once = timeout is not None and timeout <= 0
         n_ready = 0
         try:
@@ -205,7 +231,7 @@ class Rush(RushClient):
                     while True:
                         n_ready = self._count_ready(await network.workers.read(), wanted)
                         if n_ready >= needed:
-                            self._unseen.clear()
+                            self._crew.unseen.clear()
                             return
                         if looks_once:
                             raise TimeoutError
@@ -221,17 +247,17 @@ class Rush(RushClient):
 
     def _count_ready(self, entries: Sequence[WorkerEntry], wanted: Sequence[str] | None) -> int:
         """How many run, or have run and ended already."""
-        own = set(self._unseen if wanted is None else wanted)
+        own = set(self._crew.unseen if wanted is None else wanted)
         n_ready = 0
         for entry in entries:
             is_ours = entry.worker_id in own
             if entry.state == "running" and (wanted is None or is_ours):
                 n_ready += 1
             elif is_ours and entry.ended_at is not None:
-                if entry.info.get("pid") is not None:
+                if entry.has_entered:
                     n_ready += 1
                 elif entry.state != "terminated" or wanted is not None:
-                    self._unseen.pop(entry.worker_id, None)  # whoever waits the next time is not told of it again
+                    self._crew.unseen.pop(entry.worker_id, None)  # whoever waits the next time is not told of it again
                     why = entry.failure.message if entry.failure is not None else f"it was {entry.state}"
                     raise WorkersNotReadyError(f"worker {entry.worker_id} died before it was running: {why}")
         return n_ready
@@ -250,7 +276,7 @@ class Rush(RushClient):
             WorkerLoopError: loops failed; the message shows each distinct traceback once.
             RushTimeoutError: they did not end in time; they go on.
         """
-        wanted = list(self._handles) if worker_ids is None else as_keys(worker_ids)
+        wanted = self._crew.worker_ids if worker_ids is None else as_keys(worker_ids)
         with self._until_closed():
             ends = await self._wait_for_ends(wanted, timeout)
         if missing := [worker_id for worker_id in wanted if worker_id not in ends]:
@@ -260,33 +286,27 @@ class Rush(RushClient):
             _raise_failures(exits)
         return exits
 
-    async def _wait_for_ends(
-        self, worker_ids: Sequence[str], timeout: float | None, asked: set[str] | None = None
-    ) -> dict[str, WorkerExit]:
+    async def _wait_for_ends(self, worker_ids: Sequence[str], timeout: float | None) -> dict[str, WorkerExit]:
         """How workers ended, of those that did within `timeout`. Ours tell us themselves, others tell the network."""
         ends: dict[str, WorkerExit] = {}
-        own = {worker_id: self._ends[worker_id] for worker_id in worker_ids if worker_id in self._ends}
+        own = {worker_id: end for worker_id in worker_ids if (end := self._crew.ends.get(worker_id)) is not None}
         others = [worker_id for worker_id in worker_ids if worker_id not in own]
         if others:
             await self._read_ends(others, ends)
         with anyio.move_on_after(timeout):
             if len(ends) < len(set(others)):
-                await self._wait_for_others(others, ends, asked)
+                await self._wait_for_others(others, ends)
             if own:
                 await asyncio.wait(own.values())
         ends |= {worker_id: end.result() for worker_id, end in own.items() if end.done()}
         return ends
 
-    async def _wait_for_others(self, worker_ids: Sequence[str], ends: dict[str, WorkerExit], asked: set[str] | None) -> None:
-        """Waits until all have ended. Those that could not be asked to stop, as they had not come in yet, are asked then."""
+    async def _wait_for_others(self, worker_ids: Sequence[str], ends: dict[str, WorkerExit]) -> None:
         network = self._net
         await network.watch()
         with network.end_wait(()) as wait:
             while True:
                 await self._read_ends(worker_ids, ends)
-                if asked is not None:
-                    unasked = [worker_id for worker_id in worker_ids if worker_id not in asked and worker_id not in ends]
-                    asked.update(await network.workers.ask_to_stop(unasked))
                 if len(ends) >= len(set(worker_ids)):
                     return
                 await wait.changed()
@@ -322,7 +342,7 @@ class Rush(RushClient):
             raise ValueError(f"mode is 'terminate' or 'kill', not {mode!r}")
         network = self._net
         # One that has not entered the network yet, or has left it a moment ago, is known here.
-        living = {worker_id for worker_id, handle in self._handles.items() if handle.is_alive}
+        living = set(self._crew.living)
         entries = await network.workers.read()
         living.update(entry.worker_id for entry in entries if entry.state in ("starting", "running"))
         named = sorted(living) if worker_ids is None else list(dict.fromkeys(as_keys(worker_ids)))
@@ -331,29 +351,16 @@ class Rush(RushClient):
             if worker_id not in living:
                 logger.warning("worker %s is not running, so it is not stopped", worker_id)
         if mode == "kill":
-            await self._kill(wanted)
+            await self._crew.kill(wanted)
             return
-        asked = set(await network.workers.ask_to_stop(wanted))
-        for worker_id in wanted:
-            if worker_id not in asked and worker_id in self._handles:
-                self._handles[worker_id].stop()
+        self._crew.stop(wanted, await network.workers.ask_to_stop(wanted))
         if timeout == 0:
             return
         with self._until_closed():
-            ends = await self._wait_for_ends(wanted, timeout, asked)
+            ends = await self._wait_for_ends(wanted, timeout)
         if late := [worker_id for worker_id in wanted if worker_id not in ends]:
             logger.warning("workers did not stop within %g s and are killed: %s", timeout, ", ".join(late[:5]))
-            await self._kill(late)
-
-    async def _kill(self, worker_ids: Sequence[str]) -> None:
-        # The network first: from here on nothing they do counts, whether they can be reached or not.
-        workers = self._net.workers
-        for worker_id in worker_ids:
-            if await workers.lose(worker_id, "killed", _KILLED, _KILLED):
-                self._killed.add(worker_id)
-        own = [self._handles[worker_id] for worker_id in worker_ids if worker_id in self._handles]
-        await asyncio.gather(*[handle.kill() for handle in own])
-        await self._wait_for_ends([handle.worker_id for handle in own], None)
+            await self._crew.kill(late)
 
     async def reset(self, *, workers: bool = True) -> None:
         """Deletes every task of the network, and stops its workers first; with `workers=False` they go on.
@@ -364,12 +371,11 @@ class Rush(RushClient):
             await self._net.tasks.reset(workers=False)
             return
         await self.stop_workers(timeout=_GRACE)
-        await asyncio.gather(*[handle.clear() for handle in self._handles.values()])
+        await self._crew.clear()
         await self._net.tasks.reset(workers=True)
-        self._handles.clear()
-        self._ends.clear()
-        self._killed.clear()
-        self._unseen.clear()
+        self._crew_ = None
+        if (path := self._for_workers(None, None).large_objects_path) is not None:
+            await aremove_all(self.network_id, path)
 
     # watching
 
@@ -378,8 +384,10 @@ class Rush(RushClient):
 
         Returns:
             A frame: `worker_id` (String), `pid` (Int64), `hostname` (String), `heartbeat` (Boolean), `state` (String: starting,
-            running, terminated, failed, killed, lost), `started_at`, `last_seen` (Datetime in UTC).
+            running, terminated, failed, killed, lost), `started_at`, `last_seen` (Datetime in UTC): of a running worker, when
+            its event loop last answered its heartbeat; of any other, when it ended or was started.
         """
+        seen = await self._net.workers.last_seen()
         entries = await self._net.workers.read()
         import polars as pl  # takes its time: it is imported for the first frame
 
@@ -391,7 +399,7 @@ class Rush(RushClient):
                 entry.info.get("heartbeat"),
                 entry.state,
                 entry.started_at,
-                entry.ended_at or entry.started_at,
+                entry.ended_at or max(entry.started_at, seen.get(entry.worker_id, entry.started_at)),
             )
             for entry in entries
         ]
@@ -408,7 +416,19 @@ class Rush(RushClient):
         return pl.DataFrame(rows, schema=schema, orient="row")
 
 
+def _as_launcher(on: Launcher | Submitter | None) -> Launcher:
+    if on is None:
+        return Coroutines()
+    if not isinstance(on, type):
+        if callable(getattr(on, "launch", None)):
+            return cast("Launcher", on)
+        if callable(getattr(on, "submit", None)):
+            return Pool(cast("Submitter", on))
+    raise TypeError(f"on is Coroutines(), Processes(n) or a pool with submit(), not {type(on).__name__}: {on!r:.80}")
+
+
 _OPTIONS = frozenset(inspect.signature(Rush.start_workers).parameters) - {"self", "kwargs"}
+_COMMAND_OPTIONS = frozenset(inspect.signature(Rush.worker_command).parameters) - {"self", "kwargs"}
 
 
 def _raise_failures(exits: Sequence[WorkerExit]) -> None:

@@ -6,11 +6,12 @@ import traceback as tracebacks
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, cast
 
 from rush_async.errors import NetworkStateError
 
 __all__ = [
+    "CANCELLED",
     "FAILURE_KINDS",
     "TASK_STATES",
     "Counts",
@@ -79,12 +80,15 @@ class Failure:
                 raise TypeError(f"a failure is an exception, a string or a Failure, not {type(reason).__name__}: {reason!r}")
 
 
+CANCELLED = Failure("cancelled", None, "Task was cancelled")
+
+
 class TaskHolder(Protocol):
     """Who ends a task when its block is left: the worker that holds it."""
 
     async def enter_block(self, task: Task) -> None: ...
 
-    async def leave_block(self, task: Task, error: BaseException | None) -> None: ...
+    async def leave_block(self, task: Task, error: BaseException | None) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -134,8 +138,9 @@ class Task:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # What ends here is nothing but the cancellation by `cancel_tasks`, so type checkers may take it that nothing does.
         assert self._holder is not None
-        await self._holder.leave_block(self, error)
+        return cast("None", await self._holder.leave_block(self, error))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ import anyio
 from rush_async.config import RushConfig
 from rush_async.errors import DecodeError, RushConnectionError
 from rush_async.events import TasksFailed, TasksFinished, TasksQueued, TasksStarted
+from rush_async.heartbeat import Pulse
+from rush_async.heartbeat import Resident as Heard
 from rush_async.listeners import EventMessage, Listener, ResetMessage, decode_message
 from rush_async.model import Counts, TaskState
 from rush_async.store.calls import Position
@@ -22,7 +24,7 @@ from rush_async.store.codec import complete, decode, decode_task
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
 from rush_async.store.tasks import TaskStore
-from rush_async.store.workers import WorkerStore
+from rush_async.store.workers import Beat, WorkerStore
 from rush_async.supervisor import see_through
 from rush_async.waiting import Conditions, Line
 
@@ -38,23 +40,20 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _PAUSE = 0.1  # seconds between two tries to find a server again that calls have given up on
+_LATEST = 1.0  # seconds after a beat by which the events before it have arrived
 _PATIENCE = 5.0  # seconds that the last calls of a network may take when it is closed
 
 _networks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[RushConfig, str], Network]] = WeakKeyDictionary()
 
 
-class Resident(Protocol):
-    """A worker that lives in this event loop: whom requests of the network reach."""
+class Resident(Heard, Protocol):
+    """A worker that lives in this event loop."""
 
-    @property
-    def worker_id(self) -> str: ...
+    def held_keys(self) -> list[str]:
+        """The tasks it holds."""
+        ...
 
-    @property
-    def has_entered(self) -> bool: ...
-
-    def stop_requested(self) -> None: ...
-
-    def shut_out(self, why: str) -> None: ...
+    def task_cancelled(self, key: str) -> None: ...
 
 
 class Network:
@@ -68,6 +67,7 @@ class Network:
         counts: how many tasks are in each state: never behind anything this event loop did itself, and up to date with
             everybody else once `watch` was awaited.
         n_workers: how many workers are running, likewise.
+        pulse: this event loop's part of the heartbeat.
     """
 
     def __init__(self, network_id: str, link: Link) -> None:
@@ -92,6 +92,11 @@ class Network:
         self._listeners: set[Listener] = set()
         self._end_waits: set[EndWait] = set()
         self._residents: dict[str, Resident] = {}
+        self.pulse = Pulse(
+            link.config, self.keys, self._residents, lambda: self.epoch, lambda: self._is_open and link.is_over, self._take_beat
+        )
+        self._has_ghosts = False  # workers that could not say good-bye
+        self._heard_seq = 0
         self._watching: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -131,9 +136,13 @@ class Network:
             self._is_open = False
             self.link.subscription.unsubscribe(self.keys.events)
             self.link.subscription.unsubscribe(self.keys.control)
+            await self.pulse.aclose()
             # What cancelled callers were granted is given back before the connection may close.
             with anyio.move_on_after(_PATIENCE, shield=True):
                 await self.tasks.calls.quiet()
+                if (leases := self.pulse.leases) and not self._has_ghosts:
+                    with suppress(RushConnectionError):
+                        await self.workers.part(leases)
                 await self.tasks.forget_answers()
         await self.link.release()
 
@@ -146,7 +155,7 @@ class Network:
             self._set_counts(position.counts)
 
     def _on_epoch(self, epoch: int) -> None:
-        self._seq = 0
+        self._seq = self._heard_seq = 0
         if self._archive is not None:
             self._archive.clear()
         for listener in list(self._listeners):
@@ -227,6 +236,7 @@ class Network:
     async def _resynchronise(self) -> None:
         """After a confirmation: what was published before it is gone, so look where the network stands now."""
         position = await self._sooner_or_later(self.tasks.look)
+        self._heard_seq = position.seq
         now = datetime.now(UTC)
         for listener in list(self._listeners):
             listener.miss(position.epoch, position.seq, now)
@@ -256,6 +266,7 @@ class Network:
         if isinstance(message, ResetMessage):
             self._take_reset(message)
         else:
+            self._heard_seq = message.last
             calls.take_position(Position(message.epoch, message.last, message.counts, message.n_workers))
         for listener in list(self._listeners):
             listener.take(message)
@@ -305,6 +316,11 @@ class Network:
 
     # the workers that live here
 
+    @property
+    def n_residents(self) -> int:
+        """How many workers live in this event loop."""
+        return len(self._residents)
+
     async def settle(self, resident: Resident) -> None:
         """Requests to this worker reach it from now on."""
         if not self._residents:
@@ -312,8 +328,9 @@ class Network:
         self._residents[resident.worker_id] = resident
         await self.link.subscription.confirmed(self.keys.control)
 
-    def unsettle(self, resident: Resident) -> None:
-        """The worker has left."""
+    def unsettle(self, resident: Resident, *, is_ghost: bool = False) -> None:
+        """The worker has left; a ghost could not say so, and is found when its lease expires."""
+        self._has_ghosts |= is_ghost
         if self._residents.get(resident.worker_id) is resident:
             del self._residents[resident.worker_id]
             if not self._residents:
@@ -332,6 +349,10 @@ class Network:
                             self._residents[worker_id].stop_requested()
                 case ["out", _, state, *worker_ids]:
                     self._shut_out(worker_ids, str(state))
+                case ["cancel", _, worker_id, *keys]:
+                    if (resident := self._residents.get(worker_id)) is not None:
+                        for key in keys:
+                            resident.task_cancelled(str(key))
                 case other:
                     logger.error("a request on %s is malformed: %r", self.keys.control, other)
         except (DecodeError, TypeError, ValueError) as error:
@@ -348,14 +369,49 @@ class Network:
     async def _ask_for_requests(self) -> None:
         """After a confirmation: requests made before it stand beside the workers' leases."""
         worker_ids = [worker_id for worker_id, resident in self._residents.items() if resident.has_entered]
-        requests = await self._sooner_or_later(lambda: self.workers.requests(worker_ids))
-        for worker_id, request in requests.items():
+        holders = await self._sooner_or_later(lambda: self.workers.holders(worker_ids))
+        gone = [worker_id for worker_id, holder in holders.items() if holder is None]
+        entries = await self._sooner_or_later(lambda: self.workers.read_some(gone))
+        for worker_id, holder in holders.items():
             resident = self._residents.get(worker_id)
-            if resident is not None:
-                if request == "stop":
-                    resident.stop_requested()
-                else:
-                    resident.shut_out("lost")
+            if resident is None or not resident.has_entered:
+                continue
+            if holder is None:
+                is_killed = worker_id in entries and entries[worker_id].state == "killed"
+                resident.shut_out("killed" if is_killed else "lost")
+            elif holder.endswith(b" stop"):
+                resident.stop_requested()
+        await self._drop_cancelled()
+
+    async def _drop_cancelled(self) -> None:
+        """Tasks that somebody cancelled without our having heard of it are not running any more."""
+        held = {key: resident for resident in list(self._residents.values()) for key in resident.held_keys()}
+        running = await self._sooner_or_later(lambda: self.tasks.are_running(list(held)))
+        for key, resident in held.items():
+            if key not in running:
+                resident.task_cancelled(key)
+
+    # the heartbeat
+
+    def _take_beat(self, beat: Beat, has_requests: bool) -> None:
+        position = beat.position
+        if position.epoch == 0 and beat.gone and self.epoch:
+            self._shut_out(list(self._residents), "the network was reset")
+            return
+        if beat.gone:
+            gone = set(beat.gone)
+            self._shut_out([each.worker_id for each in list(self._residents.values()) if each.lease_id in gone], "lost")
+        if has_requests:
+            self.link.supervisor.start(self._ask_for_requests)
+        self.tasks.calls.take_position(position)
+        if self.is_watching and position.epoch == self.epoch and position.seq > self._heard_seq:
+            self._loop.call_later(_LATEST, self._check_events, position)
+
+    def _check_events(self, position: Position) -> None:
+        """Events up to a position are due by now: a connection that is silent without being broken is opened anew."""
+        if self._is_open and position.epoch == self.epoch and self._heard_seq < position.seq:
+            logger.warning("events of network %r do not arrive: subscribing anew", self.network_id)
+            self.link.subscription.renew()
 
     # the archive
 

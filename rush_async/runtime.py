@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from rush_async.client import as_keys, as_number
-from rush_async.config import RushConfig, resolve_config
+from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError, RushConfigError, WorkerLostError
 from rush_async.loops import WorkerLoop, bind_loop
 from rush_async.model import Failure, WorkerExit
 from rush_async.names import worker_name
+from rush_async.plan import resolve_config
 from rush_async.supervisor import Supervisor
 from rush_async.worker import RushWorker
 
@@ -25,8 +26,9 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 2.0  # seconds that a cancelled loop has to end
 
 
-async def live(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
+async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, str | int] | None = None) -> WorkerExit:
     """Runs one worker from its registration to its good-bye, and returns how it ended: nothing that its loop raises is lost.
+    What it logs at `log_levels` is kept in the network.
 
     What it still runs fails with the loop's error. The loop of a worker that is shut out by a kill or a reset is cancelled, and
     so it is when `live` is cancelled. One that swallows its cancellation is left to itself after two seconds.
@@ -131,6 +133,9 @@ def run_worker(
     n_workers: int = 1,
     worker_ids: Sequence[str] | None = None,
     args: Mapping[str, Any] | None = None,
+    log_levels: Mapping[str, str | int] | None = None,
+    heartbeat_period: float | None = None,
+    heartbeat_expire: float | None = None,
     **kwargs: Any,
 ) -> list[WorkerExit]:
     """Runs workers in this process until their loops have ended: what any engine can call to start workers somewhere.
@@ -144,7 +149,10 @@ def run_worker(
         n_workers: how many, as coroutines of one event loop; where `worker_ids` are given, they say how many.
         worker_ids: their names, new in the network; random by default.
         args: the loop's arguments.
-        kwargs: more of them.
+        log_levels: the loggers whose records `Rush.read_log` is to show, with their levels.
+        heartbeat_period: seconds between two heartbeats; that of the configuration by default.
+        heartbeat_expire: seconds after which a silent process is believed dead; likewise.
+        kwargs: more of the loop's arguments.
 
     Returns:
         How each worker ended, in order. A loop that raises is an end as `failed`, with its `failure`.
@@ -157,7 +165,7 @@ def run_worker(
     names = [worker_name() for _ in range(as_number(n_workers, "n_workers"))] if worker_ids is None else as_keys(worker_ids)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RushConfigError(f"worker_ids names {twice[0]!r} twice: each worker has a name of its own")
-    resolved = resolve_config(config)
+    resolved = resolve_config(config).beating(heartbeat_period, heartbeat_expire)
     if _is_in_event_loop():
         raise NetworkStateError(
             "run_worker runs an event loop of its own, and one is running here: "
@@ -166,7 +174,7 @@ def run_worker(
 
     async def run_all() -> list[WorkerExit]:
         workers = [RushWorker(network_id, resolved, worker_id=name) for name in names]
-        return await asyncio.gather(*[live(worker, bound) for worker in workers])
+        return await asyncio.gather(*[live(worker, bound, log_levels) for worker in workers])
 
     return asyncio.run(run_all())
 

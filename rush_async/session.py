@@ -14,10 +14,11 @@ from weakref import WeakSet
 
 import anyio
 
-from rush_async.config import RushConfig, resolve_config
-from rush_async.errors import NetworkStateError
+from rush_async.config import RushConfig
+from rush_async.errors import NetworkStateError, RushConnectionError
 from rush_async.model import Counts
 from rush_async.network import Network
+from rush_async.plan import locate
 from rush_async.store.keys import check_network_id, random_network_id
 from rush_async.store.link import process_generation
 from rush_async.supervisor import see_through
@@ -72,7 +73,7 @@ class Session:
         self, network_id: str | None = None, config: RushConfig | str | None = None, *, schema: Schema | None = None
     ) -> None:
         self._network_id = random_network_id() if network_id is None else check_network_id(network_id)
-        self._config = resolve_config(config)
+        self._config, self._origin = locate(config)
         self._schema = dict(schema) if schema else None
         self._network: Network | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -100,11 +101,15 @@ class Session:
         self._generation = process_generation()
         try:
             network = self._network = await Network.acquire(self._network_id, self._config)
-        except BaseException:
+        except BaseException as error:
             self._loop = None
-            raise
-        self._config = network.link.config
+            if self._origin is None or not isinstance(error, RushConnectionError):
+                raise
+            raise RushConnectionError(f"{str(error).rstrip('.')}. The address came from {self._origin}") from error.__cause__
+        assert network.link.config.url is not None
+        self._config = self._config.at(network.link.config.url)
         try:
+            network.pulse.watch(self._config.heartbeat_period, self._config.max_loop_stall)
             await self._enter(network)
         except BaseException:
             await see_through(self._let_go())

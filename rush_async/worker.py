@@ -11,7 +11,7 @@ from typing import Any, overload
 
 import anyio
 
-from rush_async.blocks import Catch, TaskBlock, end_block
+from rush_async.blocks import Catch, Guard, TaskBlock, end_block
 from rush_async.client import RushClient, as_failures, as_keys, as_number, check_lengths
 from rush_async.config import RushConfig
 from rush_async.errors import RushConfigError, RushConnectionError, WorkerLostError
@@ -27,6 +27,7 @@ __all__ = ["RushWorker"]
 
 logger = logging.getLogger(__name__)
 
+_LONG = 1.0  # seconds for which a worker may block a loop that it shares
 _PATIENCE = 5.0  # seconds that a worker's good-bye may take
 
 
@@ -58,7 +59,10 @@ class RushWorker(RushClient):
         super().__init__(network_id, config, schema=schema)
         self._worker_id = worker_name() if worker_id is None else check_worker_id(worker_id)
         self._held: dict[str, None] = {}
+        self._guards: dict[str, Guard] = {}
         self._waits: set[asyncio.Future[bool]] = set()
+        self._lease_id = ""
+        self._has_warned = False
         self._is_terminated = False
         self._lost_because: str | None = None
         self._has_entered = False
@@ -83,16 +87,18 @@ class RushWorker(RushClient):
     # entering and leaving
 
     async def _enter(self, network: Network) -> None:
-        info = {"pid": os.getpid(), "hostname": socket.gethostname(), "heartbeat": False}
+        info = {"pid": os.getpid(), "hostname": socket.gethostname(), "heartbeat": True}
+        lease = network.pulse.lease(self._config.heartbeat_period, self._config.heartbeat_expire)
+        self._lease_id = lease.lease_id
 
         def undo(answer: Any) -> None:
-            if answer == "1":
-                network.tasks.calls.issue(network.workers.bye_group(self._worker_id, "terminated", None))
+            if answer in ("1", "2"):
+                network.tasks.calls.give_back(network.workers.bye_group(self._worker_id, "terminated", None))
 
         try:
             await network.settle(self)
-            is_new = await network.workers.enter(self._worker_id, network.tasks.calls.client, info, give_back=undo)
-            if not is_new:
+            answer = await network.workers.enter(self._worker_id, lease, info, give_back=undo)
+            if answer == "0":
                 raise RushConfigError(
                     f"worker_id {self._worker_id!r} is or was in use in network {self._network_id!r}: choose another, "
                     "or leave it out for a random one"
@@ -101,6 +107,8 @@ class RushWorker(RushClient):
             network.unsettle(self)
             raise
         self._has_entered = True
+        if answer == "2":  # while it was being started
+            self.stop_requested()
 
     def end_as(self, state: WorkerState, failure: Failure | None) -> None:
         """Sets how the worker's end is to be reported when it is closed."""
@@ -116,19 +124,21 @@ class RushWorker(RushClient):
             is_own = isinstance(error, Exception)
             self._end = ("failed", Failure.of(error)) if is_own else ("terminated", None)
         state, failure = self._end
+        is_ghost = True
         try:
             # Nobody else is to wait for us longer than this; what is left behind is found by loss detection.
             with anyio.move_on_after(_PATIENCE, shield=True) as scope:
                 if self._lost_because is None:
                     await self._fail_held(failure or Failure("cancelled", None, "Its worker ended"))
-                    await network.tasks.calls.quiet()
+                    await network.tasks.calls.settled()
                     await network.workers.bye(self._worker_id, state, failure)
-            if scope.cancelled_caught:
+            is_ghost = scope.cancelled_caught
+            if is_ghost:
                 logger.warning("worker %s could not say good-bye within %g s", self._worker_id, _PATIENCE)
         except RushConnectionError as gone:
             logger.warning("worker %s could not say good-bye: %s", self._worker_id, gone)
         finally:
-            network.unsettle(self)
+            network.unsettle(self, is_ghost=is_ghost)
 
     async def _fail_held(self, failure: Failure) -> None:
         if keys := list(self._held):
@@ -137,6 +147,24 @@ class RushWorker(RushClient):
             await self._net.tasks.end([Ended("X", key, self._worker_id, ended) for key in keys])
 
     # what the network tells it
+
+    @property
+    def lease_id(self) -> str:
+        """The lease it lives under."""
+        return self._lease_id
+
+    def held_keys(self) -> list[str]:
+        """The tasks it holds."""
+        return list(self._held)
+
+    def task_cancelled(self, key: str) -> None:
+        """A task that it holds has been failed by `cancel_tasks`: the block that runs it ends."""
+        if self._held.pop(key, self) is None and (guard := self._guards.get(key)) is not None:
+            guard.cancel()
+
+    def note_stop(self) -> None:
+        """From any thread: `terminated` is true from here on, though the loop may be computing."""
+        self._is_terminated = True
 
     def stop_requested(self) -> None:
         """The worker is to take nothing new; whatever waits for tasks ends."""
@@ -151,7 +179,8 @@ class RushWorker(RushClient):
             self._lost_because = why
             self._held.clear()
             self.stop_requested()
-            if self.on_shut_out is not None:
+            # One that was lost may have come back: it learns by `WorkerLostError` and may go on under another name.
+            if why != "lost" and self.on_shut_out is not None:
                 self.on_shut_out()
 
     @property
@@ -463,8 +492,25 @@ class RushWorker(RushClient):
             yield task
 
     async def enter_block(self, task: Task) -> None:
-        """A popped task's block opens; part of how `async with task` works."""
+        """A task's block opens; part of how `async with task` works."""
+        guard = self._guards[task.key] = Guard()
+        if task.key not in self._held and self._lost_because is None:
+            guard.cancel()  # it was cancelled before its block opened
 
-    async def leave_block(self, task: Task, error: BaseException | None) -> None:
+    async def leave_block(self, task: Task, error: BaseException | None) -> bool:
         """A popped task's block is left; part of how `async with task` works."""
-        await end_block(self, task, error, ())
+        return await end_block(self, task, error, ())
+
+    def leave_guard(self, task: Task) -> Guard | None:
+        """A task's block is being left: the network cannot cancel it any more."""
+        guard = self._guards.pop(task.key, None)
+        if guard is not None and not self._has_warned and guard.blocked_for > _LONG and self._net.n_residents > 1:
+            self._has_warned = True
+            logger.warning(
+                "worker %s blocked the event loop that it shares with others for %.1f s: "
+                "`await asyncio.to_thread(f, **task.xs)` for an objective that releases the GIL, "
+                "`await anyio.to_process.run_sync(...)` for one pure-Python call, or start workers with on=Processes()",
+                self._worker_id,
+                guard.blocked_for,
+            )
+        return guard

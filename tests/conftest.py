@@ -76,7 +76,7 @@ async def leaves_no_task() -> AsyncIterator[None]:
 async def elsewhere(rush: Rush) -> AsyncIterator[Rush]:
     """A client of the network of `rush` with a connection and a view of its own, as in another process."""
     # What is set otherwise makes another connection, even in the same loop.
-    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=29.0)) as elsewhere:
+    async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
         yield elsewhere
 
 

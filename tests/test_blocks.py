@@ -47,7 +47,7 @@ async def failure_of(client: RushClient, key: str) -> Failure:
 async def kill(rush: Rush, worker: RushWorker) -> None:
     """What a kill request does on the server."""
     killed = Failure("killed", None, "Worker was killed")
-    assert await rush._net.workers.lose(worker.worker_id, "killed", killed, killed)  # pyright: ignore[reportPrivateUsage]
+    assert await rush._net.workers.lose([worker.worker_id], "killed", killed, killed)  # pyright: ignore[reportPrivateUsage]
 
 
 async def ask_to_stop(rush: Rush, *workers: RushWorker) -> None:

@@ -125,7 +125,7 @@ async def test_a_lost_worker_is_told_after_the_ends_of_its_tasks(rush: Rush) -> 
         keys = await worker.push_running_tasks([XS] * 3)
         async with rush.events() as events:
             lost = Failure("lost", None, "Worker has crashed or was killed")
-            await rush._net.workers.lose(worker.worker_id, "lost", lost)  # pyright: ignore[reportPrivateUsage]
+            await rush._net.workers.lose([worker.worker_id], "lost", lost)  # pyright: ignore[reportPrivateUsage]
             failed, gone = await take(events, 2)
     assert isinstance(failed, TasksFailed)
     assert isinstance(gone, WorkerLost)

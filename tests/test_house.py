@@ -40,18 +40,23 @@ class Floor:
 # From the ground up. A landing (2a) stands on its floor (2): what decodes records on the store's codec, a client on its
 # session, a worker on the blocks of its tasks, `__main__` on the cli.
 FLOORS = (
-    Floor("1", frozenset({"errors", "model", "events", "config", "loops", "supervisor", "waiting", "names"}), neighbours=True),
+    Floor(
+        "1",
+        frozenset({"errors", "model", "events", "config", "plan", "loops", "supervisor", "waiting", "names"}),
+        neighbours=True,
+    ),
     Floor("2", frozenset({"store"}), neighbours=True),
-    Floor("2a", frozenset({"archive", "columns", "listeners"}), neighbours=True),
+    Floor("2a", frozenset({"archive", "columns", "listeners", "heartbeat"}), neighbours=True),
     Floor("3", frozenset({"network"})),
-    Floor("4", frozenset({"session", "logs", "heartbeat"})),
+    Floor("4", frozenset({"session", "logs"})),
     Floor("4a", frozenset({"client"})),
     Floor("5", frozenset({"blocks"})),
     Floor("5a", frozenset({"worker"})),
     Floor("6", frozenset({"runtime"})),
     Floor("7", frozenset({"launch"}), neighbours=True),
+    Floor("7a", frozenset({"crew"})),
     Floor("8", frozenset({"manager"})),
-    Floor("9", frozenset({"cli", "plan", "testing", "extras"})),
+    Floor("9", frozenset({"cli", "testing", "extras"})),
     Floor("9a", frozenset({"__main__"})),
     Floor("the roof", frozenset({""})),
 )
@@ -343,9 +348,10 @@ def test_a_new_module_is_told_to_get_a_floor() -> None:
         ("client.py", "def late():\n    from rush_async.worker import RushWorker", "client.py:2"),
         ("client.py", "class C:\n    async def late(self):\n        from . import worker", "client.py:3"),
         ("client.py", "import importlib\nimportlib.import_module('rush_async.manager')", "client.py:2"),
-        ("logs.py", "import rush_async.heartbeat", "this one goes across"),
+        ("logs.py", "import rush_async.session", "this one goes across"),
         ("extras/plots.py", "from rush_async.extras import dashboard", "this one goes across"),
-        ("plan.py", "import rush_async.testing as testing", "this one goes across"),
+        ("cli.py", "import rush_async.testing as testing", "this one goes across"),
+        ("plan.py", "from rush_async.manager import Rush", "plan.py:1 (floor 1) imports rush_async.manager"),
     ],
 )
 def test_an_import_that_does_not_go_down_is_named(file: str, source: str, words: str) -> None:

@@ -45,7 +45,7 @@ async def test_row_3_a_death_is_told_once_and_the_next_start_is_waited_for(rush:
 
 async def test_row_3_a_worker_stopped_before_it_ran_is_not_waited_for(rush: Rush) -> None:
     network = rush._net  # pyright: ignore[reportPrivateUsage]
-    await network.workers.announce(["a"], {"pid": None})
+    await network.workers.announce(["a"], {"pid": None}, None)
     waiting = asyncio.create_task(rush.wait_for_workers(worker_ids=["a"]))
     await asyncio.sleep(0)
     await network.workers.bye("a", "terminated")
@@ -120,7 +120,7 @@ async def test_joining_nobody_returns_nothing(rush: Rush) -> None:
 
 async def test_row_9_a_worker_that_another_manager_is_starting_is_stopped_once_it_is_there(rush: Rush) -> None:
     network = rush._net  # pyright: ignore[reportPrivateUsage]
-    await network.workers.announce(["late"], {"pid": None})
+    await network.workers.announce(["late"], {"pid": None}, None)
     stopping = asyncio.create_task(rush.stop_workers())
     await wait_until(lambda: network.is_watching)
     async with RushWorker(rush.network_id, rush.config, worker_id="late") as worker:

@@ -741,7 +741,7 @@ async def test_clients_of_one_server_share_one_connection_and_one_subscription(r
 
 async def test_the_last_client_closes_the_connections(rush: Rush, raw: Any) -> None:
     before = len(raw.client_list())
-    config = replace(rush.config, heartbeat_expire=29.0)
+    config = replace(rush.config, response_timeout=10.5)
     async with Rush("net", config) as first:
         async with Rush("net", config) as second, RushWorker("net", config):
             await second.wait_until(lambda counts: counts.total == 0)
@@ -761,7 +761,7 @@ async def test_joining_a_network_that_holds_tasks_logs_their_number(rush: Rush, 
     assert [text for text in caplog.messages if "holds tasks" in text] == []
     await rush.push_tasks([XS] * 1_234)
     await rush.push_failed_tasks([XS])
-    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=29.0)):
+    async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)):
         pass
     (text,) = [text for text in caplog.messages if "holds tasks" in text]
     assert rush.network_id in text
@@ -789,7 +789,7 @@ async def test_a_client_prints_as_in_the_tutorial(rush: Rush, rush_worker: RushW
 
 async def test_what_a_client_prints_follows_the_network(rush: Rush) -> None:
     assert "Queued Tasks: 0" in repr(rush)
-    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=29.0)) as elsewhere:
+    async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
         await elsewhere.push_tasks([XS] * 2)
         async with RushWorker(rush.network_id, elsewhere.config):
             await wait_until(lambda: "Queued Tasks: 2" in repr(rush) and "Running Workers: 1" in repr(rush))

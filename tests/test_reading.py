@@ -508,7 +508,7 @@ async def test_a_list_that_went_back_in_time_is_read_anew(rush: Rush, raw: Any, 
 
 
 async def test_fetch_new_tasks_may_wait_for_ever(rush: Rush) -> None:
-    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=29.0)) as elsewhere:
+    async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
         async with asyncio.TaskGroup() as group:
             waiting = group.create_task(rush.fetch_new_tasks(timeout=None))
             await wait_until(lambda: rush._net.is_watching)  # pyright: ignore[reportPrivateUsage]

@@ -317,7 +317,9 @@ async def test_retried_tasks_go_to_the_end_of_the_queue_with_their_attempts(rush
     assert (await rush.keys_with_state("queued"))["queued"] == [other, key]
     (queued,) = await rush.get_tasks(key)
     assert queued is not None
-    assert (queued.failure, queued.worker_id, queued.attempt, queued.ended_at) == (None, None, 1, None)
+    assert queued.failure is not None
+    assert (queued.failure.message, queued.worker_id, queued.attempt, queued.ended_at) == ("once", None, 1, None)
+    assert (await rush.fetch_queued_tasks()).columns == ["worker_id", *XS, "keys"]
     assert await rush_worker.pop_task(0) is not None
     again = await rush_worker.pop_task(0)
     assert again is not None
@@ -349,7 +351,7 @@ async def test_a_task_that_was_removed_and_retried_again_and_again_is_queued_onc
 
 
 async def test_a_client_that_was_there_before_the_network_retries_and_empties(rush: Rush) -> None:
-    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=29.0)) as elsewhere:
+    async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
         keys = await elsewhere.push_failed_tasks([XS] * 2, "no")
         assert await rush.retry_tasks(keys[0]) == [keys[0]]
     async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=28.0)) as elsewhere:
@@ -432,7 +434,7 @@ async def test_counters_are_never_behind_what_this_process_did(rush: Rush, rush_
 
 async def test_counters_follow_what_other_processes_do(rush: Rush) -> None:
     assert rush.n_tasks == 0  # the first read begins to follow the network
-    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=29.0)) as elsewhere:
+    async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
         await elsewhere.push_tasks([XS] * 3)
         await wait_until(lambda: rush.n_queued_tasks == 3)
         await elsewhere.empty_queue()
@@ -478,7 +480,7 @@ async def test_row_10_a_reset_of_tasks_leaves_workers_running(rush: Rush, rush_w
 
 @pytest.mark.parametrize("workers", [True, False])
 async def test_row_10_other_clients_caches_start_anew(rush: Rush, workers: bool) -> None:
-    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=29.0)) as elsewhere:
+    async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
         old = await rush.push_finished_tasks([{"n": n} for n in range(10)], [{"y": 1}] * 10)
         assert (await elsewhere.fetch_finished_tasks()).height == 10
         await rush.reset(workers=workers)
@@ -515,7 +517,7 @@ async def test_row_10_a_missing_network_is_a_new_one(rush: Rush, raw: Any) -> No
 async def test_row_10_nothing_of_a_worker_is_resurrected_by_its_end(rush: Rush, raw: Any) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         (key,) = await worker.push_running_tasks([XS])
-        async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=29.0)) as elsewhere:
+        async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
             await elsewhere.push_tasks([XS])
             # Everything is gone at once, as a reset by somebody who does not wait for workers leaves it.
             raw.flushall()

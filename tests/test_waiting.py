@@ -57,7 +57,7 @@ async def ask_to_stop(rush: Rush, worker: RushWorker) -> None:
 
 async def kill(rush: Rush, worker: RushWorker) -> None:
     killed = Failure("killed", None, "Worker was killed")
-    assert await rush._net.workers.lose(worker.worker_id, "killed", killed, killed)  # pyright: ignore[reportPrivateUsage]
+    assert await rush._net.workers.lose([worker.worker_id], "killed", killed, killed)  # pyright: ignore[reportPrivateUsage]
 
 
 async def waits(call: Awaitable[Any], client: RushClient) -> asyncio.Task[Any]:

@@ -12,11 +12,13 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import FileIO, TextIOWrapper
 
 from rush_async.config import RushConfig
+from rush_async.heartbeat import own_this_process
+from rush_async.launch.parcels import Parcel, unwrap
 from rush_async.loops import WorkerLoop
 from rush_async.model import Failure, WorkerExit
 from rush_async.runtime import live
@@ -37,7 +39,8 @@ class Orders:
         network_id: the network to work in.
         config: the server, as the manager reached it.
         worker_ids: the workers that live here.
-        loop: a `WorkerLoop` in the pickle of cloudpickle.
+        loop: a `WorkerLoop` in the pickle of cloudpickle, or where that lies.
+        log_levels: the loggers whose records are kept in the network, with their levels.
         parent: the process that waits for the reports.
         private_directory: where output goes that goes with the process: the manager removes it, or else the child.
     """
@@ -45,7 +48,8 @@ class Orders:
     network_id: str
     config: RushConfig
     worker_ids: list[str]
-    loop: bytes
+    loop: Parcel
+    log_levels: Mapping[str, str | int] | None
     parent: int
     private_directory: str | None
 
@@ -53,6 +57,7 @@ class Orders:
 def main(report: int) -> None:
     """Reads the orders from standard input, runs the workers, and reports their ends to the file descriptor `report`."""
     orders_from = _take_stdin()
+    own_this_process()
     os.set_inheritable(report, False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -62,9 +67,9 @@ def main(report: int) -> None:
     orders: Orders = pickle.loads(_read(orders_from, int.from_bytes(_read(orders_from, 8), "big")))
     with os.fdopen(report, "wb", buffering=0) as report_to:
         try:
-            loop: WorkerLoop = pickle.loads(orders.loop)
+            loop: WorkerLoop = pickle.loads(unwrap(orders.loop))
         except BaseException as error:
-            # A package that is missing here, or a module that cannot be imported.
+            # A package that is missing here, a module that cannot be imported, or a file of large arguments that is gone.
             for worker_id in orders.worker_ids:
                 _report(report_to, WorkerExit(worker_id, "failed", Failure.of(error)))
             raise
@@ -92,16 +97,15 @@ def _read(file: FileIO, n: int) -> bytes:
 
 
 async def _run(loop: WorkerLoop, orders: Orders, orders_from: FileIO, report_to: FileIO) -> None:
-    workers: dict[str, RushWorker] = {}
     tasks: dict[str, asyncio.Task[None]] = {}
     for worker_id in orders.worker_ids:
-        worker = workers[worker_id] = RushWorker(orders.network_id, orders.config, worker_id=worker_id)
-        tasks[worker_id] = Supervisor.spawn(_live_and_report(worker, loop, report_to), name=f"worker {worker_id}")
+        worker = RushWorker(orders.network_id, orders.config, worker_id=worker_id)
+        tasks[worker_id] = Supervisor.spawn(
+            _live_and_report(worker, loop, orders.log_levels, report_to), name=f"worker {worker_id}"
+        )
 
     def obey(word: str, worker_id: str) -> None:
-        if word == "stop":
-            workers[worker_id].stop_requested()
-        elif word == "cancel":
+        if word == "cancel":
             tasks[worker_id].cancel()
             _report(report_to, worker_id)  # this loop answers
 
@@ -123,9 +127,11 @@ async def _run(loop: WorkerLoop, orders: Orders, orders_from: FileIO, report_to:
         _remove(orders.private_directory)
 
 
-async def _live_and_report(worker: RushWorker, loop: WorkerLoop, report_to: FileIO) -> None:
+async def _live_and_report(
+    worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, str | int] | None, report_to: FileIO
+) -> None:
     try:
-        end = await live(worker, loop)
+        end = await live(worker, loop, log_levels)
     except asyncio.CancelledError:
         end = WorkerExit(worker.worker_id, "terminated")
     for stream in (sys.stdout, sys.stderr):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rush_async.launch.handle import Launch, WorkerHandle
 from rush_async.model import Failure, WorkerExit
@@ -18,11 +19,8 @@ class _Coroutine(WorkerHandle):
     def __init__(self, launch: Launch, worker_id: str) -> None:
         super().__init__(worker_id)
         self._worker = RushWorker(launch.network_id, launch.config, worker_id=worker_id)
-        self._task = Supervisor.spawn(live(self._worker, launch.loop), name=f"worker {worker_id}")
+        self._task = Supervisor.spawn(live(self._worker, launch.loop, launch.log_levels), name=f"worker {worker_id}")
         self._task.add_done_callback(self._note_end)
-
-    def stop(self) -> None:
-        self._worker.stop_requested()
 
     def cancel(self) -> None:
         self._task.cancel()
@@ -45,6 +43,8 @@ class _Coroutine(WorkerHandle):
 @dataclass(frozen=True, slots=True)
 class Coroutines:
     """Start workers in this process's event loop: for objectives that await."""
+
+    is_local: ClassVar[bool] = True
 
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
         """Starts the workers and returns at once."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from rush_async.config import RushConfig
 from rush_async.loops import WorkerLoop
@@ -26,8 +26,12 @@ class Launch:
         loop: the loop with its arguments.
         worker_ids: the workers, registered as starting.
         log_dir: where processes write their output; None for a place of their own.
+        log_levels: the loggers whose records are kept in the network, with their levels.
         supervisor: where tasks that watch over them live.
         on_lost: called with a worker and a failure when it died without a good-bye.
+        vouch: called with a worker and a function that tells, in any thread, whether its process is alive and not stopped; its
+            lease is then renewed for it too, as code that holds the GIL keeps it from doing so itself.
+        has_entered: tells whether the network has seen a worker run, whatever became of it.
     """
 
     network_id: str
@@ -35,8 +39,11 @@ class Launch:
     loop: WorkerLoop
     worker_ids: Sequence[str]
     log_dir: Path | None
+    log_levels: Mapping[str, str | int] | None
     supervisor: Supervisor
     on_lost: Callable[[str, Failure], Awaitable[None]]
+    vouch: Callable[[str, Callable[[], bool]], None]
+    has_entered: Callable[[str], Awaitable[bool]]
 
 
 class WorkerHandle:
@@ -45,7 +52,10 @@ class WorkerHandle:
     Attributes:
         worker_id: which worker.
         ended: how it ended, once it did.
+        outlives_manager: whether a manager that closes leaves it alone.
     """
+
+    outlives_manager = False
 
     def __init__(self, worker_id: str) -> None:
         self.worker_id = worker_id
@@ -62,8 +72,7 @@ class WorkerHandle:
             self.ended.set_result(how)
 
     def stop(self) -> None:
-        """Asks it to stop; unlike a request through the network, this reaches one that has not entered it yet."""
-        raise NotImplementedError
+        """Takes its start back, where that is still possible. It has been asked to stop through the network."""
 
     def cancel(self) -> None:
         """Cancels its loop, once; what it runs fails as `cancelled`."""
@@ -78,7 +87,13 @@ class WorkerHandle:
 
 
 class Launcher(Protocol):
-    """A way of starting workers: a value for `start_workers(on=...)`."""
+    """A way of starting workers: a value for `start_workers(on=...)`.
+
+    Attributes:
+        is_local: whether its workers die with the process of the manager that starts them.
+    """
+
+    is_local: ClassVar[bool]
 
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
         """Starts the workers and returns at once."""

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import anyio
 import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
@@ -23,9 +23,10 @@ from rush_async.client import as_number
 from rush_async.errors import EncodeError
 from rush_async.launch.child import Orders
 from rush_async.launch.handle import Launch, WorkerHandle
+from rush_async.launch.parcels import Parcel, adiscard, awrap
 from rush_async.model import Failure, WorkerExit
 
-__all__ = ["Processes"]
+__all__ = ["Processes", "pack"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,6 @@ class _Worker(WorkerHandle):
     def end(self, how: WorkerExit) -> None:
         super().end(how)
         self.answered.set()  # nobody needs to wait for an answer any more
-
-    def stop(self) -> None:
-        self._child.tell("stop", self.worker_id)
 
     def cancel(self) -> None:
         self._child.tell("cancel", self.worker_id)
@@ -125,12 +123,26 @@ class _Child:
         finally:
             os.close(orders_from)
             os.close(report_to)
+        for worker_id in self.handles:
+            self._launch.vouch(worker_id, self._is_well)
         # Nothing is awaited from here on: whoever is cancelled has started no process, or one that is watched.
         self._orders_to.write(len(orders).to_bytes(8, "big") + orders)
         os.set_blocking(report_from, False)
         self._report_from = report_from
         loop.add_reader(report_from, self._take_reports)
         self._launch.supervisor.start(self._watch, self._process)
+
+    def _is_well(self) -> bool:
+        """Whether the process lives and is not stopped; called in the heartbeat's thread."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return False
+        if sys.platform == "darwin":  # which cannot tell; its own heartbeat says enough
+            return False
+        try:
+            return os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     def tell(self, word: str, worker_id: str) -> None:
         """Sends an order, if the process is there to take it."""
@@ -249,6 +261,7 @@ class Processes:
     """
 
     n: int | None = None
+    is_local: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.n is not None and as_number(self.n, "n of Processes(n)") < 1:
@@ -257,32 +270,41 @@ class Processes:
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
         """Starts the workers and returns at once."""
         n = min(self.n or len(launch.worker_ids), len(launch.worker_ids))
-        loop = _pickled(launch)
-        if launch.log_dir is not None:
-            launch.log_dir.mkdir(parents=True, exist_ok=True)
+        loop = await pack(launch)
         children: list[_Child] = []
         try:
+            if launch.log_dir is not None:
+                launch.log_dir.mkdir(parents=True, exist_ok=True)
             for at in range(n):
                 worker_ids = launch.worker_ids[at::n]
                 # What is removed at the end by the manager, or by the child where the manager was killed.
                 private = tempfile.mkdtemp(prefix="rush-out-") if launch.log_dir is None else None
-                orders = Orders(launch.network_id, launch.config, list(worker_ids), loop, os.getpid(), private)
+                orders = Orders(
+                    launch.network_id, launch.config, list(worker_ids), loop, launch.log_levels, os.getpid(), private
+                )
                 child = _Child(launch, worker_ids, launch.log_dir or Path(private or ""), private is not None)
                 await child.start(pickle.dumps(orders))
                 children.append(child)
         except BaseException:
             for child in children:
                 child.kill()
+            await adiscard(loop)
             raise
         handles = {worker_id: handle for child in children for worker_id, handle in child.handles.items()}
         return [handles[worker_id] for worker_id in launch.worker_ids]
 
 
-def _pickled(launch: Launch) -> bytes:
+async def pack(launch: Launch) -> Parcel:
+    """The loop with its arguments, to be sent to another process by a way that nobody else can write to.
+
+    Raises:
+        EncodeError: it cannot be pickled, or is too large.
+    """
     try:
-        return cast("Any", cloudpickle).dumps(launch.loop)
+        packed: bytes = cast("Any", cloudpickle).dumps(launch.loop)
     except Exception as error:
         raise EncodeError(
             f"the worker loop {launch.loop.name} or one of its arguments cannot be sent to another process: {error}. "
             "Open connections, locks and files in the loop itself, or run it with on=Coroutines()"
         ) from error
+    return await awrap(packed, launch.network_id, launch.config, f"the worker loop {launch.loop.name} with its arguments")

@@ -56,7 +56,7 @@ class Group:
         give_back: what to do with the result when the caller was cancelled meanwhile.
     """
 
-    __slots__ = ("args", "future", "give_back", "goes_alone", "n_tasks", "script", "size", "survives_reset")
+    __slots__ = ("args", "future", "give_back", "goes_alone", "n_tasks", "orphans", "script", "size", "survives_reset")
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class Group:
         self.survives_reset = survives_reset
         self.give_back = give_back
         self.goes_alone = False
+        self.orphans: set[Group] = set()  # of the calls it was issued by
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     async def result(self) -> Any:
@@ -89,6 +90,7 @@ class Group:
         future = self.future
         if not future.done():
             future.cancel()
+            self.orphans.add(self)
         elif not future.cancelled() and future.exception() is None:  # it came in the very tick of the cancellation
             self._return(future.result())
 
@@ -98,12 +100,14 @@ class Group:
             give_back(value)
 
     def resolve(self, value: Any) -> None:
+        self.orphans.discard(self)
         if not self.future.done():
             self.future.set_result(value)
         elif self.future.cancelled() or self.future.exception() is not None:  # nobody wants it any more
             self._return(value)
 
     def reject(self, error: Exception) -> None:
+        self.orphans.discard(self)
         if not self.future.done():
             self.future.set_exception(error)
             self.future.exception()  # whoever waits sees it; nobody may be waiting any more
@@ -171,12 +175,19 @@ class Calls:
         self._waiting: dict[Script, deque[Group]] = {}
         self._is_due = False
         self._progress = asyncio.Event()
+        self._orphans: set[Group] = set()
 
     def issue(self, group: Group) -> Group:
         """Takes a group; it leaves at the end of this tick, merged with what else is issued until then."""
+        group.orphans = self._orphans
         self._waiting.setdefault(group.script, deque()).append(group)
         self._send_soon()
         return group
+
+    def give_back(self, group: Group) -> None:
+        """Issues a group whose answer nobody awaits."""
+        self._orphans.add(group)
+        self.issue(group)
 
     async def call(self, group: Group) -> Any:
         """Issues a group and waits for its answer."""
@@ -207,12 +218,19 @@ class Calls:
     async def quiet(self) -> None:
         """Waits until every call issued before this one has been answered, those of cancelled callers included, and what
         was given back then too. What others issue meanwhile is not waited for: there may be no end of it."""
+        await self._until_over(self._under_way)
+
+    async def settled(self) -> None:
+        """Waits until the calls of cancelled callers have been answered, and what they were granted was given back."""
+        await self._until_over(lambda: set(self._orphans))
+
+    async def _until_over(self, under_way: Callable[[], set[Group]]) -> None:
         for _ in range(2):
-            due = self._under_way()
+            due = under_way()
             while due:
                 self._progress.clear()
                 await self._progress.wait()
-                due &= self._under_way()
+                due &= under_way()
 
     def _under_way(self) -> set[Group]:
         waiting = {group for groups in self._waiting.values() for group in groups}
@@ -315,7 +333,9 @@ class Calls:
     def _issue_again(self, call: _Call) -> None:
         for group in call.groups:
             if group.survives_reset:
-                if not group.future.done():
+                if group.future.done():
+                    self._orphans.discard(group)
+                else:
                     self.issue(group)
             else:
                 group.resolve(None)
@@ -376,6 +396,7 @@ def _take_together(waiting: deque[Group]) -> list[Group]:
         group = waiting[0]
         if group.future.done() and not group.script.ends:
             waiting.popleft()
+            group.orphans.discard(group)
             continue
         is_too_much = tasks + group.n_tasks > MOST_TASKS or size + group.size > MOST_BYTES
         goes_alone = group.goes_alone or not group.script.merges or group.size > MOST_BYTES_MERGED

@@ -51,6 +51,7 @@ _TIME_LENGTH = 9
 _DEEPEST = 100
 _LONGEST_TEXT = 50_000  # characters of a message or traceback
 _NIL = b"\xc0"
+_FIXSTR, _STR8 = 0xA0, 0xD9
 
 # Types that msgpack writes as they are, whatever their value, but for integers beyond 64 bits and lone surrogates.
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
@@ -488,14 +489,26 @@ def complete(state: TaskState, raw: bytes) -> bytes:
     """A stored record of any state as ten values: without its header, what is missing as nil."""
     if state == "finished":
         return raw
-    record = raw[_HEADER.size :]
-    missing = {"queued": 6, "running": 3, "failed": 0}[state]
-    return record + _NIL * missing
+    end = len(raw) if state == "failed" else _attempt_end(state, raw)
+    return raw[_HEADER.size : end] + _NIL * {"queued": 6, "running": 3, "failed": 0}[state]
+
+
+def _attempt_end(state: TaskState, raw: bytes) -> int:
+    """Where the record of a queued or running task ends. The failure of an earlier attempt may stand behind it."""
+    if len(raw) < _HEADER.size:
+        raise DecodeError(f"the record of a {state} task is too short: {raw!r}")
+    created_end = _HEADER.size + _HEADER.unpack_from(raw)[2]
+    if state == "queued":
+        return created_end
+    first, second = raw[created_end : created_end + 2].ljust(2, _NIL)
+    owner = second + 2 if first == _STR8 else first - _FIXSTR + 1
+    return created_end + owner + 1 + _TIME_LENGTH
 
 
 def decode_task(state: TaskState, raw: bytes) -> Task:
     """A stored record as a task."""
-    fields = decode_flat(complete(state, raw), 1)
+    failed_before = state in ("queued", "running") and len(raw) > _attempt_end(state, raw)
+    fields = decode_flat(raw[_HEADER.size :] if failed_before else complete(state, raw), 1)
     _refuse_timestamps(fields, raw)
     if fields[5] is None and state != "finished":
         fields[5] = raw[0]  # not running: the attempts so far stand in the header
@@ -513,9 +526,9 @@ def task_of(state: TaskState, fields: Sequence[Any]) -> Task:
             state,
             xs,
             xs_extra,
-            None if state == "failed" else end,
+            end if state == "finished" else None,
             ys_extra,
-            _failure_of(key, end) if state == "failed" else None,
+            _failure_of(key, end) if state != "finished" and end is not None else None,
             attempt or 0,
             worker_id,
             datetime.fromtimestamp(created, UTC),

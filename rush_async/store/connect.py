@@ -32,7 +32,7 @@ from rush_async.store.scripts import SCRIPTS
 from rush_async.store.transport import Command, FutureCommand, Transport, Word, pack
 from rush_async.supervisor import Supervisor
 
-__all__ = ["Connection", "open_transport", "url_db"]
+__all__ = ["Connection", "connection_options", "open_transport", "url_db"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,25 +81,31 @@ def url_db(config: RushConfig) -> int:
     return int(_options(config).get("db") or 0)
 
 
-def _connection(config: RushConfig) -> _TCP | _TLS | _Unix:
+def connection_options(config: RushConfig) -> dict[str, Any]:
+    """What any connection of redis-py to this server is made with."""
     options = _options(config)
+    assert config.url is not None
     options |= {
         "protocol": 2,  # no push frame may ever stand between two answers
-        "socket_timeout": None,
         "socket_connect_timeout": config.connect_timeout,
-        "retry": Retry(NoBackoff(), 0),
         "driver_info": None,
     }
-    assert config.url is not None
-    scheme = config.url.partition("://")[0]
-    kind: type[_TCP | _TLS | _Unix] = {"redis": _TCP, "rediss": _TLS, "unix": _Unix}[scheme]
-    if kind is _TLS:
+    if config.url.startswith("rediss:"):
         options |= {
             "ssl_ca_certs": config.tls_ca_file,
             "ssl_certfile": config.tls_cert_file,
             "ssl_keyfile": config.tls_key_file,
             "ssl_check_hostname": config.tls_check_hostname,
         }
+    return options
+
+
+def _connection(config: RushConfig) -> _TCP | _TLS | _Unix:
+    assert config.url is not None
+    scheme = config.url.partition("://")[0]
+    kind: type[_TCP | _TLS | _Unix] = {"redis": _TCP, "rediss": _TLS, "unix": _Unix}[scheme]
+    options = connection_options(config)
+    options |= {"socket_timeout": None, "retry": Retry(NoBackoff(), 0)}
     try:
         return kind(**options)
     except TypeError as error:

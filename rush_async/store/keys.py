@@ -29,6 +29,11 @@ class NetworkKeys(NamedTuple):
     failed: str
     alive: str
     workers: str
+    passing: str
+    leases: str
+    processes: str
+    log: str
+    starts: str
 
     @classmethod
     def of(cls, network_id: str, db: int = 0) -> NetworkKeys:

@@ -72,6 +72,7 @@ class Link:
             if config.url is None:
                 await see_through(_start(config, leases))
                 config = config.at(leases[0].url)
+            config = config.of_connection
             links = _links.setdefault(asyncio.get_running_loop(), {})
             link = links.get(config)
             if link is None:
@@ -98,6 +99,16 @@ class Link:
         self.connection = Connection(self.config, self.supervisor)
         self.subscription = Subscription(self.config, self.supervisor)
         await self.connection.open()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the server is one that this process holds a lease of."""
+        return bool(self._leases)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its event loop has ended without having closed it."""
+        return not self.supervisor.is_open
 
     @property
     def db(self) -> int:

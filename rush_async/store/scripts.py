@@ -40,11 +40,19 @@ REMOVE = Script("remove")
 RETRY = Script("retry", grows=True)
 LOOK = Script("look")
 RESET = Script("reset")
+CANCEL = Script("cancel")
 ENTER = Script("enter", grows=True, founds=True, merges=True)
 BYE = Script("bye", merges=True, ends=True)
 LOSE = Script("lose")
 STOP = Script("stop")
-SCRIPTS = (PUSH, POP, FINISH, REMOVE, RETRY, LOOK, RESET, ENTER, BYE, LOSE, STOP)
+BEAT = Script("beat")
+PART = Script("part")
+LOG = Script("log", grows=True)
+PREPARE = Script("prepare", grows=True, founds=True)
+SCRIPTS = (
+    *(PUSH, POP, FINISH, REMOVE, RETRY, CANCEL, LOOK, RESET),
+    *(ENTER, BYE, LOSE, STOP, BEAT, PART, LOG, PREPARE),
+)
 
 
 class ScriptCaller:

@@ -64,6 +64,11 @@ class Subscription:
             else:
                 self._transport.drop()
 
+    def renew(self) -> None:
+        """Drops the connection, so that it is opened and every subscription confirmed anew."""
+        if self._transport is not None:
+            self._transport.drop()
+
     async def confirmed(self, name: str) -> None:
         """Waits until the server confirmed the subscription for the first time.
 

@@ -12,7 +12,7 @@ from rush_async.store.calls import MOST_BYTES, MOST_TASKS, Answer, Calls, Group,
 from rush_async.store.codec import encode_failure
 from rush_async.store.connect import Connection, acl_remedy
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.scripts import BYE, ENTER, FINISH, LOOK, POP, PUSH, REMOVE, RESET, RETRY, Script, ScriptCaller
+from rush_async.store.scripts import BYE, CANCEL, ENTER, FINISH, LOOK, POP, PUSH, REMOVE, RESET, RETRY, Script, ScriptCaller
 from rush_async.store.transport import Word
 
 __all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "NewTask", "Popped", "Target", "TaskStore"]
@@ -139,17 +139,17 @@ class TaskStore:
         ended = encode_failure(Failure("cancelled", None, "The call that pushed it was cancelled or refused"))
         if target == "R":
             for chunk in _slices(keys, MOST_TASKS):
-                self.calls.issue(self._end_group([Ended("X", key, worker_id, ended) for key in chunk]))
+                self.calls.give_back(self._end_group([Ended("X", key, worker_id, ended) for key in chunk]))
         elif target == "Q":
             for chunk in _slices(keys, MOST_TASKS):
-                self.calls.issue(self._remove_group(ended, MOST_TASKS, chunk))
+                self.calls.give_back(self._remove_group(ended, MOST_TASKS, chunk))
 
     async def pop(self, worker_id: str, want: int = 1) -> list[Popped] | Lost:
         """Takes up to `want` tasks from the head of the queue."""
 
         def put_back(popped: Any) -> None:
             if popped is not LOST and popped:
-                self.calls.issue(self._end_group([Ended("B", key, worker_id) for key, _ in popped]))
+                self.calls.give_back(self._end_group([Ended("B", key, worker_id) for key, _ in popped]))
 
         return await self.calls.call(Group(POP, [worker_id, want], n_tasks=want, give_back=put_back))
 
@@ -178,11 +178,20 @@ class TaskStore:
     def _remove_group(self, ended: bytes, most: int, keys: Sequence[str] = ()) -> Group:
         return Group(REMOVE, [most, ended, *keys], n_tasks=most)
 
+    async def cancel(self, keys: Sequence[str], failure: Failure) -> list[str]:
+        """Fails tasks that are queued or running, whoever holds them."""
+        ended = encode_failure(failure)
+        groups = [Group(CANCEL, [ended, *chunk], n_tasks=len(chunk)) for chunk in _slices(keys, MOST_TASKS)]
+        return await self._moved(groups)
+
     async def retry(self, keys: Sequence[str] | None) -> list[str]:
         """Queues failed tasks again, all of them when no keys are given."""
         if keys is None:
             keys = [key.decode() for key in await self._connection.ask("HKEYS", self.keys.failed)]
         groups = [Group(RETRY, chunk, n_tasks=len(chunk)) for chunk in _slices(keys, MOST_TASKS)]
+        return await self._moved(groups)
+
+    async def _moved(self, groups: Sequence[Group]) -> list[str]:
         return [key for answer in await self.calls.call_all(groups) for key in (answer or b"").decode().split()]
 
     async def reset(self, *, workers: bool) -> None:
@@ -260,6 +269,14 @@ class TaskStore:
             else:
                 found[state] = next(parts)
         return int(epoch or 0), found
+
+    async def are_running(self, keys: Sequence[str]) -> set[str]:
+        """Which of these tasks are running."""
+        running: set[str] = set()
+        for chunk in _slices(keys, MOST_TASKS):
+            records = await self._connection.ask("HMGET", self.keys.running, *chunk)
+            running.update([key for key, record in zip(chunk, records, strict=True) if record is not None])
+        return running
 
     async def find(self, keys: Sequence[str]) -> dict[str, tuple[TaskState, bytes]]:
         """Looks keys up among queued, running and failed tasks in one step; those elsewhere are left out."""

@@ -74,6 +74,10 @@ class Stage:
             "failed": raw.hgetall(keys.failed),
             "alive": raw.hgetall(keys.alive),
             "workers": raw.hgetall(keys.workers),
+            "passing": raw.hgetall(keys.passing),
+            "leases": raw.zrange(keys.leases, 0, -1),
+            "processes": raw.hgetall(keys.processes),
+            "starts": raw.hgetall(keys.starts),
         }
 
     def shape(self) -> dict[str, Any]:
@@ -157,7 +161,7 @@ async def retry(stage: Stage, keys: list[str]) -> Any:
 
 async def enter(stage: Stage, _: Any) -> Any:
     worker = await RushWorker(stage.far.network_id, stage.far.config, worker_id="newcomer")
-    alive = sorted((await stage.far_workers.requests(["newcomer"])).items())
+    alive = [name for name, holder in (await stage.far_workers.holders(["newcomer"])).items() if holder is not None]
     stage.newcomers.append(worker)
     return alive
 
@@ -168,8 +172,22 @@ async def bye(stage: Stage, _: Any) -> Any:
 
 async def lose(stage: Stage, keys: list[str]) -> Any:
     failure = Failure("lost", None, "Worker has crashed or was killed")
-    completed = await stage.far_workers.lose(stage.worker.worker_id, "lost", failure)
-    return completed, await stage.near.is_failed_task(keys)
+    completed = await stage.far_workers.lose([stage.worker.worker_id], "lost", failure)
+    return len(completed), await stage.near.is_failed_task(keys)
+
+
+async def cancel(stage: Stage, keys: list[str]) -> Any:
+    (key,) = await stage.running(1)
+    return stage.named(await stage.far.cancel_tasks([keys[0], key, "nobody", key]))
+
+
+async def part(stage: Stage, _: Any) -> Any:
+    network = stage.far._net  # pyright: ignore[reportPrivateUsage]
+    await network.workers.part(network.pulse.leases)
+
+
+async def prepare(stage: Stage, _: Any) -> Any:
+    await stage.far_workers.prepare("a command", b"its start")
 
 
 async def ask_to_stop(stage: Stage, _: Any) -> Any:
@@ -209,7 +227,10 @@ CALLS = {
     "fail": Call(scripts.FINISH, fail, three_running),
     "empty_queue": Call(scripts.REMOVE, empty_queue, three_queued),
     "retry": Call(scripts.RETRY, retry, three_failed),
+    "cancel": Call(scripts.CANCEL, cancel, three_queued),
     "enter": Call(scripts.ENTER, enter),
+    "part": Call(scripts.PART, part),
+    "prepare": Call(scripts.PREPARE, prepare),
     "bye": Call(scripts.BYE, bye),
     "lose": Call(scripts.LOSE, lose, three_running),
     "ask_to_stop": Call(scripts.STOP, ask_to_stop),

@@ -117,7 +117,7 @@ async def test_a_reset_amid_everything_leaves_nothing_behind_and_nobody_waiting(
             assert len(await client.fetch_tasks()) == len(await client.fetch_finished_tasks()) == 0
             await wait_until(lambda client=client: client.n_tasks == 0)
         in_order(seen)
-        kept = {f"rush:{{{name}}}:{key}".encode() for key in ("meta", "calls", "alive", "workers")}
+        kept = {f"rush:{{{name}}}:{key}".encode() for key in ("meta", "calls", "alive", "workers", "leases", "processes")}
         assert set(raw.keys("*")) <= (set() if workers else kept)
     async with Rush(name, rush_server) as rush:
         await rush.reset()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from rush_async import RushWorker
+from rush_async import RushWorker, WorkerLostError
 
 
 async def do_some(rush: RushWorker, n: int = 3) -> None:
@@ -40,6 +41,44 @@ async def block_as_the_third(rush: RushWorker, mark: Path) -> None:
         mark.touch()  # noqa: ASYNC240 - from here on nothing awaits, on purpose
         time.sleep(600)  # noqa: ASYNC251 - a computation that never gives way
     await asyncio.Event().wait()
+
+
+async def pop_and_hold(rush: RushWorker) -> None:
+    await rush.pop_task(timeout=None)
+    await asyncio.Event().wait()
+
+
+async def compute(rush: RushWorker) -> None:
+    """Never awaits while it computes, and looks at the queue in its own way."""
+    (key,) = await rush.push_running_tasks([{"x": 0}])
+    import redis
+
+    assert rush.config.url is not None
+    with redis.Redis.from_url(rush.config.url) as client:  # pyright: ignore[reportUnknownMemberType]
+        while not client.exists(f"rush:{{{rush.network_id}}}:queue"):
+            time.sleep(0.01)  # noqa: ASYNC251
+    await rush.finish_tasks(key, [{"y": 1}])
+
+
+async def compute_until_terminated(rush: RushWorker) -> None:
+    async with rush.task({"x": 0}) as task:
+        while not rush.terminated:
+            time.sleep(0.01)  # noqa: ASYNC251
+        task.ys = {"y": 1}
+
+
+async def come_back(rush: RushWorker) -> None:
+    """Computes until it has been stopped for a while; then reports, learns that it was lost, and enters again."""
+    (key,) = await rush.push_running_tasks([{"x": 0}])
+    last = time.monotonic()
+    while time.monotonic() - last < 0.3:
+        last = time.monotonic()
+        time.sleep(0.01)  # noqa: ASYNC251
+    try:
+        await rush.finish_tasks(key, [{"y": 1}])
+    except WorkerLostError as error:
+        async with RushWorker(rush.network_id, rush.config) as again:
+            await again.push_finished_tasks([{"x": type(error).__name__}], [{"y": 0}])
 
 
 async def swallow(rush: RushWorker, may_end: asyncio.Event) -> None:
@@ -93,3 +132,33 @@ class CannotBeUnpickled:
 
 def _fail_to_import() -> None:
     raise ModuleNotFoundError("No module named 'missing_package'")
+
+
+async def serve_until_terminated(rush: RushWorker) -> None:
+    async for task in rush.tasks():
+        async with task:
+            while not rush.terminated:
+                time.sleep(0.01)  # noqa: ASYNC251 - computes, and looks up from time to time
+            task.ys = {"y": 1}
+
+
+async def show_arguments(rush: RushWorker, **arguments: Any) -> None:
+    await rush.push_finished_tasks([{name: repr(value) for name, value in arguments.items()}], [{"y": 0}])
+
+
+async def leave_a_thread_behind(rush: RushWorker) -> None:
+    asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)
+    await do_some(rush, 1)
+
+
+async def end_a_fork(rush: RushWorker) -> None:
+    is_there, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(tell, b"1")
+        time.sleep(600)  # noqa: ASYNC251
+        os._exit(0)
+    os.read(is_there, 1)
+    os.kill(pid, signal.SIGTERM)
+    _, status = os.waitpid(pid, 0)  # noqa: ASYNC222
+    await rush.push_finished_tasks([{"signal": os.WTERMSIG(status)}], [{"y": 0}])

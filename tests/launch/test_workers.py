@@ -144,7 +144,7 @@ async def test_what_cannot_be_called_is_refused_before_anything_starts(rush: Rus
     with pytest.raises(EncodeError, match="cannot be sent to another process"):
         await rush.start_workers(note_arguments, 1, on=Processes(), thing=asyncio.get_running_loop())
     wrong: Any = "processes"
-    with pytest.raises(TypeError, match=r"Coroutines\(\) or Processes"):
+    with pytest.raises(TypeError, match=r"Coroutines\(\), Processes\(n\) or a pool"):
         await rush.start_workers(do_some, 1, on=wrong)
     assert set((await states(rush)).values()) <= {"failed"}
 

@@ -13,6 +13,7 @@ for i = 4, #ARGV, 3 do
   local alive = call('HDEL', ALIVE, worker) == 1
   if entry and (alive or sub(entry, 1, 9) == 'starting ') then
     answer[#answer + 1] = '1'
+    call('HDEL', PASSING, worker)
     local space = string.find(entry, ' ', 1, true)
     call('HSET', WORKERS, worker, state .. sub(entry, space) .. ARGV[i + 2] .. stamp)
     groups[#groups + 1] = { (state == 'lost' or state == 'killed') and 'L' or 'E', worker }

@@ -25,12 +25,12 @@ for n, key in ipairs(keys) do
     answer[n], seen[key] = '1', true
     gone[#gone + 1] = key
     if op == 'F' then
-      finished[#finished + 1] = sub(record, HEADER + 1) .. ended .. stamp
+      finished[#finished + 1] = sub(as_started(record), HEADER + 1) .. ended .. stamp
     elseif op == 'X' then
-      failed[#failed + 1], failed[#failed + 2] = key, record .. ended .. stamp
+      failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ended .. stamp
     else
       local attempt = string.char(string.byte(record) - 1)
-      queued[#queued + 1], queued[#queued + 2] = key, attempt .. sub(as_created(record), 2)
+      queued[#queued + 1], queued[#queued + 2] = key, attempt .. sub(as_queued(record, last_failure(record)), 2)
       head[#head + 1] = key
     end
     add(groups, op == 'B' and 'Q' or op, worker, key)

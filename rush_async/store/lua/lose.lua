@@ -1,42 +1,66 @@
--- Shuts a worker out and fails what it runs, a step of about a thousand running tasks a call. The first call fences it:
--- from then on none of its calls moves anything. The last step keeps its end in `workers` and reports it once.
--- ARGV  ... worker, state (lost, killed), ended (of its tasks), cursor ('0' begins), failure of the worker (msgpack)
--- answer: the next cursor, '0' when done, '' when this worker needs no clearing (it left, or another call completed it)
+-- Shuts workers out and clears what they run, a step of about a thousand running tasks a call. The first call fences those that
+-- are alive or starting: from then on none of their calls moves anything. A task that may be tried again goes back to the head of
+-- the queue with its failure, any other fails. The last step keeps the ends in `workers` and reports each once.
+-- ARGV  ... state (lost, killed), ended (of the tasks), cursor ('0' begins), failure of the workers (msgpack), then workers
+-- answer: the next cursor ('0': done), how many of the workers it shut out, and the workers to be cleared, those first, joined
+--         by '|'; the next step is given the same. '' when none needs clearing (they left, or another call completed them)
 local refusal, known = enter()
 if refusal then return refusal end
 if known then return repeated(known) end
 
-local worker, state, ended, cursor, failure = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local entry = call('HGET', WORKERS, worker)
-if not entry then return leave('') end
-local space = string.find(entry, ' ', 1, true)
-local word = sub(entry, 1, space - 1)
-if call('HDEL', ALIVE, worker) == 1 or word == 'starting' then
-  word = 'clearing-' .. state
-  entry = word .. sub(entry, space)
-  call('HSET', WORKERS, worker, entry)
-  redis.pcall('SPUBLISH', CONTROL, cmsgpack.pack({ 'out', EPOCH, state, worker }))
+local state, ended, cursor, failure = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local fenced, others, names = {}, {}, {}
+for i = 8, #ARGV do
+  local worker = ARGV[i]
+  local entry = call('HGET', WORKERS, worker)
+  local word = entry and string.match(entry, '^[^ ]+') or ''
+  if cursor == '0' and (word == 'running' or word == 'starting') then
+    fence(worker, entry, state, failure)
+    fenced[#fenced + 1] = worker
+    names[packed(worker)] = worker
+  elseif sub(word, 1, 9) == 'clearing-' and not names[packed(worker)] then
+    others[#others + 1] = worker
+    names[packed(worker)] = worker
+  end
 end
-if sub(word, 1, 9) ~= 'clearing-' then return leave('') end
+if #fenced > 0 then call('HINCRBY', META, 'asks', 1) end
+tell({ 'out', EPOCH, state }, fenced)
+local workers, n_fenced = fenced, #fenced
+for _, worker in ipairs(others) do workers[#workers + 1] = worker end
+if #workers == 0 then return leave('') end
 
-local owner, groups, gone, failed = packed(worker), {}, {}, {}
+local groups, gone, failed, queued, head = {}, {}, {}, {}, {}
 local step = call('HSCAN', RUNNING, cursor, 'COUNT', 1000)
 for i = 1, #step[2], 2 do
   local key, record = step[2][i], step[2][i + 1]
-  if is_held_by(record, owner) then
+  local worker = names[owner_of(record)]
+  if worker then
     gone[#gone + 1] = key
-    failed[#failed + 1], failed[#failed + 2] = key, record .. ended .. stamp
-    add(groups, 'X', worker, key)
+    local retries = string.byte(record, 2)
+    if retries > 0 then
+      queued[#queued + 1] = key
+      queued[#queued + 1] = sub(record, 1, 1) .. string.char(retries - 1) .. sub(as_queued(record, ended), 3)
+      head[#head + 1] = key
+      add(groups, 'Q', '', key)
+    else
+      failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ended .. stamp
+      add(groups, 'X', worker, key)
+    end
   end
 end
-for first = 1, #gone, 1000 do
-  local last = math.min(first + 999, #gone)
-  call('HDEL', RUNNING, unpack(gone, first, last))
-  call('HSET', FAILED, unpack(failed, 2 * first - 1, 2 * last))
+local function each(items, most, act)
+  for first = 1, #items, most do act(first, math.min(first + most - 1, #items)) end
 end
+each(gone, 1000, function(a, b) call('HDEL', RUNNING, unpack(gone, a, b)) end)
+each(failed, 2000, function(a, b) call('HSET', FAILED, unpack(failed, a, b)) end)
+each(queued, 2000, function(a, b) call('HSET', QUEUED, unpack(queued, a, b)) end)
+each(head, 1000, function(a, b) call('LPUSH', QUEUE, unpack(head, a, b)) end)
 if step[1] == '0' then
-  space = string.find(entry, ' ', 1, true)
-  call('HSET', WORKERS, worker, sub(entry, 10, space - 1) .. sub(entry, space) .. failure .. stamp)
-  groups[#groups + 1] = { 'L', worker }
+  for _, worker in ipairs(workers) do
+    local entry = call('HGET', WORKERS, worker)
+    call('HSET', WORKERS, worker, sub(entry, 10) .. stamp)
+    call('HDEL', PASSING, worker)
+    groups[#groups + 1] = { 'L', worker }
+  end
 end
-return leave(step[1], groups)
+return leave(step[1] .. '|' .. n_fenced .. '|' .. concat(workers, '|'), groups)

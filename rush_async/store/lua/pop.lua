@@ -41,8 +41,9 @@ for i, worker in ipairs(workers) do
   local given, owner = {}, packed(worker)
   while #given < wants[i] and next_key <= #keys do
     local key, record = keys[next_key], records[next_key]
-    local attempt = string.char(math.min(string.byte(record) + 1, 127))
-    record = attempt .. sub(record, 2) .. owner .. attempt .. stamp
+    local attempt, failure = string.char(math.min(string.byte(record) + 1, 127)), last_failure(record)
+    record = attempt .. sub(as_created(record), 2) .. owner .. attempt .. stamp
+    if failure ~= '' then record = record .. failure .. '\192' end
     records[next_key] = record
     running[#running + 1], running[#running + 2] = key, record
     given[#given + 1] = key

@@ -1,15 +1,23 @@
 -- What every script begins with: the keys by name, the guard of a numbered call (enter) and its end (leave).
--- KEYS  meta calls events control queue queued running finished failed alive workers
+-- KEYS  meta calls events control queue queued running finished failed alive workers passing leases processes log starts
 -- ARGV  epoch client number ...            the epoch the caller knows, who calls, and the number of the call
 -- A reply is {epoch, seq, n_queued, n_running, n_finished, n_failed, n_workers, answer, ...}, or {'EPOCH', epoch, wire}: another
 -- epoch, not executed; or {'OLD'}: a late copy of a call that was answered long ago, not executed.
 local META, CALLS, EVENTS, CONTROL, QUEUE, QUEUED, RUNNING, FINISHED, FAILED, ALIVE, WORKERS = unpack(KEYS)
+local PASSING, LEASES, PROCESSES, LOG, STARTS = unpack(KEYS, 12)
 local call, sub, concat = redis.call, string.sub, table.concat
 local WIRE, WINDOW, MESSAGE = '1', 64, 1000
 local EPOCH, CLIENT, NUMBER = ARGV[1], ARGV[2], ARGV[3]
 local HEADER = 6 -- attempt u8, retries left u8 (high bit: a stale entry is left in the queue), length of created u32
 local NEVER_STARTED = '\192\192\192'
 local slot, now, stamp
+
+-- The server's time, as a number and as it stands in records.
+local function look_at_clock()
+  local time = call('TIME')
+  now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+  stamp = '\203' .. struct.pack('>d', now)
+end
 
 -- Guards a call. Returns a refusal to hand back, or nil and the stored answer when the call is a repetition.
 local function enter()
@@ -29,9 +37,7 @@ local function enter()
   end
   if number == NUMBER then return nil, answer end
   if number and tonumber(number) > tonumber(NUMBER) then return { 'OLD' } end
-  local time = call('TIME')
-  now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-  stamp = '\203' .. struct.pack('>d', now)
+  look_at_clock()
   return nil, nil
 end
 
@@ -120,12 +126,78 @@ local function append_finished(records)
   if #records > 0 then call('RPUSH', FINISHED, unpack(records)) end
 end
 
-local function created_length(record) return struct.unpack('>I4', record, 3) end
+-- A record is cut, never decoded. Behind *created* stands *started*: nothing while the task is queued for the first time, three
+-- nils where it never started, else its worker. A task that is tried again carries its last failure behind that.
+local function created_end(record) return HEADER + struct.unpack('>I4', record, 3) end
+
+local function owner_of(record)
+  local from = created_end(record) + 1
+  local first = string.byte(record, from)
+  if first == 192 then return nil end
+  return sub(record, from, from + (first == 217 and string.byte(record, from + 1) + 1 or first - 160))
+end
+
+local function started_end(record)
+  local owner = owner_of(record)
+  return created_end(record) + (owner and #owner + 10 or #NEVER_STARTED)
+end
 
 local function is_held_by(record, owner)
-  local from = HEADER + created_length(record) + 1
+  local from = created_end(record) + 1
   return sub(record, from, from + #owner - 1) == owner
 end
 
--- The record cut back to what it was when it was created, its header in front.
-local function as_created(record) return sub(record, 1, HEADER + created_length(record)) end
+-- The record cut back to what it was when it was created, or started, its header in front.
+local function as_created(record) return sub(record, 1, created_end(record)) end
+local function as_started(record) return sub(record, 1, started_end(record)) end
+
+-- A record for the queue; `failure` (and its nil extra) of the attempt before, or ''.
+local function as_queued(record, failure)
+  return as_created(record) .. (failure ~= '' and NEVER_STARTED .. failure .. '\192' or '')
+end
+
+-- The last failure that a queued or running record carries, or ''.
+local function last_failure(record)
+  if #record == created_end(record) then return '' end
+  return sub(record, started_end(record) + 1, -2)
+end
+
+-- A queued record that failed without having run. `stale`: its entry stays in the queue, and is noted in the header.
+local function as_unstarted_failed(record, ended, stale)
+  if stale then record = sub(record, 1, 1) .. string.char(string.byte(record, 2) % 128 + 128) .. sub(record, 3) end
+  return as_created(record) .. NEVER_STARTED .. ended .. stamp
+end
+
+-- Tells names of workers or tasks on `control`, in messages of about a KiB at most.
+local function tell(message, names)
+  for first = 1, #names, 15 do
+    local part = { unpack(message) }
+    for i = first, math.min(first + 14, #names) do part[#part + 1] = names[i] end
+    redis.pcall('SPUBLISH', CONTROL, cmsgpack.pack(part))
+  end
+end
+
+-- Shuts a worker out: none of its calls moves anything any more, and what it runs is cleared next.
+local function fence(worker, entry, state, failure)
+  local space = string.find(entry, ' ', 1, true)
+  call('HDEL', ALIVE, worker)
+  call('HSET', PASSING, worker, 'out')
+  call('HSET', WORKERS, worker, 'clearing-' .. state .. sub(entry, space) .. failure)
+end
+
+-- How often somebody has to look after the leases, so that each is judged in time: half of what the most impatient leaves.
+local function repace()
+  local pace
+  for _, text in ipairs(call('HVALS', PROCESSES)) do
+    local expire, period = string.match(text, '^(%S+) (%S+)')
+    local own = (tonumber(expire) - tonumber(period)) / 2
+    if not pace or own < pace then pace = own end
+  end
+  if pace then call('HSET', META, 'pace', pace) else call('HDEL', META, 'pace') end
+end
+
+local function end_lease(lease)
+  call('ZREM', LEASES, lease)
+  call('HDEL', PROCESSES, lease)
+  repace()
+end

@@ -14,9 +14,8 @@ local function fail(keys)
     local key = keys[i]
     if record and not seen[key] then
       seen[key] = true
-      if named then record = sub(record, 1, 1) .. string.char(string.byte(record, 2) % 128 + 128) .. sub(record, 3) end
       moved[#moved + 1] = key
-      failed[#failed + 1], failed[#failed + 2] = key, record .. NEVER_STARTED .. ended .. stamp
+      failed[#failed + 1], failed[#failed + 2] = key, as_unstarted_failed(record, ended, named)
       add(groups, 'X', '', key)
     else
       stale = stale + 1

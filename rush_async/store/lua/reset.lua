@@ -4,13 +4,12 @@
 -- answer: the next epoch
 local head = call('HGET', META, 'epoch') or '0'
 if head ~= EPOCH then return { 'EPOCH', head, call('HGET', META, 'wire') or WIRE } end
-local time = call('TIME')
-now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+look_at_clock()
 local next_epoch = string.format('%.0f', math.max(math.floor(now * 1e6), tonumber(EPOCH) + 1))
 call('UNLINK', QUEUE, QUEUED, RUNNING, FINISHED, FAILED, CALLS)
 local exists = 1
 if ARGV[4] == 'all' then
-  call('UNLINK', META, ALIVE, WORKERS)
+  call('UNLINK', META, ALIVE, WORKERS, PASSING, LEASES, PROCESSES, LOG, STARTS)
   exists = 0
 elseif EPOCH ~= '0' then
   call('HSET', META, 'epoch', next_epoch, 'seq', 0)

@@ -1,4 +1,4 @@
--- Puts failed tasks at the end of the queue again; what was created and the attempts so far stay.
+-- Puts failed tasks at the end of the queue again; what was created, the attempts so far and the last failure stay.
 -- ARGV  ... then keys
 -- answer: the keys that moved, joined by ' '
 local refusal, known = enter()
@@ -16,7 +16,8 @@ for i, record in ipairs(call('HMGET', FAILED, unpack(keys))) do
     if flags >= 128 then call('LREM', QUEUE, 1, key) end
     moved[#moved + 1] = key
     queued[#queued + 1] = key
-    queued[#queued + 1] = sub(record, 1, 1) .. string.char(flags % 128) .. sub(as_created(record), 3)
+    local again = as_queued(record, sub(record, started_end(record) + 1, -10))
+    queued[#queued + 1] = sub(record, 1, 1) .. string.char(flags % 128) .. sub(again, 3)
     add(groups, 'Q', '', key)
   end
 end

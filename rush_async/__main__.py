@@ -1,0 +1,8 @@
+"""`python -m rush_async worker ...`: the program `rush-async`."""
+
+import sys
+
+from rush_async.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
