@@ -252,8 +252,9 @@ async def _find_start(options: argparse.Namespace, config: RushConfig) -> Callab
         await network.release()
     if packed is None:
         raise RushConfigError(
-            f"network {options.network!r} on {config.where} has no start {options.start!r}: it went with a reset, or the "
-            "command is for another server. Make a new command with worker_command()"
+            f"network {options.network!r} on {config.where} has no start {options.start!r}. It went with a reset, or the "
+            "command is for another server: make a new one with worker_command(). Or the manager's event loop has been blocked "
+            "since it made the command, and could not send it: await something there first"
         )
     return await read_start(packed, options.start, allow_pickle=options.allow_pickle)
 

@@ -15,6 +15,7 @@ from rush_async.errors import EncodeError, NetworkStateError, RushTimeoutError, 
 from rush_async.events import EVENT_KINDS, Event, EventsMissed, TasksFailed, TasksFinished
 from rush_async.listeners import Listener
 from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
+from rush_async.names import listed
 from rush_async.network import Network
 from rush_async.session import Schema, Session, describe
 from rush_async.store.codec import (
@@ -202,7 +203,7 @@ class RushClient(Session):
         network = self._net
         looks_once = timeout is not None and timeout <= 0
         try:
-            with self._until_closed():
+            with self._until_closed(), network.watched:
                 async with asyncio.timeout(None if looks_once else timeout):
                     await (network.tasks.look() if looks_once else network.watch())
                     if predicate(network.counts):
@@ -241,7 +242,7 @@ class RushClient(Session):
         done: dict[str, Task] = {}
         looks_once = timeout is not None and timeout <= 0
         try:
-            with self._until_closed():
+            with self._until_closed(), network.watched:
                 async with asyncio.timeout(None if looks_once else timeout):
                     if not looks_once:
                         await network.watch()
@@ -251,7 +252,7 @@ class RushClient(Session):
         except TimeoutError:
             pending = [key for key in keys if key not in done]
             raise TasksNotDoneError(
-                f"{len(pending):,} of {len(keys):,} tasks did not end within {timeout:g} s: {_some(pending)}", pending
+                f"{len(pending):,} of {len(keys):,} tasks did not end within {timeout:g} s: {listed(pending)}", pending
             ) from None
         return [done[key] for key in keys]
 
@@ -296,7 +297,7 @@ class RushClient(Session):
             for entry in entries[-5:]
         )
         raise TasksNotDoneError(
-            f"{len(pending):,} tasks have not ended and no worker is starting or running: {_some(pending)}. "
+            f"{len(pending):,} tasks have not ended and no worker is starting or running: {listed(pending)}. "
             "Start workers, or wait with need_workers=False."
             + (f" Workers that ended:{reasons}" if reasons else " No worker was ever started."),
             pending,
@@ -423,8 +424,9 @@ class RushClient(Session):
 
     async def _listen(self, stack: ExitStack, kinds: tuple[type[Any], ...], buffer: int) -> Listener:
         network = self._net
-        await network.watch()
         with ExitStack() as safe:
+            safe.enter_context(network.watched)
+            await network.watch()
             # First gather, then look where the network stands: what comes in between is neither missed nor seen twice.
             listener = safe.enter_context(network.listening(kinds, buffer))
             position = await network.tasks.look()
@@ -525,6 +527,3 @@ def _check_states(states: Sequence[Any]) -> tuple[TaskState, ...]:
             raise ValueError(f"{state!r} is no state of a task: choose from {', '.join(TASK_STATES)}")
     return tuple(dict.fromkeys(states)) or TASK_STATES
 
-
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")

@@ -15,7 +15,7 @@ from rush_async.errors import RushConnectionError
 from rush_async.launch.handle import Launch, Launcher, WorkerHandle
 from rush_async.loops import WorkerLoop
 from rush_async.model import Failure, WorkerExit
-from rush_async.names import worker_name
+from rush_async.names import listed, worker_name
 from rush_async.network import Network
 from rush_async.store.workers import KILLED, LOST_WORKER
 from rush_async.supervisor import see_through
@@ -125,11 +125,11 @@ class Crew:
         finally:
             self.ends[how.worker_id].set_result(how)
 
-    async def _lose(self, worker_id: str, failure: Failure) -> None:
+    async def _lose(self, worker_ids: Sequence[str], failure: Failure) -> None:
         if self._is_cut_off:
             return
-        if await self._network.workers.lose([worker_id], "lost", LOST_WORKER, failure):
-            logger.error("worker %s is lost, what it ran has been failed or queued again: %s", worker_id, failure.message)
+        if lost := await self._network.workers.lose(worker_ids, "lost", LOST_WORKER, failure):
+            logger.error("lost, and what they ran has been failed or queued again: %s: %s", listed(lost), failure.message)
 
     # stopping
 

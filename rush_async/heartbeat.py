@@ -14,13 +14,14 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import anyio.to_thread
 
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError
+from rush_async.names import listed
 from rush_async.store.blocking import BlockingConnection
 from rush_async.store.keys import NetworkKeys, client_id
 from rush_async.store.scripts import BEAT, LOG, LOSE, ScriptCaller
@@ -134,6 +135,12 @@ class Pulse:
         """All leases in use here."""
         return list(self._leases.values())
 
+    def forget(self, lease_ids: Collection[str]) -> None:
+        """Leases that have ended and that nobody lives under are not renewed any more."""
+        for times, lease in list(self._leases.items()):
+            if lease.lease_id in lease_ids:
+                del self._leases[times]
+
     def watch(self, period: float, max_stall: float | None) -> None:
         """Judges the leases of others every `period` seconds, though nobody may live here. A loop that hangs for longer than
         `max_stall` is given up."""
@@ -226,7 +233,7 @@ class Pulse:
             for state, worker_ids in beat.clearing.items():
                 if lost := set(beat.shut_out).intersection(worker_ids):
                     logger.warning(
-                        "workers of network %s did not renew their leases and are lost: %s", self._network, ", ".join(lost)
+                        "workers of network %s did not renew their leases and are lost: %s", self._network, listed(lost)
                     )
                 self._lose(connection, LoseStep.begin(state, FAILURES[state], None, worker_ids))
             if not beat.is_more:
@@ -301,7 +308,7 @@ class Pulse:
         """The loop ended without having closed its clients: what their workers ran is cleared."""
         residents = [resident.worker_id for resident in list(self._residents.values()) if resident.has_entered]
         if residents:
-            logger.warning("the event loop of workers ended without closing them: %s", ", ".join(residents[:5]))
+            logger.warning("the event loop of workers ended without closing them: %s", listed(residents))
             self._lose(connection, LoseStep.begin("lost", LOST_WORKER, None, residents))
 
     def _write_records(self, connection: BlockingConnection) -> None:

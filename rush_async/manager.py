@@ -24,6 +24,7 @@ from rush_async.launch.handle import Launcher
 from rush_async.launch.parcels import aremove_all
 from rush_async.loops import bind_loop
 from rush_async.model import Failure, WorkerExit
+from rush_async.names import listed
 from rush_async.plan import check_levels, current_plan
 from rush_async.session import Schema
 from rush_async.store.workers import WorkerEntry
@@ -172,8 +173,8 @@ class Rush(RushClient):
             heartbeat_expire: as for `start_workers`.
             with_password: whether the password stands in the command, as an assignment in front of it, which other users of a
                 machine do not see; otherwise `RUSH_PASSWORD` or `RUSH_URL` is to be set where the command is run.
-            allow_pickle: whether loop and arguments travel as a pickle. Whoever can write to the database can then run anything
-                where the command is run.
+            allow_pickle: whether loop and arguments travel as a pickle. The command names them by their digest, so that nobody
+                who can write to the database can change what it runs.
             kwargs: more of the loop's arguments.
 
         Returns:
@@ -224,7 +225,7 @@ class Rush(RushClient):
         looks_once = timeout is not None and timeout <= 0
         n_ready = 0
         try:
-            with self._until_closed(), network.end_wait(()) as wait:
+            with self._until_closed(), network.watched, network.end_wait(()) as wait:
                 async with asyncio.timeout(None if looks_once else timeout):
                     if not looks_once:
                         await network.watch()
@@ -239,7 +240,7 @@ class Rush(RushClient):
         except WorkersNotReadyError:
             raise  # one that died: a timeout by its class, not by its cause
         except TimeoutError:
-            of = f" of {', '.join(wanted[:5])}" if wanted else ""
+            of = f" of {listed(wanted)}" if wanted else ""
             raise WorkersNotReadyError(
                 f"{n_ready} of {needed} workers{of} are running after {timeout:g} s: "
                 "look at worker_info() and at what they wrote"
@@ -280,7 +281,7 @@ class Rush(RushClient):
         with self._until_closed():
             ends = await self._wait_for_ends(wanted, timeout)
         if missing := [worker_id for worker_id in wanted if worker_id not in ends]:
-            raise RushTimeoutError(f"{len(missing)} workers have not ended within {timeout:g} s: {', '.join(missing[:5])}")
+            raise RushTimeoutError(f"{len(missing)} workers have not ended within {timeout:g} s: {listed(missing)}")
         exits = [ends[worker_id] for worker_id in wanted]
         if check:
             _raise_failures(exits)
@@ -303,8 +304,8 @@ class Rush(RushClient):
 
     async def _wait_for_others(self, worker_ids: Sequence[str], ends: dict[str, WorkerExit]) -> None:
         network = self._net
-        await network.watch()
-        with network.end_wait(()) as wait:
+        with network.watched, network.end_wait(()) as wait:
+            await network.watch()
             while True:
                 await self._read_ends(worker_ids, ends)
                 if len(ends) >= len(set(worker_ids)):
@@ -359,7 +360,7 @@ class Rush(RushClient):
         with self._until_closed():
             ends = await self._wait_for_ends(wanted, timeout)
         if late := [worker_id for worker_id in wanted if worker_id not in ends]:
-            logger.warning("workers did not stop within %g s and are killed: %s", timeout, ", ".join(late[:5]))
+            logger.warning("workers did not stop within %g s and are killed: %s", timeout, listed(late))
             await self._crew.kill(late)
 
     async def reset(self, *, workers: bool = True) -> None:

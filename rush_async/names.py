@@ -1,10 +1,12 @@
-"""Names for workers that a person can tell apart in a log."""
+"""Names as a person reads them: of workers, so that they can be told apart in a log, and several in a sentence."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
+from itertools import islice
 
-__all__ = ["worker_name"]
+__all__ = ["listed", "worker_name"]
 
 # Short words, so that a name with its random end has at most 24 characters.
 _ADJECTIVES = tuple(
@@ -34,3 +36,8 @@ walrus wasp weasel whale wolf wombat yak zebra
 def worker_name() -> str:
     """An adjective, an animal and six random characters, at most 24 characters together."""
     return f"{secrets.choice(_ADJECTIVES)}_{secrets.choice(_ANIMALS)}_{secrets.token_hex(3)}"
+
+
+def listed(names: Collection[str]) -> str:
+    """Names in a sentence, the first five of many."""
+    return ", ".join(islice(names, 5)) + (", ..." if len(names) > 5 else "")

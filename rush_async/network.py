@@ -39,8 +39,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_RESET = "the network was reset"
 _PAUSE = 0.1  # seconds between two tries to find a server again that calls have given up on
 _LATEST = 1.0  # seconds after a beat by which the events before it have arrived
+_LINGER = 5.0  # seconds for which events are listened to when nobody waits for them any more
 _PATIENCE = 5.0  # seconds that the last calls of a network may take when it is closed
 
 _networks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[RushConfig, str], Network]] = WeakKeyDictionary()
@@ -48,6 +50,9 @@ _networks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[RushConfig, s
 
 class Resident(Heard, Protocol):
     """A worker that lives in this event loop."""
+
+    @property
+    def is_shut_out(self) -> bool: ...
 
     def held_keys(self) -> list[str]:
         """The tasks it holds."""
@@ -67,6 +72,7 @@ class Network:
         counts: how many tasks are in each state: never behind anything this event loop did itself, and up to date with
             everybody else once `watch` was awaited.
         n_workers: how many workers are running, likewise.
+        watched: a block in which somebody depends on `watch`.
         pulse: this event loop's part of the heartbeat.
     """
 
@@ -97,6 +103,10 @@ class Network:
         )
         self._has_ghosts = False  # workers that could not say good-bye
         self._heard_seq = 0
+        self.watched = _Watched(self._leave_soon)
+        self._unwatched_at = 0.0
+        self._linger: asyncio.TimerHandle | None = None
+        self._readers: list[Callable[[], None]] = []
         self._watching: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -134,6 +144,8 @@ class Network:
             if networks.get((self.link.config, self.network_id)) is self:
                 del networks[self.link.config, self.network_id]
             self._is_open = False
+            if self._linger is not None:
+                self._linger.cancel()
             self.link.subscription.unsubscribe(self.keys.events)
             self.link.subscription.unsubscribe(self.keys.control)
             await self.pulse.aclose()
@@ -203,22 +215,28 @@ class Network:
     # what happens
 
     async def watch(self) -> None:
-        """From here on `counts` follow what everybody does, and nothing that happens is missed silently.
+        """From here on `counts` follow what everybody does, and nothing that happens is missed silently, as long as the caller
+        is in a block of `watched`, and a while longer.
 
         Raises:
             RushConnectionError: the server does not let this user listen, or cannot be reached.
         """
         self._watch()
-        assert self._watching is not None
-        if not self._watching.is_set():
+        watching = self._watching
+        assert watching is not None
+        if not watching.is_set():
             await self.link.subscription.confirmed(self.keys.events)
-            await self._watching.wait()
+            await watching.wait()
 
-    def watch_soon(self) -> None:
-        """Begins to watch without waiting for it; outside of the event loop, as in a debugger, it does nothing."""
+    def watch_soon(self, on_end: Callable[[], None] | None = None) -> None:
+        """Begins to watch without waiting for it, and tells once that it has ended; outside of the event loop, as in a
+        debugger, it does nothing."""
         with suppress(RuntimeError):
             if asyncio.get_running_loop() is self._loop:
+                if on_end is not None:
+                    self._readers.append(on_end)
                 self._watch()
+                self._leave_soon()
 
     @property
     def is_watching(self) -> bool:
@@ -227,8 +245,28 @@ class Network:
 
     def _watch(self) -> None:
         if self._watching is None:
-            self.link.subscription.subscribe(self.keys.events, self._on_message, self._on_confirmed)
             self._watching = asyncio.Event()
+            self.link.subscription.subscribe(self.keys.events, self._on_message, self._on_confirmed)
+
+    def _leave_soon(self) -> None:
+        """Nobody may be watching any more: events cost everybody who gets them, and fill the server where nobody reads."""
+        self._unwatched_at = self._loop.time()
+        if self._linger is None:
+            self._linger = self._loop.call_later(_LINGER, self._leave)
+
+    def _leave(self) -> None:
+        self._linger = None
+        left = self._unwatched_at + _LINGER - self._loop.time()
+        if self.watched.n or self._watching is None or not self._is_open:
+            return
+        if left > 0:
+            self._linger = self._loop.call_later(left, self._leave)
+            return
+        self._watching = None
+        self.link.subscription.unsubscribe(self.keys.events)
+        readers, self._readers = self._readers, []
+        for tell in readers:
+            tell()
 
     def _on_confirmed(self) -> None:
         self.link.supervisor.start(self._resynchronise)
@@ -242,8 +280,8 @@ class Network:
             listener.miss(position.epoch, position.seq, now)
         for wait in list(self._end_waits):
             wait.look_again()
-        assert self._watching is not None
-        self._watching.set()
+        if self._watching is not None:
+            self._watching.set()
 
     async def _sooner_or_later(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What a question answers that is asked again when the server is gone for longer than calls wait."""
@@ -342,7 +380,7 @@ class Network:
                 case ["reset", epoch, at, exists]:
                     self._take_reset(ResetMessage(int(epoch), datetime.fromtimestamp(at, UTC), bool(exists)))
                     if not exists:
-                        self._shut_out(list(self._residents), "the network was reset")
+                        self._shut_out(list(self._residents), _RESET)
                 case ["stop", _, *worker_ids]:
                     for worker_id in worker_ids:
                         if worker_id in self._residents:
@@ -364,23 +402,25 @@ class Network:
                 self._residents[worker_id].shut_out(why)
 
     def _on_control_confirmed(self) -> None:
-        self.link.supervisor.start(self._ask_for_requests)
+        self.link.supervisor.start(self._take_requests)
 
-    async def _ask_for_requests(self) -> None:
-        """After a confirmation: requests made before it stand beside the workers' leases."""
+    async def _take_requests(self, gone: Collection[str] = ()) -> None:
+        """What was asked of the workers that live here, and was not heard of, stands beside their leases. `gone` are leases
+        that had ended; since then, workers may have come in under the same."""
         worker_ids = [worker_id for worker_id, resident in self._residents.items() if resident.has_entered]
         holders = await self._sooner_or_later(lambda: self.workers.holders(worker_ids))
-        gone = [worker_id for worker_id, holder in holders.items() if holder is None]
-        entries = await self._sooner_or_later(lambda: self.workers.read_some(gone))
+        missing = [worker_id for worker_id, holder in holders.items() if holder is None]
+        entries = await self._sooner_or_later(lambda: self.workers.read_some(missing))
         for worker_id, holder in holders.items():
             resident = self._residents.get(worker_id)
             if resident is None or not resident.has_entered:
                 continue
             if holder is None:
-                is_killed = worker_id in entries and entries[worker_id].state == "killed"
-                resident.shut_out("killed" if is_killed else "lost")
+                entry = entries.get(worker_id)
+                resident.shut_out(_RESET if entry is None else "killed" if entry.state == "killed" else "lost")
             elif holder.endswith(b" stop"):
                 resident.stop_requested()
+        self.pulse.forget(set(gone) - {each.lease_id for each in self._residents.values() if not each.is_shut_out})
         await self._drop_cancelled()
 
     async def _drop_cancelled(self) -> None:
@@ -395,14 +435,8 @@ class Network:
 
     def _take_beat(self, beat: Beat, has_requests: bool) -> None:
         position = beat.position
-        if position.epoch == 0 and beat.gone and self.epoch:
-            self._shut_out(list(self._residents), "the network was reset")
-            return
-        if beat.gone:
-            gone = set(beat.gone)
-            self._shut_out([each.worker_id for each in list(self._residents.values()) if each.lease_id in gone], "lost")
-        if has_requests:
-            self.link.supervisor.start(self._ask_for_requests)
+        if has_requests or beat.gone:
+            self.link.supervisor.start(self._take_requests, beat.gone)
         self.tasks.calls.take_position(position)
         if self.is_watching and position.epoch == self.epoch and position.seq > self._heard_seq:
             self._loop.call_later(_LATEST, self._check_events, position)
@@ -507,6 +541,22 @@ class Snapshot:
             groups: list[tuple[TaskState, list[bytes]]] = [(state, others[state]) for state in states]
             return frame_of(groups, with_state=with_state, times=times, schema=schema)
         return self._archive.snapshot(self._n_finished, others, states, with_state=with_state, times=times, schema=schema)
+
+
+class _Watched:
+    """A block that counts who is in it."""
+
+    def __init__(self, on_empty: Callable[[], None]) -> None:
+        self.n = 0
+        self._on_empty = on_empty
+
+    def __enter__(self) -> None:
+        self.n += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.n -= 1
+        if not self.n:
+            self._on_empty()
 
 
 class EndWait:

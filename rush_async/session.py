@@ -50,9 +50,13 @@ class _Unread:
 
     @property
     def counts(self) -> Counts:
-        self._network.watch_soon()
+        self._network.watch_soon(self._begin_again)
         self._client._counters = self._network  # pyright: ignore[reportPrivateUsage]
         return self._network.counts
+
+    def _begin_again(self) -> None:
+        if self._client._counters is self._network:  # pyright: ignore[reportPrivateUsage]
+            self._client._counters = self  # pyright: ignore[reportPrivateUsage]
 
 
 _open: WeakSet[Session] = WeakSet()

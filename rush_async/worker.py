@@ -16,7 +16,7 @@ from rush_async.client import RushClient, as_failures, as_keys, as_number, check
 from rush_async.config import RushConfig
 from rush_async.errors import RushConfigError, RushConnectionError, WorkerLostError
 from rush_async.model import Failure, Task, WorkerExit, WorkerState
-from rush_async.names import worker_name
+from rush_async.names import listed, worker_name
 from rush_async.network import Network
 from rush_async.session import Schema
 from rush_async.store.codec import as_record, decode_task, encode_failure
@@ -295,7 +295,7 @@ class RushWorker(RushClient):
             logger.warning(
                 "worker %s does not run %s: not %s (ended before, held by another worker, unknown, or deleted by a reset)",
                 self._worker_id,
-                ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else ""),
+                listed(missed),
                 verb,
             )
         return moved
@@ -316,23 +316,26 @@ class RushWorker(RushClient):
         network = self._net
         if self._is_terminated:
             return self._nothing()
-        # Without a view of the queue, ask; with one that says it is empty, a waiting pop has nothing to ask.
-        if timeout == 0 or not network.is_watching:
-            if (task := await self._look_in_queue(network)) is not None or timeout == 0:
-                return task
-            await network.watch()
-        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        line = network.queue_line
-        while not self._is_terminated:
-            left = None if deadline is None else deadline - asyncio.get_running_loop().time()
-            if not await line.turn(left, self._waits):
-                break
-            try:
-                popped = self._took(await network.tasks.pop(self._worker_id))
-            finally:
-                line.done()
-            if popped is not None:
-                return popped
+        if timeout == 0:
+            return await self._look_in_queue(network)
+        with network.watched:
+            # Without a view of the queue, ask; with one that says it is empty, a waiting pop has nothing to ask.
+            if not network.is_watching:
+                if (task := await self._look_in_queue(network)) is not None:
+                    return task
+                await network.watch()
+            deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+            line = network.queue_line
+            while not self._is_terminated:
+                left = None if deadline is None else deadline - asyncio.get_running_loop().time()
+                if not await line.turn(left, self._waits):
+                    break
+                try:
+                    popped = self._took(await network.tasks.pop(self._worker_id))
+                finally:
+                    line.done()
+                if popped is not None:
+                    return popped
         return self._nothing()
 
     def _nothing(self) -> None:
@@ -446,7 +449,7 @@ class RushWorker(RushClient):
         if budget is None:
             await self._push_one(network, new, None, None)
             return self._running(new.key, xs, xs_extra)
-        with network.budget_line(budget, max_failed) as line:
+        with network.watched, network.budget_line(budget, max_failed) as line:
             is_our_turn = False
             while not self._is_terminated:
                 try:

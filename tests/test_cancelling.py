@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ async def failures(rush: Rush) -> list[Failure | None]:
 
 
 @asynccontextmanager
-async def block_of(worker: RushWorker, how: str) -> AsyncIterator[Task]:
+async def block_of(worker: RushWorker, how: str) -> AsyncGenerator[Task]:
     """A task in a block: made by the worker, within a budget, or popped."""
     match how:
         case "made":
@@ -144,10 +144,8 @@ async def test_a_task_that_was_cancelled_before_its_block_opens(rush: Rush, rush
 async def test_a_block_that_swallows_the_cancellation_moves_nothing(rush: Rush, rush_worker: RushWorker) -> None:
     async with rush_worker.task({"x": 1}) as task:
         cancelling = asyncio.create_task(rush.cancel_tasks(task.key))
-        try:
+        with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            pass
         task.ys = {"y": 1}
     assert await cancelling == [task.key]
     assert task.state == "failed"
@@ -157,24 +155,24 @@ async def test_a_block_that_swallows_the_cancellation_moves_nothing(rush: Rush, 
     assert await rush.counts() == (0, 0, 0, 1)
 
 
+async def fail_in_clean_up() -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        raise KeyError("in clean-up")
+
+
 async def test_an_error_raised_while_it_is_cancelled_goes_on(rush: Rush, rush_worker: RushWorker) -> None:
     with pytest.raises(KeyError, match="in clean-up"):
         async with rush_worker.task({"x": 1}) as task:
-            cancelling = asyncio.create_task(rush.cancel_tasks(task.key))
-            try:
-                await asyncio.Event().wait()
-            finally:
-                raise KeyError("in clean-up")
-    assert await cancelling == [task.key]
+            cancelling = [asyncio.create_task(rush.cancel_tasks(task.key))]
+            await fail_in_clean_up()
     assert await failures(rush) == [CANCELLED]
     async with rush_worker.task({"x": 1}, catch=KeyError) as task:
-        cancelling = asyncio.create_task(rush.cancel_tasks(task.key))
-        try:
-            await asyncio.Event().wait()
-        finally:
-            raise KeyError("in clean-up")
-    assert await cancelling == [task.key]
+        cancelling += [asyncio.create_task(rush.cancel_tasks(task.key))]
+        await fail_in_clean_up()
     assert await failures(rush) == [CANCELLED, CANCELLED]
+    assert [len(keys) for keys in await asyncio.gather(*cancelling)] == [1, 1]
 
 
 async def test_a_cancellation_from_outside_at_the_same_time_goes_on(rush: Rush, rush_worker: RushWorker) -> None:

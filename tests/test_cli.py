@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -20,9 +21,6 @@ import pytest_asyncio
 
 from rush_async import Failure, Rush, RushConfig
 from rush_async.cli import main
-from rush_async.launch.command import Command, prepare_command
-from rush_async.loops import bind_loop
-from rush_async.network import Network
 from rush_async.testing import wait_until
 from tests.launch.loops_of_tests import note_arguments, raise_holding, show_arguments
 
@@ -39,6 +37,13 @@ class Program:
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
+
+    async def says(self, words: str) -> None:
+        """Waits until it has written this to stderr."""
+        assert self.process.stderr is not None
+        async with asyncio.timeout(30):
+            while words not in (line := (await self.process.stderr.readline()).decode()):
+                assert line, f"it ended without having said {words!r}"
 
     async def ended(self) -> tuple[int, str]:
         """Its exit code and what it wrote to stderr; it writes nothing to stdout."""
@@ -91,15 +96,6 @@ async def worker(rush: Rush) -> AsyncIterator[Run]:
         yield run_worker
 
 
-async def prepare(rush: Rush, loop: Any, **options: Any) -> Command:
-    args = options.pop("args", None)
-    command = prepare_command(bind_loop(loop, args, {}), rush.network_id, rush.config, **options)
-    network = await Network.acquire(rush.network_id, rush.config)
-    await network.workers.prepare(command.start_id, command.start)
-    await network.release()
-    return command
-
-
 async def failure_of(rush: Rush) -> Failure:
     (condition,) = (await rush.fetch_failed_tasks())["condition"]
     return Failure(**condition)
@@ -129,13 +125,13 @@ async def test_row_7_commands_run_in_a_shell_each_with_its_loop_and_arguments(
     path = f"{directory}:{os.environ['PATH']}"
     args = {"when": datetime(2026, 1, 2, tzinfo=UTC), "data": b"\0\xff", "nested": {"a": [1, 2.5, None]}}
     async with Rush(rush.network_id, with_password) as manager:
-        first = await prepare(manager, show_arguments, args=args, n_workers=2)
-        second = await prepare(manager, note_arguments, args={"second": 2}, with_password=True)
-    assert "%24HOME" in second.line
-    assert "%24HOME" not in first.line
+        first = manager.worker_command(show_arguments, args=args, n_workers=2)
+        second = manager.worker_command(note_arguments, second=2, with_password=True)
+    assert "%24HOME" in second
+    assert "%24HOME" not in first
     programs = [
-        await run("sh", "-c", f"exec {first.line} --verbose", PATH=path, RUSH_PASSWORD=PASSWORD),
-        await run("sh", "-c", second.line, PATH=path),
+        await run("sh", "-c", f"exec {first} --verbose", PATH=path, RUSH_PASSWORD=PASSWORD),
+        await run("sh", "-c", second, PATH=path),
     ]
     ends = [await program.ended() for program in programs]
     assert [code for code, _ in ends] == [0, 0], ends
@@ -146,7 +142,7 @@ async def test_row_7_commands_run_in_a_shell_each_with_its_loop_and_arguments(
     assert shown.height == 2
     assert {name: shown[name][0] for name in args} == {name: repr(value) for name, value in args.items()}
     # Without its password the first command cannot work; it says so, and waits for nothing.
-    code, errors = await (await run("sh", "-c", first.line, PATH=path)).ended()
+    code, errors = await (await run("sh", "-c", first, PATH=path)).ended()
     assert code == 69
     assert "RUSH_PASSWORD" in errors
 
@@ -173,31 +169,29 @@ async def test_a_second_signal_or_the_deadline_cancels_what_they_run(rush: Rush,
     assert (await failure_of(rush)).kind == "cancelled"
     assert (await rush.counts()).running == 1
     twice.signal(signal.SIGINT)
-    assert twice.process.stderr is not None
-    while b"asked to end by SIGINT" not in await twice.process.stderr.readline():
-        pass
+    await twice.says("asked to end by SIGINT")
     twice.signal(signal.SIGINT)
     assert (await twice.ended())[0] == 130
     assert (await rush.counts()).failed == 2
     assert set((await rush.worker_info())["state"]) == {"terminated"}
 
 
-IMPATIENT = "import sys, rush_async.cli as cli; cli._ANSWER = 0.1; cli._LINGER = 0.1; sys.exit(cli.main(sys.argv[1:]))"
+IMPATIENT = "import sys, rush_async.cli as cli; cli._ANSWER = 1; cli._LINGER = 0.1; sys.exit(cli.main(sys.argv[1:]))"
 
 
 async def test_a_loop_that_never_gives_way_ends_with_its_process(rush: Rush, run: Run) -> None:
     assert rush.config.url is not None
-    words = ("-c", IMPATIENT, "worker", rush.network_id, "--drain", "0")
-    blocked = await run(sys.executable, *words, f"{LOOPS}:block", RUSH_URL=rush.config.url)
+    words = ("-c", IMPATIENT, "worker", rush.network_id)
+    blocked = await run(sys.executable, *words, f"{LOOPS}:block_loudly", "--drain", "0", RUSH_URL=rush.config.url)
     lingering = await run(sys.executable, *words, f"{LOOPS}:leave_a_thread_behind", RUSH_URL=rush.config.url)
-    await rush.wait_until(lambda counts: counts.running == 1 and counts.finished == 1, timeout=30)
+    await blocked.says("blocked")
     blocked.signal(signal.SIGTERM)
     code, errors = await blocked.ended()
     assert code == 143
     assert "their event loop is blocked: the process ends now" in errors
     await rush.stop_workers(mode="kill")  # sooner than its lease expires
     # All workers of the other have ended by themselves; only their thread is in the way.
-    await wait_until(lambda: ended(rush))
+    await wait_until(lambda: ended(rush), timeout=30)
     assert lingering.process.returncode is None
     lingering.signal(signal.SIGTERM)
     assert (await lingering.ended())[0] == 0
@@ -221,9 +215,10 @@ async def test_a_signal_that_comes_before_the_loop_runs_is_not_lost(rush: Rush, 
 
 
 async def test_exit_codes_tell_what_went_wrong(rush: Rush, worker: Run) -> None:
-    pickled = await prepare(rush, raise_holding, allow_pickle=True)
+    words = shlex.split(rush.worker_command(raise_holding, allow_pickle=True))
+    start_id = words[words.index("--start") + 1]
     failed = await worker(f"{LOOPS}:raise_holding", "--args", '{"message": "out of money"}', "-n", "2")
-    refused = await worker("--start", pickled.start_id)
+    refused = await worker("--start", start_id)
     unknown = await worker("--start", "0123")
     code, errors = await failed.ended()
     assert code == 1

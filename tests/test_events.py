@@ -605,3 +605,34 @@ async def test_one_connection_listens_however_many_listeners_there_are(rush: Rus
     async with rush.events(), rush.events(), Rush(rush.network_id, rush.config) as other, other.events():
         await other.wait_until(lambda counts: counts.total == 0)
         assert len(raw.client_list()) == before + 1
+
+
+async def test_events_are_listened_to_only_while_somebody_needs_them(
+    rush: Rush, elsewhere: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rush_async.network._LINGER", 0.05)
+    channel = f"rush:{{{rush.network_id}}}:events".encode()
+
+    def subscribers() -> int:
+        return raw.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1]
+
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        popping = asyncio.create_task(worker.pop_task(None))
+        await wait_until(lambda: subscribers() == 1)
+        async with rush.events(TasksQueued) as events:
+            (key,) = await elsewhere.push_tasks([{"x": 1}])
+            task = await asyncio.wait_for(popping, 10)
+            assert task is not None
+            assert task.key == key
+            assert subscribers() == 1  # the listener still needs them
+        await wait_until(lambda: subscribers() == 0)
+        # Reading a counter begins anew, and again after that has ended.
+        for n in (2, 3):
+            await elsewhere.push_tasks([{"x": n}])
+            await wait_until(lambda n=n: rush.n_tasks == n)
+            assert subscribers() == 1
+            await wait_until(lambda: subscribers() == 0)
+        waiting = asyncio.create_task(rush.wait_until(lambda counts: counts.queued == 3, timeout=10))
+        await elsewhere.push_tasks([{"x": 4}])
+        assert (await waiting).queued == 3
+        await worker.finish_tasks(key, [{"y": 1}])

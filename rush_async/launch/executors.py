@@ -12,7 +12,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Awaitable, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast
 
@@ -34,8 +34,9 @@ __all__ = ["Pool", "Submitter", "work"]
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 2.0  # seconds in which a killed worker is to end
+_PATIENCE = 2.0  # seconds in which a worker that was shut out is to end
 _IN_USE = "is or was in use"  # how a worker is refused that the pool runs a second time
+_SILENT = Failure("lost", None, "its heartbeat had stopped")
 
 
 class Submitter(Protocol):
@@ -133,7 +134,15 @@ class _Worker(WorkerHandle):
         if self.is_alive and self._launch.supervisor.is_open:
             self._launch.supervisor.start(self._take_back)
 
-    cancel = stop
+    def cancel(self) -> None:
+        # The network has lost it. Its pool may never have noticed.
+        if self.is_alive and self._launch.supervisor.is_open:
+            self._launch.supervisor.start(self._give_up)
+
+    async def _give_up(self) -> None:
+        await self._take_back()
+        await asyncio.wait([self.ended], timeout=_PATIENCE)
+        self.end(WorkerExit(self.worker_id, "lost", _SILENT))
 
     async def kill(self) -> None:
         # It was shut out: one that runs hears of it on `control` and is cancelled, one that comes later is refused.
@@ -175,7 +184,7 @@ class _Worker(WorkerHandle):
             if is_cancelled and not await self._has_entered():
                 self.end(WorkerExit(self.worker_id, "terminated"))
             else:
-                await self._launch.on_lost(self.worker_id, _failure(how))
+                await self._launch.on_lost([self.worker_id], _failure(how))
         except Exception as error:
             logger.error("the network could not be told that worker %s is lost: %s", self.worker_id, error)
         finally:
@@ -196,7 +205,7 @@ def _outcome(future: Any) -> WorkerExit | BaseException:
 
 def _failure(how: WorkerExit | BaseException) -> Failure:
     if isinstance(how, WorkerExit):
-        return how.failure or Failure("lost", None, "its heartbeat had stopped")
+        return how.failure or _SILENT
     if isinstance(how, CancelledError | asyncio.CancelledError):
         return Failure("lost", type(how).__name__, "the pool cancelled its job")
     return Failure.of(how, "lost")
@@ -249,6 +258,9 @@ class Pool:
             for worker_id in launch.worker_ids:
                 orders = _Orders(launch.network_id, launch.config, worker_id, loop, launch.log_levels)
                 futures[worker_id] = self.pool.submit(work, pickle.dumps(orders), **self.options)
+            if isinstance(self.pool, ProcessPoolExecutor):
+                # It would not notice the death of the process that it has started last before it is given something else.
+                self.pool.submit(int).cancel()
 
         try:
             # A thread, for it may take its time: processes are started, or Slurm is asked.
@@ -261,9 +273,10 @@ class Pool:
 
 
 async def _withdraw(launch: Launch, futures: Mapping[str, Any], failure: Failure) -> None:
-    """Takes back jobs that were submitted. Those that have begun are shut out, and hear of it."""
-    for worker_id, future in futures.items():
+    """Takes back jobs that were submitted. Those that have begun are shut out, which ends them at their next call."""
+    for future in futures.values():
         if hasattr(future, "cancel"):
             await anyio.to_thread.run_sync(future.cancel)
+    if futures:
         with contextlib.suppress(RushConnectionError):
-            await launch.on_lost(worker_id, failure)
+            await launch.on_lost(list(futures), failure)

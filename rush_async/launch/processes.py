@@ -224,12 +224,12 @@ class _Child:
             return
         self._kill_group(process)  # what they started is of no use to anybody now
         failure = Failure("lost", None, f"{_death(code)}{self._last_words()}")
-        for handle in silent:
-            try:
-                await self._launch.on_lost(handle.worker_id, failure)
-            except Exception as error:
-                logger.error("the network could not be told that worker %s is lost: %s", handle.worker_id, error)
-            finally:
+        try:
+            await self._launch.on_lost([handle.worker_id for handle in silent], failure)
+        except Exception as error:
+            logger.error("the network could not be told that workers are lost: %s", error)
+        finally:
+            for handle in silent:
                 handle.end(WorkerExit(handle.worker_id, "lost", failure))
 
     def _last_words(self) -> str:

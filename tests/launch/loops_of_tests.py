@@ -43,6 +43,13 @@ async def block_as_the_third(rush: RushWorker, mark: Path) -> None:
     await asyncio.Event().wait()
 
 
+async def hold_three(rush: RushWorker) -> None:
+    """Holds three tasks until it is asked to stop, and then finishes them."""
+    keys = await rush.push_running_tasks([{"x": x} for x in range(3)])
+    await rush.pop_task(timeout=None)
+    await rush.finish_tasks(keys, [{"y": 0}] * 3)
+
+
 async def pop_and_hold(rush: RushWorker) -> None:
     await rush.pop_task(timeout=None)
     await asyncio.Event().wait()
@@ -69,9 +76,9 @@ async def compute_until_terminated(rush: RushWorker) -> None:
 
 async def come_back(rush: RushWorker) -> None:
     """Computes until it has been stopped for a while; then reports, learns that it was lost, and enters again."""
+    last = time.monotonic()  # it may be stopped as soon as its task is there to be seen
     (key,) = await rush.push_running_tasks([{"x": 0}])
-    last = time.monotonic()
-    while time.monotonic() - last < 0.3:
+    while time.monotonic() - last < 0.2:
         last = time.monotonic()
         time.sleep(0.01)  # noqa: ASYNC251
     try:
@@ -162,3 +169,9 @@ async def end_a_fork(rush: RushWorker) -> None:
     os.kill(pid, signal.SIGTERM)
     _, status = os.waitpid(pid, 0)  # noqa: ASYNC222
     await rush.push_finished_tasks([{"signal": os.WTERMSIG(status)}], [{"y": 0}])
+
+
+async def block_loudly(rush: RushWorker) -> None:
+    await rush.push_running_tasks([{"x": 0}])
+    sys.stderr.write("blocked\n")
+    time.sleep(600)  # noqa: ASYNC251
