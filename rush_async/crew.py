@@ -96,7 +96,7 @@ class Crew:
         state, failure = ("failed", Failure.of(error)) if is_own else ("terminated", None)
         with contextlib.suppress(RushConnectionError):
             for worker_id in worker_ids:
-                await self._network.workers.bye(worker_id, state, failure)
+                await self._network.workers.report(worker_id, state, failure)
 
     async def _has_entered(self, worker_id: str) -> bool:
         entry = (await self._network.workers.read_some([worker_id])).get(worker_id)
@@ -117,9 +117,8 @@ class Crew:
             supervisor.start(self._report_end, how)
 
     async def _report_end(self, how: WorkerExit) -> None:
-        """Reports a worker that ended without having entered or without a good-bye; for any other this moves nothing."""
         try:
-            await self._network.workers.bye(how.worker_id, how.state, how.failure)
+            await self._network.workers.report(how.worker_id, how.state, how.failure)
         except RushConnectionError as gone:
             logger.warning("the end of worker %s could not be reported: %s", how.worker_id, gone)
         finally:
@@ -129,7 +128,8 @@ class Crew:
         if self._is_cut_off:
             return
         if lost := await self._network.workers.lose(worker_ids, "lost", LOST_WORKER, failure):
-            logger.error("lost, and what they ran has been failed or queued again: %s: %s", listed(lost), failure.message)
+            who = f"worker {lost[0]} is" if len(lost) == 1 else f"{len(lost)} workers ({listed(lost)}) are"
+            logger.error("%s lost, what ran there has been failed or queued again: %s", who, failure.message)
 
     # stopping
 
@@ -148,6 +148,11 @@ class Crew:
         await asyncio.gather(*[handle.kill() for handle in own])
         if own:
             await asyncio.wait([self.ends[handle.worker_id] for handle in own])
+
+    def ends_of(self, worker_ids: Sequence[str]) -> dict[str, asyncio.Future[WorkerExit]]:
+        """The ends that this process hears of by itself. Of those that outlive their manager the network tells."""
+        own = [worker_id for worker_id in worker_ids if worker_id in self._handles]
+        return {worker_id: self.ends[worker_id] for worker_id in own if not self._handles[worker_id].outlives_manager}
 
     @property
     def to_dismiss(self) -> list[str]:

@@ -290,7 +290,7 @@ class Rush(RushClient):
     async def _wait_for_ends(self, worker_ids: Sequence[str], timeout: float | None) -> dict[str, WorkerExit]:
         """How workers ended, of those that did within `timeout`. Ours tell us themselves, others tell the network."""
         ends: dict[str, WorkerExit] = {}
-        own = {worker_id: end for worker_id in worker_ids if (end := self._crew.ends.get(worker_id)) is not None}
+        own = self._crew.ends_of(worker_ids)
         others = [worker_id for worker_id in worker_ids if worker_id not in own]
         if others:
             await self._read_ends(others, ends)

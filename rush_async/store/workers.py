@@ -79,13 +79,19 @@ class WorkerStore:
         answers = await self._calls.call_all(groups)
         return [worker_id for worker_id, answer in zip(worker_ids, answers, strict=True) if answer == "1"]
 
-    def bye_group(self, worker_id: str, state: WorkerState, failure: Failure | None) -> Group:
-        """A worker that holds nothing leaves, or one that never came is reported by who started it."""
-        return Group(BYE, [worker_id, state, encode_worker_failure(failure)])
+    def bye_group(self, worker_id: str, state: WorkerState, failure: Failure | None, *, by: str = "self") -> Group:
+        """A worker that holds nothing leaves."""
+        return Group(BYE, [worker_id, state, encode_worker_failure(failure), by])
 
     async def bye(self, worker_id: str, state: WorkerState, failure: Failure | None = None) -> bool:
         """As `bye_group`; False when the worker was not there (any more)."""
         return await self._calls.call(self.bye_group(worker_id, state, failure)) == "1"
+
+    async def report(self, worker_id: str, state: WorkerState, failure: Failure | None) -> None:
+        """Whoever started a worker says how it ended, where it did not itself: one that never came is reported, one that
+        left without a good-bye is shut out and what it ran is cleared."""
+        if await self._calls.call(self.bye_group(worker_id, state, failure, by="starter")) == "2":
+            await self.lose([worker_id], "lost", LOST_WORKER, failure)
 
     async def lose(
         self, worker_ids: Sequence[str], state: WorkerState, task_failure: Failure, failure: Failure | None = None

@@ -290,7 +290,7 @@ async def test_a_lost_worker_is_not_waited_for_though_its_pool_has_not_noticed(
     (worker_id,) = await rush.start_workers(hold, 1, on=Silent())
     await elsewhere.stop_workers(worker_id, mode="kill")
     await rush.stop_workers(worker_id)
-    assert [how.state for how in await rush.join_workers()] == ["lost"]
+    assert [how.state for how in await rush.join_workers()] == ["killed"]
     assert await states(rush) == {worker_id: "killed"}
 
 
@@ -420,6 +420,6 @@ async def test_a_job_that_is_run_twice_is_one_worker(rush: Rush, threads: Thread
         return executors.work(payload)
 
     (worker_id,) = await rush.start_workers(do_some, 1, on=Pool(Elsewhere(threads, run_twice)), n=2)
-    assert [how.state for how in await rush.join_workers(timeout=30)] == ["lost"]
+    assert [how.state for how in await rush.join_workers(timeout=30)] == ["terminated"]
     assert await states(rush) == {worker_id: "terminated"}
     assert await rush.counts() == (0, 0, 2, 0)
