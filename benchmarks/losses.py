@@ -120,11 +120,9 @@ async def measure_rounds(rounds: int, retries: int) -> None:
         assert len(set(finished) | set(failed)) == len(finished) + len(failed) == rounds * N_TASKS
         assert not (retries and failed)
         await rush.reset()
-    print(
-        f"{rounds} rounds, retries={retries}: each of {rounds * N_TASKS:,} tasks ended once, {n_failed} of them failed with the "
-        f"process that ran them  ({time.perf_counter() - begun:,.0f} s)",
-        flush=True,
-    )
+    took = time.perf_counter() - begun
+    what = f"{rounds} rounds, retries={retries}: {rounds * N_TASKS:,} tasks ended once each, {n_failed} as lost"
+    print(f"{what}  ({took:,.0f} s)", flush=True)
 
 
 # idle workers
@@ -166,22 +164,21 @@ async def measure_idle(n: int, seconds: float) -> None:
         await asyncio.sleep(seconds)
         after = await calls(link)
         clients = (await link.connection.ask("CLIENT", "LIST")).decode().splitlines()
+        beats = after["evalsha"] - before["evalsha"]
         print(
-            f"{n:,} idle coroutine workers, started in {started:.1f} s: {resident_memory():,.0f} MB, {len(clients)} connections, ",
-            end="",
+            f"{n:,} idle coroutine workers, started in {started:.1f} s: {resident_memory():,.0f} MB, {len(clients)} connections"
         )
-        print(f"{after['evalsha'] - before['evalsha']} scripts called in {seconds:g} s")
+        print(f"  in {seconds:g} s they called {beats} scripts")
         begun = time.perf_counter()
         await rush.push_tasks([{"x": x} for x in range(n)])
         await rush.wait_until(lambda counts: counts.finished == n)
         took = time.perf_counter() - begun
         drained = await calls(link)
-        print(
-            f"a batch of {n:,} tasks taken and finished by them in {took:.1f} s with {drained['evalsha'] - after['evalsha']} scripts called"
-        )
+        n_calls = drained["evalsha"] - after["evalsha"]
+        print(f"  a batch of {n:,} tasks was taken and finished by them in {took:.1f} s, with {n_calls} scripts called")
         begun = time.perf_counter()
         await rush.stop_workers()
-        print(f"all stopped in {time.perf_counter() - begun:.1f} s", flush=True)
+        print(f"  all were stopped in {time.perf_counter() - begun:.1f} s", flush=True)
         await link.release()
         await rush.reset()
 
