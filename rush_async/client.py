@@ -526,4 +526,3 @@ def _check_states(states: Sequence[Any]) -> tuple[TaskState, ...]:
         if state not in TASK_STATES:
             raise ValueError(f"{state!r} is no state of a task: choose from {', '.join(TASK_STATES)}")
     return tuple(dict.fromkeys(states)) or TASK_STATES
-

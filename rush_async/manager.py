@@ -22,6 +22,7 @@ from rush_async.launch.coroutines import Coroutines
 from rush_async.launch.executors import Pool, Submitter
 from rush_async.launch.handle import Launcher
 from rush_async.launch.parcels import aremove_all
+from rush_async.logs import frame_of_log, say_again
 from rush_async.loops import bind_loop
 from rush_async.model import Failure, WorkerExit
 from rush_async.names import listed
@@ -61,6 +62,7 @@ class Rush(RushClient):
     ) -> None:
         super().__init__(network_id, config, schema=schema)
         self._crew_: Crew | None = None
+        self._log_place = "0"  # up to where the log was printed
 
     @property
     def _crew(self) -> Crew:
@@ -415,6 +417,29 @@ class Rush(RushClient):
             "last_seen": when,
         }
         return pl.DataFrame(rows, schema=schema, orient="row")
+
+    async def read_log(self, worker_ids: str | Sequence[str] | None = None, *, time_difference: bool = False) -> pl.DataFrame:
+        """What workers logged, in order, of those that were started with `log_levels`; about 100,000 records are kept.
+
+        Args:
+            worker_ids: of which workers; of all by default.
+            time_difference: whether to add that column.
+
+        Returns:
+            A frame: `worker_id`, `level` (String), `timestamp` (Datetime in UTC), `logger`, `caller` (`module.function:line`),
+            `msg` (String), and `time_difference` (Duration) to the record before of the same worker.
+        """
+        _, entries = await self._net.journal.read()
+        if worker_ids is not None:
+            wanted = set(as_keys(worker_ids))
+            entries = [entry for entry in entries if entry.worker_id in wanted]
+        return frame_of_log(entries, time_difference=time_difference)
+
+    async def print_log(self) -> None:
+        """Passes on what workers logged since this was last called, each record through the logger it came from."""
+        self._log_place, entries = await self._net.journal.read(self._log_place)
+        for entry in entries:
+            say_again(entry)
 
 
 def _as_launcher(on: Launcher | Submitter | None) -> Launcher:

@@ -21,6 +21,7 @@ from rush_async.listeners import EventMessage, Listener, ResetMessage, decode_me
 from rush_async.model import Counts, TaskState
 from rush_async.store.calls import Position
 from rush_async.store.codec import complete, decode, decode_task
+from rush_async.store.journal import Journal
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
 from rush_async.store.tasks import TaskStore
@@ -69,6 +70,7 @@ class Network:
         link: the server it lives on.
         tasks: its tasks' transitions and reads.
         workers: its workers' transitions and reads.
+        journal: what its workers logged.
         counts: how many tasks are in each state: never behind anything this event loop did itself, and up to date with
             everybody else once `watch` was awaited.
         n_workers: how many workers are running, likewise.
@@ -82,6 +84,7 @@ class Network:
         self.keys = NetworkKeys.of(network_id, link.db)
         self.tasks = TaskStore(link.connection, self.keys, self._on_position, self._on_epoch)
         self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls)
+        self.journal = Journal(link.connection, self.keys)
         self.counts = Counts()
         self.n_workers = 0
         self.conditions = Conditions()

@@ -12,6 +12,7 @@ from typing import Any
 from rush_async.client import as_keys, as_number
 from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError, RushConfigError, WorkerLostError
+from rush_async.logs import capture, speak_as
 from rush_async.loops import WorkerLoop, bind_loop
 from rush_async.model import Failure, WorkerExit
 from rush_async.names import worker_name
@@ -36,7 +37,8 @@ async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, st
     end: WorkerExit | None = None
     try:
         async with worker:
-            end = await _run(worker, loop)
+            with capture(worker.worker_id, log_levels, worker.log):
+                end = await _run(worker, loop)
             if worker.is_shut_out:
                 end = await worker.end_seen_by_others()
             worker.end_as(end.state, end.failure)
@@ -94,6 +96,7 @@ async def _run(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
 
 async def _see_end(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
     """Runs the loop; an error is its end."""
+    speak_as(worker.worker_id)
     try:
         await loop(worker)
     except WorkerLostError as error:

@@ -63,6 +63,7 @@ class RushWorker(RushClient):
         self._waits: set[asyncio.Future[bool]] = set()
         self._lease_id = ""
         self._has_warned = False
+        self._has_logged = False
         self._is_terminated = False
         self._lost_because: str | None = None
         self._has_entered = False
@@ -128,6 +129,8 @@ class RushWorker(RushClient):
         try:
             # Nobody else is to wait for us longer than this; what is left behind is found by loss detection.
             with anyio.move_on_after(_PATIENCE, shield=True) as scope:
+                if self._has_logged:
+                    await network.pulse.flush()
                 if self._lost_because is None:
                     await self._fail_held(failure or Failure("cancelled", None, "Its worker ended"))
                     await network.tasks.calls.settled()
@@ -139,6 +142,12 @@ class RushWorker(RushClient):
             logger.warning("worker %s could not say good-bye: %s", self._worker_id, gone)
         finally:
             network.unsettle(self, is_ghost=is_ghost)
+
+    def log(self, record: bytes) -> None:
+        """Keeps a packed log record in the network; from any thread."""
+        if (network := self._network) is not None:
+            self._has_logged = True
+            network.pulse.log(record)
 
     async def _fail_held(self, failure: Failure) -> None:
         if keys := list(self._held):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -86,6 +87,17 @@ async def come_back(rush: RushWorker) -> None:
     except WorkerLostError as error:
         async with RushWorker(rush.network_id, rush.config) as again:
             await again.push_finished_tasks([{"x": type(error).__name__}], [{"y": 0}])
+
+
+async def log_some(rush: RushWorker) -> None:
+    logger = logging.getLogger("my.logger")
+    logger.debug("%d of %d began", 1, 2)
+    logger.getChild("child").warning("beware")
+    try:
+        1 / 0  # noqa: B018 # pyright: ignore[reportUnusedExpression]
+    except ZeroDivisionError:
+        logger.exception("it broke")
+    logging.getLogger("another").error("nobody asked for this")
 
 
 async def swallow(rush: RushWorker, may_end: asyncio.Event) -> None:
