@@ -163,13 +163,14 @@ async def fail_in_clean_up() -> None:
 
 
 async def test_an_error_raised_while_it_is_cancelled_goes_on(rush: Rush, rush_worker: RushWorker) -> None:
+    cancelling: list[asyncio.Task[list[str]]] = []
     with pytest.raises(KeyError, match="in clean-up"):
         async with rush_worker.task({"x": 1}) as task:
-            cancelling = [asyncio.create_task(rush.cancel_tasks(task.key))]
+            cancelling.append(asyncio.create_task(rush.cancel_tasks(task.key)))
             await fail_in_clean_up()
     assert await failures(rush) == [CANCELLED]
     async with rush_worker.task({"x": 1}, catch=KeyError) as task:
-        cancelling += [asyncio.create_task(rush.cancel_tasks(task.key))]
+        cancelling.append(asyncio.create_task(rush.cancel_tasks(task.key)))
         await fail_in_clean_up()
     assert await failures(rush) == [CANCELLED, CANCELLED]
     assert [len(keys) for keys in await asyncio.gather(*cancelling)] == [1, 1]

@@ -619,7 +619,7 @@ async def test_events_are_listened_to_only_while_somebody_needs_them(
     async with RushWorker(rush.network_id, rush.config) as worker:
         popping = asyncio.create_task(worker.pop_task(None))
         await wait_until(lambda: subscribers() == 1)
-        async with rush.events(TasksQueued) as events:
+        async with rush.events(TasksQueued):
             (key,) = await elsewhere.push_tasks([{"x": 1}])
             task = await asyncio.wait_for(popping, 10)
             assert task is not None

@@ -447,3 +447,42 @@ async def test_what_was_granted_to_callers_that_gave_up_is_given_back_when_the_s
 
 async def _is_executed(rush: Rush) -> bool:
     return await rush.counts() == (1, 2, 0, 0)
+
+
+async def test_a_server_that_is_gone_for_longer_than_the_expiry_makes_nobody_lost(durable: Server) -> None:
+    config = replace(durable.config, heartbeat_period=0.1, heartbeat_expire=0.3)
+    # Two views of the network, as two processes have them: each could judge the other.
+    async with RushWorker("away", config) as one, RushWorker("away", replace(config, response_timeout=11)) as other:
+        keys = [*await one.push_running_tasks([{"x": 1}]), *await other.push_running_tasks([{"x": 2}])]
+        names = NetworkKeys.of("away")
+        await soon(lambda: durable.raw.hget(names.meta, "beat_at") is not None)
+        down = time.monotonic()
+        durable.kill()
+        await soon(lambda: time.monotonic() - down > 3 * config.heartbeat_expire)  # what is tested is this time itself
+        durable.start()
+        back = {lease: durable.raw.zscore(names.leases, lease) for lease in durable.raw.zrange(names.leases, 0, -1)}
+        assert len(back) == 2
+        # Until both have beaten again.
+        await soon(lambda: all(durable.raw.zscore(names.leases, lease) > expiry + 0.2 for lease, expiry in back.items()))
+        assert await one.finish_tasks(keys[0], [{"y": 1}]) == keys[:1]
+        assert await other.finish_tasks(keys[1], [{"y": 2}]) == keys[1:]
+    async with Rush("away", config) as rush:
+        assert set((await rush.worker_info())["state"]) == {"terminated"}
+
+
+async def test_a_full_server_takes_heartbeats_and_losses(forgetful: Server) -> None:
+    config = replace(forgetful.config, heartbeat_period=0.1, heartbeat_expire=0.3)
+    async with Rush("full", config) as rush, RushWorker("full", config) as worker:
+        keys = await rush.push_tasks([{"x": x} for x in range(3)], retries=1)
+        assert await worker.pop_task(0)
+        names = NetworkKeys.of("full")
+        fill(forgetful)
+        with pytest.raises(ServerFullError):
+            await rush.push_tasks([{"x": 4, "big": "b" * 1_000_000}])
+        (before,) = [expiry for _, expiry in forgetful.raw.zrange(names.leases, 0, -1, withscores=True)]
+        await soon(lambda: forgetful.raw.zrange(names.leases, 0, -1, withscores=True)[0][1] > before + 0.2)
+        await rush.stop_workers(worker.worker_id, mode="kill")
+        assert (await rush.keys_with_state("queued"))["queued"] == keys
+        assert await rush.cancel_tasks(keys) == keys
+        forgetful.raw.config_set("maxmemory", 0)
+        await rush.reset()

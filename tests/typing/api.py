@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, assert_type
@@ -17,6 +18,8 @@ from rush_async import (
     EventsMissed,
     Failure,
     FailureKind,
+    Plan,
+    Pool,
     Processes,
     Rush,
     RushConfig,
@@ -26,7 +29,10 @@ from rush_async import (
     TaskState,
     WorkerExit,
     WorkerLost,
+    current_plan,
     rsh,
+    run_worker,
+    rush_plan,
 )
 
 
@@ -170,3 +176,17 @@ def misuse(rush: Rush, worker: RushWorker, keys: Sequence[str]) -> None:
     rush.n_tasks = 7  # pyright: ignore[reportAttributeAccessIssue]
     worker.task({"x1": 1.0}, max_failed=3)  # pyright: ignore[reportArgumentType]
     worker.get_tasks(7)  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
+
+
+async def workers_anywhere(rush: Rush, pool: ProcessPoolExecutor) -> None:
+    assert_type(await rush.start_workers(loop, on=pool, log_levels={"search": "DEBUG", "": 30}), list[str])
+    await rush.start_workers(loop, 2, on=Pool(pool), heartbeat_period=1, heartbeat_expire=5.5)
+    assert_type(rush.worker_command(loop, n_workers=2, args={"n": 1}, with_password=True), str)
+    assert_type(run_worker(loop, "branin", n_workers=2, n=1), list[WorkerExit])
+    assert_type(await rush.detect_lost_workers(), list[str])
+    assert_type(await rush.cancel_tasks("key"), list[str])
+    assert_type(await rush.read_log(["bear"], time_difference=True), pl.DataFrame)
+    assert_type(await rush.print_log(), None)
+    with rush_plan(n_workers=4, config="redis://localhost", on=Processes()) as plan:
+        assert_type(plan, Plan)
+    assert_type(current_plan(), Plan)
