@@ -1,4 +1,4 @@
-"""Processes that die while they work: every task ends exactly once, nothing is left running or queued, and nobody does anything."""
+"""Processes that die while they work: every task ends exactly once, nothing is left over, and nobody has to do anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rush_async import Counts, Processes, Rush
+from rush_async import Counts, Processes, Rush, WorkerLost
 from tests.launch.loops_of_tests import hold_three, serve
 
 N_TASKS = 500
@@ -80,16 +80,15 @@ async def test_many_workers_that_die_together_are_cleared_together(rush: Rush, r
     await rush.start_workers(hold_three, 300, on=Processes(1))
     await rush.wait_until(lambda counts: counts.running == 900, timeout=60)
     (pid,) = set((await pids(rush)).values())
-    before = raw.info("commandstats")["cmdstat_hscan"]["calls"] if "cmdstat_hscan" in raw.info("commandstats") else 0
-    async with rush.events() as events:
+    before = raw.info("commandstats").get("cmdstat_hscan", {"calls": 0})["calls"]
+    async with rush.events(WorkerLost) as events:
         os.kill(pid, signal.SIGKILL)
         await rush.wait_until(lambda counts: counts.running == 0, timeout=60)
         assert await rush.counts() == Counts(failed=900)
         lost: set[str] = set()
         async with asyncio.timeout(30):
-            async for event in events:
-                if type(event).__name__ == "WorkerLost":
-                    lost.add(event.worker_id)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]
-                    if len(lost) == 300:
-                        break
+            while len(lost) < 300:
+                event = await anext(aiter(events))
+                assert isinstance(event, WorkerLost)
+                lost.add(event.worker_id)
     assert raw.info("commandstats")["cmdstat_hscan"]["calls"] - before <= 10
