@@ -102,7 +102,7 @@ class Pulse:
         self._heart: _Heart | None = None
         self._first: asyncio.TimerHandle | None = None
         self._leases: dict[tuple[float, float], Lease] = {}
-        self._vouched: dict[str, Callable[[], bool]] = {}
+        self._vouched: dict[str, Callable[[], bool | None]] = {}
         self._asks = 0
         self._pace: float | None = None
         self._watch_period: float | None = None
@@ -160,8 +160,9 @@ class Pulse:
         if self._heart is None and not self._is_closed:
             self._heart = _Heart.join(self)
 
-    def vouch(self, worker_id: str, is_alive: Callable[[], bool]) -> None:
-        """Renews the lease of a worker in a process that we started, as long as `is_alive`, which is called in a thread."""
+    def vouch(self, worker_id: str, is_alive: Callable[[], bool | None]) -> None:
+        """Renews the lease of a worker in a process that we started, as long as that `is_alive`, which is called in a thread;
+        it gives None once the process has ended."""
         self._vouched[worker_id] = is_alive
 
     def log(self, record: bytes) -> None:
@@ -227,7 +228,10 @@ class Pulse:
     def _beat(self, connection: BlockingConnection) -> None:
         silence = self._silence()
         leases = [] if self._is_stalled() else [(lease.lease_id, silence) for lease in self.leases]
-        vouched = [worker_id for worker_id, is_alive in list(self._vouched.items()) if is_alive()]
+        answers = {worker_id: is_alive() for worker_id, is_alive in list(self._vouched.items())}
+        vouched = [worker_id for worker_id, is_alive in answers.items() if is_alive]
+        for worker_id in [worker_id for worker_id, is_alive in answers.items() if is_alive is None]:
+            del self._vouched[worker_id]
         while True:
             beat = Beat.of(connection.call(self._caller, BEAT, beat_args(leases, vouched)))
             for state, worker_ids in beat.clearing.items():

@@ -50,6 +50,7 @@ def leaves_no_thread_or_process(raw: redis.Redis) -> Iterator[None]:
     files = psutil.Process().num_fds()
     yield
     gc.collect()
+    gc.freeze()  # what is left is not looked through again after every further test, which would take a quarter of the time
     left = [t for t in threading.enumerate() if t not in threads and not t.name.startswith(("AnyIO", "asyncio"))]
     assert not left, f"the test left threads behind: {left}"
     children = [child for child in psutil.Process().children(recursive=True) if child.pid not in processes]

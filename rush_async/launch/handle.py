@@ -29,8 +29,8 @@ class Launch:
         log_levels: the loggers whose records are kept in the network, with their levels.
         supervisor: where tasks that watch over them live.
         on_lost: called with workers and a failure when they died without a good-bye.
-        vouch: called with a worker and a function that tells, in any thread, whether its process is alive and not stopped; its
-            lease is then renewed for it too, as code that holds the GIL keeps it from doing so itself.
+        vouch: called with a worker and a function that tells, in any thread, whether its process is alive and not stopped, or
+            None once it has ended. Its lease is then renewed for it too: code that holds the GIL keeps it from doing so itself.
         has_entered: tells whether the network has seen a worker run, whatever became of it.
     """
 
@@ -42,7 +42,7 @@ class Launch:
     log_levels: Mapping[str, str | int] | None
     supervisor: Supervisor
     on_lost: Callable[[Sequence[str], Failure], Awaitable[None]]
-    vouch: Callable[[str, Callable[[], bool]], None]
+    vouch: Callable[[str, Callable[[], bool | None]], None]
     has_entered: Callable[[str], Awaitable[bool]]
 
 

@@ -132,17 +132,17 @@ class _Child:
         loop.add_reader(report_from, self._take_reports)
         self._launch.supervisor.start(self._watch, self._process)
 
-    def _is_well(self) -> bool:
-        """Whether the process lives and is not stopped; called in the heartbeat's thread."""
+    def _is_well(self) -> bool | None:
+        """Whether the process is not stopped; None when it has ended. Called in the heartbeat's thread."""
         process = self._process
         if process is None or process.returncode is not None:
-            return False
+            return None
         if sys.platform == "darwin":  # which cannot tell; its own heartbeat says enough
-            return False
+            return None
         try:
             return os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None
         except ChildProcessError:
-            return False
+            return None
 
     def tell(self, word: str, worker_id: str) -> None:
         """Sends an order, if the process is there to take it."""
