@@ -74,7 +74,7 @@ class Group:
         self.survives_reset = survives_reset
         self.give_back = give_back
         self.goes_alone = False
-        self.orphans: set[Group] = set()  # of the calls it was issued by
+        self.orphans: set[Group] | None = None  # of the calls it was issued by, until it is over
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     async def result(self) -> Any:
@@ -90,9 +90,16 @@ class Group:
         future = self.future
         if not future.done():
             future.cancel()
-            self.orphans.add(self)
         elif not future.cancelled() and future.exception() is None:  # it came in the very tick of the cancellation
             self._return(future.result())
+        if self.orphans is not None:
+            self.orphans.add(self)
+
+    def end(self) -> None:
+        """Nothing more will come of it."""
+        if self.orphans is not None:
+            self.orphans.discard(self)
+            self.orphans = None
 
     def _return(self, value: Any) -> None:
         give_back, self.give_back = self.give_back, None
@@ -100,14 +107,14 @@ class Group:
             give_back(value)
 
     def resolve(self, value: Any) -> None:
-        self.orphans.discard(self)
+        self.end()
         if not self.future.done():
             self.future.set_result(value)
         elif self.future.cancelled() or self.future.exception() is not None:  # nobody wants it any more
             self._return(value)
 
     def reject(self, error: Exception) -> None:
-        self.orphans.discard(self)
+        self.end()
         if not self.future.done():
             self.future.set_exception(error)
             self.future.exception()  # whoever waits sees it; nobody may be waiting any more
@@ -334,7 +341,7 @@ class Calls:
         for group in call.groups:
             if group.survives_reset:
                 if group.future.done():
-                    self._orphans.discard(group)
+                    group.end()
                 else:
                     self.issue(group)
             else:
@@ -396,7 +403,7 @@ def _take_together(waiting: deque[Group]) -> list[Group]:
         group = waiting[0]
         if group.future.done() and not group.script.ends:
             waiting.popleft()
-            group.orphans.discard(group)
+            group.end()
             continue
         is_too_much = tasks + group.n_tasks > MOST_TASKS or size + group.size > MOST_BYTES
         goes_alone = group.goes_alone or not group.script.merges or group.size > MOST_BYTES_MERGED
