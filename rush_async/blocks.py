@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
@@ -16,7 +16,7 @@ from rush_async.model import CANCELLED, Failure, FailureKind, Task
 from rush_async.store.codec import as_record, encode_ended, encode_failure
 from rush_async.store.tasks import Ended, EndKind
 
-__all__ = ["Catch", "Guard", "Holder", "TaskBlock", "end_block"]
+__all__ = ["Catch", "Guard", "Holder", "TaskBlock", "Ticks", "end_block"]
 
 _PATIENCE = 5.0  # seconds that ending the task of a cancelled block may take
 
@@ -25,10 +25,34 @@ Opened = TypeVar("Opened", covariant=True)
 Caught = TypeVar("Caught", covariant=True)
 
 
+class Ticks:
+    """Tells whether an event loop has gone on since: all blocks that open in one turn of it share one mark."""
+
+    __slots__ = ("_is_due", "_loop", "n")
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._is_due = False
+        self._loop = asyncio.get_running_loop()
+
+    def mark(self) -> int:
+        """The number of the present turn, as far as anybody asks."""
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._pass)
+        return self.n
+
+    def _pass(self) -> None:
+        self._is_due = False
+        self.n += 1
+
+
 class Guard:
     """Lets the network cancel what runs in a block, as `asyncio.timeout` lets the clock."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_begun", "_cancelling", "_is_cancelled", "_is_left", "_task", "_tick", "_ticks")
+
+    def __init__(self, ticks: Ticks) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
@@ -36,11 +60,8 @@ class Guard:
         self._is_cancelled = False
         self._is_left = False
         self._begun = time.monotonic()
-        self._has_given_way = False
-        asyncio.get_running_loop().call_soon(self._give_way)
-
-    def _give_way(self) -> None:
-        self._has_given_way = True
+        self._ticks = ticks
+        self._tick = ticks.mark()
 
     def cancel(self) -> None:
         """The task of the block was cancelled: so is what runs in it."""
@@ -51,7 +72,7 @@ class Guard:
     @property
     def blocked_for(self) -> float:
         """Seconds for which the block let nothing else run; 0 if it did."""
-        return 0.0 if self._has_given_way else time.monotonic() - self._begun
+        return time.monotonic() - self._begun if self._tick == self._ticks.n else 0.0
 
     async def leave(self, error: BaseException | None) -> bool | None:
         """The block is left: None when the network had not cancelled it, else whether `error` was nothing but that."""
@@ -84,7 +105,7 @@ class Holder(Protocol):
 
     def leave_guard(self, task: Task) -> Guard | None: ...
 
-    def end_task(self, task: Task, ended: Ended, *, quietly: bool = False) -> Awaitable[bool]: ...
+    def end_tasks(self, items: Sequence[Ended], *, quietly: bool = False) -> Awaitable[Sequence[str]]: ...
 
     def check_size(self, packed: bytes, what: str) -> None: ...
 
@@ -125,22 +146,19 @@ class TaskBlock(Generic[Opened, Caught]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Caught:
-        return cast("Caught", await self._leave(kind, error, trace))
-
-    async def _leave(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if self._task is None:
-            return False
-        timed_out: TimeoutError | None = None
+            return cast("Caught", False)
+        expired: TimeoutError | None = None
         if self._timeout is not None:
             try:
                 await self._timeout.__aexit__(kind, error, trace)
-            except TimeoutError as expired:
-                timed_out = expired
-        if timed_out is None:
-            return await end_block(self._worker, self._task, error, self._catch)
-        if await end_block(self._worker, self._task, timed_out, self._catch, "timeout"):
-            return True
-        raise timed_out from error
+            except TimeoutError as raised:
+                expired = raised
+        if expired is None:
+            return cast("Caught", await end_block(self._worker, self._task, error, self._catch))
+        if await end_block(self._worker, self._task, expired, self._catch, "timeout"):
+            return cast("Caught", True)
+        raise expired from error
 
 
 async def end_block(worker: Holder, task: Task, error: BaseException | None, catch: Catch, kind: FailureKind = "error") -> bool:
@@ -178,7 +196,7 @@ async def _finish(worker: Holder, task: Task) -> None:
         await end_block(worker, task, error, ())
         raise
     try:
-        if await worker.end_task(task, Ended("F", task.key, worker.worker_id, packed)):
+        if await worker.end_tasks([Ended("F", task.key, worker.worker_id, packed)]):
             task.state = "finished"
     except asyncio.CancelledError as error:
         # It may have been too late to finish; then there is nothing left to fail.
@@ -202,6 +220,6 @@ async def _fail_shielded(worker: Holder, task: Task, error: BaseException) -> No
 
 async def _end(worker: Holder, task: Task, kind: EndKind, failure: Failure, *, quietly: bool = False) -> None:
     ended = Ended(kind, task.key, worker.worker_id, encode_failure(failure))
-    if await worker.end_task(task, ended, quietly=quietly):
+    if await worker.end_tasks([ended], quietly=quietly):
         task.state = "failed"
         task.failure = failure

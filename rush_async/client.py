@@ -107,15 +107,20 @@ class RushClient(Session):
         self._net  # noqa: B018 - a client that is not open says so before it complains about values
         records = as_records(xss, "xss")
         extras = self._extras(xss_extra, records, "xss")
-        tasks: list[NewTask] = []
-        for at, record in enumerate(records):
-            what = "xs" if len(records) == 1 else f"xss[{at}]"
-            check_names(record, what)
-            key = task_key()
-            created = encode_created(key, record, extras[at], what)
-            self.check_size(created, what)
-            tasks.append(NewTask(key, header(created, retries=retries) + created if has_header else created))
-        return tasks
+        if len(records) == 1:
+            return [self._new_task(records[0], extras[0], "xs", retries, has_header)]
+        pairs = enumerate(zip(records, extras, strict=True))
+        return [self._new_task(record, extra, f"xss[{at}]", retries, has_header) for at, (record, extra) in pairs]
+
+    def _new_task(
+        self, record: dict[str, Any], extra: dict[str, Any] | None, what: str, retries: int = 0, has_header: bool = True
+    ) -> NewTask:
+        """Checks and encodes one input."""
+        check_names(record, what)
+        key = task_key()
+        created = encode_created(key, record, extra, what)
+        self.check_size(created, what)
+        return NewTask(key, header(created, retries=retries) + created if has_header else created)
 
     def _encode_ends(self, yss: Iterable[Any], yss_extra: Iterable[Any] | None) -> list[bytes]:
         records = as_records(yss, "yss")

@@ -8,10 +8,11 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, overload
+from weakref import WeakKeyDictionary
 
 import anyio
 
-from rush_async.blocks import Catch, Guard, TaskBlock, end_block
+from rush_async.blocks import Catch, Guard, TaskBlock, Ticks, end_block
 from rush_async.client import RushClient, as_failures, as_keys, as_number, check_lengths
 from rush_async.config import RushConfig
 from rush_async.errors import RushConfigError, RushConnectionError, WorkerLostError
@@ -29,6 +30,17 @@ logger = logging.getLogger(__name__)
 
 _LONG = 1.0  # seconds for which a worker may block a loop that it shares
 _PATIENCE = 5.0  # seconds that a worker's good-bye may take
+
+
+_ticks: WeakKeyDictionary[asyncio.AbstractEventLoop, Ticks] = WeakKeyDictionary()
+
+
+def _ticks_of_loop() -> Ticks:
+    """What all workers of this event loop tell its turns by."""
+    loop = asyncio.get_running_loop()
+    if (ticks := _ticks.get(loop)) is None:
+        ticks = _ticks[loop] = Ticks()
+    return ticks
 
 
 class RushWorker(RushClient):
@@ -62,6 +74,7 @@ class RushWorker(RushClient):
         self._guards: dict[str, Guard] = {}
         self._waits: set[asyncio.Future[bool]] = set()
         self._lease_id = ""
+        self._ticks: Ticks
         self._has_warned = False
         self._has_logged = False
         self._is_terminated = False
@@ -108,6 +121,7 @@ class RushWorker(RushClient):
             network.unsettle(self)
             raise
         self._has_entered = True
+        self._ticks = _ticks_of_loop()
         if answer == "2":  # while it was being started
             self.stop_requested()
 
@@ -271,7 +285,7 @@ class RushWorker(RushClient):
         keys = as_keys(keys)
         ends = self._encode_ends(yss, yss_extra)
         check_lengths("keys", keys, "yss", ends)
-        return await self._move([Ended("F", key, self._worker_id, end) for key, end in zip(keys, ends, strict=True)])
+        return await self.end_tasks([Ended("F", key, self._worker_id, end) for key, end in zip(keys, ends, strict=True)])
 
     async def fail_tasks(self, keys: str | Sequence[str], failures: Any = None) -> list[str]:
         """Fails tasks that this worker runs; the keys that moved, in the order given.
@@ -285,17 +299,20 @@ class RushWorker(RushClient):
         """
         keys = as_keys(keys)
         found = as_failures(failures, len(keys), "keys")
-        return await self._move(
+        return await self.end_tasks(
             [Ended("X", key, self._worker_id, encode_failure(why)) for key, why in zip(keys, found, strict=True)]
         )
 
-    async def _move(self, items: Sequence[Ended], *, quietly: bool = False) -> list[str]:
+    async def end_tasks(self, items: Sequence[Ended], *, quietly: bool = False) -> list[str]:
+        """Ends tasks that this worker holds; the keys that moved."""
         if not items:
             return []
         marks = await self._net.tasks.end(items)
-        moved = [item.key for item, mark in zip(items, marks, strict=True) if mark == "1"]
-        for item in items:
+        moved: list[str] = []
+        for item, mark in zip(items, marks, strict=True):
             self._held.pop(item.key, None)
+            if mark == "1":
+                moved.append(item.key)
         if "L" in marks:
             raise self._lost()
         if len(moved) < len(items) and not quietly:
@@ -454,21 +471,23 @@ class RushWorker(RushClient):
         network = self._net
         budget = None if budget is None else as_number(budget, "budget")
         max_failed = None if max_failed is None else as_number(max_failed, "max_failed")
-        new = self._new_tasks([xs], None if xs_extra is None else [xs_extra])[0]
+        record, extra = as_record(xs, "xs"), None if xs_extra is None else as_record(xs_extra, "xs_extra")
+        new = self._new_task(record, extra, "xs")
+        task = Task(new.key, "running", record, extra, attempt=1, worker_id=self._worker_id, _holder=self)
         if budget is None:
             await self._push_one(network, new, None, None)
-            return self._running(new.key, xs, xs_extra)
+            return task
         with network.watched, network.budget_line(budget, max_failed) as line:
             is_our_turn = False
             while not self._is_terminated:
                 try:
                     if await self._push_one(network, new, budget, max_failed):
-                        return self._running(new.key, xs, xs_extra)
+                        return task
                     counts = network.counts
                     if counts.finished >= budget or (max_failed is not None and counts.failed >= max_failed):
                         return None
-                    if counts.queued and (task := await self._look_in_queue(network)) is not None:
-                        return task
+                    if counts.queued and (queued := await self._look_in_queue(network)) is not None:
+                        return queued
                 finally:
                     if is_our_turn:
                         line.done()
@@ -479,17 +498,9 @@ class RushWorker(RushClient):
                 line.done()
         return self._nothing()
 
-    def _running(self, key: str, xs: Any, xs_extra: Any) -> Task:
-        extra = None if xs_extra is None else as_record(xs_extra, "xs_extra")
-        return Task(key, "running", as_record(xs, "xs"), extra, attempt=1, worker_id=self._worker_id, _holder=self)
-
     async def _push_one(self, network: Network, new: Any, budget: int | None, max_failed: int | None) -> bool:
         pushed = network.tasks.push("R", [new], worker_id=self._worker_id, budget=budget, max_failed=max_failed)
         return bool(self._hold(await pushed))
-
-    async def end_task(self, task: Task, ended: Ended, *, quietly: bool = False) -> bool:
-        """Ends a task of a block; whether it moved."""
-        return bool(await self._move([ended], quietly=quietly))
 
     async def tasks(self, *, timeout: float | None = None) -> AsyncIterator[Task]:
         """Queued tasks one after the other, until this worker is asked to stop, or until none came for `timeout` seconds.
@@ -505,7 +516,7 @@ class RushWorker(RushClient):
 
     async def enter_block(self, task: Task) -> None:
         """A task's block opens; part of how `async with task` works."""
-        guard = self._guards[task.key] = Guard()
+        guard = self._guards[task.key] = Guard(self._ticks)
         if task.key not in self._held and self._lost_because is None:
             guard.cancel()  # it was cancelled before its block opened
 

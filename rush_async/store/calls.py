@@ -51,6 +51,7 @@ class Group:
         script: what is called.
         args: this group's arguments.
         n_tasks: how many tasks it moves at the most.
+        size: how many bytes its arguments take, about; counted by default.
         survives_reset: whether the call is issued again when the network was reset before it was executed; if not, it
             resolves to `None`, which means that nothing moved.
         give_back: what to do with the result when the caller was cancelled meanwhile.
@@ -64,26 +65,19 @@ class Group:
         args: Sequence[Word],
         *,
         n_tasks: int = 1,
+        size: int | None = None,
         survives_reset: bool = True,
         give_back: Callable[[Any], None] | None = None,
     ) -> None:
         self.script = script
         self.args = args
         self.n_tasks = n_tasks
-        self.size = sum([len(arg) for arg in args if not isinstance(arg, int)])
+        self.size = sum([len(arg) for arg in args if not isinstance(arg, int)]) if size is None else size
         self.survives_reset = survives_reset
         self.give_back = give_back
         self.goes_alone = False
         self.orphans: set[Group] | None = None  # of the calls it was issued by, until it is over
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    async def result(self) -> Any:
-        """Waits for this group's own answer. Cancelled, it leaks nothing: what the answer grants is given back."""
-        try:
-            return await self.future
-        except asyncio.CancelledError:
-            self.abandon()
-            raise
 
     def abandon(self) -> None:
         """Nobody wants the answer any more: what it grants is given back, now or when it comes."""
@@ -187,8 +181,12 @@ class Calls:
     def issue(self, group: Group) -> Group:
         """Takes a group; it leaves at the end of this tick, merged with what else is issued until then."""
         group.orphans = self._orphans
-        self._waiting.setdefault(group.script, deque()).append(group)
-        self._send_soon()
+        waiting = self._waiting.get(group.script)
+        if waiting is None:
+            waiting = self._waiting[group.script] = deque()
+        waiting.append(group)
+        if not self._is_due:
+            self._send_soon()
         return group
 
     def give_back(self, group: Group) -> None:
@@ -197,11 +195,18 @@ class Calls:
         self.issue(group)
 
     async def call(self, group: Group) -> Any:
-        """Issues a group and waits for its answer."""
-        return await self.issue(group).result()
+        """Issues a group and waits for its answer. Cancelled, it leaks nothing: what the answer grants is given back."""
+        self.issue(group)
+        try:
+            return await group.future
+        except asyncio.CancelledError:
+            group.abandon()
+            raise
 
     async def call_all(self, groups: Sequence[Group]) -> list[Any]:
         """Issues groups together and waits for all. When one fails or the caller is cancelled, all are abandoned."""
+        if len(groups) == 1:
+            return [await self.call(groups[0])]
         for group in groups:
             self.issue(group)
         error: Exception | None = None
@@ -209,7 +214,7 @@ class Calls:
         try:
             for group in groups:
                 try:
-                    results.append(await group.result())
+                    results.append(await group.future)
                 except Exception as reason:
                     error = error or reason
         except BaseException:

@@ -22,6 +22,7 @@ T = TypeVar("T")
 Target: TypeAlias = Literal["Q", "R", "F", "X"]
 EndKind: TypeAlias = Literal["F", "X", "B"]
 
+_AROUND = 60  # bytes of a task's key, worker and other words in a call, about
 _WAVE = 8  # chunks of one bulk push that are under way together
 _CHUNK = 2_000
 _FIRST_CHUNK = 100  # as long as nobody told how large the records are
@@ -103,8 +104,8 @@ class TaskStore:
         """Creates tasks; the keys of those that found a place, in order. All or none, whatever happens to the caller:
         when a later chunk of a bulk push is refused, what the earlier ones created is taken back."""
         made: list[str] = []
-        chunks = list(_chunks(tasks))
-        limits = ["" if limit is None else str(limit) for limit in (budget, max_failed)]
+        chunks = _chunks(tasks)
+        limits = ("" if budget is None else str(budget), "" if max_failed is None else str(max_failed))
         for first in range(0, len(chunks), _WAVE):
             wave = chunks[first : first + _WAVE]
             groups = [self._push_group(target, chunk, worker_id, limits) for chunk in wave]
@@ -123,16 +124,18 @@ class TaskStore:
                 made += [task.key for task in chunk[:n]]
         return made
 
-    def _push_group(self, target: Target, chunk: Sequence[NewTask], worker_id: str, limits: list[str]) -> Group:
+    def _push_group(self, target: Target, chunk: Sequence[NewTask], worker_id: str, limits: tuple[str, str]) -> Group:
         args: list[Word] = [target, worker_id, *limits, len(chunk)]
+        size = _AROUND
         for task in chunk:
             args += task
+            size += len(task[1]) + len(task[2]) + _AROUND
 
         def take_back(n: Any) -> None:
             if n is not LOST:
                 self._take_back(target, [task.key for task in chunk[:n]], worker_id)
 
-        return Group(PUSH, args, n_tasks=len(chunk), give_back=take_back if target in ("Q", "R") else None)
+        return Group(PUSH, args, n_tasks=len(chunk), size=size, give_back=take_back if target in ("Q", "R") else None)
 
     def _take_back(self, target: Target, keys: Sequence[str], worker_id: str) -> None:
         """Fails what was created for a caller that is gone; what is finished or failed already stays."""
@@ -155,13 +158,17 @@ class TaskStore:
 
     async def end(self, items: Sequence[Ended]) -> str:
         """Ends running tasks; a character an item: `1` moved, `0` not held by that worker, `L` the worker is not alive."""
-        groups = [self._end_group(chunk) for chunk in _slices(items, MOST_TASKS)]
-        answers = await self.calls.call_all(groups)
-        return "".join("0" * group.n_tasks if answer is None else answer for group, answer in zip(groups, answers, strict=True))
+        chunks = [items] if len(items) <= MOST_TASKS else list(_slices(items, MOST_TASKS))
+        answers = await self.calls.call_all([self._end_group(chunk) for chunk in chunks])
+        return "".join(["0" * len(chunk) if answer is None else answer for chunk, answer in zip(chunks, answers, strict=True)])
 
     def _end_group(self, items: Sequence[Ended]) -> Group:
-        args = [part for item in items for part in item]
-        return Group(FINISH, args, n_tasks=len(items), survives_reset=False)
+        args: list[Word] = []
+        size = 0
+        for item in items:
+            args += item
+            size += len(item[3]) + _AROUND
+        return Group(FINISH, args, n_tasks=len(items), size=size, survives_reset=False)
 
     async def empty_queue(self, failure: Failure) -> list[str]:
         """Fails what is queued now, in steps; what others push meanwhile stays."""
@@ -328,14 +335,18 @@ def _slices(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
         yield items[first : first + length]
 
 
-def _chunks(tasks: Sequence[NewTask]) -> Iterator[Sequence[NewTask]]:
+def _chunks(tasks: Sequence[NewTask]) -> list[Sequence[NewTask]]:
     """Cuts a bulk push into calls of at most 1,000 tasks and 1 MiB."""
+    if len(tasks) == 1:
+        return [tasks]
+    chunks: list[Sequence[NewTask]] = []
     first = size = 0
     for at, task in enumerate(tasks):
         length = len(task.created) + len(task.ended)
         if at > first and (at - first == MOST_TASKS or size + length > MOST_BYTES):
-            yield tasks[first:at]
+            chunks.append(tasks[first:at])
             first, size = at, 0
         size += length
     if tasks:
-        yield tasks[first:]
+        chunks.append(tasks[first:])
+    return chunks

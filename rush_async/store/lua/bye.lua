@@ -6,7 +6,7 @@ local refusal, known = enter()
 if refusal then return refusal end
 if known then return repeated(known) end
 
-local answer, groups = {}, {}
+local answer = {}
 for i = 4, #ARGV, 4 do
   local worker, state = ARGV[i], ARGV[i + 1]
   local entry = call('HGET', WORKERS, worker)
@@ -19,9 +19,9 @@ for i = 4, #ARGV, 4 do
     call('HDEL', PASSING, worker)
     local space = string.find(entry, ' ', 1, true)
     call('HSET', WORKERS, worker, state .. sub(entry, space) .. ARGV[i + 2] .. stamp)
-    groups[#groups + 1] = { (state == 'lost' or state == 'killed') and 'L' or 'E', worker }
+    add((state == 'lost' or state == 'killed') and 'L' or 'E', worker)
   else
     answer[#answer + 1] = '0'
   end
 end
-return leave(concat(answer), groups)
+return leave(concat(answer))

@@ -9,7 +9,7 @@ if known then return repeated(known) end
 local ended, keys = ARGV[4], {}
 for i = 5, #ARGV do keys[#keys + 1] = ARGV[i] end
 local waiting, running = call('HMGET', QUEUED, unpack(keys)), call('HMGET', RUNNING, unpack(keys))
-local moved, failed, unqueued, stopped, groups, seen, told = {}, {}, {}, {}, {}, {}, {}
+local moved, failed, unqueued, stopped, seen, told = {}, {}, {}, {}, {}, {}
 for i, key in ipairs(keys) do
   local record = waiting[i] or running[i]
   if record and not seen[key] then
@@ -18,13 +18,13 @@ for i, key in ipairs(keys) do
     if waiting[i] then
       unqueued[#unqueued + 1] = key
       failed[#failed + 1], failed[#failed + 2] = key, as_unstarted_failed(record, ended, true)
-      add(groups, 'X', '', key)
+      add('X', '', key)
     else
       local owner = owner_of(record)
-      local worker = sub(owner, string.byte(owner) == 217 and 3 or 2)
+      local worker = sub(owner, byte(owner) == 217 and 3 or 2)
       stopped[#stopped + 1] = key
       failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ended .. stamp
-      add(groups, 'X', worker, key)
+      add('X', worker, key)
       told[worker] = told[worker] or {}
       table.insert(told[worker], key)
     end
@@ -37,4 +37,4 @@ if #stopped > 0 then
 end
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
 for worker, theirs in pairs(told) do tell({ 'cancel', EPOCH, worker }, theirs) end
-return leave(concat(moved, ' '), groups)
+return leave(concat(moved, ' '))

@@ -7,7 +7,7 @@ local refusal, known = enter()
 if refusal then return refusal end
 if known then return repeated(known) end
 
-local answer, groups, entries, alive, starting, leases = {}, {}, {}, {}, {}, {}
+local answer, entries, alive, starting, leases = {}, {}, {}, {}, {}
 local seen = {}
 for i = 5, #ARGV, 6 do
   local state, lease, period, expire, worker, info = unpack(ARGV, i, i + 5)
@@ -21,7 +21,7 @@ for i = 5, #ARGV, 6 do
     entries[#entries + 1], entries[#entries + 2] = worker, state .. ' ' .. info .. stamp
     if state == 'running' then
       alive[#alive + 1], alive[#alive + 2] = worker, lease .. (stop and ' stop' or '')
-      groups[#groups + 1] = { 'W', worker }
+      add('W', worker)
     else
       starting[#starting + 1], starting[#starting + 2] = worker, 'in:' .. lease
     end
@@ -41,4 +41,4 @@ for lease, times in pairs(leases) do
   call('ZADD', LEASES, now + tonumber(times[2]), lease)
   if call('HSETNX', PROCESSES, lease, times[2] .. ' ' .. times[1] .. ' ' .. now) == 1 then repace() end
 end
-return leave(concat(answer), groups)
+return leave(concat(answer))

@@ -6,34 +6,34 @@ local refusal, known = enter()
 if refusal then return refusal end
 if known then return repeated(known) end
 
-local keys, owners = {}, {}
-for i = 4, #ARGV, 4 do keys[#keys + 1] = ARGV[i + 1] end
-local records = call('HMGET', RUNNING, unpack(keys))
+local keys, workers = {}, {}
+for i = 4, #ARGV, 4 do keys[#keys + 1], workers[#workers + 1] = ARGV[i + 1], ARGV[i + 2] end
+local records, leases = call('HMGET', RUNNING, unpack(keys)), leases_of(workers)
 
-local answer, groups, gone = {}, {}, {}
+local answer, gone = {}, {}
 local finished, failed, queued, head = {}, {}, {}, {}
 local seen = {}
-for n, key in ipairs(keys) do
-  local at = 4 * n
-  local op, worker, ended, record = ARGV[at], ARGV[at + 2], ARGV[at + 3], records[n]
-  if owners[worker] == nil then owners[worker] = call('HGET', ALIVE, worker) and packed(worker) end
-  if not owners[worker] then
+for n = 1, #keys do
+  local key, worker, record = keys[n], workers[n], records[n]
+  local ending = record and leases[worker] and not seen[key] and held_end(record, packed(worker))
+  if not leases[worker] then
     answer[n] = 'L'
-  elseif not record or seen[key] or not is_held_by(record, owners[worker]) then
+  elseif not ending then
     answer[n] = '0'
   else
+    local op, ended = ARGV[4 * n], ARGV[4 * n + 3]
     answer[n], seen[key] = '1', true
     gone[#gone + 1] = key
     if op == 'F' then
-      finished[#finished + 1] = sub(as_started(record), HEADER + 1) .. ended .. stamp
+      finished[#finished + 1] = sub(record, HEADER + 1, ending) .. ended .. stamp
     elseif op == 'X' then
-      failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ended .. stamp
+      failed[#failed + 1], failed[#failed + 2] = key, sub(record, 1, ending) .. ended .. stamp
     else
-      local attempt = string.char(string.byte(record) - 1)
+      local attempt = char(byte(record) - 1)
       queued[#queued + 1], queued[#queued + 2] = key, attempt .. sub(as_queued(record, last_failure(record)), 2)
       head[#head + 1] = key
     end
-    add(groups, op == 'B' and 'Q' or op, worker, key)
+    add(op == 'B' and 'Q' or op, worker, key)
   end
 end
 if #gone > 0 then call('HDEL', RUNNING, unpack(gone)) end
@@ -45,4 +45,4 @@ if #head > 0 then
   call('HSET', QUEUED, unpack(queued))
   call('LPUSH', QUEUE, unpack(reversed))
 end
-return leave(concat(answer), groups)
+return leave(concat(answer))

@@ -29,22 +29,22 @@ local workers, n_fenced = fenced, #fenced
 for _, worker in ipairs(others) do workers[#workers + 1] = worker end
 if #workers == 0 then return leave('') end
 
-local groups, gone, failed, queued, head = {}, {}, {}, {}, {}
+local gone, failed, queued, head = {}, {}, {}, {}
 local step = call('HSCAN', RUNNING, cursor, 'COUNT', 1000)
 for i = 1, #step[2], 2 do
   local key, record = step[2][i], step[2][i + 1]
   local worker = names[owner_of(record)]
   if worker then
     gone[#gone + 1] = key
-    local retries = string.byte(record, 2)
+    local retries = byte(record, 2)
     if retries > 0 then
       queued[#queued + 1] = key
-      queued[#queued + 1] = sub(record, 1, 1) .. string.char(retries - 1) .. sub(as_queued(record, ended), 3)
+      queued[#queued + 1] = sub(record, 1, 1) .. char(retries - 1) .. sub(as_queued(record, ended), 3)
       head[#head + 1] = key
-      add(groups, 'Q', '', key)
+      add('Q', '', key)
     else
       failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ended .. stamp
-      add(groups, 'X', worker, key)
+      add('X', worker, key)
     end
   end
 end
@@ -60,7 +60,7 @@ if step[1] == '0' then
     local entry = call('HGET', WORKERS, worker)
     call('HSET', WORKERS, worker, sub(entry, 10) .. stamp)
     call('HDEL', PASSING, worker)
-    groups[#groups + 1] = { 'L', worker }
+    add('L', worker)
   end
 end
-return leave(step[1] .. '|' .. n_fenced .. '|' .. concat(workers, '|'), groups)
+return leave(step[1] .. '|' .. n_fenced .. '|' .. concat(workers, '|'))

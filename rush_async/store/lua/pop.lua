@@ -18,8 +18,12 @@ end
 local wants, workers, total = {}, {}, 0
 for i = 4, #ARGV, 2 do
   workers[#workers + 1] = ARGV[i]
-  wants[#wants + 1] = call('HGET', ALIVE, ARGV[i]) and tonumber(ARGV[i + 1]) or -1
-  total = total + math.max(wants[#wants], 0)
+  wants[#wants + 1] = tonumber(ARGV[i + 1])
+end
+local leases = leases_of(workers)
+for i, worker in ipairs(workers) do
+  if not leases[worker] then wants[i] = -1 end
+  total = total + math.max(wants[i], 0)
 end
 
 local keys, records, stale, seen = {}, {}, 0, {}
@@ -36,18 +40,18 @@ while #keys < total and stale < MOST_STALE do
   end
 end
 
-local answer, groups, running, next_key = {}, {}, {}, 1
+local answer, running, next_key = {}, {}, 1
 for i, worker in ipairs(workers) do
   local given, owner = {}, packed(worker)
   while #given < wants[i] and next_key <= #keys do
     local key, record = keys[next_key], records[next_key]
-    local attempt, failure = string.char(math.min(string.byte(record) + 1, 127)), last_failure(record)
+    local attempt, failure = char(math.min(byte(record) + 1, 127)), last_failure(record)
     record = attempt .. sub(as_created(record), 2) .. owner .. attempt .. stamp
     if failure ~= '' then record = record .. failure .. '\192' end
     records[next_key] = record
     running[#running + 1], running[#running + 2] = key, record
     given[#given + 1] = key
-    add(groups, 'S', worker, key)
+    add('S', worker, key)
     next_key = next_key + 1
   end
   answer[i] = wants[i] < 0 and 'L' or concat(given, ' ')
@@ -56,4 +60,4 @@ if #keys > 0 then
   call('HDEL', QUEUED, unpack(keys))
   call('HSET', RUNNING, unpack(running))
 end
-return leave(concat(answer, '|'), groups, records)
+return leave(concat(answer, '|'), records)

@@ -5,8 +5,8 @@
 -- epoch, not executed; or {'OLD'}: a late copy of a call that was answered long ago, not executed.
 local META, CALLS, EVENTS, CONTROL, QUEUE, QUEUED, RUNNING, FINISHED, FAILED, ALIVE, WORKERS = unpack(KEYS)
 local PASSING, LEASES, PROCESSES, LOG, STARTS = unpack(KEYS, 12)
-local call, sub, concat = redis.call, string.sub, table.concat
-local WIRE, WINDOW, MESSAGE = '1', 64, 1000
+local call, sub, char, byte, concat = redis.call, string.sub, string.char, string.byte, table.concat
+local WIRE, WINDOW, MESSAGE, MOST_WORDS = '1', 64, 1000, 4000
 local EPOCH, CLIENT, NUMBER = ARGV[1], ARGV[2], ARGV[3]
 local HEADER = 6 -- attempt u8, retries left u8 (high bit: a stale entry is left in the queue), length of created u32
 local NEVER_STARTED = '\192\192\192'
@@ -53,35 +53,50 @@ local function counts()
   return { call('HLEN', QUEUED), call('HLEN', RUNNING), call('LLEN', FINISHED), call('HLEN', FAILED), call('HLEN', ALIVE) }
 end
 
--- Publishes groups {kind, worker, key, ...} as events, in messages of about a KiB at most. The last thing a script does.
-local function publish(seq, groups, n)
-  local first, size, message = seq - #groups + 1, 0, {}
-  local function flush()
-    if #message > 0 then
-      redis.pcall('SPUBLISH', EVENTS, cmsgpack.pack({ EPOCH, first, now, n, message }))
-      first, size, message = first + #message, 0, {}
-    end
-  end
-  for _, group in ipairs(groups) do
-    local length = 0
-    for i = 1, #group do length = length + #group[i] + 2 end
-    if size + length > MESSAGE then flush() end
-    size = size + length
-    message[#message + 1] = group
-  end
-  flush()
+-- The msgpack bytes of a short text (1 - 255 bytes), as worker ids stand in their records.
+local function packed(text)
+  local n = #text
+  if n < 32 then return char(160 + n) .. text end
+  return '\217' .. char(n) .. text
 end
 
--- A group holds as many keys as one message; `add(groups, kind, worker, key)` begins another when it is full.
-local function add(groups, kind, worker, key)
-  local group = groups[#groups]
-  if not group or group[1] ~= kind or group[2] ~= worker or groups.size + #key + 2 > MESSAGE then
-    groups.size = #kind + #worker + 4
-    groups[#groups + 1] = { kind, worker, key }
-  else
-    group[#group + 1] = key
+-- What happened, as groups {kind, worker, key, ...} that are packed as they come: `add` goes on with the last group while kind
+-- and worker are the same and it fits into one message.
+local events, open_kind, open_worker, parts, n_parts, size = {}, nil, nil, {}, 0, 0
+local function close_group()
+  if n_parts > 0 then
+    local head = n_parts < 16 and char(144 + n_parts) or '\220' .. struct.pack('>H', n_parts)
+    events[#events + 1] = head .. concat(parts, '', 1, n_parts)
+    n_parts = 0
   end
-  groups.size = groups.size + #key + 2
+end
+local function add(kind, worker, key)
+  local part = key and packed(key) or ''
+  if n_parts == 0 or kind ~= open_kind or worker ~= open_worker or size + #part > MESSAGE then
+    close_group()
+    open_kind, open_worker, n_parts, size = kind, worker, 2, #worker + 8
+    parts[1], parts[2] = packed(kind), packed(worker)
+  end
+  if key then
+    n_parts, size = n_parts + 1, size + #part
+    parts[n_parts] = part
+  end
+end
+local function has_moved() return n_parts > 0 or #events > 0 end
+
+-- Publishes the groups in messages of about a KiB at most. The last thing a script does.
+local function publish(seq, n)
+  local last, first = 0, seq - #events
+  while last < #events do
+    local begin, length = last + 1, 0
+    repeat
+      last = last + 1
+      length = length + #events[last]
+    until last == #events or length + #events[last + 1] > MESSAGE
+    local head = '\149' .. packed(EPOCH) .. cmsgpack.pack(first + begin) .. stamp .. cmsgpack.pack(n)
+    local groups = '\220' .. struct.pack('>H', last - begin + 1) .. concat(events, '', begin, last)
+    redis.pcall('SPUBLISH', EVENTS, head .. groups)
+  end
 end
 
 local function reply(seq, n, answer, extra)
@@ -91,14 +106,15 @@ local function reply(seq, n, answer, extra)
 end
 
 -- Ends a call that was executed: raises seq by the number of groups, keeps the answer, publishes, replies.
-local function leave(answer, groups, extra)
-  local seq, moved = 0, groups and #groups or 0
+local function leave(answer, extra)
+  close_group()
+  local seq, moved = 0, #events
   if EPOCH ~= '0' then
     seq = moved > 0 and call('HINCRBY', META, 'seq', moved) or tonumber(call('HGET', META, 'seq'))
     call('HSET', CALLS, slot, NUMBER .. ' ' .. answer)
   end
   local n = counts()
-  if moved > 0 then publish(seq, groups, n) end
+  if moved > 0 then publish(seq, n) end
   return reply(seq, n, answer, extra)
 end
 
@@ -107,10 +123,21 @@ local function repeated(answer, extra)
   return reply(tonumber(call('HGET', META, 'seq') or 0), counts(), answer, extra)
 end
 
--- The msgpack bytes of a worker id (1 - 255 bytes), as they stand in its records.
-local function packed(text)
-  if #text < 32 then return string.char(160 + #text) .. text end
-  return string.char(217, #text) .. text
+-- Which of these workers are alive: a table worker -> its lease or false.
+local function leases_of(workers)
+  local found, names = {}, {}
+  for i = 1, #workers do
+    if found[workers[i]] == nil then
+      found[workers[i]] = false
+      names[#names + 1] = workers[i]
+    end
+  end
+  for first = 1, #names, MOST_WORDS do
+    local last = math.min(first + MOST_WORDS - 1, #names)
+    local leases = call('HMGET', ALIVE, unpack(names, first, last))
+    for i = first, last do found[names[i]] = leases[i - first + 1] end
+  end
+  return found
 end
 
 -- Appends finished records. The largest that is not small is noted, so that readers can size their chunks.
@@ -132,9 +159,9 @@ local function created_end(record) return HEADER + struct.unpack('>I4', record, 
 
 local function owner_of(record)
   local from = created_end(record) + 1
-  local first = string.byte(record, from)
+  local first = byte(record, from)
   if first == 192 then return nil end
-  return sub(record, from, from + (first == 217 and string.byte(record, from + 1) + 1 or first - 160))
+  return sub(record, from, from + (first == 217 and byte(record, from + 1) + 1 or first - 160))
 end
 
 local function started_end(record)
@@ -142,9 +169,11 @@ local function started_end(record)
   return created_end(record) + (owner and #owner + 10 or #NEVER_STARTED)
 end
 
-local function is_held_by(record, owner)
+-- Where *started* ends in a record that `owner` (packed) holds; nil for one that it does not.
+local function held_end(record, owner)
   local from = created_end(record) + 1
-  return sub(record, from, from + #owner - 1) == owner
+  local behind = from + #owner
+  return sub(record, from, behind - 1) == owner and behind + 9 or nil
 end
 
 -- The record cut back to what it was when it was created, or started, its header in front.
@@ -164,7 +193,7 @@ end
 
 -- A queued record that failed without having run. `stale`: its entry stays in the queue, and is noted in the header.
 local function as_unstarted_failed(record, ended, stale)
-  if stale then record = sub(record, 1, 1) .. string.char(string.byte(record, 2) % 128 + 128) .. sub(record, 3) end
+  if stale then record = sub(record, 1, 1) .. char(byte(record, 2) % 128 + 128) .. sub(record, 3) end
   return as_created(record) .. NEVER_STARTED .. ended .. stamp
 end
 

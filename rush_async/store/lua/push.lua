@@ -7,16 +7,22 @@ local refusal, known = enter()
 if refusal then return refusal end
 if known then return repeated(known) end
 
-local taken, groups = {}, {}
+local taken = {}
 local queue, queued, running, finished, failed = {}, {}, {}, {}, {}
 local used, n_failed
-local at = 5
+local at, workers = 5, {}
+while at <= #ARGV do
+  if ARGV[at + 1] ~= '' then workers[#workers + 1] = ARGV[at + 1] end
+  at = at + 5 + 3 * ARGV[at + 4]
+end
+local leases = leases_of(workers)
+at = 5
 while at <= #ARGV do
   local target, worker, budget, max_failed, n = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
   local first = at + 5
   at = first + 3 * n
   local take = n
-  if worker ~= '' and not call('HGET', ALIVE, worker) then
+  if worker ~= '' and not leases[worker] then
     taken[#taken + 1], take = 'L', 0
   else
     if budget ~= '' then
@@ -47,11 +53,11 @@ while at <= #ARGV do
       failed[#failed + 1] = key
       failed[#failed + 1] = created .. NEVER_STARTED .. ended .. stamp
     end
-    add(groups, target == 'R' and 'S' or target, worker, key)
+    add(target == 'R' and 'S' or target, worker, key)
   end
   if used and target ~= 'X' then used = used + take end
 end
-if #groups > 0 then found(ARGV[4]) end
+if has_moved() then found(ARGV[4]) end
 if #queue > 0 then
   call('HSET', QUEUED, unpack(queued))
   call('RPUSH', QUEUE, unpack(queue))
@@ -59,4 +65,4 @@ end
 if #running > 0 then call('HSET', RUNNING, unpack(running)) end
 append_finished(finished)
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
-return leave(concat(taken, ' '), groups)
+return leave(concat(taken, ' '))

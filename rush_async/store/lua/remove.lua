@@ -8,7 +8,7 @@ if refusal then return refusal end
 if known then return repeated(known) end
 
 local most, ended, named = tonumber(ARGV[4]), ARGV[5], #ARGV > 5
-local moved, failed, groups, seen, stale = {}, {}, {}, {}, 0
+local moved, failed, seen, stale = {}, {}, {}, 0
 local function fail(keys)
   for i, record in ipairs(call('HMGET', QUEUED, unpack(keys))) do
     local key = keys[i]
@@ -16,7 +16,7 @@ local function fail(keys)
       seen[key] = true
       moved[#moved + 1] = key
       failed[#failed + 1], failed[#failed + 2] = key, as_unstarted_failed(record, ended, named)
-      add(groups, 'X', '', key)
+      add('X', '', key)
     else
       stale = stale + 1
     end
@@ -38,4 +38,4 @@ if #moved > 0 then
   call('HDEL', QUEUED, unpack(moved))
   call('HSET', FAILED, unpack(failed))
 end
-return leave(#moved == 0 and stale > 0 and ' ' or concat(moved, ' '), groups)
+return leave(#moved == 0 and stale > 0 and ' ' or concat(moved, ' '))
