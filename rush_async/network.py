@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -16,11 +16,11 @@ from rush_async.config import RushConfig
 from rush_async.errors import DecodeError, RushConnectionError
 from rush_async.events import TasksFailed, TasksFinished, TasksQueued, TasksStarted
 from rush_async.heartbeat import Pulse
-from rush_async.heartbeat import Resident as Heard
 from rush_async.listeners import EventMessage, Listener, ResetMessage, decode_message
 from rush_async.model import Counts, TaskState
+from rush_async.residents import Residents
 from rush_async.store.calls import Position
-from rush_async.store.codec import complete, decode, decode_task
+from rush_async.store.codec import complete, decode_task
 from rush_async.store.journal import Journal
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
@@ -34,32 +34,17 @@ if TYPE_CHECKING:
 
     from rush_async.archive import Archive
 
-__all__ = ["EndWait", "Network", "Resident"]
+__all__ = ["EndWait", "Network"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_RESET = "the network was reset"
-_PAUSE = 0.1  # seconds between two tries to find a server again that calls have given up on
 _LATEST = 1.0  # seconds after a beat by which the events before it have arrived
 _LINGER = 5.0  # seconds for which events are listened to when nobody waits for them any more
 _PATIENCE = 5.0  # seconds that the last calls of a network may take when it is closed
 
 _networks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[RushConfig, str], Network]] = WeakKeyDictionary()
-
-
-class Resident(Heard, Protocol):
-    """A worker that lives in this event loop."""
-
-    @property
-    def is_shut_out(self) -> bool: ...
-
-    def held_keys(self) -> list[str]:
-        """The tasks it holds."""
-        ...
-
-    def task_cancelled(self, key: str) -> None: ...
 
 
 class Network:
@@ -75,6 +60,7 @@ class Network:
             everybody else once `watch` was awaited.
         n_workers: how many workers are running, likewise.
         watched: a block in which somebody depends on `watch`.
+        residents: the workers that live in this event loop.
         pulse: this event loop's part of the heartbeat.
     """
 
@@ -100,11 +86,13 @@ class Network:
         self._n_last_read = 0
         self._listeners: set[Listener] = set()
         self._end_waits: set[EndWait] = set()
-        self._residents: dict[str, Resident] = {}
+        self.residents = Residents(link, self.keys, self.tasks, self.workers, self._take_reset)
         self.pulse = Pulse(
-            link.config, self.keys, self._residents, lambda: self.epoch, lambda: self._is_open and link.is_over, self._take_beat
+            *(link.config, self.keys, self.residents.by_id),
+            epoch=lambda: self.epoch,
+            is_over=lambda: self._is_open and link.is_over,
+            on_beat=self._take_beat,
         )
-        self._has_ghosts = False  # workers that could not say good-bye
         self._heard_seq = 0
         self.watched = _Watched(self._leave_soon)
         self._unwatched_at = 0.0
@@ -155,7 +143,7 @@ class Network:
             # What cancelled callers were granted is given back before the connection may close.
             with anyio.move_on_after(_PATIENCE, shield=True):
                 await self.tasks.calls.quiet()
-                if (leases := self.pulse.leases) and not self._has_ghosts:
+                if (leases := self.pulse.leases) and not self.residents.has_ghosts:
                     with suppress(RushConnectionError):
                         await self.workers.part(leases)
                 await self.tasks.forget_answers()
@@ -276,7 +264,7 @@ class Network:
 
     async def _resynchronise(self) -> None:
         """After a confirmation: what was published before it is gone, so look where the network stands now."""
-        position = await self._sooner_or_later(self.tasks.look)
+        position = await self.link.sooner_or_later(self.tasks.look)
         self._heard_seq = position.seq
         now = datetime.now(UTC)
         for listener in list(self._listeners):
@@ -285,15 +273,6 @@ class Network:
             wait.look_again()
         if self._watching is not None:
             self._watching.set()
-
-    async def _sooner_or_later(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What a question answers that is asked again when the server is gone for longer than calls wait."""
-        while True:
-            try:
-                return await ask()
-            except RushConnectionError as error:
-                logger.debug("network %r does not answer yet: %s", self.network_id, error)
-                await asyncio.sleep(_PAUSE)
 
     def _on_message(self, data: bytes) -> None:
         if not data:
@@ -355,85 +334,6 @@ class Network:
         finally:
             self._end_waits.discard(wait)
 
-    # the workers that live here
-
-    @property
-    def n_residents(self) -> int:
-        """How many workers live in this event loop."""
-        return len(self._residents)
-
-    async def settle(self, resident: Resident) -> None:
-        """Requests to this worker reach it from now on."""
-        if not self._residents:
-            self.link.subscription.subscribe(self.keys.control, self._on_control, self._on_control_confirmed)
-        self._residents[resident.worker_id] = resident
-        await self.link.subscription.confirmed(self.keys.control)
-
-    def unsettle(self, resident: Resident, *, is_ghost: bool = False) -> None:
-        """The worker has left; a ghost could not say so, and is found when its lease expires."""
-        self._has_ghosts |= is_ghost
-        if self._residents.get(resident.worker_id) is resident:
-            del self._residents[resident.worker_id]
-            if not self._residents:
-                self.link.subscription.unsubscribe(self.keys.control)
-
-    def _on_control(self, data: bytes) -> None:
-        try:
-            match decode(data):
-                case ["reset", epoch, at, exists]:
-                    self._take_reset(ResetMessage(int(epoch), datetime.fromtimestamp(at, UTC), bool(exists)))
-                    if not exists:
-                        self._shut_out(list(self._residents), _RESET)
-                case ["stop", _, *worker_ids]:
-                    for worker_id in worker_ids:
-                        if worker_id in self._residents:
-                            self._residents[worker_id].stop_requested()
-                case ["out", _, state, *worker_ids]:
-                    self._shut_out(worker_ids, str(state))
-                case ["cancel", _, worker_id, *keys]:
-                    if (resident := self._residents.get(worker_id)) is not None:
-                        for key in keys:
-                            resident.task_cancelled(str(key))
-                case other:
-                    logger.error("a request on %s is malformed: %r", self.keys.control, other)
-        except (DecodeError, TypeError, ValueError) as error:
-            logger.error("a request on %s is malformed: %s", self.keys.control, error)
-
-    def _shut_out(self, worker_ids: Sequence[str], why: str) -> None:
-        for worker_id in worker_ids:
-            if worker_id in self._residents:
-                self._residents[worker_id].shut_out(why)
-
-    def _on_control_confirmed(self) -> None:
-        self.link.supervisor.start(self._take_requests)
-
-    async def _take_requests(self, gone: Collection[str] = ()) -> None:
-        """What was asked of the workers that live here, and was not heard of, stands beside their leases. `gone` are leases
-        that had ended; since then, workers may have come in under the same."""
-        worker_ids = [worker_id for worker_id, resident in self._residents.items() if resident.has_entered]
-        holders = await self._sooner_or_later(lambda: self.workers.holders(worker_ids))
-        missing = [worker_id for worker_id, holder in holders.items() if holder is None]
-        entries = await self._sooner_or_later(lambda: self.workers.read_some(missing))
-        for worker_id, holder in holders.items():
-            resident = self._residents.get(worker_id)
-            if resident is None or not resident.has_entered:
-                continue
-            if holder is None:
-                entry = entries.get(worker_id)
-                resident.shut_out(_RESET if entry is None else "killed" if entry.state == "killed" else "lost")
-            elif holder.endswith(b" stop"):
-                resident.stop_requested()
-        self.pulse.forget(set(gone) - {each.lease_id for each in self._residents.values() if not each.is_shut_out})
-        await self._drop_cancelled()
-
-    async def _drop_cancelled(self) -> None:
-        """Tasks that somebody cancelled without our having heard of it are not running any more."""
-        held = {key: resident for resident in list(self._residents.values()) for key in resident.held_keys()}
-        running = await self._sooner_or_later(lambda: self.tasks.are_running(list(held)))
-        for key, resident in held.items():
-            if key not in running:
-                resident.task_cancelled(key)
-
     # the heartbeat
 
     def _take_beat(self, beat: Beat, has_requests: bool) -> None:
@@ -443,6 +343,11 @@ class Network:
         self.tasks.calls.take_position(position)
         if self.is_watching and position.epoch == self.epoch and position.seq > self._heard_seq:
             self._loop.call_later(_LATEST, self._check_events, position)
+
+    async def _take_requests(self, gone: Collection[str]) -> None:
+        """`gone` are leases that had ended; since then, workers may have come in under the same."""
+        await self.residents.take_requests()
+        self.pulse.forget(set(gone) - self.residents.leases_in_use)
 
     def _check_events(self, position: Position) -> None:
         """Events up to a position are due by now: a connection that is silent without being broken is opened anew."""

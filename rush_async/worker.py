@@ -110,7 +110,7 @@ class RushWorker(RushClient):
                 network.tasks.calls.give_back(network.workers.bye_group(self._worker_id, "terminated", None))
 
         try:
-            await network.settle(self)
+            await network.residents.settle(self)
             answer = await network.workers.enter(self._worker_id, lease, info, give_back=undo)
             if answer == "0":
                 raise RushConfigError(
@@ -118,7 +118,7 @@ class RushWorker(RushClient):
                     "or leave it out for a random one"
                 )
         except BaseException:
-            network.unsettle(self)
+            network.residents.unsettle(self)
             raise
         self._has_entered = True
         self._ticks = _ticks_of_loop()
@@ -155,7 +155,7 @@ class RushWorker(RushClient):
         except RushConnectionError as gone:
             logger.warning("worker %s could not say good-bye: %s", self._worker_id, gone)
         finally:
-            network.unsettle(self, is_ghost=is_ghost)
+            network.residents.unsettle(self, is_ghost=is_ghost)
 
     def log(self, record: bytes) -> None:
         """Keeps a packed log record in the network; from any thread."""
@@ -527,7 +527,7 @@ class RushWorker(RushClient):
     def leave_guard(self, task: Task) -> Guard | None:
         """A task's block is being left: the network cannot cancel it any more."""
         guard = self._guards.pop(task.key, None)
-        if guard is not None and not self._has_warned and guard.blocked_for > _LONG and self._net.n_residents > 1:
+        if guard is not None and not self._has_warned and guard.blocked_for > _LONG and len(self._net.residents) > 1:
             self._has_warned = True
             logger.warning(
                 "worker %s blocked the event loop that it shares with others for %.1f s: "

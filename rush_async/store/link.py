@@ -6,14 +6,16 @@ import asyncio
 import itertools
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.to_thread
 
 from rush_async.config import RushConfig
+from rush_async.errors import RushConnectionError
 from rush_async.store.connect import Connection, url_db
 from rush_async.store.server import ServerLease, acquire
 from rush_async.store.subscription import Subscription
@@ -22,6 +24,10 @@ from rush_async.supervisor import Supervisor, see_through
 __all__ = ["Link", "process_generation"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_PAUSE = 0.1  # seconds between two tries to find a server again that calls have given up on
 
 _links: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[RushConfig, Link]] = WeakKeyDictionary()
 _forks = itertools.count(1)
@@ -109,6 +115,15 @@ class Link:
     def is_over(self) -> bool:
         """Whether its event loop has ended without having closed it."""
         return not self.supervisor.is_open
+
+    async def sooner_or_later(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What a question answers that is asked again when the server is gone for longer than calls wait."""
+        while True:
+            try:
+                return await ask()
+            except RushConnectionError as error:
+                logger.debug("%s does not answer yet: %s", self.config.where, error)
+                await asyncio.sleep(_PAUSE)
 
     @property
     def db(self) -> int:
