@@ -59,7 +59,7 @@ async def ask_to_stop(rush: Rush, *workers: RushWorker) -> None:
 async def workers(rush: Rush, n: int, *, n_processes: int = 1) -> AsyncGenerator[list[RushWorker]]:
     """Workers that share as many connections as if they lived in that many processes."""
     async with AsyncExitStack() as stack:
-        configs = [replace(rush.config, heartbeat_expire=30.0 + at) for at in range(n_processes)]
+        configs = [replace(rush.config, response_timeout=30.0 + at) for at in range(n_processes)]
         yield [await stack.enter_async_context(RushWorker(rush.network_id, configs[at % n_processes])) for at in range(n)]
 
 

@@ -26,8 +26,10 @@ from rush_async import (
     TasksFinished,
     TasksQueued,
     TasksStarted,
+    WorkerLost,
     WorkerStarted,
 )
+from rush_async.store.workers import KILLED
 from rush_async.testing import wait_until
 
 T = TypeVar("T")
@@ -41,7 +43,7 @@ SIZES = st.integers(1, 4)
 
 @dataclass
 class Expected:
-    """What the model knows of a task."""
+    """What the model knows of a task; `message` is of its last failure."""
 
     state: str
     xs: dict[str, Any]
@@ -49,6 +51,7 @@ class Expected:
     ys: dict[str, Any] | None = None
     message: str | None = None
     attempt: int = 0
+    retries: int = 0
 
 
 class Model:
@@ -85,8 +88,11 @@ class Replay:
                 self.n_resets += 1
                 return
             case TasksQueued(keys=keys):
-                self._move(event, keys, (None, "failed"), "queued")
-                self.queue += keys
+                for key in keys:
+                    # What a worker lost is the next one again.
+                    at = 0 if self.states.get(key) == "running" else len(self.queue)
+                    self._move(event, (key,), (None, "failed", "running"), "queued")
+                    self.queue.insert(at, key)
             case TasksStarted(keys=keys):
                 self._move(event, keys, (None, "queued"), "running")
             case TasksFinished(keys=keys):
@@ -94,7 +100,7 @@ class Replay:
                 self.finished += keys
             case TasksFailed(keys=keys):
                 self._move(event, keys, (None, "queued", "running"), "failed")
-            case WorkerStarted():
+            case WorkerStarted() | WorkerLost():
                 pass
             case _:
                 self.wrong.append(f"unexpected {event}")
@@ -126,6 +132,7 @@ class Histories(RuleBasedStateMachine):
         self.serial = 0
         self.clients: list[RushClient] = []
         self.workers: list[RushWorker] = []
+        self.former: list[str] = []
         self.listening: asyncio.Task[None] | None = None
 
     def run(self, call: Awaitable[T]) -> T:
@@ -170,11 +177,11 @@ class Histories(RuleBasedStateMachine):
 
     # calls of one client
 
-    @rule(who=CLIENTS, n=SIZES)
-    def push(self, who: int, n: int) -> None:
+    @rule(who=CLIENTS, n=SIZES, retries=st.integers(0, 2))
+    def push(self, who: int, n: int, retries: int) -> None:
         xss = self.new_xss(n)
-        keys = self.run(self.clients[who].push_tasks(xss))
-        self.created(keys, xss, "queued")
+        keys = self.run(self.clients[who].push_tasks(xss, retries=retries))
+        self.created(keys, xss, "queued", retries=retries)
         self.model.queue += keys
 
     @rule(who=WORKERS, n=SIZES)
@@ -238,7 +245,7 @@ class Histories(RuleBasedStateMachine):
         moved = self.run(self.workers[who].finish_tasks(keys, yss))
         assert moved == self.ended(who, keys, "finished")
         for key in moved:
-            self.model.tasks[key].ys = yss[keys.index(key)]
+            self.model.tasks[key].ys, self.model.tasks[key].message = yss[keys.index(key)], None
         self.model.finished += moved
 
     @rule(who=WORKERS, data=st.data())
@@ -274,7 +281,9 @@ class Histories(RuleBasedStateMachine):
     def retried(self, keys: list[str]) -> None:
         for key in keys:
             task = self.model.tasks[key]
-            self.model.tasks[key] = Expected("queued", task.xs, attempt=task.attempt)
+            self.model.tasks[key] = Expected(
+                "queued", task.xs, message=task.message, attempt=task.attempt, retries=task.retries
+            )
         self.model.queue += keys
 
     @rule(who=CLIENTS)
@@ -284,6 +293,53 @@ class Histories(RuleBasedStateMachine):
         for key in moved:
             self.model.tasks[key].state, self.model.tasks[key].message = "failed", "Removed from queue"
         self.model.queue = []
+
+    @rule(who=CLIENTS, data=st.data())
+    def cancel(self, who: int, data: st.DataObject) -> None:
+        keys = self.some_keys(data)
+        moved = self.run(self.clients[who].cancel_tasks(keys))
+        assert moved == [key for key in dict.fromkeys(keys) if key in self.model.keys("queued", "running")]
+        for key in moved:
+            task = self.model.tasks[key]
+            if task.state == "queued":
+                self.model.queue.remove(key)
+            task.state, task.message = "failed", "Task was cancelled"
+
+    @rule(who=WORKERS)
+    def kill(self, who: int) -> None:
+        """A worker is shut out, and another takes its place. What it ran is tried again first, or fails."""
+        worker = self.workers[who]
+        held = [key for key in self.model.keys("running") if self.model.tasks[key].worker == who]
+        again = [key for key in held if self.model.tasks[key].retries]
+        self.run(self._kill(worker))
+        for key in held:
+            task = self.model.tasks[key]
+            task.state, task.message = "queued" if key in again else "failed", KILLED.message
+            if key in again:
+                task.retries, task.worker = task.retries - 1, None
+        self.former.append(worker.worker_id)
+        for task in self.model.tasks.values():
+            if task.worker == who:
+                task.worker = -len(self.former)
+        head = self.run(self.manager.keys_with_state("queued"))["queued"][: len(again)]
+        assert sorted(head) == sorted(again)
+        self.model.queue = head + self.model.queue
+        self.run(self._replace(who))
+
+    def name_of(self, worker: int) -> str:
+        """A worker that is here by its place, one that was killed by a number below 0."""
+        return self.workers[worker].worker_id if worker >= 0 else self.former[-worker - 1]
+
+    async def _kill(self, worker: RushWorker) -> None:
+        workers = self.manager._net.workers  # pyright: ignore[reportPrivateUsage]
+        assert await workers.lose([worker.worker_id], "killed", KILLED, KILLED) == [worker.worker_id]
+
+    async def _replace(self, who: int) -> None:
+        old = self.workers[who]
+        await old.aclose()
+        new = await self.stack.enter_async_context(RushWorker(old.network_id, old.config))
+        self.workers[who] = self.clients[2 + who] = new
+        assert new.n_tasks >= 0  # from here on it follows the network
 
     @precondition(lambda self: self.model.tasks)
     @rule(who=st.integers(0, 1))
@@ -368,11 +424,11 @@ class Histories(RuleBasedStateMachine):
         assert len(frame) == len(rows) == len(self.model.tasks)
         for key, task in self.model.tasks.items():
             row = rows[key]
-            worker = None if task.worker is None else self.workers[task.worker].worker_id
+            worker = None if task.worker is None else self.name_of(task.worker)
             assert (row["state"], row["x"], row["name"]) == (task.state, task.xs["x"], task.xs["name"])
             assert row["worker_id"] == worker
             assert row.get("y") == (task.ys["y"] if task.ys else None)
-            assert (row["condition"] and row["condition"]["message"]) == task.message
+            assert (row["condition"] and row["condition"]["message"]) == (task.message if task.state == "failed" else None)
         finished = self.run(self.clients[who].fetch_finished_tasks())
         assert finished["keys"].to_list() == self.model.finished
 

@@ -369,7 +369,7 @@ async def test_a_cancelled_wait_for_new_tasks_takes_none(rush: Rush) -> None:
 async def test_a_snapshot_is_consistent_while_everything_moves(rush: Rush) -> None:
     n, done = 200, asyncio.Event()
     async with (
-        Rush(rush.network_id, replace(rush.config, heartbeat_expire=28.0)) as other,
+        Rush(rush.network_id, replace(rush.config, response_timeout=28.0)) as other,
         RushWorker(rush.network_id, other.config) as worker,
     ):
         keys = await other.push_tasks([{"x": x} for x in range(n)])

@@ -354,7 +354,7 @@ async def test_a_client_that_was_there_before_the_network_retries_and_empties(ru
     async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
         keys = await elsewhere.push_failed_tasks([XS] * 2, "no")
         assert await rush.retry_tasks(keys[0]) == [keys[0]]
-    async with Rush(rush.network_id, replace(rush.config, heartbeat_expire=28.0)) as elsewhere:
+    async with Rush(rush.network_id, replace(rush.config, response_timeout=28.0)) as elsewhere:
         await elsewhere.reset(workers=False)
         new = await elsewhere.push_failed_tasks([XS] * 2, "no")
         # The keys come by a read, which says nothing of the reset.

@@ -508,7 +508,7 @@ async def test_waits_of_a_client_that_is_closed_end(rush: Rush, rush_worker: Rus
         lambda client: client.fetch_new_tasks(timeout=60),
     ]
     for call in calls:
-        client = await Rush(rush.network_id, replace(rush.config, heartbeat_expire=ELSEWHERE))
+        client = await Rush(rush.network_id, replace(rush.config, response_timeout=ELSEWHERE))
         waiting = await waits(call(client), client)
         await client.aclose()
         with pytest.raises(NetworkStateError, match="closed"):

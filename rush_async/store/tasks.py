@@ -22,7 +22,6 @@ T = TypeVar("T")
 Target: TypeAlias = Literal["Q", "R", "F", "X"]
 EndKind: TypeAlias = Literal["F", "X", "B"]
 
-_AROUND = 60  # bytes of a task's key, worker and other words in a call, about
 _WAVE = 8  # chunks of one bulk push that are under way together
 _CHUNK = 2_000
 _FIRST_CHUNK = 100  # as long as nobody told how large the records are
@@ -126,10 +125,10 @@ class TaskStore:
 
     def _push_group(self, target: Target, chunk: Sequence[NewTask], worker_id: str, limits: tuple[str, str]) -> Group:
         args: list[Word] = [target, worker_id, *limits, len(chunk)]
-        size = _AROUND
+        size = 0
         for task in chunk:
             args += task
-            size += len(task[1]) + len(task[2]) + _AROUND
+            size += len(task[0]) + len(task[1]) + len(task[2])
 
         def take_back(n: Any) -> None:
             if n is not LOST:
@@ -167,7 +166,7 @@ class TaskStore:
         size = 0
         for item in items:
             args += item
-            size += len(item[3]) + _AROUND
+            size += len(item[1]) + len(item[2]) + len(item[3])
         return Group(FINISH, args, n_tasks=len(items), size=size, survives_reset=False)
 
     async def empty_queue(self, failure: Failure) -> list[str]:

@@ -6,7 +6,7 @@
 local META, CALLS, EVENTS, CONTROL, QUEUE, QUEUED, RUNNING, FINISHED, FAILED, ALIVE, WORKERS = unpack(KEYS)
 local PASSING, LEASES, PROCESSES, LOG, STARTS = unpack(KEYS, 12)
 local call, sub, char, byte, concat = redis.call, string.sub, string.char, string.byte, table.concat
-local WIRE, WINDOW, MESSAGE, MOST_WORDS = '1', 64, 1000, 4000
+local WIRE, WINDOW, MESSAGE, MOST_WORDS = '1', 64, 960, 4000
 local EPOCH, CLIENT, NUMBER = ARGV[1], ARGV[2], ARGV[3]
 local HEADER = 6 -- attempt u8, retries left u8 (high bit: a stale entry is left in the queue), length of created u32
 local NEVER_STARTED = '\192\192\192'
