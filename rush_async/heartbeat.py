@@ -201,24 +201,34 @@ class Pulse:
     def attend(self, connection: BlockingConnection) -> bool:
         """Does what is due; whether this pulse goes on."""
         now = time.monotonic()
+        if self._loop.is_closed() or self._is_over():
+            self._shut_out_at = self._flush_at = None
+            self.due = self._retry_at
+            return not self._tried(lambda: self._bury(connection))
+        # The living first: a full server takes no log, and is told of them all the same.
+        if now >= self.due and not self._tried(lambda: self._beat(connection)):
+            self.due = self._retry_at
+        elif self._shut_out_at is not None and now >= self._shut_out_at + _PATIENCE:
+            is_seen = self._tried(lambda: self._end_process_if_blocked(connection))
+            self._shut_out_at = None if is_seen else self._retry_at - _PATIENCE
+        elif self._flush_at is not None and now >= self._flush_at:
+            self._flush_at = None
+            if not self._tried(lambda: self._write_records(connection)):
+                self._flush_at = self._retry_at
+        return True
+
+    def _tried(self, act: Callable[[], None]) -> bool:
+        """Whether the server let us."""
         try:
-            if self._loop.is_closed() or self._is_over():
-                self._bury(connection)
-                return False
-            if self._flush_at is not None and now >= self._flush_at:
-                self._flush_at = None
-                self._write_records(connection)
-            if now >= self.due:
-                self._beat(connection)
-            if self._shut_out_at is not None and now >= self._shut_out_at + _PATIENCE:
-                self._end_process_if_blocked(connection)
+            act()
         except RushConnectionError as error:
             logger.debug("%s", error)
-            retry_at = time.monotonic() + min(_RETRY, self._period / 4)
-            self.due = min(self.due, retry_at) if self.due > now else retry_at
-            if self._records:
-                self._flush_at = retry_at
+            return False
         return True
+
+    @property
+    def _retry_at(self) -> float:
+        return time.monotonic() + min(_RETRY, self._period / 4)
 
     @property
     def _period(self) -> float:
@@ -239,7 +249,8 @@ class Pulse:
                     logger.warning(
                         "workers of network %s did not renew their leases and are lost: %s", self._network, listed(lost)
                     )
-                self._lose(connection, LoseStep.begin(state, FAILURES[state], None, worker_ids))
+                # The loop may not have heard yet which epoch it is.
+                self._lose(connection, LoseStep.begin(state, FAILURES[state], None, worker_ids), beat.position.epoch)
             if not beat.is_more:
                 break
         has_requests = beat.asks != self._asks
@@ -293,16 +304,15 @@ class Pulse:
         return dict(zip(names, found, strict=True))
 
     def _end_process_if_blocked(self, connection: BlockingConnection) -> None:
-        self._shut_out_at = None
         # One that left meanwhile is no resident any more; one that computes has not heard of its end.
         if not self._probe.is_set() and None in self._holders(connection).values():
             logger.error("a worker was shut out and its loop does not answer: the process is ended")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _lose(self, connection: BlockingConnection, step: LoseStep) -> None:
+    def _lose(self, connection: BlockingConnection, step: LoseStep, epoch: int) -> None:
         while not step.is_done:
             self._number += 1
-            args = [str(self._epoch()), self._client, self._number, *step.args()]
+            args = [str(epoch), self._client, self._number, *step.args()]
             reply = connection.call(self._caller, LOSE, args)
             if reply[0] in (b"EPOCH", b"OLD"):
                 return  # reset meanwhile, or somebody else does it at the next beat
@@ -313,7 +323,7 @@ class Pulse:
         residents = [resident.worker_id for resident in list(self._residents.values()) if resident.has_entered]
         if residents:
             logger.warning("the event loop of workers ended without closing them: %s", listed(residents))
-            self._lose(connection, LoseStep.begin("lost", LOST_WORKER, None, residents))
+            self._lose(connection, LoseStep.begin("lost", LOST_WORKER, None, residents), self._epoch())
 
     def _write_records(self, connection: BlockingConnection) -> None:
         records = self._records
@@ -427,4 +437,11 @@ class _Heart:
         return None
 
 
-os.register_at_fork(after_in_child=_Heart.forget_all)
+def _begin_anew() -> None:
+    """In a forked child: it has no heartbeat yet, and whoever forked it decides about it."""
+    global _owns_process
+    _owns_process = False
+    _Heart.forget_all()
+
+
+os.register_at_fork(after_in_child=_begin_anew)

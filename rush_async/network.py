@@ -143,7 +143,7 @@ class Network:
             # What cancelled callers were granted is given back before the connection may close.
             with anyio.move_on_after(_PATIENCE, shield=True):
                 await self.tasks.calls.quiet()
-                if (leases := self.pulse.leases) and not self.residents.has_ghosts:
+                if leases := self.pulse.leases:
                     with suppress(RushConnectionError):
                         await self.workers.part(leases)
                 await self.tasks.forget_answers()

@@ -10,11 +10,12 @@ from typing import Protocol
 from rush_async.errors import DecodeError
 from rush_async.heartbeat import Resident as Beating
 from rush_async.listeners import ResetMessage
+from rush_async.model import Failure
 from rush_async.store.codec import decode
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
 from rush_async.store.tasks import TaskStore
-from rush_async.store.workers import WorkerStore
+from rush_async.store.workers import LOST_WORKER, WorkerStore
 
 __all__ = ["Resident", "Residents"]
 
@@ -44,7 +45,6 @@ class Residents:
 
     Attributes:
         by_id: the workers by their ids.
-        has_ghosts: whether one of them could not say good-bye.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class Residents:
         take_reset: Callable[[ResetMessage], None],
     ) -> None:
         self.by_id: dict[str, Resident] = {}
-        self.has_ghosts = False
         self._link = link
         self._channel = keys.control
         self._tasks = tasks
@@ -78,13 +77,19 @@ class Residents:
         self.by_id[resident.worker_id] = resident
         await self._link.subscription.confirmed(self._channel)
 
-    def unsettle(self, resident: Resident, *, is_ghost: bool = False) -> None:
-        """The worker has left; a ghost could not say so, and is found when its lease expires."""
-        self.has_ghosts |= is_ghost
+    def unsettle(self, resident: Resident) -> None:
+        """The worker has left."""
         if self.by_id.get(resident.worker_id) is resident:
             del self.by_id[resident.worker_id]
             if not self.by_id:
                 self._link.subscription.unsubscribe(self._channel)
+
+    def bury(self, worker_id: str, failure: Failure | None) -> None:
+        """A worker that could not say good-bye is shut out as soon as the server is there, because others here may keep its
+        lease alive. Once nobody is left here, the lease expires."""
+        self._link.supervisor.start(
+            self._link.sooner_or_later, lambda: self._workers.lose([worker_id], "lost", LOST_WORKER, failure)
+        )
 
     def _hear(self, data: bytes) -> None:
         try:

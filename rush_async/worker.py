@@ -139,23 +139,25 @@ class RushWorker(RushClient):
             is_own = isinstance(error, Exception)
             self._end = ("failed", Failure.of(error)) if is_own else ("terminated", None)
         state, failure = self._end
-        is_ghost = True
+        is_gone = False
         try:
-            # Nobody else is to wait for us longer than this; what is left behind is found by loss detection.
-            with anyio.move_on_after(_PATIENCE, shield=True) as scope:
+            # Nobody else is to wait for us longer than this.
+            with anyio.move_on_after(_PATIENCE, shield=True):
                 if self._has_logged:
                     await network.pulse.flush()
                 if self._lost_because is None:
                     await self._fail_held(failure or Failure("cancelled", None, "Its worker ended"))
                     await network.tasks.calls.settled()
                     await network.workers.bye(self._worker_id, state, failure)
-            is_ghost = scope.cancelled_caught
-            if is_ghost:
+                is_gone = True
+            if not is_gone:
                 logger.warning("worker %s could not say good-bye within %g s", self._worker_id, _PATIENCE)
-        except RushConnectionError as gone:
-            logger.warning("worker %s could not say good-bye: %s", self._worker_id, gone)
+        except RushConnectionError as reason:
+            logger.warning("worker %s could not say good-bye: %s", self._worker_id, reason)
         finally:
-            network.residents.unsettle(self, is_ghost=is_ghost)
+            network.residents.unsettle(self)
+            if not is_gone:
+                network.residents.bury(self._worker_id, failure)
 
     def log(self, record: bytes) -> None:
         """Keeps a packed log record in the network; from any thread."""

@@ -154,9 +154,9 @@ async def test_row_15_detect_lost_workers_returns_those_that_this_call_found(rus
         (key,) = await worker.push_running_tasks([{"x": 1}])
         assert await rush.detect_lost_workers() == []
         lease = raw.hget(keys.alive, worker.worker_id)
-        raw.hset(keys.alive, worker.worker_id, "another process")
-        raw.zadd(keys.leases, {"another process": 1.0})
-        raw.hset(keys.processes, "another process", "20.0 5.0 1.0")
+        raw.hset(keys.alive, worker.worker_id, "another-process")
+        raw.zadd(keys.leases, {"another-process": 1.0})
+        raw.hset(keys.processes, "another-process", "20.0 5.0 1.0")
         await clean.aclose()
         assert await rush.detect_lost_workers() == [worker.worker_id]
         assert await rush.detect_lost_workers() == []

@@ -46,18 +46,28 @@ local more, fenced = '0', {}
 if not last or now < last or (pace and now - last >= 2 * pace) then
   for _, lease in ipairs(call('ZRANGE', LEASES, 0, -1)) do renew(lease) end
 else
-  for _, lease in ipairs(call('ZRANGEBYSCORE', LEASES, '-inf', string.format('(%.6f', now), 'LIMIT', 0, 10)) do
-    for place, value in pairs({ [ALIVE] = lease, [PASSING] = 'in:' .. lease }) do
-      local all = call('HGETALL', place)
-      for i = 1, #all, 2 do
-        if (all[i + 1] == value or all[i + 1] == value .. ' stop') and #fenced < MOST then
+  local expired = call('ZRANGEBYSCORE', LEASES, '-inf', string.format('(%.6f', now), 'LIMIT', 0, MOST)
+  if #expired == MOST then more = '1' end
+  local is_over = {}
+  for _, lease in ipairs(expired) do is_over[lease] = true end
+  for place, before in pairs(#expired > 0 and { [ALIVE] = '', [PASSING] = 'in:' } or {}) do
+    local all = call('HGETALL', place)
+    for i = 1, #all, 2 do
+      local lease = string.match(all[i + 1], '^' .. before .. '([^ ]+)')
+      if is_over[lease] then
+        if #fenced < MOST then
           fenced[#fenced + 1] = all[i]
           fence(all[i], call('HGET', WORKERS, all[i]), 'lost', ARGV[4])
+        else
+          is_over[lease], more = false, '1' -- its other workers are for the next call
         end
       end
     end
-    if #fenced < MOST then end_lease(lease) else more = '1' end
   end
+  for i = #expired, 1, -1 do
+    if not is_over[expired[i]] then table.remove(expired, i) end
+  end
+  end_leases(expired)
   if #fenced > 0 then head[5] = call('HINCRBY', META, 'asks', 1) end
   tell({ 'out', EPOCH, 'lost' }, fenced)
 end

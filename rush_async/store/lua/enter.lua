@@ -39,6 +39,8 @@ if #alive > 0 then
 end
 for lease, times in pairs(leases) do
   call('ZADD', LEASES, now + tonumber(times[2]), lease)
-  if call('HSETNX', PROCESSES, lease, times[2] .. ' ' .. times[1] .. ' ' .. now) == 1 then repace() end
+  call('HSETNX', PROCESSES, lease, times[2] .. ' ' .. times[1] .. ' ' .. now)
+  local pace, own = tonumber(call('HGET', META, 'pace')), pace_of(times[2], times[1])
+  if not pace or own < pace then call('HSET', META, 'pace', own) end
 end
 return leave(concat(answer))

@@ -215,18 +215,20 @@ local function fence(worker, entry, state, failure)
 end
 
 -- How often somebody has to look after the leases, so that each is judged in time: half of what the most impatient leaves.
+local function pace_of(expire, period) return (tonumber(expire) - tonumber(period)) / 2 end
 local function repace()
   local pace
   for _, text in ipairs(call('HVALS', PROCESSES)) do
     local expire, period = string.match(text, '^(%S+) (%S+)')
-    local own = (tonumber(expire) - tonumber(period)) / 2
+    local own = pace_of(expire, period)
     if not pace or own < pace then pace = own end
   end
   if pace then call('HSET', META, 'pace', pace) else call('HDEL', META, 'pace') end
 end
 
-local function end_lease(lease)
-  call('ZREM', LEASES, lease)
-  call('HDEL', PROCESSES, lease)
+local function end_leases(leases)
+  if #leases == 0 then return end
+  call('ZREM', LEASES, unpack(leases))
+  call('HDEL', PROCESSES, unpack(leases))
   repace()
 end
