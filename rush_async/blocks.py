@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
@@ -74,11 +74,13 @@ class Guard:
         """Seconds for which the block let nothing else run; 0 if it did."""
         return time.monotonic() - self._begun if self._tick == self._ticks.n else 0.0
 
-    async def leave(self, error: BaseException | None) -> bool | None:
-        """The block is left: None when the network had not cancelled it, else whether `error` was nothing but that."""
+    def leave(self) -> bool:
+        """The block is left: whether the network had cancelled it. From here on it does not."""
         self._is_left = True
-        if not self._is_cancelled:
-            return None
+        return self._is_cancelled
+
+    async def was_all(self, error: BaseException | None) -> bool:
+        """Whether the error with which a cancelled block was left was nothing but the cancellation, which ends here."""
         if error is None:
             # The cancellation may still be on its way, when nothing in the block awaited.
             with contextlib.suppress(asyncio.CancelledError):
@@ -101,7 +103,7 @@ class Holder(Protocol):
 
     def open_task(self, xs: Any, xs_extra: Any, budget: int | None, max_failed: int | None) -> Awaitable[Task | None]: ...
 
-    async def enter_block(self, task: Task) -> None: ...
+    def enter_block(self, task: Task) -> None: ...
 
     def leave_guard(self, task: Task) -> Guard | None: ...
 
@@ -116,6 +118,8 @@ class TaskBlock(Generic[Opened, Caught]):
     The first parameter is what the block opens with: `Task`, or with a budget `Task | None`. The second tells type checkers
     whether an exception may end at the block: `bool` when it was told what to catch, else `None`.
     """
+
+    __slots__ = ("_asked", "_catch", "_task", "_timeout", "_worker")
 
     def __init__(
         self,
@@ -138,36 +142,59 @@ class TaskBlock(Generic[Opened, Caught]):
     async def __aenter__(self) -> Opened:
         task = self._task = await self._worker.open_task(*self._asked)
         if task is not None:
-            await self._worker.enter_block(task)
+            self._worker.enter_block(task)
             if self._timeout is not None:
                 await self._timeout.__aenter__()
-        return cast("Opened", self._task)
+        return cast("Opened", task)
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> Caught:
-        if self._task is None:
-            return cast("Caught", False)
-        expired: TimeoutError | None = None
-        if self._timeout is not None:
+    ) -> Coroutine[Any, Any, Caught]:
+        if self._task is None or self._timeout is not None:
+            ending = self._end(self._task, self._timeout, kind, error, trace)
+        else:
+            ending = end_block(self._worker, self._task, error, self._catch)
+        return cast("Coroutine[Any, Any, Caught]", ending)
+
+    async def _end(
+        self,
+        task: Task | None,
+        timeout: asyncio.Timeout | None,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if task is None:
+            return False
+        if timeout is not None:
             try:
-                await self._timeout.__aexit__(kind, error, trace)
-            except TimeoutError as raised:
-                expired = raised
-        if expired is None:
-            return cast("Caught", await end_block(self._worker, self._task, error, self._catch))
-        if await end_block(self._worker, self._task, expired, self._catch, "timeout"):
-            return cast("Caught", True)
-        raise expired from error
+                await timeout.__aexit__(kind, error, trace)
+            except TimeoutError as expired:
+                if await end_block(self._worker, task, expired, self._catch, "timeout"):
+                    return True
+                raise expired from error
+        return await end_block(self._worker, task, error, self._catch)
 
 
 async def end_block(worker: Holder, task: Task, error: BaseException | None, catch: Catch, kind: FailureKind = "error") -> bool:
     """Ends a task whose block was left with `error` or without; whether the error ends here."""
-    if (guard := worker.leave_guard(task)) is not None and (is_ours := await guard.leave(error)) is not None:
+    if (guard := worker.leave_guard(task)) is not None and guard.leave():
+        is_all = await guard.was_all(error)
         task.state, task.failure = "failed", CANCELLED
-        return is_ours or (isinstance(error, Exception) and isinstance(error, catch))
+        return is_all or (isinstance(error, Exception) and isinstance(error, catch))
     if error is None:
-        await _finish(worker, task)
+        try:
+            ended = _encode_outputs(worker, task)
+        except Exception as reason:
+            await end_block(worker, task, reason, ())
+            raise
+        try:
+            if await worker.end_tasks((Ended("F", task.key, worker.worker_id, ended),)):
+                task.state = "finished"
+        except asyncio.CancelledError as reason:
+            # It may have been too late to finish; then there is nothing left to fail.
+            await _fail_shielded(worker, task, reason)
+            raise
         return False
     if isinstance(error, WorkerLostError) and worker.is_shut_out:
         return False  # what it ran has been failed
@@ -184,24 +211,13 @@ async def end_block(worker: Holder, task: Task, error: BaseException | None, cat
     return is_caught
 
 
-async def _finish(worker: Holder, task: Task) -> None:
-    try:
-        if task.ys is None:
-            raise ValueError(f"the block of task {task.key!r} was left without setting task.ys: set it to a record of outputs")
-        ys = as_record(task.ys, "ys")
-        extra = None if task.ys_extra is None else as_record(task.ys_extra, "ys_extra")
-        packed = encode_ended(ys, extra, "ys")
-        worker.check_size(packed, "ys")
-    except Exception as error:
-        await end_block(worker, task, error, ())
-        raise
-    try:
-        if await worker.end_tasks([Ended("F", task.key, worker.worker_id, packed)]):
-            task.state = "finished"
-    except asyncio.CancelledError as error:
-        # It may have been too late to finish; then there is nothing left to fail.
-        await _fail_shielded(worker, task, error)
-        raise
+def _encode_outputs(worker: Holder, task: Task) -> bytes:
+    if task.ys is None:
+        raise ValueError(f"the block of task {task.key!r} was left without setting task.ys: set it to a record of outputs")
+    ys = as_record(task.ys, "ys")
+    packed = encode_ended(ys, None if task.ys_extra is None else as_record(task.ys_extra, "ys_extra"), "ys")
+    worker.check_size(packed, "ys")
+    return packed
 
 
 async def _fail_shielded(worker: Holder, task: Task, error: BaseException) -> None:

@@ -86,7 +86,7 @@ CANCELLED = Failure("cancelled", None, "Task was cancelled")
 class TaskHolder(Protocol):
     """Who ends a task when its block is left: the worker that holds it."""
 
-    async def enter_block(self, task: Task) -> None: ...
+    def enter_block(self, task: Task) -> None: ...
 
     async def leave_block(self, task: Task, error: BaseException | None) -> bool: ...
 
@@ -132,7 +132,7 @@ class Task:
             raise NetworkStateError(
                 f"task {self.key!r} is not held by a worker here: only a task from `pop_task()` or `tasks()` is a block"
             )
-        await self._holder.enter_block(self)
+        self._holder.enter_block(self)
         return self
 
     async def __aexit__(

@@ -309,15 +309,15 @@ class RushWorker(RushClient):
         """Ends tasks that this worker holds; the keys that moved."""
         if not items:
             return []
-        marks = await self._net.tasks.end(items)
-        moved: list[str] = []
-        for item, mark in zip(items, marks, strict=True):
+        marks = await self._net.tasks.end(items) or "0" * len(items)
+        for item in items:
             self._held.pop(item.key, None)
-            if mark == "1":
-                moved.append(item.key)
+        moved = [item.key for item, mark in zip(items, marks, strict=True) if mark == "1"]
+        if len(moved) == len(items):
+            return moved
         if "L" in marks:
             raise self._lost()
-        if len(moved) < len(items) and not quietly:
+        if not quietly:
             missed = [item.key for item, mark in zip(items, marks, strict=True) if mark != "1"]
             verb = "finished" if items[0].kind == "F" else "failed"
             logger.warning(
@@ -477,13 +477,13 @@ class RushWorker(RushClient):
         new = self._new_task(record, extra, "xs")
         task = Task(new.key, "running", record, extra, attempt=1, worker_id=self._worker_id, _holder=self)
         if budget is None:
-            await self._push_one(network, new, None, None)
+            self._took_place(new.key, await network.tasks.push_one(new, self._worker_id))
             return task
         with network.watched, network.budget_line(budget, max_failed) as line:
             is_our_turn = False
             while not self._is_terminated:
                 try:
-                    if await self._push_one(network, new, budget, max_failed):
+                    if self._took_place(new.key, await network.tasks.push_one(new, self._worker_id, budget, max_failed)):
                         return task
                     counts = network.counts
                     if counts.finished >= budget or (max_failed is not None and counts.failed >= max_failed):
@@ -500,9 +500,12 @@ class RushWorker(RushClient):
                 line.done()
         return self._nothing()
 
-    async def _push_one(self, network: Network, new: Any, budget: int | None, max_failed: int | None) -> bool:
-        pushed = network.tasks.push("R", [new], worker_id=self._worker_id, budget=budget, max_failed=max_failed)
-        return bool(self._hold(await pushed))
+    def _took_place(self, key: str, taken: int | Lost) -> bool:
+        if isinstance(taken, Lost):
+            raise self._lost()
+        if taken:
+            self._held[key] = None
+        return taken > 0
 
     async def tasks(self, *, timeout: float | None = None) -> AsyncIterator[Task]:
         """Queued tasks one after the other, until this worker is asked to stop, or until none came for `timeout` seconds.
@@ -516,7 +519,7 @@ class RushWorker(RushClient):
         while (task := await self.pop_task(timeout)) is not None:
             yield task
 
-    async def enter_block(self, task: Task) -> None:
+    def enter_block(self, task: Task) -> None:
         """A task's block opens; part of how `async with task` works."""
         guard = self._guards[task.key] = Guard(self._ticks)
         if task.key not in self._held and self._lost_because is None:

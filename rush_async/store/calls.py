@@ -91,9 +91,9 @@ class Group:
 
     def end(self) -> None:
         """Nothing more will come of it."""
-        if self.orphans is not None:
-            self.orphans.discard(self)
-            self.orphans = None
+        orphans, self.orphans = self.orphans, None
+        if orphans:
+            orphans.discard(self)
 
     def _return(self, value: Any) -> None:
         give_back, self.give_back = self.give_back, None

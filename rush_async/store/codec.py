@@ -84,7 +84,7 @@ def as_record(value: object, what: str) -> dict[str, Any]:
             f"{what} must be a record (a mapping with string names, a dataclass instance, or anything with model_dump()), "
             f"not {type(value).__name__}: {value!r:.80}"
         )
-    if set(map(type, record)) <= _NAMES:
+    if _NAMES.issuperset(map(type, record)):
         return record
     for name in record:
         if not isinstance(name, str):
@@ -129,23 +129,16 @@ def _as_sequence(values: object, what: str) -> Iterable[object]:
     return cast("Iterable[object]", values)
 
 
-_good_names: dict[tuple[str, ...], None] = {}
-
-
 def check_names(record: dict[str, Any], what: str) -> None:
     """Refuses inputs whose names are those of fixed columns."""
-    names = tuple(record)
-    if names in _good_names:
+    if RESERVED_NAMES.isdisjoint(record):
         return
-    for name in names:
+    for name in record:
         if name in RESERVED_NAMES:
             raise ValueError(
                 f"{what} has an input named {name!r}, which is the name of a column of every frame: rename it "
                 f"(reserved are {', '.join(sorted(RESERVED_NAMES))})"
             )
-    if len(_good_names) > 1_000:
-        _good_names.clear()
-    _good_names[names] = None
 
 
 # encoding

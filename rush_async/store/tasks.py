@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from rush_async.errors import RushConnectionError, RushError, ServerFullError
@@ -104,10 +105,9 @@ class TaskStore:
         when a later chunk of a bulk push is refused, what the earlier ones created is taken back."""
         made: list[str] = []
         chunks = _chunks(tasks)
-        limits = ("" if budget is None else str(budget), "" if max_failed is None else str(max_failed))
         for first in range(0, len(chunks), _WAVE):
             wave = chunks[first : first + _WAVE]
-            groups = [self._push_group(target, chunk, worker_id, limits) for chunk in wave]
+            groups = [self._push_group(target, chunk, worker_id, budget, max_failed) for chunk in wave]
             try:
                 taken = await self.calls.call_all(groups)
             except BaseException as error:
@@ -123,18 +123,27 @@ class TaskStore:
                 made += [task.key for task in chunk[:n]]
         return made
 
-    def _push_group(self, target: Target, chunk: Sequence[NewTask], worker_id: str, limits: tuple[str, str]) -> Group:
+    def push_one(
+        self, task: NewTask, worker_id: str, budget: int | None = None, max_failed: int | None = None
+    ) -> Awaitable[int | Lost]:
+        """Creates one task that a worker runs: 1, or 0 when it found no place."""
+        return self.calls.call(self._push_group("R", (task,), worker_id, budget, max_failed))
+
+    def _push_group(
+        self, target: Target, chunk: Sequence[NewTask], worker_id: str, budget: int | None, max_failed: int | None
+    ) -> Group:
+        limits = ("" if budget is None else budget, "" if max_failed is None else max_failed)
         args: list[Word] = [target, worker_id, *limits, len(chunk)]
         size = 0
         for task in chunk:
             args += task
             size += len(task[0]) + len(task[1]) + len(task[2])
+        give_back = partial(self._take_back_taken, target, worker_id, chunk) if target in ("Q", "R") else None
+        return Group(PUSH, args, n_tasks=len(chunk), size=size, give_back=give_back)
 
-        def take_back(n: Any) -> None:
-            if n is not LOST:
-                self._take_back(target, [task.key for task in chunk[:n]], worker_id)
-
-        return Group(PUSH, args, n_tasks=len(chunk), size=size, give_back=take_back if target in ("Q", "R") else None)
+    def _take_back_taken(self, target: Target, worker_id: str, chunk: Sequence[NewTask], n: Any) -> None:
+        if n is not LOST:
+            self._take_back(target, [task.key for task in chunk[:n]], worker_id)
 
     def _take_back(self, target: Target, keys: Sequence[str], worker_id: str) -> None:
         """Fails what was created for a caller that is gone; what is finished or failed already stays."""
@@ -155,9 +164,13 @@ class TaskStore:
 
         return await self.calls.call(Group(POP, [worker_id, want], n_tasks=want, give_back=put_back))
 
-    async def end(self, items: Sequence[Ended]) -> str:
-        """Ends running tasks; a character an item: `1` moved, `0` not held by that worker, `L` the worker is not alive."""
-        chunks = [items] if len(items) <= MOST_TASKS else list(_slices(items, MOST_TASKS))
+    def end(self, items: Sequence[Ended]) -> Awaitable[str | None]:
+        """Ends running tasks; a character an item: `1` moved, `0` not held by that worker, `L` the worker is not alive. None
+        when the network was reset and nothing moved."""
+        return self.calls.call(self._end_group(items)) if len(items) <= MOST_TASKS else self._end_many(items)
+
+    async def _end_many(self, items: Sequence[Ended]) -> str:
+        chunks = list(_slices(items, MOST_TASKS))
         answers = await self.calls.call_all([self._end_group(chunk) for chunk in chunks])
         return "".join(["0" * len(chunk) if answer is None else answer for chunk, answer in zip(chunks, answers, strict=True)])
 
