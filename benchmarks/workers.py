@@ -1,9 +1,10 @@
 """What rush costs many workers: 448 of them, as many as the paper behind the R package used, over 4 local processes.
 
-python -m benchmarks.workers [--quick]
+python -m benchmarks.workers [--quick] [--workers 448] [--processes 4] [--spread 0.5]
 
 Each runs a loop of 20 ms sleeps, once with a task proposed and reported around each sleep and once with these calls taken out.
-The loops begin at moments spread over one sleep, since workers do not start in the same millisecond.
+The loops begin at moments spread over one sleep, since workers do not start in the same millisecond. Sleeps that all take the same
+time gather workers into bunches, because calls that go out together are answered together; `--spread 0.5` lets them vary by half.
 """
 
 from __future__ import annotations
@@ -19,26 +20,29 @@ from pathlib import Path
 from rush_async import Processes, Rush, RushWorker
 from rush_async.store.link import Link
 
-N_WORKERS, N_PROCESSES, SLEEP = 448, 4, 0.02
+SLEEP = 0.02
 
 
-async def sleep_in_tasks(rush: RushWorker, begin: float, seconds: float, out: str, with_rush: bool) -> None:
+async def sleep_in_tasks(rush: RushWorker, begin: float, seconds: float, spread: float, out: str, with_rush: bool) -> None:
     """Sleeps again and again, in a task each time or without, and notes how often, and the CPU time of the process."""
     await asyncio.sleep(begin - time.time() + random.uniform(0, SLEEP))
     clock = asyncio.get_running_loop().time
     end, n, cpu = clock() + seconds, 0, time.process_time()
     while clock() < end:
+        duration = SLEEP * random.uniform(1 - spread, 1 + spread)
         if with_rush:
             async with rush.task({"x1": 1.0, "x2": 2.0}) as task:
-                await asyncio.sleep(SLEEP)
+                await asyncio.sleep(duration)
                 task.ys = {"y": 1.0}
         else:
-            await asyncio.sleep(SLEEP)
+            await asyncio.sleep(duration)
         n += 1
     Path(out, rush.worker_id).write_text(f"{n} {time.process_time() - cpu}")  # noqa: ASYNC240 - it is over
 
 
-async def measure(seconds: float, *, with_rush: bool) -> tuple[float, float, float]:
+async def measure(
+    seconds: float, n_workers: int, n_processes: int, spread: float, *, with_rush: bool
+) -> tuple[float, float, float]:
     """Iterations a second of all loops, and the seconds of CPU that workers and server used in a second."""
     async with Rush() as rush:
         link = await Link.acquire(rush.config)
@@ -50,17 +54,17 @@ async def measure(seconds: float, *, with_rush: bool) -> tuple[float, float, flo
 
         with tempfile.TemporaryDirectory() as out:
             begin = time.time() + 5  # by then all are there, and nobody waits for them and listens to events any more
-            options = {"begin": begin, "seconds": seconds, "out": out, "with_rush": with_rush}
-            await rush.start_workers(sleep_in_tasks, N_WORKERS, on=Processes(N_PROCESSES), args=options)
+            options = {"begin": begin, "seconds": seconds, "spread": spread, "out": out, "with_rush": with_rush}
+            await rush.start_workers(sleep_in_tasks, n_workers, on=Processes(n_processes), args=options)
             await asyncio.sleep(begin - time.time())
             before = await server_cpu()
             await asyncio.sleep(seconds)
             used = await server_cpu() - before
             await rush.join_workers()
             notes = [file.read_text().split() for file in Path(out).iterdir()]  # noqa: ASYNC240
-        assert len(notes) == N_WORKERS
+        assert len(notes) == n_workers
         # Each loop noted what its whole process used.
-        cpu = sum(float(used) for _, used in notes) / (N_WORKERS / N_PROCESSES)
+        cpu = sum(float(used) for _, used in notes) / (n_workers / n_processes)
         await link.release()
         await rush.reset()
     return sum(int(n) for n, _ in notes) / seconds, cpu / seconds, used / seconds
@@ -70,13 +74,19 @@ async def main() -> None:
     """Prints medians (min - max) of interleaved repetitions."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description="What rush costs many workers.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions")
-    repetitions, seconds = (2, 2.0) if parser.parse_args().quick else (5, 5.0)
+    parser.add_argument("--workers", type=int, default=448)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--spread", type=float, default=0.0, help="by which share of 20 ms the sleeps vary")
+    given = parser.parse_args()
+    repetitions, seconds = (2, 2.0) if given.quick else (5, 5.0)
+    asked = (seconds, given.workers, given.processes, given.spread)
     with_rush: list[tuple[float, float, float]] = []
     without: list[tuple[float, float, float]] = []
     for _ in range(repetitions):
-        without.append(await measure(seconds, with_rush=False))
-        with_rush.append(await measure(seconds, with_rush=True))
-    print(f"{N_WORKERS} workers over {N_PROCESSES} processes, loops of {SLEEP * 1e3:g} ms sleeps")
+        without.append(await measure(*asked, with_rush=False))
+        with_rush.append(await measure(*asked, with_rush=True))
+    varied = f" that vary by {given.spread:.0%}" if given.spread else ""
+    print(f"{given.workers} workers over {given.processes} processes, loops of {SLEEP * 1e3:g} ms sleeps{varied}")
     for name, runs in (("without rush", without), ("with rush", with_rush)):
         rates = [rate for rate, _, _ in runs]
         text = f"{name:<16} {statistics.median(rates):>10,.0f} iterations/s  ({min(rates):,.0f} - {max(rates):,.0f})"
