@@ -1,6 +1,9 @@
-"""The first figures: proposing and reporting, reading, and memory, each beside a bare round trip of the same run.
+"""All figures as one table, each beside a bare round trip or a reference of the same run: medians (min - max).
 
-python -m benchmarks [--quick]
+python -m benchmarks [--quick] [--json FILE] [--compare FILE] [--only tasks,reads]
+
+A row says whether it reaches what the design asks for. More: `python -m benchmarks.losses` (deaths, idle workers),
+`python -m benchmarks.workers` (448 workers).
 """
 
 from __future__ import annotations
@@ -9,125 +12,57 @@ import argparse
 import asyncio
 import os
 import platform
+from pathlib import Path
 
-from benchmarks.measure import interleaved, show
-from rush_async import Rush, RushWorker
-from rush_async.store.link import Link
+from benchmarks.reads import measure_reads, measure_seen_elsewhere
+from benchmarks.report import Table, compare, read
+from benchmarks.server import measure_deaf_subscribers, measure_stalls, measure_start
+from benchmarks.tasks import measure_counters, measure_fetching_loop, measure_tasks
 
-COROUTINES = 64
-
-
-async def ping(link: Link, n: int) -> int:
-    """Bare round trips over the same transport, one after the other."""
-    for _ in range(n):
-        await link.connection.ask("PING")
-    return n
+PARTS = ("tasks", "loop", "counters", "reads", "elsewhere", "start", "stalls", "deaf")
 
 
-async def propose_and_report(rush: RushWorker, n: int) -> int:
-    """One worker, one task at a time, two inputs and one output."""
-    for at in range(n):
-        keys = await rush.push_running_tasks([{"x1": float(at), "x2": 0.5}])
-        await rush.finish_tasks(keys, [{"y": 0.25}])
-    return n
+async def measure(table: Table, parts: list[str], *, quick: bool) -> None:
+    """Measures the parts that are asked for."""
+    repetitions, scale = (3, 1) if quick else (9, 4)
+    if "tasks" in parts:
+        await measure_tasks(table, repetitions, scale)
+    if "loop" in parts:
+        await measure_fetching_loop(table, repetitions, scale)
+    if "counters" in parts:
+        await measure_counters(table, repetitions)
+    if "reads" in parts:
+        await measure_reads(table, repetitions, 100_000 if quick else 1_000_000)
+    if "elsewhere" in parts:
+        await measure_seen_elsewhere(table, repetitions, 100 if quick else 300)
+    if "start" in parts:
+        measure_start(table, repetitions)
+    if "stalls" in parts:
+        await measure_stalls(table, 100_000)
+    if "deaf" in parts:
+        await measure_deaf_subscribers(table, 10_000 if quick else 50_000)
 
 
-async def propose_and_report_together(rush: RushWorker, n: int) -> int:
-    """Many coroutines of one process at once."""
-    await asyncio.gather(*[propose_and_report(rush, n) for _ in range(COROUTINES)])
-    return COROUTINES * n
-
-
-async def measure_tasks(repetitions: int, scale: int) -> None:
-    """Tasks by one and by 64 coroutines, with a subscriber attached; and what a finished task takes of the server."""
-    async with Rush() as rush:
-        async with RushWorker(rush.network_id) as worker:
-            await measure_one_worker(rush, worker, repetitions, scale)
-        await rush.reset()
-
-
-async def measure_one_worker(rush: Rush, worker: RushWorker, repetitions: int, scale: int) -> None:
-    """As `measure_tasks`, in an open network."""
-    link = await Link.acquire(rush.config)
-    await rush.wait_until(lambda _: True)  # from here on events arrive
-    figures = await interleaved(
-        {
-            "a bare round trip": lambda: ping(link, 300 * scale),
-            "one coroutine: a task proposed and reported": lambda: propose_and_report(worker, 150 * scale),
-            f"{COROUTINES} coroutines: the same": lambda: propose_and_report_together(worker, 20 * scale),
-        },
-        repetitions,
-    )
-    round_trip, *others = figures.values()
-    show(round_trip, round_trip, rate=True)
-    for figure in others:
-        show(figure, round_trip, rate=True)
-    n = (await rush.counts()).finished
-    key = f"rush:{{{rush.network_id}}}:finished"
-    used = await link.connection.ask("MEMORY", "USAGE", key, "SAMPLES", "0")
-    print(f"{'server memory a finished task':<44} {used / n:>12,.1f} bytes  (of {n:,})")
-    await link.release()
-
-
-async def measure_fetch(n: int, repetitions: int) -> None:
-    """Reading n finished tasks: all anew, nothing new, one new."""
-    async with Rush() as rush:
-        link = await Link.acquire(rush.config)
-        for first in range(0, n, 10_000):
-            numbers = range(first, min(n, first + 10_000))
-            await rush.push_finished_tasks([{"x1": float(at), "x2": 0.5} for at in numbers], [{"y": 0.25} for _ in numbers])
-
-        async def cold() -> int:
-            rush.reset_cache()
-            assert (await rush.fetch_finished_tasks()).height >= n
-            return 1
-
-        async def cached() -> int:
-            for _ in range(20):
-                await rush.fetch_finished_tasks()
-            return 20
-
-        async def one_new() -> int:
-            for _ in range(20):
-                await rush.push_finished_tasks([{"x1": 1.0, "x2": 0.5}], [{"y": 0.25}])
-                await rush.fetch_finished_tasks()
-            return 20
-
-        async def push_one() -> int:
-            for _ in range(20):
-                await rush.push_finished_tasks([{"x1": 1.0, "x2": 0.5}], [{"y": 0.25}])
-            return 20
-
-        figures = await interleaved(
-            {
-                "a bare round trip": lambda: ping(link, 300),
-                f"fetch {n:,}: cold": cold,
-                f"fetch {n:,}: nothing new": cached,
-                f"fetch {n:,}: push one and fetch": one_new,
-                f"fetch {n:,}: the push alone": push_one,
-            },
-            repetitions,
-        )
-        round_trip, *others = figures.values()
-        for figure in others:
-            show(figure, round_trip)
-        await link.release()
-        await rush.reset()
-
-
-async def main() -> None:
-    """Prints all figures: median (min - max) of the repetitions."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the library costs.")
+def main() -> None:
+    """Measures, prints, writes and compares."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the library costs, and what it reaches.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions")
-    parser.add_argument("--most", type=int, default=100_000, help="the most tasks to fetch (default: 100,000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="print the ratios to an earlier --json")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     options = parser.parse_args()
-    repetitions, scale = (3, 1) if options.quick else (9, 4)
-    print(f"Python {platform.python_version()}, {os.cpu_count()} cores; median (min - max) of {repetitions} repetitions\n")
-    await measure_tasks(repetitions, scale)
-    for n in (1_000, 10_000, 100_000):
-        if n <= options.most:
-            await measure_fetch(n, repetitions)
+    parts = options.only.split(",")
+    if unknown := set(parts).difference(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    earlier = read(options.compare) if options.compare else []
+    table = Table()
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores; medians (min - max)")
+    asyncio.run(measure(table, parts, quick=options.quick))
+    if options.json:
+        table.write(options.json)
+    if options.compare:
+        compare(table.rows, earlier)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

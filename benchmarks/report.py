@@ -14,7 +14,7 @@ from typing import Any
 
 import rush_async
 
-__all__ = ["Row", "Table", "compare", "ratio"]
+__all__ = ["Row", "Table", "compare", "ratio", "read"]
 
 
 @dataclass(frozen=True)

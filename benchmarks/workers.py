@@ -4,8 +4,7 @@ python -m benchmarks.workers [--quick] [--workers 448] [--processes 4] [--spread
 
 Each runs a loop of 20 ms sleeps, once with a task proposed and reported around each sleep and once with these calls taken out.
 The loops begin at moments spread over one sleep, since workers do not start in the same millisecond. Sleeps that all take the
-same time gather workers into bunches, because calls that go out together are answered together; with `--spread 0.5` they vary by
-half.
+same time gather workers into bunches, because calls that go out together are answered together; `--spread 0.5` lets them vary.
 """
 
 from __future__ import annotations

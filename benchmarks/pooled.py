@@ -1,0 +1,85 @@
+"""The same scripts, keys, records and reads through redis-py's asyncio client and its pool: a command a call, a call a task.
+
+What the library's own transport is measured against: the server does the same work, only the way to it differs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+from redis.asyncio import BlockingConnectionPool, Redis
+
+from rush_async import RushWorker
+from rush_async.archive import Archive
+from rush_async.store.codec import encode_created, encode_ended, header
+from rush_async.store.keys import NetworkKeys, client_id, task_key
+from rush_async.store.scripts import FINISH, PUSH, Script
+
+__all__ = ["Pooled", "PooledWorker"]
+
+
+class Pooled:
+    """A network through redis-py, as one process sees it.
+
+    Args:
+        worker: a worker of ours that has entered, in whose name tasks run.
+        n: how many connections the pool may open.
+    """
+
+    def __init__(self, worker: RushWorker, n: int) -> None:
+        url = worker.config.url
+        assert url is not None
+        self.keys = NetworkKeys.of(worker.network_id)
+        self.worker_id = worker.worker_id
+        self.client: Any = Redis(connection_pool=BlockingConnectionPool.from_url(url, max_connections=n, timeout=None))
+        self.archive = Archive()
+        self.epoch = b"0"
+
+    async def open(self) -> None:
+        """Learns the epoch."""
+        self.epoch = await self.client.hget(self.keys.meta, "epoch")
+
+    async def aclose(self) -> None:
+        """Closes the pool."""
+        await self.client.aclose()
+        await self.client.connection_pool.disconnect()
+
+    async def fetch_finished_tasks(self) -> pl.DataFrame:
+        """As the library does: only what is new travels, and it is decoded once a process."""
+        start = len(self.archive)
+        records = await self.client.lrange(self.keys.finished, start, -1)
+        # Another coroutine may have read on meanwhile.
+        self.archive.extend(records[len(self.archive) - start :])
+        return self.archive.frame()
+
+
+@dataclass
+class PooledWorker:
+    """One coroutine's calls, numbered by itself."""
+
+    pooled: Pooled
+    client_id: str = field(default_factory=client_id)
+    number: int = 0
+
+    async def _call(self, script: Script, *args: Any) -> Any:
+        self.number += 1
+        keys = self.pooled.keys
+        head = (self.pooled.epoch, self.client_id, self.number)
+        reply = await self.pooled.client.evalsha(script.digest, len(keys), *keys, *head, *args)
+        return reply[7]
+
+    async def push_running_task(self, xs: dict[str, Any]) -> str:
+        """Proposes a task."""
+        key = task_key()
+        created = encode_created(key, xs, None)
+        record = header(created) + created
+        taken = await self._call(PUSH, self.pooled.epoch, "R", self.pooled.worker_id, "", "", 1, key, record, "")
+        assert taken == b"1", taken
+        return key
+
+    async def finish_task(self, key: str, ys: dict[str, Any]) -> None:
+        """Reports it."""
+        mark = await self._call(FINISH, "F", key, self.pooled.worker_id, encode_ended(ys, None))
+        assert mark == b"1", mark

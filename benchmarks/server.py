@@ -1,0 +1,129 @@
+"""What is asked of the server: its start, the longest it is kept busy by one call, and readers that stopped reading."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from benchmarks.measure import timed
+from benchmarks.report import Row, Table, ratio
+from rush_async import Rush, RushWorker
+from rush_async.store.keys import NetworkKeys
+from rush_async.store.link import Link
+
+__all__ = ["measure_deaf_subscribers", "measure_stalls", "measure_start"]
+
+START, STALLS, DEAF = "Opening", "The longest that one call keeps the server", "8 subscribers that stopped reading"
+
+_IMPORT = "import time; t = time.perf_counter(); import redis.asyncio; print(time.perf_counter() - t)"
+_OPEN = """
+import time
+t = time.perf_counter()
+import asyncio
+import rush_async
+imported = time.perf_counter() - t
+async def main():
+    t = time.perf_counter()
+    async with rush_async.Rush("x") as rush:
+        opened = time.perf_counter() - t
+        await rush.reset()
+    print(imported, opened)
+asyncio.run(main())
+"""
+
+
+def _run(code: str) -> list[float]:
+    words = [sys.executable, "-c", code]
+    return [float(word) for word in subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()]
+
+
+def measure_start(table: Table, repetitions: int) -> None:
+    """`Rush("x")` on the embedded server, in a fresh interpreter, beside `import redis.asyncio` in another."""
+    bare: list[float] = []
+    imported: list[float] = []
+    opened: list[float] = []
+    for at in range(repetitions + 1):
+        found = [*_run(_IMPORT), *_run(_OPEN)]
+        if at:  # the first round warmed the files
+            for values, value in zip((bare, imported, opened), found, strict=True):
+                values.append(value)
+    table.add(Row(START, "import redis.asyncio", bare, "s"), Row(START, "import rush_async", imported, "s"))
+    table.add(Row(START, 'Rush("x") on the embedded server, empty data', opened, "s", "<= 0.5"))
+    table.add(ratio(START, "the same over import redis.asyncio", opened, bare, goal="<= 4"))
+
+
+async def measure_stalls(table: Table, n: int) -> None:
+    """Every kind of call with n tasks queued or running, by the server's own log of slow commands."""
+    async with Rush() as rush, RushWorker(rush.network_id, rush.config) as worker:
+        link = await Link.acquire(rush.config)
+        ask = link.connection.ask
+        await ask("CONFIG", "SET", "slowlog-log-slower-than", 100, "slowlog-max-len", 10_000)
+        xss = [{"x1": float(at), "x2": 0.5} for at in range(n)]
+
+        async def longest(name: str, work: Callable[[], Awaitable[Any]], goal: str = "<= 10") -> None:
+            await ask("SLOWLOG", "RESET")
+
+            async def once() -> int:
+                await work()
+                return 1
+
+            seconds = await timed(once)
+            entries = await ask("SLOWLOG", "GET", "-1")
+            slowest = max([entry[2] for entry in entries if entry[3][0] != b"SLOWLOG"], default=0.0)
+            table.add(Row(STALLS, f"{name} ({seconds:.2f} s in all)", [slowest / 1e3], "ms", goal))
+
+        await longest(f"push_tasks of {n:,}", lambda: rush.push_tasks(xss, retries=1))
+        await longest("pop_task", lambda: worker.pop_task())
+        await longest(f"fetch_queued_tasks of {n:,}", rush.fetch_queued_tasks)
+        keys = (await rush.keys_with_state("queued"))["queued"]
+        await longest("cancel_tasks of 10,000 queued", lambda: rush.cancel_tasks(keys[:10_000]))
+        await longest("retry_tasks of 10,000", lambda: rush.retry_tasks(keys[:10_000]))
+        await longest("empty_queue", rush.empty_queue)
+        await longest(f"retry_tasks of all {n:,}", rush.retry_tasks)
+        await rush.reset(workers=False)
+        held = await worker.push_running_tasks(xss)
+        await longest(f"push_running_tasks beside {n:,} running", lambda: worker.push_running_tasks(xss[:10]))
+        await longest(f"fetch_running_tasks of {n:,}", rush.fetch_running_tasks)
+        await longest("finish_tasks of 10,000", lambda: worker.finish_tasks(held[:10_000], [{"y": 0.25}] * 10_000))
+        await longest(f"a worker killed that runs {n - 10_000:,}", lambda: rush.stop_workers(worker.worker_id, mode="kill"))
+        await longest("reset", rush.reset)
+        await ask("CONFIG", "SET", "slowlog-log-slower-than", 10_000)
+        await link.release()
+
+
+async def measure_deaf_subscribers(table: Table, n: int) -> None:
+    """The server's memory for connections that are subscribed to events and read nothing, while n tasks are done, twice."""
+    async with Rush() as rush, RushWorker(rush.network_id, rush.config) as worker:
+        link = await Link.acquire(rush.config)
+        channel = NetworkKeys.of(rush.network_id).events
+        deaf = [socket.socket(socket.AF_UNIX) for _ in range(8)]
+        for each in deaf:
+            each.connect(str(rush.config.url).removeprefix("unix://"))
+            each.sendall(f"*2\r\n$10\r\nSSUBSCRIBE\r\n${len(channel)}\r\n{channel}\r\n".encode())
+
+        async def held() -> float:
+            facts = (await link.connection.ask("INFO", "memory")).decode().splitlines()
+            return float(next(line for line in facts if line.startswith("mem_clients_normal:")).partition(":")[2]) / 2**20
+
+        async def work() -> float:
+            most = 0.0
+            for _ in range(n // 1_000):
+                for _ in range(20):
+                    keys = await asyncio.gather(*[worker.push_running_tasks([{"x": 1.0}]) for _ in range(50)])
+                    await asyncio.gather(*[worker.finish_tasks(key, [{"y": 1.0}]) for key in keys])
+                most = max(most, await held())
+            return most
+
+        before = await held()
+        first, second = await work(), await work()
+        for each in deaf:
+            each.close()
+        await link.release()
+        await rush.reset()
+    table.add(Row(DEAF, "memory of all connections before", [before], "MiB"))
+    table.add(Row(DEAF, f"at the most while {n:,} tasks were done", [first], "MiB"))
+    table.add(Row(DEAF, f"at the most while another {n:,} were done, over that", [second / first], "x", "<= 1.1"))

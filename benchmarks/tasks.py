@@ -1,0 +1,240 @@
+"""Proposing and reporting tasks, beside a bare round trip, redis-py's pool, the server's ceiling and unguarded scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from unittest import mock
+
+import polars as pl
+
+from benchmarks.measure import rounds
+from benchmarks.pooled import Pooled, PooledWorker
+from benchmarks.replay import record_and_replay
+from benchmarks.report import Row, Table, ratio
+from rush_async import Rush, RushWorker
+from rush_async.store.link import Link
+from rush_async.store.scripts import FINISH, PUSH
+
+__all__ = ["COROUTINES", "measure_counters", "measure_fetching_loop", "measure_tasks", "ping"]
+
+COROUTINES = 64
+ONE, MANY, LOOP = "One worker, one task at a time", f"{COROUTINES} coroutines in one process", "Counters, without I/O"
+
+# The same moves with nothing to fall back on: no numbers, no epoch, no worker that must be alive, no counts in the reply.
+_UNGUARDED_PUSH = """
+local time = redis.call('TIME')
+for i = 1, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1] .. time[1]) end
+redis.call('SPUBLISH', KEYS[1], cmsgpack.pack(ARGV))
+return #ARGV / 2"""
+_UNGUARDED_FINISH = """
+local time = redis.call('TIME')
+for i = 1, #ARGV, 2 do
+  local record = redis.call('HGET', KEYS[2], ARGV[i])
+  redis.call('HDEL', KEYS[2], ARGV[i])
+  redis.call('RPUSH', KEYS[3], record .. ARGV[i + 1] .. time[1])
+end
+redis.call('SPUBLISH', KEYS[1], cmsgpack.pack(ARGV))
+return #ARGV / 2"""
+
+
+async def ping(link: Link, n: int) -> int:
+    """Bare round trips over the same transport, one after the other."""
+    for _ in range(n):
+        await link.connection.ask("PING")
+    return n
+
+
+async def propose_and_report(rush: RushWorker, n: int) -> int:
+    """One task at a time, two inputs and one output."""
+    for at in range(n):
+        keys = await rush.push_running_tasks([{"x1": float(at), "x2": 0.5}])
+        await rush.finish_tasks(keys, [{"y": 0.25}])
+    return n
+
+
+async def propose_and_report_pooled(worker: PooledWorker, n: int) -> int:
+    """The same through redis-py."""
+    for at in range(n):
+        key = await worker.push_running_task({"x1": float(at), "x2": 0.5})
+        await worker.finish_task(key, {"y": 0.25})
+    return n
+
+
+async def together(one: Callable[[int], Awaitable[int]]) -> int:
+    """Many coroutines at once."""
+    return sum(await asyncio.gather(*[one(at) for at in range(COROUTINES)]))
+
+
+@asynccontextmanager
+async def network() -> AsyncIterator[tuple[Rush, list[RushWorker], Link]]:
+    """A network of its own with as many workers as coroutines, a subscriber attached."""
+    async with Rush() as rush:
+        workers = [await RushWorker(rush.network_id, rush.config) for _ in range(COROUTINES)]
+        link = await Link.acquire(rush.config)
+        async with rush.events():
+            yield rush, workers, link
+        for worker in workers:
+            await worker.aclose()
+        await link.release()
+        await rush.reset()
+
+
+async def measure_tasks(table: Table, repetitions: int, scale: int) -> None:
+    """Tasks by one and by 64 coroutines, and what a finished task takes of the server."""
+    async with network() as (rush, workers, link):
+        await propose_and_report(workers[0], 50)
+        found = await rounds(
+            {"ping": lambda: ping(link, 300 * scale), "one": lambda: propose_and_report(workers[0], 150 * scale)}, repetitions
+        )
+        table.add(Row(ONE, "a bare round trip (PING on the same transport)", [1e6 * each for each in found["ping"]], "us"))
+        table.add(Row(ONE, "a task proposed and reported", [1e6 * each for each in found["one"]], "us"))
+        table.add(ratio(ONE, "the same in round trips", found["one"], found["ping"], "round trips", goal="<= 4.2"))
+
+        pooled = Pooled(workers[0], COROUTINES)
+        await pooled.open()
+        callers = [PooledWorker(pooled) for _ in workers]
+        ours = 20 * scale
+        found = await rounds(
+            {
+                "ours": lambda: together(lambda at: propose_and_report(workers[at], ours)),
+                "pooled": lambda: together(lambda at: propose_and_report_pooled(callers[at], 3 * scale)),
+            },
+            repetitions,
+        )
+        await pooled.aclose()
+        table.add(Row(MANY, "tasks proposed and reported", [1 / each for each in found["ours"]], "/s"))
+        table.add(Row(MANY, "redis-py's pool, the same scripts, a call a task", [1 / each for each in found["pooled"]], "/s"))
+        table.add(ratio(MANY, "ours over redis-py's pool", found["pooled"], found["ours"], goal=">= 5"))
+
+        await _measure_ceiling(table, rush, workers, repetitions, scale)
+        await _measure_guards(table, rush, link, repetitions)
+
+        n = (await rush.counts()).finished
+        used = await link.connection.ask("MEMORY", "USAGE", f"rush:{{{rush.network_id}}}:finished", "SAMPLES", "0")
+        table.add(Row(MANY, "server memory a finished task", [used / n], "bytes", "<= 130", f"of {n:,}"))
+
+
+async def _measure_ceiling(table: Table, rush: Rush, workers: list[RushWorker], repetitions: int, scale: int) -> None:
+    """The same run's bytes again, over a raw socket."""
+    n = 20 * scale
+
+    async def program() -> None:
+        await together(lambda at: propose_and_report(workers[at], n))
+
+    merged: list[tuple[float, float]] = []
+    single: list[tuple[float, float]] = []
+    for _ in range(repetitions):
+        merged.append(await record_and_replay(rush, program))
+        with ExitStack() as stack:
+            for script in (PUSH, FINISH):
+                stack.enter_context(mock.patch.object(script, "merges", False))
+            single.append(await record_and_replay(rush, program))
+    tasks = n * COROUTINES
+    for name, pairs in (("a call a task", single), ("calls merged", merged)):
+        table.add(Row(MANY, f"{name}: tasks proposed and reported", [tasks / ours for ours, _ in pairs], "/s"))
+        table.add(Row(MANY, f"{name}: the server's ceiling", [tasks / alone for _, alone in pairs], "/s"))
+    rate = [ours for ours, _ in merged]
+    name = "of the server's ceiling"
+    table.add(ratio(MANY, f"share {name}, a call a task", [alone for _, alone in single], rate, goal=">= 1"))
+    table.add(ratio(MANY, f"share {name}, calls merged", [alone for _, alone in merged], rate, goal=">= 0.25"))
+
+
+async def _measure_guards(table: Table, rush: Rush, link: Link, repetitions: int) -> None:
+    """What the server takes for a task with all guards and without any, by its own clock."""
+    ask = link.connection.ask
+    unguarded = [await ask("SCRIPT", "LOAD", text) for text in (_UNGUARDED_PUSH, _UNGUARDED_FINISH)]
+    keys = [f"rush:{{{rush.network_id}}}:{name}" for name in ("bare:events", "bare:running", "bare:finished")]
+
+    async def server_us() -> float:
+        stats = (await ask("INFO", "commandstats")).decode()
+        line = next(line for line in stats.splitlines() if line.startswith("cmdstat_evalsha:"))
+        return float(line.partition("usec=")[2].partition(",")[0])
+
+    with_all: list[float] = []
+    without: list[float] = []
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        for _ in range(repetitions):
+            await ask("CONFIG", "RESETSTAT")
+            for _ in range(20):
+                tasks = await worker.push_running_tasks([{"x1": 0.25, "x2": 0.5}] * COROUTINES)
+                await worker.finish_tasks(tasks, [{"y": 0.25}] * COROUTINES)
+            with_all.append(await server_us())
+            await ask("CONFIG", "RESETSTAT")
+            for _ in range(20):
+                await ask("EVALSHA", unguarded[0], 3, *keys, *[word for key in tasks for word in (key, b"x" * 40)])
+                await ask("EVALSHA", unguarded[1], 3, *keys, *[word for key in tasks for word in (key, b"x" * 10)])
+            without.append(await server_us())
+    await ask("DEL", *keys[1:])
+    table.add(Row(MANY, f"server time a task in calls of {COROUTINES}", [us / 20 / COROUTINES for us in with_all], "us"))
+    table.add(ratio(MANY, "guarded over unguarded scripts: the price of safety", with_all, without))
+
+
+async def measure_fetching_loop(table: Table, repetitions: int, scale: int) -> None:
+    """64 coroutine workers that each push, finish and fetch, ours and through redis-py; each sees what it finished itself."""
+    name = "the loop of push, finish and fetch"
+    ours: list[float] = []
+    others: list[float] = []
+    seen: list[tuple[str, pl.DataFrame]] = []  # what somebody finished, and what it read then; looked at afterwards
+    for _ in range(repetitions):
+        async with network() as (_, workers, _):
+
+            async def loop(at: int, workers: list[RushWorker] = workers) -> int:
+                for _ in range(10 * scale):
+                    keys = await workers[at].push_running_tasks([{"x1": 0.25, "x2": 0.5}])
+                    await workers[at].finish_tasks(keys, [{"y": 0.25}])
+                    seen.append((keys[0], await workers[at].fetch_finished_tasks()))
+                return 10 * scale
+
+            begun = time.perf_counter()
+            n = await together(loop)
+            ours.append(n / (time.perf_counter() - begun))
+        async with network() as (_, workers, _):
+            # The epoch begins with the first task.
+            await workers[0].push_finished_tasks([{"x1": 0.25, "x2": 0.5}], [{"y": 0.25}])
+            pooled = Pooled(workers[0], COROUTINES)
+            await pooled.open()
+
+            async def pooled_loop(at: int, pooled: Pooled = pooled) -> int:
+                worker = PooledWorker(pooled)
+                for _ in range(scale):
+                    key = await worker.push_running_task({"x1": 0.25, "x2": 0.5})
+                    await worker.finish_task(key, {"y": 0.25})
+                    seen.append((key, await pooled.fetch_finished_tasks()))
+                return scale
+
+            begun = time.perf_counter()
+            n = await together(pooled_loop)
+            others.append(n / (time.perf_counter() - begun))
+            await pooled.aclose()
+        assert all(key in frame["keys"].tail(4 * COROUTINES) for key, frame in seen)
+        seen.clear()
+    table.add(Row(MANY, f"{name}: tasks", ours, "/s"))
+    table.add(Row(MANY, f"{name}: redis-py's pool", others, "/s"))
+    table.add(ratio(MANY, f"{name}: ours over redis-py's pool", ours, others, goal=">= 8"))
+
+
+async def measure_counters(table: Table, repetitions: int) -> None:
+    """Reading a counter beside reading a plain attribute."""
+
+    class Plain:
+        """What a counter could be at its simplest."""
+
+        n_finished_tasks = 0
+
+    def seconds(thing: Rush | Plain) -> float:
+        begun = time.perf_counter()
+        for _ in range(100_000):
+            thing.n_finished_tasks  # noqa: B018 - the read is what is measured
+        return time.perf_counter() - begun
+
+    async with Rush() as rush:
+        await rush.wait_until(lambda _: True)
+        plain = Plain()
+        pairs = [(seconds(rush), seconds(plain)) for _ in range(repetitions)]
+        table.add(Row(LOOP, "reading n_finished_tasks", [counter * 1e4 for counter, _ in pairs], "ns"))
+        times = "over a plain attribute, loop included"
+        table.add(ratio(LOOP, times, [one for one, _ in pairs], [other for _, other in pairs], goal="<= 4"))
+        await rush.reset()
