@@ -1,0 +1,400 @@
+"""The pages: what they show of the programs, what they promise to be whole, and the runner that follows them."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import rush_async
+import rush_async.testing
+from docs.hooks import MissingPieceError, definitions, with_pieces
+from docs.run_pages import Block, PageError, Reader, all_pages, blocks_of
+from rush_async.cli import main
+from rush_async.testing import wait_until
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text("utf-8")
+
+
+# pieces of programs
+
+MODULE = '''"""A module."""
+
+import functools
+
+LEAST = 0.3979
+LOW: float = -5.0
+a, b = 1, 2
+
+
+@functools.cache
+def branin(x: float) -> float:
+    """The Branin function."""
+
+    def inner() -> float:
+        return x
+
+    return inner()
+
+
+class Search:
+    """A search."""
+
+    n = 3
+
+
+async def loop() -> None:
+    pass
+'''
+
+
+def expand(tmp_path: Path, line: str) -> str:
+    (tmp_path / "module.py").write_text(MODULE, "utf-8")
+    return with_pieces(f"Text\n\n```python\n{line}\n```\n", page="page.md", root=tmp_path)
+
+
+def test_a_piece_is_a_definition_with_its_decorators_and_docstring(tmp_path: Path) -> None:
+    found = definitions(MODULE)
+    assert list(found) == ["LEAST", "LOW", "a", "b", "branin", "Search", "loop"]
+    assert found["branin"].startswith("@functools.cache\ndef branin")
+    assert found["branin"].endswith("    return inner()")
+    assert (found["LEAST"], found["LOW"], found["a"]) == ("LEAST = 0.3979", "LOW: float = -5.0", "a, b = 1, 2")
+    assert expand(tmp_path, "{{ module.py branin }}") == f"Text\n\n```python\n{found['branin']}\n```\n"
+
+
+def test_pieces_come_in_the_order_asked_for_with_the_space_that_belongs_between(tmp_path: Path) -> None:
+    found = definitions(MODULE)
+    text = expand(tmp_path, "{{ module.py LOW LEAST loop Search }}")
+    assert f"{found['LOW']}\n{found['LEAST']}\n\n\n{found['loop']}\n\n\n{found['Search']}\n```" in text
+
+
+def test_a_path_alone_is_the_whole_file(tmp_path: Path) -> None:
+    assert expand(tmp_path, "{{ module.py }}") == f"Text\n\n```python\n{MODULE.rstrip()}\n```\n"
+
+
+def test_a_piece_in_an_indented_fence_is_indented_and_its_empty_lines_are_empty(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(MODULE, "utf-8")
+    text = with_pieces("- a\n\n    ```python\n    {{ module.py branin }}\n    ```\n", page="page.md", root=tmp_path)
+    assert "    @functools.cache\n    def branin" in text
+    assert '    """The Branin function."""\n\n        def inner' in text
+
+
+def test_only_a_line_in_a_fence_is_a_piece(tmp_path: Path) -> None:
+    text = "{{ nowhere.py }}\n\n```python\nx = '{{ nowhere.py }}'\n```\n\n{{ nowhere.py }}\n"
+    assert with_pieces(text, page="page.md", root=tmp_path) == text
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("{{ nowhere.py branin }}", "page.md shows nowhere.py, and there is no such file in the repository"),
+        ("{{ ../elsewhere.py }}", "page.md shows ../elsewhere.py, and there is no such file in the repository"),
+        ("{{ module.py loop inner }}", "page.md shows inner of module.py, which defines no such name; it defines LEAST, LOW"),
+    ],
+)
+def test_what_is_not_there_is_named_with_its_page(tmp_path: Path, line: str, sentence: str) -> None:
+    (tmp_path.parent / "elsewhere.py").write_text(MODULE, "utf-8")
+    with pytest.raises(MissingPieceError, match=re.escape(sentence)):
+        expand(tmp_path, line)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_piece_that_a_page_shows_is_there(page: str) -> None:
+    shown = with_pieces(read(page), page=page)
+    assert not re.search(r"^ *\{\{.*\}\}$", shown, flags=re.MULTILINE), "a piece outside a fence is shown as it stands"
+
+
+# the pages as a whole
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    named = re.findall(r"[\w/-]+\.md", read("mkdocs.yml"))
+    assert sorted(f"docs/{page}" for page in named) == [page for page in PAGES if page != "README.md"]
+    assert all_pages() == ["README.md", *(f"docs/{page}" for page in named)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
+def test_every_page_opens_with_what_its_reader_will_be_able_to_do(page: str) -> None:
+    title, _, opening, *_ = read(page).split("\n")
+    assert re.fullmatch("# .+", title)
+    assert re.match("With (this page|rush_async) you can ", opening)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_fence_is_one_that_the_runner_understands(page: str) -> None:
+    fences = [line.strip() for line in read(page).split("\n") if re.match(r" *`{3,} *[^` ]", line)]
+    understood = [
+        f'{block.language} title="{block.title}"' if block.title else block.language for block in blocks_of(read(page))
+    ]
+    assert [fence.lstrip("`") for fence in fences] == understood
+    # What is run is marked `sh` or `python`, and nothing looks so that is not.
+    assert {block.language for block in blocks_of(read(page))} <= {
+        "sh",
+        "python",
+        "text",
+        "ini",
+        "yaml",
+        "json",
+        "toml",
+        "html",
+    }
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_what_the_repositorys_pages_link_to_is_there(page: str) -> None:
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", read(page)) if "://" not in link]
+    assert [link for link in links if link and not (ROOT / link).exists()] == []
+
+
+# the reference
+
+
+def named_in_reference(prefix: str) -> list[str]:
+    pages = [page for page in PAGES if page.startswith("docs/reference/")]
+    text = "\n".join(read(page) for page in pages)
+    return re.findall(rf"^::: {re.escape(prefix)}\.(\w+)$", text, flags=re.MULTILINE)
+
+
+def test_the_reference_shows_every_public_name_once() -> None:
+    assert sorted(named_in_reference("rush_async")) == sorted(rush_async.__all__)
+
+
+def test_the_reference_shows_every_fixture_once() -> None:
+    assert sorted(named_in_reference("rush_async.testing")) == sorted(rush_async.testing.__all__)
+
+
+@pytest.mark.parametrize("name", ["Rush", "RushWorker", "RushClient"])
+def test_the_reference_lists_the_calls_of_a_client_that_exist(name: str) -> None:
+    listed = re.search(rf"^::: rush_async\.{name}\n((?: .*\n)+)", read("docs/reference/client.md"), flags=re.MULTILINE)
+    assert listed is not None
+    members = re.findall(r"^ +- (\w+)$", listed[1], flags=re.MULTILINE)
+    assert members
+    assert [member for member in members if not hasattr(getattr(rush_async, name), member)] == []
+
+
+def test_the_reference_lists_every_call_of_a_manager() -> None:
+    text = read("docs/reference/client.md")
+    public = {name for name in dir(rush_async.Rush) if not name.startswith("_")} - {"check_size"}
+    assert sorted(public - set(re.findall(r"^ +- (\w+)$", text, flags=re.MULTILINE))) == []
+
+
+def test_the_table_of_errors_has_every_error_with_the_built_in_that_it_is() -> None:
+    rows = re.findall(
+        r"^\| \[`(\w+)`\]\(#rush_async\.(\w+)\) \| (?:`(\w+)`)? ?\|", read("docs/reference/errors.md"), flags=re.MULTILINE
+    )
+    errors = {name: getattr(rush_async, name) for name in rush_async.__all__ if name.endswith("Error")}
+    assert sorted(name for name, _, _ in rows) == sorted(errors.keys() - {"RushError"})
+    for name, anchor, builtin in rows:
+        assert anchor == name
+        own = [base.__name__ for base in errors[name].__mro__ if base.__module__ == "builtins"]
+        assert (builtin or "Exception") == own[0]
+
+
+# the environment
+
+
+def strings_in(node: ast.AST) -> list[str]:
+    return [each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+
+
+def variables_of(source: str) -> set[str]:
+    """The environment variables that a module reads; fails where it cannot tell."""
+    tree = ast.parse(source)
+    found: set[str] = set()
+    loops = [each for each in ast.walk(tree) if isinstance(each, ast.For)]
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Attribute(attr="environ"), attr="get" | "pop"), args=[name, *_]):
+                pass
+            case ast.Subscript(value=ast.Attribute(attr="environ"), slice=name):
+                pass
+            case ast.Call(func=ast.Attribute(attr="getenv"), args=[name, *_]):
+                pass
+            case ast.Attribute(value=ast.Name(id="tempfile"), attr="gettempdir"):
+                name = ast.Constant("TMPDIR")
+            case ast.Attribute(value=ast.Name(id="shutil"), attr="which"):
+                name = ast.Constant("PATH")
+            case _:
+                continue
+        match name:
+            case ast.Constant(value=str() as variable):
+                found.add(variable)
+            case _:
+                around = [each for each in loops if ast.unparse(each.target) == ast.unparse(name) and node in ast.walk(each)]
+                assert around, f"which variable is {ast.unparse(node)}?"
+                found.update(strings_in(around[-1].iter))
+    return found
+
+
+def test_variables_are_found_however_they_are_read() -> None:
+    assert variables_of('os.environ.get("A"); os.environ["B"]; os.getenv("C", "")') == {"A", "B", "C"}
+    assert variables_of('for name in ("A", "B"):\n    os.environ.get(name)\nfor name in ("C",):\n    name') == {"A", "B"}
+    assert variables_of("tempfile.gettempdir(); shutil.which(name)") == {"TMPDIR", "PATH"}
+    with pytest.raises(AssertionError, match="which variable"):
+        variables_of("os.environ[name()]")
+
+
+def test_the_page_on_the_environment_names_what_the_code_reads() -> None:
+    modules = sorted((ROOT / "rush_async").rglob("*.py"))
+    read_by_code = set[str]().union(*(variables_of(module.read_text("utf-8")) for module in modules))
+    named = re.findall(r"^\| `([A-Z_]+)` \|", read("docs/reference/environment.md"), flags=re.MULTILINE)
+    assert sorted(named) == sorted(read_by_code)
+
+
+# the command line
+
+
+@pytest.fixture
+def help_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["worker", "--help"])
+    return capsys.readouterr().out
+
+
+def test_the_page_on_the_command_line_names_the_options_that_there_are(help_text: str) -> None:
+    page = read("docs/reference/cli.md")
+    options = r"(?<![\w-])--?[a-z][a-z-]*"
+    rows = re.findall(r"^\| (`-.*?) \|", page, flags=re.MULTILINE)
+    shown = sorted(set(re.findall(options, " ".join(rows))))
+    there = sorted(
+        {
+            each
+            for line in re.findall(r"^  (-.*)$", help_text, flags=re.MULTILINE)
+            for each in re.findall(options, line.split("  ")[0])
+        }
+    )
+    assert shown == there
+    defaults = dict(re.findall(r"(--[a-z-]+) S +.*\(default: (\d+)\)", help_text))
+    assert defaults == {"--drain": "30"}
+    assert re.search(r"^\| `--drain S` \|.* 30 by default", page, flags=re.MULTILINE)
+
+
+def test_the_pages_on_the_command_line_know_the_exit_codes(help_text: str) -> None:
+    (sentence,) = re.findall(r"Exit codes: (.*?)\.", " ".join(help_text.split()))
+    codes = re.findall(r"(?:^|, |or )(\d+)(?= )", sentence)
+    assert codes == ["0", "1", "2", "3", "69", "78", "130", "143"]
+    for page in ("docs/reference/cli.md", "docs/guides/command.md"):
+        rows = re.findall(r"^\| (\d+(?:, \d+)*) \|", read(page), flags=re.MULTILINE)
+        assert ", ".join(rows).split(", ") == codes
+
+
+# the runner
+
+PAGE = """Text
+
+```sh
+echo 1
+```
+
+- a list
+
+    ```python title="search.py"
+    x = 1
+
+    y = 2
+    ```
+
+````text
+```sh
+not for running
+```
+````
+
+```
+also not
+```
+
+```sh title="on a cluster"
+sbatch job.sh
+```
+"""
+
+
+def test_blocks_are_found_with_their_language_title_and_text() -> None:
+    first, second, third, fourth = blocks_of(PAGE)
+    assert first == Block(3, "sh", None, "echo 1")
+    assert second == Block(9, "python", "search.py", "x = 1\n\ny = 2")
+    assert second.is_file
+    assert (third.language, third.text) == ("text", "```sh\nnot for running\n```")
+    assert fourth == Block(25, "sh", "on a cluster", "sbatch job.sh")
+    assert not fourth.is_file
+    assert [block.is_for_running for block in (first, second, third, fourth)] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("title", ["/etc/rush.env", "../search.py", "on a cluster", "with Ray 2.5"])
+def test_a_title_that_leads_out_of_the_page_or_is_a_sentence_is_no_file(title: str) -> None:
+    assert not Block(1, "sh", title, "").is_file
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    reader = Reader(tmp_path, {**os.environ, "PATH": path})
+    yield reader
+    reader.leave()
+
+
+def sh(text: str) -> Block:
+    return Block(1, "sh", None, text)
+
+
+def python(text: str, title: str | None = None) -> Block:
+    return Block(1, "python", title, text)
+
+
+def test_the_shell_of_a_page_keeps_what_its_blocks_set(reader: Reader, tmp_path: Path) -> None:
+    reader.follow(sh("export PLACE=here\nmkdir below && cd below"))
+    reader.follow(sh('echo "$PLACE" > found\ncat'))  # it has no input to wait for
+    assert (tmp_path / "below" / "found").read_text("utf-8") == "here\n"
+
+
+@pytest.mark.parametrize("text", ["false", "false && true", "false\ntrue", "exit 3", "no_such_program", "(exit 2)"])
+def test_a_block_that_fails_ends_the_page_with_what_it_wrote(reader: Reader, text: str) -> None:
+    reader.follow(sh("echo before"))
+    with pytest.raises(PageError, match="failed:\nthe words") as raised:
+        reader.follow(sh(f"echo the words\n{text}"))
+    assert "before" not in str(raised.value)
+
+
+async def test_what_a_page_starts_in_the_background_ends_with_the_page(reader: Reader, tmp_path: Path) -> None:
+    reader.follow(sh("sleep 100 & echo $! > pid"))
+    pid = int((tmp_path / "pid").read_text("utf-8"))
+    assert psutil.pid_exists(pid)
+    reader.follow(sh("true"))
+    reader.leave()
+    await wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_python_blocks_of_a_page_are_entered_into_one_console(reader: Reader, tmp_path: Path) -> None:
+    reader.follow(python("from pathlib import Path\n\nasync def double(x):\n    return 2 * x\n\ny = await double(4)\ny"))
+    reader.follow(python('Path("found").write_text(str(y))'))
+    assert (tmp_path / "found").read_text("utf-8") == "8"
+    with pytest.raises(PageError, match="ZeroDivisionError"):
+        reader.follow(python("y / 0"))
+
+
+def test_a_python_block_that_a_console_would_not_take_is_refused(reader: Reader) -> None:
+    with pytest.raises(PageError, match="SyntaxError"):
+        reader.follow(python("for x in range(3):\n    pass\nprint(x)"))  # a console wants an empty line before `print`
+
+
+def test_a_program_is_run_beside_the_files_of_the_page(reader: Reader) -> None:
+    reader.follow(python("ANSWER = 42", "answer.py"))
+    program = (
+        "import asyncio\n\nfrom answer import ANSWER\n\n\nasync def main():\n    assert ANSWER == {}\n\n\nasyncio.run(main())"
+    )
+    reader.follow(python(program.format(42)))
+    with pytest.raises(PageError, match="AssertionError"):
+        reader.follow(python(program.format(41)))
