@@ -204,9 +204,11 @@ class Reader:
         self._environment = environment
         self._shell: Process | None = None
         self._console: Process | None = None
+        self.written = ""  # by the last block
 
     def follow(self, block: Block) -> str:
         """Does what a block asks for; returns what was done."""
+        self.written = ""
         if block.is_file:
             file = self._place / str(block.title)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +217,7 @@ class Reader:
         if block.language == "sh":
             if self._shell is None:
                 self._shell = Process(["bash", "-e"], self._place, self._environment)
-            self._shell.run(f"{{\n{block.text}\n}} </dev/null\necho $? >&{self._shell.report_fd}\n")
+            self.written = self._shell.run(f"{{\n{block.text}\n}} </dev/null\necho $? >&{self._shell.report_fd}\n")
             return "ran " + "; ".join(line for line in block.text.split("\n") if line)[:100]
         if "asyncio.run(" in block.text:
             self._run_program(block.text)
@@ -224,7 +226,7 @@ class Reader:
             console = self._place / ".console.py"
             console.write_text(_CONSOLE, "utf-8")
             self._console = Process(["python", str(console), "{report}"], self._place, self._environment)
-        self._console.run(json.dumps(block.text) + "\n")
+        self.written = self._console.run(json.dumps(block.text) + "\n")
         return "entered Python"
 
     def _run_program(self, text: str) -> None:
@@ -242,6 +244,7 @@ class Reader:
         )
         if done.returncode:
             raise PageError(f"failed:\n{done.stdout}")
+        self.written = done.stdout
 
     def leave(self) -> None:
         """Ends what the page has started."""
@@ -251,7 +254,7 @@ class Reader:
                 process.end()
 
 
-def run_page(page: str, venv_bin: Path) -> list[str]:
+def run_page(page: str, venv_bin: Path, *, shows: bool = False) -> list[str]:
     """Follows a page; the complaint, if it cannot be followed to its end."""
     blocks = list(blocks_of(with_pieces((ROOT / page).read_text("utf-8"), page=page)))
     blocks = [block for block in blocks if block.is_for_running or block.is_file]
@@ -269,6 +272,8 @@ def run_page(page: str, venv_bin: Path) -> list[str]:
                 began = time.monotonic()
                 done = reader.follow(block)
                 print(f"  {block.line:>4}  {time.monotonic() - began:5.1f} s  {done}", flush=True)
+                if shows and reader.written:
+                    print(reader.written, flush=True)
         except (PageError, subprocess.TimeoutExpired) as error:
             return [f"{page}:{block.line}: the block {error}\n{block.text}"]  # pyright: ignore[reportPossiblyUnboundVariable]
         finally:
@@ -311,11 +316,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Runs what the pages tell a reader to run.")
     parser.add_argument("--page", action="append", help="only this page; may be given several times")
     parser.add_argument("--venv", type=Path, help="a virtual environment to use as it is, instead of a fresh one")
+    parser.add_argument("--show", action="store_true", help="show what the blocks wrote")
     options: Any = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pages-") as scratch:
         venv_bin = options.venv.absolute() / "bin" if options.venv else make_venv(Path(scratch) / "venv")
-        complaints = [each for page in options.page or all_pages() for each in run_page(page, venv_bin)]
+        complaints = [each for page in options.page or all_pages() for each in run_page(page, venv_bin, shows=options.show)]
     for complaint in complaints:
         print(f"\n{complaint}", file=sys.stderr)
     print(f"\n{len(complaints)} pages cannot be followed ({time.monotonic() - began:.0f} s)")

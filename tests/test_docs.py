@@ -22,6 +22,8 @@ from rush_async.testing import wait_until
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
+LANGUAGES = {"sh", "python", "r", "text", "ini", "yaml", "json", "toml", "html", "js", "css", "dockerfile"}
+
 
 def read(page: str) -> str:
     return (ROOT / page).read_text("utf-8")
@@ -139,16 +141,7 @@ def test_every_fence_is_one_that_the_runner_understands(page: str) -> None:
     ]
     assert [fence.lstrip("`") for fence in fences] == understood
     # What is run is marked `sh` or `python`, and nothing looks so that is not.
-    assert {block.language for block in blocks_of(read(page))} <= {
-        "sh",
-        "python",
-        "text",
-        "ini",
-        "yaml",
-        "json",
-        "toml",
-        "html",
-    }
+    assert {block.language for block in blocks_of(read(page))} <= LANGUAGES
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
