@@ -7,7 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_args
 
 import psutil
 import pytest
@@ -140,6 +142,10 @@ def test_every_fence_is_one_that_the_runner_understands(page: str) -> None:
         f'{block.language} title="{block.title}"' if block.title else block.language for block in blocks_of(read(page))
     ]
     assert [fence.lstrip("`") for fence in fences] == understood
+    # Bash takes the failure of `a && b` in the middle of a block for a test, and would go on.
+    run = [block for block in blocks_of(read(page)) if block.language == "sh" and block.title is None]
+    lines = [line for block in run for line in block.text.split("\n")[:-1]]
+    assert [line for line in lines if "&&" in line] == []
     # What is run is marked `sh` or `python`, and nothing looks so that is not.
     assert {block.language for block in blocks_of(read(page))} <= LANGUAGES
 
@@ -192,6 +198,27 @@ def test_the_table_of_errors_has_every_error_with_the_built_in_that_it_is() -> N
         assert anchor == name
         own = [base.__name__ for base in errors[name].__mro__ if base.__module__ == "builtins"]
         assert (builtin or "Exception") == own[0]
+
+
+def rows_of(page: str, pattern: str) -> list[tuple[str, ...]]:
+    return re.findall(pattern, read(page), flags=re.MULTILINE)
+
+
+def test_the_table_of_events_has_every_event_with_what_it_carries() -> None:
+    shown = {name: re.findall(r"\w+", fields) for name, fields in rows_of("docs/reference/events.md", r"^\| `(\w+)` \|(.*?)\|")}
+    common = {"network_id", "seq", "at"}
+    there = {
+        kind.__name__: [each.name for each in fields(kind) if each.name not in common] for kind in get_args(rush_async.Event)
+    }
+    assert shown == there
+
+
+@pytest.mark.parametrize(
+    ("page", "alias"),
+    [("docs/reference/workers.md", rush_async.WorkerState), ("docs/reference/client.md", rush_async.FailureKind)],
+)
+def test_tables_of_states_and_kinds_are_whole(page: str, alias: Any) -> None:
+    assert sorted(name for name, _ in rows_of(page, r"^\| `(\w+)` \| (.+) \|$")) == sorted(get_args(alias))
 
 
 # the environment
