@@ -1,0 +1,217 @@
+"""Chapter 6: a notebook. Its cells `await`, workers and listeners go on between them, and outputs update while others run.
+
+The notebook of the examples, and the cells of the guide, run on a real kernel of the interpreter that runs the tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager, suppress
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+from rush_async.testing import wait_until
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
+GUIDE = ROOT / "docs" / "guides" / "notebooks.md"
+
+
+class Spectator:
+    """What a front end hears: every message of the kernel, also those that cells cause after they have ended.
+
+    Attributes:
+        messages: (the source of the cell that runs, the source of the cell that the message belongs to, its type and content).
+    """
+
+    def __init__(self, client: AsyncKernelClient) -> None:
+        self._client = client
+        self._sources: dict[str, str] = {}
+        self._running = ""
+        self.messages: list[tuple[str, str, str, dict[str, Any]]] = []
+
+    async def listen(self) -> None:
+        while True:
+            message = await self._client.get_iopub_msg()
+            parent = message["parent_header"].get("msg_id", "")
+            if message["msg_type"] == "execute_input":
+                self._running = self._sources[parent] = message["content"]["code"]
+            owner = self._sources.get(parent, "")
+            self.messages.append((self._running, owner, message["msg_type"], message["content"]))
+
+    def shown_by(self, cell: str) -> list[list[tuple[str, str]]]:
+        """Of each output that this cell displayed, how it looked in turn: (the cell that ran then, the text)."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for running, owner, kind, content in self.messages:
+            if kind in ("display_data", "update_display_data") and owner == cell:
+                data = content["data"]
+                text = data.get("text/markdown") or data["text/plain"]
+                found.setdefault(content["transient"]["display_id"], []).append((running, text))
+        return list(found.values())
+
+
+class Kernel:
+    """A kernel that runs a notebook, cell by cell, and a spectator."""
+
+    def __init__(self, notebook: Any, manager: AsyncKernelManager, directory: Path) -> None:
+        self.notebook = notebook
+        self.seen: set[psutil.Process] = set()
+        self._manager = manager
+        self._directory = directory
+        self._runner = NotebookClient(notebook, km=manager, timeout=30)
+        self.spectator: Spectator
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Kernel]:
+        environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL")}
+        environment |= {"IPYTHONDIR": str(self._directory / "ipython")}
+        async with self._runner.async_setup_kernel(cleanup_kc=True, env=environment, cwd=str(NOTEBOOK.parent)):
+            client = self._manager.client()
+            # A second client of the same session would take the first one's answers: this one listens only.
+            client.start_channels(shell=False, stdin=False, hb=False, control=False)
+            self.spectator = Spectator(client)
+            listening = asyncio.create_task(self.spectator.listen())
+            try:
+                while not self.spectator.messages:  # from the first one on it hears them all
+                    await self.value("None")
+                yield self
+            finally:
+                listening.cancel()
+                with suppress(asyncio.CancelledError):
+                    await listening
+                client.stop_channels()
+
+    async def run(self) -> None:
+        """Runs every cell; one that raises or writes on stderr fails the test."""
+        for index, cell in enumerate(self.notebook.cells):
+            await self._runner.async_execute_cell(cell, index)
+            self.seen.update(self.children())
+            errors = [output for output in cell.get("outputs", ()) if output.get("name") == "stderr"]
+            assert errors == [], cell.source
+
+    async def value(self, expression: str) -> Any:
+        """What an expression is in the kernel now, by way of JSON."""
+        code = f"import json; print(json.dumps({expression}))"
+        self.notebook.cells.append(cell := code_cell(code))
+        await self._runner.async_execute_cell(cell, len(self.notebook.cells) - 1)
+        self.notebook.cells.pop()
+        return json.loads(cell.outputs[0].text)
+
+    def cell(self, words: str) -> Any:
+        """The first cell of code with these words."""
+        return next(cell for cell in self.notebook.cells if cell.cell_type == "code" and words in cell.source)
+
+    def children(self) -> list[psutil.Process]:
+        """The processes that the kernel started and that live, the database's among them."""
+        provisioner: Any = self._manager.provisioner
+        with suppress(psutil.NoSuchProcess):
+            return alive(psutil.Process(provisioner.pid).children(recursive=True))
+        return []
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def code_cell(source: str) -> Any:
+    return nbformat.v4.new_code_cell(source)  # pyright: ignore[reportUnknownMemberType]
+
+
+def example() -> Any:
+    return nbformat.read(NOTEBOOK, as_version=4)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def guide() -> Any:
+    """The guide's cells as a notebook."""
+    sources = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), flags=re.DOTALL)
+    cells = [code_cell(source) for source in sources]
+    return nbformat.v4.new_notebook(cells=cells)  # pyright: ignore[reportUnknownMemberType]
+
+
+def kernel_for(notebook: Any, directory: Path) -> Kernel:
+    # Not what kernels this machine happens to have, but this very interpreter; on sockets in a directory of the test.
+    specification = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "The tests' own",
+        "language": "python",
+    }
+    (directory / "kernels" / "own").mkdir(parents=True)
+    (directory / "kernels" / "own" / "kernel.json").write_text(json.dumps(specification), "utf-8")
+    manager = AsyncKernelManager(
+        kernel_name="own",
+        kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(directory / "kernels")], ensure_native_kernel=False),
+        connection_file=str(directory / "connection.json"),
+        transport="ipc",
+        ip=str(directory / "ipc"),
+    )
+    return Kernel(notebook, manager, directory)
+
+
+def test_a_notebook_is_kept_without_outputs() -> None:
+    code = [cell for cell in example().cells if cell.cell_type == "code"]
+    assert len(code) > 5
+    assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
+
+
+async def test_a_notebook_watches_a_search_while_it_runs(directory: Path) -> None:
+    async with kernel_for(example(), directory).running() as kernel:
+        await kernel.run()
+        shown = kernel.spectator.shown_by
+
+        # The table and the counts above it updated, while their cell ran.
+        watch = kernel.cell("table.update").source
+        await wait_until(lambda: len(shown(watch)) == 2)
+        counts, tables = shown(watch)
+        finished = [int(text.partition("Finished Tasks: ")[2].split()[0]) for _, text in counts]
+        assert finished[0] < 100 <= finished[-1]
+        assert finished == sorted(finished)
+        texts = [text for running, text in tables if running == watch]
+        assert len(set(texts)) >= 3
+        assert texts[0] == "no result yet"
+        assert "shape: (5, 5)" in texts[-1]
+
+        # The listener of an earlier cell heard of every result meanwhile, and updated its own output.
+        listen = kernel.cell("create_task(watch_for_records").source
+        (changes,) = shown(listen)
+        assert [text for running, text in changes if running == listen] == ["no record yet"]
+        assert [text for running, text in changes if running != listen and "worker_id" in text]
+        records = [record["y"] for record in await kernel.value("records")]
+        results = await kernel.value("tasks['y'].to_list()")
+        best = list(dict.fromkeys(accumulate(results, min)))
+        assert len(results) >= 100
+        assert records[: len(best)] == best  # a later one may have come after the results were read
+
+        # The plot is a picture, and it is of these results.
+        (picture,) = kernel.cell("plt.show").outputs
+        assert len(picture.data["image/png"]) > 10_000
+        assert await kernel.value("axes.lines[0].get_ydata().tolist()") == list(accumulate(results, min))
+
+        # Four workers ran, stopped, and nothing is left of them, of the listener, and of the database.
+        (info,) = kernel.cell("worker_info").outputs
+        assert info.data["text/plain"].count("running") == 4
+        (info,) = kernel.cell("stop_workers").outputs
+        assert info.data["text/plain"].count("terminated") == 4
+        assert await kernel.value("listener.done()")
+        assert kernel.seen  # the database had a process
+        await wait_until(lambda: not kernel.children())
+    assert alive(kernel.seen) == []
+
+
+async def test_the_cells_of_the_guide_run_and_a_kernel_that_goes_takes_everything_along(directory: Path) -> None:
+    async with kernel_for(guide(), directory).running() as kernel:
+        await kernel.run()
+        assert kernel.children()  # nobody has closed anything
+    await wait_until(lambda: not alive(kernel.seen))
