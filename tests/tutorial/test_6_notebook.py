@@ -78,7 +78,7 @@ class Kernel:
     async def running(self) -> AsyncGenerator[Kernel]:
         environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL")}
         environment |= {"IPYTHONDIR": str(self._directory / "ipython")}
-        async with self._runner.async_setup_kernel(cleanup_kc=True, env=environment, cwd=str(NOTEBOOK.parent)):
+        async with self._runner.async_setup_kernel(cleanup_kc=True, env=environment, cwd=str(self._directory)):
             client = self._manager.client()
             # A second client of the same session would take the first one's answers: this one listens only.
             client.start_channels(shell=False, stdin=False, hb=False, control=False)
@@ -213,5 +213,10 @@ async def test_a_notebook_watches_a_search_while_it_runs(directory: Path) -> Non
 async def test_the_cells_of_the_guide_run_and_a_kernel_that_goes_takes_everything_along(directory: Path) -> None:
     async with kernel_for(guide(), directory).running() as kernel:
         await kernel.run()
-        assert kernel.children()  # nobody has closed anything
+        # What the pages say of the outputs is so.
+        *_, (_, last) = kernel.spectator.shown_by(kernel.cell("stopped = []").source)[0]
+        assert last.count(",") == 5  # the four, and the two in processes
+        assert len(kernel.spectator.shown_by(kernel.cell("picture.update").source)[0]) >= 3
+        assert "0.25" in kernel.notebook.cells[-1].outputs[0].data["text/plain"]
+        assert kernel.children()  # nobody has closed the last client
     await wait_until(lambda: not alive(kernel.seen))
