@@ -22,12 +22,12 @@ from typing import Any
 
 import optuna
 import polars as pl
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from rush_async import Coroutines, Processes, Rush, RushWorker
 
-SPACE = {"x1": FloatDistribution(-5, 10), "x2": FloatDistribution(0, 15)}
+SPACE: dict[str, BaseDistribution] = {"x1": FloatDistribution(-5, 10), "x2": FloatDistribution(0, 15)}
 SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
     "tpe": optuna.samplers.TPESampler,
@@ -98,7 +98,7 @@ def make_trial(task: dict[str, Any], state: TrialState) -> optuna.trial.FrozenTr
     return optuna.trial.create_trial(
         state=state,
         params={name: task[name] for name in SPACE},
-        distributions=dict(SPACE),
+        distributions=SPACE,
         value=task.get("y"),
         system_attrs=json.loads(task["system_attrs"]),
     )
@@ -119,7 +119,7 @@ async def optimise(rush: RushWorker, sampler: str, seed: int, evals: int) -> Non
 
 
 async def search(rush: Rush, options: argparse.Namespace, sampler: str, seed: int) -> pl.DataFrame:
-    """One search by all workers; its finished tasks. The database is empty before and afterwards."""
+    """One search by all workers, in a network that is empty before and afterwards; its finished tasks."""
     on = Processes() if options.on == "processes" else Coroutines()
     for worker in range(options.workers):  # each with a seed of its own: with one for all they would propose the same
         await rush.start_workers(optimise, on=on, sampler=sampler, seed=1000 * seed + worker, evals=options.evals)
@@ -153,6 +153,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--compare", type=int, metavar="N", help="compare with random search over N seeds, --seed the first")
     parser.add_argument("--url", help="the database; without it a private server is started")
     options = parser.parse_args()
+    if min(options.evals, options.workers, 1 if options.compare is None else options.compare) < 1:
+        parser.error("--evals, --workers and --compare must be at least 1")
     needed = NEEDS.get(options.sampler)
     if needed and importlib.util.find_spec(needed) is None:
         parser.error(f"--sampler {options.sampler} needs the package {needed}: python -m pip install {needed}")
