@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import optuna
+import polars as pl
 import pytest
 from optuna.trial import TrialState
 
@@ -81,6 +82,24 @@ async def test_tasks_that_others_run_are_running_trials_until_they_end(rush: Rus
     assert states(shared) == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
+async def test_a_task_that_ends_while_the_study_looks_is_a_trial_once(
+    rush: Rush, rush_worker: RushWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with RushWorker(rush.network_id, rush.config) as other:
+        (key,) = await other.push_running_tasks([{"x1": 1.0, "x2": 1.0}], xss_extra=[{"system_attrs": "{}"}])
+        fetch_running = rush_worker.fetch_running_tasks
+
+        async def fetch_running_and_finish(**options: Any) -> pl.DataFrame:
+            running = await fetch_running(**options)
+            await other.finish_tasks(key, [{"y": 2.0}])
+            return running
+
+        monkeypatch.setattr(rush_worker, "fetch_running_tasks", fetch_running_and_finish)
+        shared = study()
+        await shared.follow(rush_worker)
+    assert states(shared) == ["COMPLETE"]
+
+
 async def test_late_results_are_numbered_as_they_began(rush: Rush, rush_worker: RushWorker) -> None:
     async with RushWorker(rush.network_id, rush.config) as other:
         extra = {"system_attrs": "{}"}
@@ -109,7 +128,15 @@ async def test_cma_es_evolves_on_the_results_of_all_workers(rush: Rush) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
-async def test_one_worker_repeats_itself_with_the_same_seed(rush: Rush, sampler: str) -> None:
+async def test_one_worker_repeats_itself_with_the_same_seed(rush: Rush, sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[SharedStudy] = []
+
+    class Kept(SharedStudy):
+        def __init__(self, sampler: optuna.samplers.BaseSampler) -> None:
+            super().__init__(sampler)
+            kept.append(self)
+
+    monkeypatch.setattr(optuna_sampler, "SharedStudy", Kept)
     runs: list[list[Any]] = []
     for _ in range(2):
         async with RushWorker(rush.network_id, rush.config) as worker:
@@ -118,6 +145,8 @@ async def test_one_worker_repeats_itself_with_the_same_seed(rush: Rush, sampler:
         await rush.reset()
     assert runs[0] == runs[1]
     assert len(runs[0]) == 25
+    for shared in kept:  # what it proposed last found no place in the budget
+        assert states(shared) == ["COMPLETE"] * 25 + ["RUNNING"]
     for x1, x2, y in runs[0]:
         assert -5 <= x1 <= 10
         assert 0 <= x2 <= 15
