@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
-from anyio.abc import TaskGroup
 
 __all__ = ["Supervisor", "see_through"]
 
@@ -44,7 +43,8 @@ class Supervisor:
     def __init__(self, name: str) -> None:
         self.name = name
         self._task: asyncio.Task[None] | None = None
-        self._group: TaskGroup | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
 
     async def open(self) -> None:
@@ -55,12 +55,14 @@ class Supervisor:
 
     async def _run(self, ready: asyncio.Future[None]) -> None:
         try:
-            async with anyio.create_task_group() as group:
+            # Not anyio's, which wants to know from which task work is started: ours is often started by a mere callback.
+            async with asyncio.TaskGroup() as group:
                 self._group = group
                 if not ready.done():
                     ready.set_result(None)
                 await self._closing.wait()
-                group.cancel_scope.cancel()
+                for task in self._under_way:
+                    task.cancel()
         finally:
             self._group = None
 
@@ -73,7 +75,9 @@ class Supervisor:
         """Runs `work(*args)` in the background, until it ends or the supervisor is closed."""
         if self._group is None or self._closing.is_set():
             raise RuntimeError(f"{self.name} is not open")
-        self._group.start_soon(self._guarded, work, args, name=name)
+        task = self._group.create_task(self._guarded(work, args), name=name)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
     async def _guarded(self, work: Callable[..., Awaitable[Any]], args: tuple[object, ...]) -> None:
         try:

@@ -24,7 +24,7 @@ from redis.asyncio.connection import (
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
 from rush_async.config import RushConfig
 from rush_async.errors import RushConfigError, RushConnectionError, RushError, ServerFullError
@@ -36,6 +36,7 @@ __all__ = ["Connection", "connection_options", "open_transport", "url_db"]
 
 logger = logging.getLogger(__name__)
 
+_PAUSE = 0.05  # seconds between two looks at a server that loads its data
 _OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 
 
@@ -124,19 +125,49 @@ async def open_transport(
         RushConnectionError: the server cannot be reached within `connect_timeout`, refuses us, or is too old.
         RushConfigError: the URL cannot be used.
     """
-    connection = _connection(config)
-    transport = Transport(on_lost, on_push, on_writable)
+    loading: RushConnectionError | None = None
     try:
         with anyio.fail_after(config.connect_timeout):
-            await connection.connect()
-            connection.hand_over(transport)
-            await _greet(transport, config)
+            while True:
+                try:
+                    return await _open_transport(config, on_lost, on_push, on_writable)
+                except RushConnectionError as error:
+                    if not _is_loading(error):
+                        raise
+                    loading = error
+                await asyncio.sleep(_PAUSE)  # nothing tells when a server has loaded its data
     except TimeoutError as error:
-        transport.drop()
+        if loading is not None:
+            raise RushConnectionError(
+                f"{config.where} was still loading its data after {config.connect_timeout:g} s: "
+                "connect_timeout sets how long to wait"
+            ) from loading
         raise RushConnectionError(
             f"no answer from {config.where} within {config.connect_timeout:g} s: is a Redis or Valkey server there? "
             "connect_timeout sets how long to wait"
         ) from error
+
+
+def _is_loading(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, BusyLoadingError) or (isinstance(error, hiredis.ReplyError) and str(error).startswith("LOADING")):
+            return True
+        error = error.__cause__
+    return False
+
+
+async def _open_transport(
+    config: RushConfig,
+    on_lost: Callable[[Transport, Exception | None], None],
+    on_push: Callable[[list[Any]], None] | None,
+    on_writable: Callable[[], None] | None,
+) -> Transport:
+    connection = _connection(config)
+    transport = Transport(on_lost, on_push, on_writable)
+    try:
+        await connection.connect()
+        connection.hand_over(transport)
+        await _greet(transport, config)
     except (RedisError, OSError) as error:
         transport.drop()
         if isinstance(error, RushConnectionError):
@@ -327,8 +358,7 @@ class Connection:
 
     def _lost(self, transport: Transport, error: Exception | None) -> None:
         if transport is not self._transport:
-            for command in transport.unanswered:  # it broke while it was being opened
-                command.failed(RushConnectionError(f"the connection to {self.config.where} broke: {error}"))
+            transport.fail_unanswered(self.config.where, error)  # it broke while it was being opened
             return
         self._transport = None
         for command in transport.unanswered:

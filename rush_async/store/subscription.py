@@ -113,9 +113,7 @@ class Subscription:
             channel.on_message(reply[2])
 
     def _lost(self, transport: Transport, error: Exception | None) -> None:
-        for command in transport.unanswered:
-            command.failed(RushConnectionError(f"the connection to {self._config.where} broke: {error}"))
-        transport.unanswered.clear()
+        transport.fail_unanswered(self._config.where, error)
         self._gone.set()
 
     async def _run(self) -> None:

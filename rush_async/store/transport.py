@@ -9,6 +9,8 @@ from typing import Any, TypeAlias, cast
 
 import hiredis
 
+from rush_async.errors import RushConnectionError
+
 __all__ = ["Command", "FutureCommand", "Transport", "Word", "pack"]
 
 # `Reader.gets()` answers False for "nothing yet", which a reply could be as well.
@@ -126,6 +128,13 @@ class Transport(asyncio.Protocol):
         self._error = self._error or reason
         if self._transport is not None:
             self._transport.abort()
+
+    def fail_unanswered(self, where: str, error: Exception | None) -> None:
+        """What was asked fails: the connection broke while it was being opened, so nobody will ask again."""
+        reason = RushConnectionError(f"the connection to {where} broke: {error}")
+        reason.__cause__ = error
+        while self.unanswered:
+            self.unanswered.popleft().failed(reason)
 
     # what asyncio calls
 
