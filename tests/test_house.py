@@ -57,6 +57,7 @@ FLOORS = (
     Floor("7", frozenset({"launch"}), neighbours=True),
     Floor("7a", frozenset({"crew"})),
     Floor("8", frozenset({"manager"})),
+    Floor("8a", frozenset({"service"})),
     Floor("9", frozenset({"cli", "testing", "extras"})),
     Floor("9a", frozenset({"__main__"})),
     Floor("the roof", frozenset({""})),

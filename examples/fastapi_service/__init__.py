@@ -1,0 +1,1 @@
+"""A web service that optimises: see `app.py`."""

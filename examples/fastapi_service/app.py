@@ -1,0 +1,69 @@
+"""A web service that optimises the Branin function.
+
+    pip install ".[fastapi]" uvicorn
+    uvicorn examples.fastapi_service.app:app
+
+It keeps its data in the directory `rush-data`, or in `RUSH_DATA_DIR`; with `RUSH_URL` it shares that database. Either way several
+processes are one service: add `--workers 2`, or start it once more on another port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import random
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, Field
+
+from rush_async import RushConfig, RushWorker
+from rush_async.extras.fastapi import RushDep, rush_lifespan, rush_router
+
+
+class Point(BaseModel):
+    """An input of the Branin function, within its domain."""
+
+    x1: Annotated[float, Field(ge=-5, le=10)]
+    x2: Annotated[float, Field(ge=0, le=15)]
+
+
+def branin(x1: float, x2: float) -> float:
+    """The Branin function; its minimum is 0.3979."""
+    a = x2 - 5.1 / (4 * math.pi**2) * x1**2 + 5 / math.pi * x1 - 6
+    return a**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x1) + 10
+
+
+async def objective(xs: dict[str, Any]) -> dict[str, float]:
+    """Evaluates a point in a thread, so that the event loop goes on serving meanwhile."""
+    return {"y": await asyncio.to_thread(branin, **xs)}
+
+
+async def random_search(rush: RushWorker, evals: int) -> None:
+    """Finishes exactly `evals` tasks, however many workers share the work."""
+    while not rush.terminated:
+        xs = {"x1": random.uniform(-5, 10), "x2": random.uniform(0, 15)}
+        async with rush.task(xs, budget=evals) as task:
+            if task is None:
+                break
+            task.ys = await objective(task.xs)
+
+
+def settings() -> RushConfig:
+    """The database that all processes of the service share."""
+    config = RushConfig.from_env()
+    if config.url is None:
+        config = replace(config, data_dir=os.environ.get("RUSH_DATA_DIR", "rush-data"))
+    return replace(config, retry_deadline=5.0)  # when the database is away, requests fail after five seconds
+
+
+app = FastAPI(title="Branin", lifespan=rush_lifespan("branin", settings(), objective=objective, drain=5.0))
+app.include_router(rush_router({"random-search": random_search}, xs=Point))
+
+
+@app.get("/health")
+async def health(rush: RushDep) -> dict[str, int]:
+    """An endpoint of our own: how many points were evaluated for clients."""
+    return {"evaluated": (await rush.counts()).finished}
