@@ -3,8 +3,9 @@
     pip install ".[fastapi]" uvicorn
     uvicorn examples.fastapi_service.app:app
 
-It keeps its data in the directory `rush-data`, or in `RUSH_DATA_DIR`; with `RUSH_URL` it shares that database. Either way several
-processes are one service: add `--workers 2`, or start it once more on another port.
+It keeps its data in the directory `rush-data`, or in `RUSH_DATA_DIR`; with `RUSH_URL` it shares that database. Either way
+several processes are one service: add `--workers 2`, or start it once more on another port. `docs/guides/fastapi.md` has
+requests to try.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ app = FastAPI(lifespan=rush_lifespan("branin", config, objective=objective))
 app.include_router(rush_router({"random-search": random_search}))
 ```
 
-The `Rush` of the lifespan manages the service's own network, whose queue the evaluators of all processes serve. A run is a network
-of its own, `<service>.<run id>`: budget, counts, events and requests to stop are those of a network, so every process that shares
-the database answers for every run, and nothing of it stands in the memory of one. A request opens a `Rush` of its run, which costs
-one round trip: all clients share the connection that the lifespan holds.
+The `Rush` of the lifespan manages the service's own network, whose queue the evaluators of all processes serve. A run is a
+network of its own, `<service>.<run id>`: budget, counts, events and requests to stop are those of a network, so every process
+that shares the database answers for every run, and nothing of it stands in the memory of one. A request opens a `Rush` of its
+run, which costs one round trip: all clients share the connection that the lifespan holds.
 
 Events are not kept, so none is repeated after a `Last-Event-ID`: a stream begins with `status`, the run as it stands, and the
 ids (`seq`) show gaps. It ends with `end`; one that ends without was broken off, and may be opened again at any process.
@@ -19,6 +19,7 @@ On SIGTERM the lifespan drains the workers and ends the streams, which uvicorn w
 from __future__ import annotations
 
 import logging
+from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import fields
@@ -26,9 +27,10 @@ from functools import partial
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
+from fastapi.encoders import jsonable_encoder
 from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from rush_async.client import EventStream
 from rush_async.config import RushConfig
@@ -82,6 +84,13 @@ class RunRequest(BaseModel):
     n_workers: int = Field(1, gt=0, le=256)
 
 
+def _plain(value: Any) -> Any:
+    return jsonable_encoder(value, custom_encoder={bytes: lambda data: b64encode(data).decode()})
+
+
+Value = Annotated[Any, PlainSerializer(_plain, when_used="json")]  # what a task may hold; bytes become base64, nan becomes null
+
+
 class FailureView(BaseModel):
     model_config = ConfigDict(from_attributes=True)
     kind: FailureKind
@@ -90,12 +99,12 @@ class FailureView(BaseModel):
 
 
 class TaskView(BaseModel):
-    model_config = ConfigDict(from_attributes=True, ser_json_bytes="base64")
+    model_config = ConfigDict(from_attributes=True)
     key: str
     state: TaskState
-    xs: dict[str, Any]
-    ys: Any = None
-    failure: FailureView | None = None
+    xs: dict[str, Value]
+    ys: dict[str, Value] | None
+    failure: FailureView | None
 
 
 class RunStatus(BaseModel):
@@ -322,7 +331,7 @@ def rush_lifespan(
     Args:
         network_id: the service's own network; its runs are networks beside it.
         config: as for `Rush`. Processes of one service name the same URL, or the same `data_dir`.
-        objective: `async def objective(xs) -> ys`, which evaluates the service's own queue; what it raises fails the task alone.
+        objective: `async def objective(xs) -> ys` evaluates the service's own queue; what it raises fails the task alone.
         n_evaluators: how many tasks of that queue this process evaluates at once.
         drain: seconds that workers have to finish what they run when the process is asked to end; then they are killed.
     """

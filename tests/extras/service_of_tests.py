@@ -1,0 +1,78 @@
+"""A service for the tests, run by uvicorn: its loops and its objective do what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import fastapi.routing
+from fastapi import FastAPI
+
+from rush_async import RushConfig, RushWorker
+from rush_async.extras.fastapi import rush_lifespan, rush_router
+
+# FastAPI writes a comment into a stream that is idle for 15 seconds; nobody here wants to wait for that.
+fastapi.routing._PING_INTERVAL = 0.2  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+
+async def objective(xs: dict[str, Any]) -> dict[str, Any]:
+    """Sleeps for `sleep` seconds, then fails with the words in `fail`, or finishes."""
+    await asyncio.sleep(xs.get("sleep", 0))
+    if "fail" in xs:
+        raise ArithmeticError(xs["fail"])
+    return {"y": -xs.get("x", 0), "pid": os.getpid()}
+
+
+async def search(rush: RushWorker, evals: int) -> None:
+    """Finishes as many tasks as its budget has."""
+    while not rush.terminated:
+        async with rush.task({"x": (rush.n_finished_tasks * 7) % 11}, budget=evals) as task:
+            if task is None:
+                break
+            task.ys = await objective(task.xs)
+        await asyncio.sleep(0)
+
+
+async def queue(rush: RushWorker, evals: int) -> None:
+    """Serves the queue of its run, and does nothing of its own accord."""
+    async for task in rush.tasks():
+        async with task:
+            task.ys = await objective(task.xs)
+
+
+async def orderly(rush: RushWorker, evals: int) -> None:
+    """Goes on until it is asked to stop, and finishes what it runs."""
+    while not rush.terminated:
+        async with rush.task({"x": 1}) as task:
+            await asyncio.sleep(0.05)
+            task.ys = {"y": 1.0}
+
+
+async def stuck(rush: RushWorker, evals: int) -> None:
+    """Runs one task that takes for ever."""
+    async with rush.task({"x": 1}):
+        await asyncio.sleep(3600)
+
+
+async def broken(rush: RushWorker, evals: int) -> None:
+    """Fails at once."""
+    raise LookupError("the loop is broken")
+
+
+LOOPS = {loop.__name__: loop for loop in (search, queue, orderly, stuck, broken)}
+
+
+def create_app() -> FastAPI:
+    """The service, as the environment says."""
+    url, data_dir = os.environ.get("RUSH_URL"), os.environ.get("RUSH_DATA_DIR")
+    config = RushConfig(url, data_dir, heartbeat_period=0.2, heartbeat_expire=2.0)
+    drain = float(os.environ.get("DRAIN", "5"))
+    app = FastAPI(lifespan=rush_lifespan("service", config, objective=objective, n_evaluators=2, drain=drain))
+    app.include_router(rush_router(LOOPS))
+
+    @app.get("/n-tasks")
+    async def n_tasks() -> int:
+        return len(asyncio.all_tasks())
+
+    return app
