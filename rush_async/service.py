@@ -303,7 +303,7 @@ async def _best(run: Rush, output: str, maximize: bool) -> Task | None:
 
 
 async def follow(run: Rush, events: EventStream[Event]) -> AsyncIterator[Event]:
-    """The events of a run up to its end, of a stream that is open."""
+    """The events of a run up to the last worker's good-bye, of a stream that is open."""
     living = await _living_workers(run)
     while living:
         event = await anext(events)
@@ -313,8 +313,6 @@ async def follow(run: Rush, events: EventStream[Event]) -> AsyncIterator[Event]:
                 living.add(event.worker_id)
             case WorkerStopped() | WorkerLost():
                 living.discard(event.worker_id)
-                # Asked again only when all have said good-bye, so that whatever came before that is told before the end.
-                living = living or await _living_workers(run)
             case EventsMissed() | NetworkReset():
                 living = await _living_workers(run)
             case _:

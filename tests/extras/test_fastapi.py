@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from rush_async import Rush, RushConfig
 from rush_async.extras.fastapi import RushDep, rush_lifespan, rush_router
 from rush_async.testing import wait_until
-from tests.extras.service_of_tests import LOOPS, create_app, objective
+from tests.extras.service_of_tests import LOOPS, create_app, objective, orderly
 from tests.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
@@ -435,13 +435,23 @@ async def test_sigterm_drains_the_workers_then_ends_the_streams_and_the_process(
             asking = asyncio.create_task(client.post("/evaluate", json={"xs": {"x": 3, "sleep": 0.5}}))
             asking_long = asyncio.create_task(client.post("/evaluate", json={"xs": {"sleep": 3600}, "retries": 0}))
             await inside.wait_until(lambda counts: counts.running == 2, timeout=5)
-            async with stream(client, run) as events, stream(client, late) as events_of_late:
-                while (await anext(events)).event != "TasksFinished":
-                    pass
-                assert (await anext(events_of_late)).event == "status"
-                end = asyncio.create_task(asyncio.to_thread(server.end))
-                rest = [message async for message in events]
-                rest_of_late = [message async for message in events_of_late if message.event is not None]
+            async with (
+                Rush(f"service.{NOBODY}", rush_server) as elsewhere,
+                stream(client, run) as events,
+                stream(client, late) as events_of_late,
+            ):
+                await elsewhere.start_workers(orderly, evals=1)
+                async with stream(client, NOBODY) as events_from_elsewhere:
+                    for each in (events, events_from_elsewhere):
+                        while (await anext(each)).event != "TasksFinished":
+                            pass
+                    assert (await anext(events_of_late)).event == "status"
+                    end = asyncio.create_task(asyncio.to_thread(server.end))
+                    rest = [message async for message in events]
+                    rest_of_late = [message async for message in events_of_late if message.event is not None]
+                    # A run that lives elsewhere goes on, and so its stream has no `end`.
+                    assert "end" not in [message.event async for message in events_from_elsewhere]
+                assert (await elsewhere.worker_info())["state"].to_list() == ["running"]
             assert (rest[-1].event, rest[-1].data["workers"]) == ("end", {"terminated": 2})
             assert rest[-1].data["counts"]["failed"] == 0
             assert (rest_of_late[-1].event, rest_of_late[-1].data["workers"]) == ("end", {"killed": 1})
@@ -452,8 +462,9 @@ async def test_sigterm_drains_the_workers_then_ends_the_streams_and_the_process(
         assert server.errors() == []
     finally:
         server.end(signal.SIGKILL)
-    own, one, other = "service", f"service.{run}", f"service.{late}"
-    assert await left_behind(rush_server, own, one, other) == {
+    own, one, other, third = "service", f"service.{run}", f"service.{late}", f"service.{NOBODY}"
+    assert await left_behind(rush_server, own, one, other, third) == {
+        third: (0, ["terminated"]),
         own: (0, ["killed", "terminated"]),
         one: (0, ["terminated"]),
         other: (0, ["killed"]),
@@ -485,7 +496,6 @@ async def test_when_one_of_two_processes_is_killed_the_other_tells_and_goes_on(
                 answers = [await answer for answer in asking]
                 assert [(answer.status_code, answer.json()["ys"]["y"]) for answer in answers] == [(200, -x) for x in range(4)]
                 assert {answer.json()["ys"]["pid"] for answer in answers} == {other.process.pid}
-                # A stream of a run that lives elsewhere ends without `end`: at another process it goes on.
                 assert (await status(there, kept))["state"] == "running"
                 assert (await anext(events_of_kept)).event == "status"
                 await stop(there, kept)
