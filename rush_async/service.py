@@ -278,14 +278,15 @@ async def state_of(run: Rush, output: str, *, maximize: bool = False) -> RunStat
     names = info.filter(info["state"].is_in(["failed", "lost", "killed"]))["worker_id"].to_list()
     exits = await run.join_workers(names, check=False)
     workers: dict[str, int] = dict(info["state"].value_counts().sort("state").iter_rows())
-    counts = await run.counts()
+    best = await _best(run, output, maximize)
+    counts = await run.counts()  # the last, so that they include the best
     return RunState(
         id=run.network_id.rpartition(".")[2],
         state="running" if _living(workers) else "ended",
         workers=workers,
         failures=sorted({how.failure.message for how in exits if how.failure is not None}),
         counts={"queued": counts.queued, "running": counts.running, "finished": counts.finished, "failed": counts.failed},
-        best=await _best(run, output, maximize),
+        best=best,
     )
 
 

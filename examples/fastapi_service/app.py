@@ -14,6 +14,7 @@ import asyncio
 import math
 import os
 import random
+import time
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -37,9 +38,15 @@ def branin(x1: float, x2: float) -> float:
     return a**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x1) + 10
 
 
+def experiment(x1: float, x2: float) -> float:
+    """The Branin function as a blocking call that takes its time, as a simulation or a training would."""
+    time.sleep(0.05)
+    return branin(x1, x2)
+
+
 async def objective(xs: dict[str, Any]) -> dict[str, float]:
     """Evaluates a point in a thread, so that the event loop goes on serving meanwhile."""
-    return {"y": await asyncio.to_thread(branin, **xs)}
+    return {"y": await asyncio.to_thread(experiment, **xs)}
 
 
 async def random_search(rush: RushWorker, evals: int) -> None:
@@ -57,14 +64,20 @@ def settings() -> RushConfig:
     config = RushConfig.from_env()
     if config.url is None:
         config = replace(config, data_dir=os.environ.get("RUSH_DATA_DIR", "rush-data"))
-    return replace(config, retry_deadline=5.0)  # when the database is away, requests fail after five seconds
+    return replace(config, retry_deadline=5.0)  # a request fails when the database is away for longer
 
 
-app = FastAPI(title="Branin", lifespan=rush_lifespan("branin", settings(), objective=objective, drain=5.0))
-app.include_router(rush_router({"random-search": random_search}, xs=Point))
+def create_app() -> FastAPI:
+    """The service with the endpoints of the router and one of its own."""
+    app = FastAPI(title="Branin", lifespan=rush_lifespan("branin", settings(), objective=objective, drain=5.0))
+    app.include_router(rush_router({"random-search": random_search}, xs=Point))
+
+    @app.get("/health")
+    async def health(rush: RushDep) -> dict[str, int]:
+        """How many points were evaluated for clients."""
+        return {"evaluated": (await rush.counts()).finished}
+
+    return app
 
 
-@app.get("/health")
-async def health(rush: RushDep) -> dict[str, int]:
-    """An endpoint of our own: how many points were evaluated for clients."""
-    return {"evaluated": (await rush.counts()).finished}
+app = create_app()

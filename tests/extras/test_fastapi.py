@@ -514,15 +514,15 @@ async def test_the_example_runs_in_two_workers_of_uvicorn(directory: Path) -> No
         await wait_until(lambda: server.log.read_text().count("Application startup complete") == 2, timeout=20)
         children = psutil.Process(server.process.pid).children(recursive=True)
         async with server.client() as client:
-            run = await start(client, "random-search", evals=200, n_workers=2)
+            run = await start(client, "random-search", evals=40, n_workers=4)
         for _ in range(12):  # a new connection each, which either process may take
             async with server.client() as client:
                 assert (await status(client, run))["id"] == run
         async with server.client() as client:
             async with stream(client, run) as events:
                 last = [message async for message in events][-1]
-            assert last.data["counts"]["finished"] == 200
-            assert 0.39 < last.data["best"]["ys"]["y"] < 20
+            assert last.data["counts"]["finished"] == 40
+            assert 0.39 < last.data["best"]["ys"]["y"] < 30
             answer = await client.post("/evaluate", json={"xs": {"x1": 3.14, "x2": 2.27}})
             assert answer.json()["ys"]["y"] == pytest.approx(0.398, abs=0.001)
             assert (await client.get("/health")).json() == {"evaluated": 1}
