@@ -79,6 +79,8 @@ _STATUS_OF_FAILURE: dict[FailureKind, int] = {
 
 
 class RunRequest(BaseModel):
+    """What to start."""
+
     loop: str = Field(description="a name that is registered with the router")
     evals: int = Field(gt=0, description="the budget: evaluations in all")
     n_workers: int = Field(1, gt=0, le=256)
@@ -92,6 +94,8 @@ Value = Annotated[Any, PlainSerializer(_plain, when_used="json")]  # what a task
 
 
 class FailureView(BaseModel):
+    """Why a task failed; its traceback stays in the database."""
+
     model_config = ConfigDict(from_attributes=True)
     kind: FailureKind
     type: str | None
@@ -99,6 +103,8 @@ class FailureView(BaseModel):
 
 
 class TaskView(BaseModel):
+    """A task as it stands."""
+
     model_config = ConfigDict(from_attributes=True)
     key: str
     state: TaskState
@@ -108,6 +114,8 @@ class TaskView(BaseModel):
 
 
 class RunStatus(BaseModel):
+    """A run as it stands."""
+
     model_config = ConfigDict(from_attributes=True)
     id: RunId
     state: Literal["running", "ended"]
@@ -118,12 +126,16 @@ class RunStatus(BaseModel):
 
 
 class TasksRequest(BaseModel, Generic[X]):
+    """Tasks to queue."""
+
     xss: list[X] = Field(min_length=1, max_length=10_000)
     run: OwnOrRun = None
     retries: Retries = 0
 
 
 class EvaluateRequest(BaseModel, Generic[X]):
+    """A task to queue and wait for."""
+
     xs: X
     run: OwnOrRun = None
     retries: Retries = 1
@@ -131,6 +143,8 @@ class EvaluateRequest(BaseModel, Generic[X]):
 
 
 class Problem(BaseModel):
+    """Why a request was not done."""
+
     detail: str
 
 
