@@ -292,13 +292,13 @@ def rush_router(
     async def push_tasks(body: Any, service: ServiceDep) -> list[str]:
         """Queues tasks for the workers of a run, or for the evaluators; their keys."""
         async with _network(service, body.run) as rush:
-            with _checked_input():
+            with _checked_task():
                 return await rush.push_tasks(body.xss, retries=body.retries)
 
     async def evaluate(body: Any, service: ServiceDep, request: Request) -> TaskView:
         """Queues one task and answers when it is finished; whoever goes away before or is timed out withdraws it."""
         async with _network(service, body.run) as rush:
-            with _checked_input():
+            with _checked_task():
                 left = partial(_until_left, request)
                 task = await service.evaluate(rush, body.xs, timeout=body.timeout, retries=body.retries, left=left)
         if (failure := task.failure) is not None:
@@ -325,11 +325,13 @@ def rush_router(
 
 
 @contextmanager
-def _checked_input() -> Generator[None]:
+def _checked_task() -> Generator[None]:
     try:
         yield
     except ValueError as error:
         raise HTTPException(422, str(error)) from error
+    except KeyError as error:
+        raise HTTPException(404, f"deleted by a reset meanwhile: {error.args[0]}") from error
 
 
 def rush_lifespan(

@@ -362,6 +362,18 @@ async def test_an_evaluation_whose_client_leaves_is_withdrawn(here: httpx.AsyncC
     assert tasks.filter(tasks["mark"] == "left")["condition"].struct.field("kind").to_list() == ["cancelled"]
 
 
+async def test_an_evaluation_whose_network_is_reset_is_not_found(here: httpx.AsyncClient, inside: Rush) -> None:
+    run = await start(here, "queue")
+    asking = asyncio.create_task(here.post("/evaluate", json={"xs": {"sleep": 3600}, "run": run}))
+    await wait_until(lambda: running(here, run, 1))
+    async with Rush(f"service.{run}", inside.config) as of_run:
+        await of_run.reset(workers=False)
+    answer = await asking
+    assert answer.status_code == 404
+    assert "deleted by a reset" in answer.json()["detail"]
+    await stop(here, run, timeout=0.1)
+
+
 async def test_evaluators_that_are_lost_are_replaced(here: httpx.AsyncClient, inside: Rush) -> None:
     evaluators = (await inside.worker_info()).filter(state="running")["worker_id"].to_list()
     assert len(evaluators) == 4
