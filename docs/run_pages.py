@@ -1,7 +1,7 @@
 """Runs what the pages tell a reader to run: the README and everything in docs/, as a new user would.
 
     python -m docs.run_pages
-    python -m docs.run_pages --page docs/quickstart.md --venv /tmp/venv
+    python -m docs.run_pages --page docs/quickstart.md --venv .venv
 
 Each page is followed from top to bottom in a copy of the checkout of its own, with a fresh virtual environment that has
 nothing but rush_async. What a fence says decides what happens to its block:
