@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MissingPieceError", "definitions", "on_page_markdown", "with_pieces"]
+__all__ = ["MissingPieceError", "definitions", "expanded", "is_piece", "on_page_markdown", "with_pieces"]
 
 ROOT = Path(__file__).resolve().parents[1]
 _PIECE = re.compile(r"(?P<indent>[ ]*)\{\{ *(?P<path>\S+?)(?P<names>(?: +\w+)*) *\}\}")
@@ -46,10 +46,8 @@ def with_pieces(markdown: str, *, page: str, root: Path = ROOT) -> str:
     lines: list[str] = []
     fence = ""
     for line in markdown.split("\n"):
-        piece = _PIECE.fullmatch(line) if fence else None
-        if piece is not None:
-            source = _source(root, piece["path"], piece["names"].split(), page)
-            lines += [piece["indent"] + each if each else "" for each in source.split("\n")]
+        if fence and is_piece(line):
+            lines.append(expanded(line, page=page, root=root))
             continue
         if (mark := _FENCE.fullmatch(line)) is not None:
             if not fence:
@@ -57,6 +55,27 @@ def with_pieces(markdown: str, *, page: str, root: Path = ROOT) -> str:
             elif mark["fence"].startswith(fence) and not mark["words"].strip():
                 fence = ""
         lines.append(line)
+    return "\n".join(lines)
+
+
+def is_piece(line: str) -> bool:
+    """Whether a line stands for a piece of a program."""
+    return _PIECE.fullmatch(line) is not None
+
+
+def expanded(text: str, *, page: str, root: Path = ROOT) -> str:
+    """What is in a fence, with every line that stands for a piece replaced by it.
+
+    Raises:
+        MissingPieceError: a file or a name is not there.
+    """
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if (piece := _PIECE.fullmatch(line)) is None:
+            lines.append(line)
+            continue
+        source = _source(root, piece["path"], piece["names"].split(), page)
+        lines += [piece["indent"] + each if each else "" for each in source.split("\n")]
     return "\n".join(lines)
 
 

@@ -12,7 +12,10 @@ nothing but rush_async. What a fence says decides what happens to its block:
   a program of its own.
 - `python title="search.py"`, or any other title that is the name of a file: written to that file.
 - `sh title="on the cluster"`, `python title="with Ray"`: left out, because of what the title says.
+- Nothing but pieces of a program, `{{ examples/random_search.py branin }}`: left out, for the tests run the program.
 - Anything else is for reading.
+
+A page whose blocks of Python are run by a test of their own says so in a comment, `<!-- python is run by tests/test_x.py -->`.
 """
 
 from __future__ import annotations
@@ -28,16 +31,17 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from docs.hooks import with_pieces
+from docs.hooks import expanded, is_piece
 
 ROOT = Path(__file__).resolve().parents[1]
 _FENCE = re.compile(r'(?P<fence>`{3,})(?P<language>\w+)(?: +title="(?P<title>[^"]*)")?')
+_ELSEWHERE = re.compile(r"<!-- (?P<language>sh|python) is run by (?P<test>\S+) -->")
 _FILE_NAME = re.compile(r"\w[\w/-]*\.\w+")  # in the directory of the page, or below
 _PATIENCE = 180.0  # seconds that a block may take: the first `pip install` of a page downloads what it needs
 _UNWANTED = ("RUSH_URL", "REDIS_URL", "RUSH_PASSWORD", "PYTHONPATH", "PYTHONHOME", "PYTHONWARNINGS", "VIRTUAL_ENV")
@@ -254,10 +258,22 @@ class Reader:
                 process.end()
 
 
+def why_left_out(block: Block, elsewhere: Mapping[str, str]) -> str | None:
+    """Why nobody is to run a block; None if they are. `elsewhere` has, by language, the test that runs it."""
+    if block.is_file:
+        return None
+    if block.title is not None:
+        return block.title
+    if all(is_piece(line) for line in block.text.split("\n")):
+        return ", ".join(line.strip(" {}") for line in block.text.split("\n"))
+    return f"run by {elsewhere[block.language]}" if block.language in elsewhere else None
+
+
 def run_page(page: str, venv_bin: Path, *, shows: bool = False) -> list[str]:
     """Follows a page; the complaint, if it cannot be followed to its end."""
-    blocks = list(blocks_of(with_pieces((ROOT / page).read_text("utf-8"), page=page)))
-    blocks = [block for block in blocks if block.is_for_running or block.is_file]
+    text = (ROOT / page).read_text("utf-8")
+    elsewhere = {mark["language"]: mark["test"] for mark in _ELSEWHERE.finditer(text)}
+    blocks = [block for block in blocks_of(text) if block.is_for_running or block.is_file]
     print(f"\n{page}" + ("" if blocks else ": nothing to run"), flush=True)
     with copy_of_checkout() as place:
         environment = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
@@ -266,11 +282,11 @@ def run_page(page: str, venv_bin: Path, *, shows: bool = False) -> list[str]:
         reader = Reader(place, environment)
         try:
             for block in blocks:
-                if block.title is not None and not block.is_file:
-                    print(f"  {block.line:>4}  left out: {block.title}", flush=True)
+                if why := why_left_out(block, elsewhere):
+                    print(f"  {block.line:>4}  left out: {why}", flush=True)
                     continue
                 began = time.monotonic()
-                done = reader.follow(block)
+                done = reader.follow(replace(block, text=expanded(block.text, page=page)))
                 print(f"  {block.line:>4}  {time.monotonic() - began:5.1f} s  {done}", flush=True)
                 if shows and reader.written:
                     print(reader.written, flush=True)

@@ -17,7 +17,7 @@ import pytest
 import rush_async
 import rush_async.testing
 from docs.hooks import MissingPieceError, definitions, with_pieces
-from docs.run_pages import Block, PageError, Reader, all_pages, blocks_of
+from docs.run_pages import Block, PageError, Reader, all_pages, blocks_of, why_left_out
 from rush_async.cli import main
 from rush_async.testing import wait_until
 
@@ -351,6 +351,25 @@ def test_blocks_are_found_with_their_language_title_and_text() -> None:
     assert fourth == Block(25, "sh", "on a cluster", "sbatch job.sh")
     assert not fourth.is_file
     assert [block.is_for_running for block in (first, second, third, fourth)] == [True, True, False, True]
+
+
+def test_what_is_left_out_says_why() -> None:
+    assert why_left_out(Block(1, "sh", None, "echo"), {}) is None
+    assert why_left_out(Block(1, "python", "search.py", "{{ examples/random_search.py }}"), {}) is None
+    assert why_left_out(Block(1, "sh", "on a cluster", "sbatch job.sh"), {}) == "on a cluster"
+    assert (
+        why_left_out(Block(1, "python", None, "{{ examples/a.py f g }}\n{{ examples/b.py }}"), {})
+        == "examples/a.py f g, examples/b.py"
+    )
+    assert why_left_out(Block(1, "python", None, "x = 1\n{{ examples/b.py }}"), {}) is None
+    assert why_left_out(Block(1, "python", None, "x = 1"), {"python": "tests/test_x.py"}) == "run by tests/test_x.py"
+    assert why_left_out(Block(1, "sh", None, "echo"), {"python": "tests/test_x.py"}) is None
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_test_that_runs_the_blocks_of_a_page_names_the_page(page: str) -> None:
+    for test in re.findall(r"<!-- \w+ is run by (\S+) -->", read(page)):
+        assert Path(page).name in read(test)
 
 
 @pytest.mark.parametrize("title", ["/etc/rush.env", "../search.py", "on a cluster", "with Ray 2.5"])
