@@ -70,7 +70,7 @@ async def search(rush: RushWorker, evals: int, pace: float) -> None:
         xs = {"x1": random.uniform(-5, 10), "x2": random.uniform(0, 15)}
         if tasks.height and random.random() < 0.5:
             best = tasks.sort("y").row(0, named=True)
-            xs = {name: best[name] + random.gauss(0, 1) for name in xs}
+            xs = {name: best[name] + random.gauss(0, 0.7) for name in xs}
         async with rush.task(xs, budget=evals) as task:
             if task is None:
                 return
@@ -136,13 +136,13 @@ def draw_run(tasks: pl.DataFrame) -> Figure:
     lanes, values = figure.subplots(2, 1, sharex=True, height_ratios=[5, 4])
 
     for at, lane in enumerate(bars.values()):
-        for colour, opacity, chosen in (
-            (BLUE, 0.5, [bar for bar in lane if not bar.is_record]),
-            (ORANGE, 1, [bar for bar in lane if bar.is_record]),
+        for colour, edge, opacity, chosen in (
+            (BLUE, BLUE, 0.5, [bar for bar in lane if not bar.is_record]),
+            (ORANGE, "#a85f14", 1, [bar for bar in lane if bar.is_record]),
         ):
             spans = [(bar.start, bar.end - bar.start) for bar in chosen]
             lanes.broken_barh(spans, (at - 0.32, 0.64), facecolor=colour, edgecolor="none", alpha=opacity)
-            strokes(lanes, [bar.end for bar in chosen], at - 0.32, at + 0.32, color=colour, linewidth=1.2)
+            strokes(lanes, [bar.end for bar in chosen], at - 0.32, at + 0.32, color=edge, linewidth=1.2)
         # Down to the value that each found.
         strokes(lanes, [bar.end for bar in lane if bar.is_record], at, len(bars), color=ORANGE, **DOTS)
     lanes.set_yticks(range(len(bars)), [worker_id.rpartition("_")[0].replace("_", " ") for worker_id in bars])
