@@ -179,6 +179,12 @@ def strangers(house: House) -> list[str]:
     ]
 
 
+def extra_of(module: str) -> str:
+    """`rush_async.extras.fastapi.bodies` is a part of `rush_async.extras.fastapi`; no extra, the empty string."""
+    parts = module.split(".")
+    return ".".join(parts[:3]) if parts[1:2] == ["extras"] and len(parts) > 2 else ""
+
+
 def climbs(house: House) -> list[str]:
     """Imports that do not go down."""
     complaints: list[str] = []
@@ -187,7 +193,7 @@ def climbs(house: House) -> list[str]:
         if here is None or there is None or there[0] < here[0]:
             continue
         floor = FLOORS[here[0]]
-        if here[0] == there[0] and floor.neighbours:
+        if here[0] == there[0] and (floor.neighbours or extra_of(module_of(file)) == extra_of(target) != ""):
             continue
         way = "up" if there[0] > here[0] else "across"
         complaints.append(

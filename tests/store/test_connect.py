@@ -30,7 +30,11 @@ async def test_a_server_that_evicts_keys_is_warned_of(directory: Path, caplog: p
 def loading_slowly(monkeypatch: pytest.MonkeyPatch, microseconds: int) -> None:
     """Servers started from here on take their time for every command of their log."""
     options = server._options  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(server, "_options", lambda *given: [*options(*given), "--key-load-delay", str(microseconds)])
+
+    def slow(*given: Any) -> list[str]:
+        return [*options(*given), "--key-load-delay", str(microseconds)]
+
+    monkeypatch.setattr(server, "_options", slow)
 
 
 async def fill(directory: Path, n: int) -> None:
@@ -45,8 +49,8 @@ async def fill(directory: Path, n: int) -> None:
 
 
 async def test_a_server_that_loads_its_data_is_waited_for(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    await fill(directory, 4_000)
-    loading_slowly(monkeypatch, 200)
+    await fill(directory, 8_000)  # it looks around every 1,024 commands
+    loading_slowly(monkeypatch, 100)
     looks: list[None] = []
     opening = connect._open_transport  # pyright: ignore[reportPrivateUsage]
 
@@ -62,8 +66,8 @@ async def test_a_server_that_loads_its_data_is_waited_for(directory: Path, monke
 
 
 async def test_a_server_that_loads_for_too_long_is_told(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    await fill(directory, 4_000)
-    loading_slowly(monkeypatch, 500)
+    await fill(directory, 12_000)
+    loading_slowly(monkeypatch, 100)
     with pytest.raises(RushConnectionError, match="still loading its data after 1 s: connect_timeout"):
         async with Rush("net", RushConfig(data_dir=directory, connect_timeout=1)):
             pass

@@ -19,209 +19,36 @@ On SIGTERM the lifespan drains the workers and ends the streams, which uvicorn w
 from __future__ import annotations
 
 import logging
-from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import fields
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
-from fastapi.encoders import jsonable_encoder
-from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from rush_async.client import EventStream
 from rush_async.config import RushConfig
-from rush_async.errors import (
-    EncodeError,
-    NetworkStateError,
-    RushConnectionError,
-    RushError,
-    RushTimeoutError,
-    ServerFullError,
-    TasksNotDoneError,
+from rush_async.errors import NetworkStateError, RushConnectionError
+from rush_async.extras.fastapi.bodies import (
+    EvaluateRequest,
+    OwnOrRun,
+    Problem,
+    RunRequest,
+    RunStatus,
+    TasksRequest,
+    TaskView,
+    event_view,
 )
-from rush_async.events import Event
+from rush_async.extras.fastapi.dependencies import RunDep, RushDep, ServiceDep, StreamDep, network_of
+from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, TellingRoute, checked_task
 from rush_async.launch.executors import Submitter
 from rush_async.launch.handle import Launcher
 from rush_async.manager import Rush
-from rush_async.model import FailureKind, TaskState
 from rush_async.service import Objective, RunLoop, Service, follow, state_of
 
 __all__ = ["RushDep", "rush_lifespan", "rush_router"]
 
 logger = logging.getLogger(__name__)
-
-X = TypeVar("X")
-RunId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
-OwnOrRun = Annotated[RunId | None, Field(description="the run; without it, the service's own queue")]
-Retries = Annotated[int, Field(ge=0, le=127, description="tries again when a worker is lost")]
-
-# The nearest class of an error counts; whatever else this library raises is a 500.
-_STATUSES: dict[type[BaseException], int] = {
-    EncodeError: 422,
-    NetworkStateError: 503,
-    RushConnectionError: 503,
-    ServerFullError: 503,
-    TasksNotDoneError: 503,  # no worker is there
-    RushTimeoutError: 504,
-}
-_STATUS_OF_FAILURE: dict[FailureKind, int] = {
-    "error": 500,
-    "lost": 503,
-    "killed": 503,
-    "timeout": 504,
-    "cancelled": 409,
-    "removed": 409,
-}
-
-
-class RunRequest(BaseModel):
-    """What to start."""
-
-    loop: str = Field(description="a name that is registered with the router")
-    evals: int = Field(gt=0, description="the budget: evaluations in all")
-    n_workers: int = Field(1, gt=0, le=256)
-
-
-def _plain(value: Any) -> Any:
-    return jsonable_encoder(value, custom_encoder={bytes: lambda data: b64encode(data).decode()})
-
-
-Value = Annotated[Any, PlainSerializer(_plain, when_used="json")]  # what a task may hold; bytes become base64, nan becomes null
-
-
-class FailureView(BaseModel):
-    """Why a task failed; its traceback stays in the database."""
-
-    model_config = ConfigDict(from_attributes=True)
-    kind: FailureKind
-    type: str | None
-    message: str
-
-
-class TaskView(BaseModel):
-    """A task as it stands."""
-
-    model_config = ConfigDict(from_attributes=True)
-    key: str
-    state: TaskState
-    xs: dict[str, Value]
-    ys: dict[str, Value] | None
-    failure: FailureView | None
-
-
-class RunStatus(BaseModel):
-    """A run as it stands."""
-
-    model_config = ConfigDict(from_attributes=True)
-    id: RunId
-    state: Literal["running", "ended"]
-    workers: dict[str, int] = Field(description="how many are in each state")
-    failures: list[str] = Field(description="why workers failed")
-    counts: dict[TaskState, int]
-    best: TaskView | None
-
-
-class TasksRequest(BaseModel, Generic[X]):
-    """Tasks to queue."""
-
-    xss: list[X] = Field(min_length=1, max_length=10_000)
-    run: OwnOrRun = None
-    retries: Retries = 0
-
-
-class EvaluateRequest(BaseModel, Generic[X]):
-    """A task to queue and wait for."""
-
-    xs: X
-    run: OwnOrRun = None
-    retries: Retries = 1
-    timeout: float = Field(30, gt=0, le=3600, description="seconds")
-
-
-class Problem(BaseModel):
-    """Why a request was not done."""
-
-    detail: str
-
-
-class _Route(APIRoute):
-    """A route that answers this library's errors."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except RushError as error:
-                status = next((_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES), 500)
-                logger.warning("%s %s: %s", request.method, request.url.path, error)
-                is_away = isinstance(error, RushConnectionError)  # its message has the address
-                raise HTTPException(status, "the database does not answer, try again" if is_away else str(error)) from error
-
-        return answer
-
-
-def _find(request: Request) -> Service:
-    service: Service | None = getattr(request.state, "rush_service", None)
-    if service is None:
-        raise RuntimeError("no Rush is open: write FastAPI(lifespan=rush_lifespan(...)), or yield what it yields in your own")
-    return service
-
-
-ServiceDep = Annotated[Service, Depends(_find)]
-
-
-def _own(service: ServiceDep) -> Rush:
-    return service.rush
-
-
-RushDep = Annotated[Rush, Depends(_own)]
-"""The `Rush` that the lifespan opened, for endpoints of your own: `async def endpoint(rush: RushDep)`."""
-
-
-@asynccontextmanager
-async def _network(service: Service, run_id: str | None) -> AsyncGenerator[Rush]:
-    """A client of a run, or the service's own."""
-    if run_id is None:
-        yield service.rush
-        return
-    async with service.client(run_id) as run:
-        if (await run.worker_info()).is_empty():
-            raise HTTPException(404, f"there is no run {run_id}")
-        yield run
-
-
-async def _run(run_id: Annotated[RunId, Path()], service: ServiceDep) -> AsyncIterator[Rush]:
-    async with _network(service, run_id) as run:
-        yield run
-
-
-RunDep = Annotated[Rush, Depends(_run)]
-
-
-async def _events(
-    run: RunDep,
-    service: ServiceDep,
-    results: Annotated[bool, Query(description="whether finished and failed events carry their tasks")] = False,
-    last_event_id: Annotated[str | None, Header()] = None,
-) -> AsyncIterator[EventStream[Event]]:
-    if last_event_id == "end":
-        raise HTTPException(204)  # an EventSource that comes again stays away
-    with service.streaming(run):
-        async with run.events(results=results) as events:
-            yield events
-
-
-def _event(event: Event) -> ServerSentEvent:
-    data = {entry.name: getattr(event, entry.name) for entry in fields(event)}
-    if data.get("tasks") is not None:
-        data["tasks"] = [TaskView.model_validate(task) for task in data["tasks"]]
-    return ServerSentEvent(event=type(event).__name__, id=str(event.seq), data=data)
 
 
 async def _until_left(request: Request) -> None:
@@ -247,7 +74,7 @@ def rush_router(
         on: where workers of runs live, as in `start_workers`.
     """
     problems: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 503)}
-    router = APIRouter(tags=["rush"], route_class=_Route, responses=problems)
+    router = APIRouter(tags=["rush"], route_class=TellingRoute, responses=problems)
 
     async def status_of(run: Rush) -> RunStatus:
         return RunStatus.model_validate(await state_of(run, best, maximize=maximize))
@@ -277,33 +104,31 @@ def rush_router(
         return status
 
     @router.get("/runs/{run_id}/events", response_class=EventSourceResponse)
-    async def run_events(
-        run: RunDep, events: Annotated[EventStream[Event], Depends(_events)]
-    ) -> AsyncIterator[ServerSentEvent]:
+    async def run_events(run: RunDep, events: StreamDep) -> AsyncIterator[ServerSentEvent]:
         """`status` first, then events by the names of their classes with `seq` as id, and `end` when no worker is left."""
         try:
             yield ServerSentEvent(event="status", data=await status_of(run))
             async for event in follow(run, events):
-                yield _event(event)
+                yield event_view(event)
             yield ServerSentEvent(event="end", id="end", data=await status_of(run))
         except (NetworkStateError, RushConnectionError) as error:
             logger.info("a stream of events was broken off: %s", error)
 
     async def push_tasks(body: Any, service: ServiceDep) -> list[str]:
         """Queues tasks for the workers of a run, or for the evaluators; their keys."""
-        async with _network(service, body.run) as rush:
-            with _checked_task():
+        async with network_of(service, body.run) as rush:
+            with checked_task():
                 return await rush.push_tasks(body.xss, retries=body.retries)
 
     async def evaluate(body: Any, service: ServiceDep, request: Request) -> TaskView:
         """Queues one task and answers when it is finished; whoever goes away before or is timed out withdraws it."""
-        async with _network(service, body.run) as rush:
-            with _checked_task():
+        async with network_of(service, body.run) as rush:
+            with checked_task():
                 left = partial(_until_left, request)
                 task = await service.evaluate(rush, body.xs, timeout=body.timeout, retries=body.retries, left=left)
         if (failure := task.failure) is not None:
             why = f"{failure.type}: {failure.message}" if failure.type else failure.message
-            raise HTTPException(_STATUS_OF_FAILURE[failure.kind], f"task {task.key} failed ({failure.kind}): {why}")
+            raise HTTPException(STATUS_OF_FAILURE[failure.kind], f"task {task.key} failed ({failure.kind}): {why}")
         return TaskView.model_validate(task)
 
     # What a body holds depends on the type of inputs, which no annotation can say.
@@ -318,20 +143,10 @@ def rush_router(
         key: Annotated[list[str], Query(max_length=1_000)], service: ServiceDep, run: Annotated[OwnOrRun, Query()] = None
     ) -> list[TaskView | None]:
         """Tasks by their keys, null for one that is not known."""
-        async with _network(service, run) as rush:
+        async with network_of(service, run) as rush:
             return [task and TaskView.model_validate(task) for task in await rush.get_tasks(key)]
 
     return router
-
-
-@contextmanager
-def _checked_task() -> Generator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise HTTPException(422, str(error)) from error
-    except KeyError as error:
-        raise HTTPException(404, f"deleted by a reset meanwhile: {error.args[0]}") from error
 
 
 def rush_lifespan(
