@@ -68,7 +68,8 @@ class SharedStudy:
     def _ask(self) -> tuple[int, dict[str, Any], dict[str, Any]]:
         number = self.study.ask(SPACE).number
         trial = self.study.get_trials(deepcopy=False)[number]
-        # CMA-ES keeps its generation and its covariance matrix here. Attributes are JSON by Optuna's rules.
+        # CMA-ES keeps its generation and, as a pickle, its covariance matrix here; Optuna's rules make it JSON. Who can write
+        # to the database can so run code in the workers of CMA-ES, as over any storage of Optuna's: keep strangers out.
         return number, trial.params, {"system_attrs": json.dumps(trial.system_attrs)}
 
     def _learn(self, finished: pl.DataFrame, running: pl.DataFrame) -> None:
