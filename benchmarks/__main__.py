@@ -1,6 +1,6 @@
 """All figures as one table, each beside a bare round trip or a reference of the same run: medians (min - max).
 
-python -m benchmarks [--quick] [--json FILE] [--compare FILE] [--only tasks,reads]
+python -m benchmarks [--quick] [--repetitions N] [--json FILE] [--compare FILE] [--only tasks,reads]
 
 A row says whether it reaches what the design asks for. More: `python -m benchmarks.losses` (deaths, idle workers),
 `python -m benchmarks.workers` (448 workers).
@@ -22,9 +22,9 @@ from benchmarks.tasks import measure_counters, measure_fetching_loop, measure_ta
 PARTS = ("tasks", "loop", "counters", "reads", "elsewhere", "start", "stalls", "deaf")
 
 
-async def measure(table: Table, parts: list[str], *, quick: bool) -> None:
+async def measure(table: Table, parts: list[str], repetitions: int, *, quick: bool) -> None:
     """Measures the parts that are asked for."""
-    repetitions, scale = (3, 1) if quick else (9, 4)
+    scale = 1 if quick else 4
     if "tasks" in parts:
         await measure_tasks(table, repetitions, scale)
     if "loop" in parts:
@@ -47,6 +47,7 @@ def main() -> None:
     """Measures, prints, writes and compares."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the library costs, and what it reaches.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions")
+    parser.add_argument("--repetitions", type=int, help="how often each is measured (default: 9, quick: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="print the ratios to an earlier --json")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
@@ -57,7 +58,8 @@ def main() -> None:
     earlier = read(options.compare) if options.compare else []
     table = Table()
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores; medians (min - max)")
-    asyncio.run(measure(table, parts, quick=options.quick))
+    repetitions = options.repetitions or (3 if options.quick else 9)
+    asyncio.run(measure(table, parts, repetitions, quick=options.quick))
     if options.json:
         table.write(options.json)
     if options.compare:

@@ -59,8 +59,10 @@ async def test_the_readmes_program_runs_as_it_stands(tmp_path: Path) -> None:
     assert "worker_id" in await run(str(tmp_path / "program.py"))
 
 
-async def test_the_benchmarks_run(rush: Rush) -> None:
-    text = await run("-m", "benchmarks", "--quick", "--most", "1000")
-    assert re.search(r"a task proposed and reported +[\d,.]+ us .* round trips", text)
-    assert re.search(r"server memory a finished task +[\d.]+ bytes", text)
-    assert "fetch 1,000: cold" in text
+async def test_the_benchmarks_run_and_compare(tmp_path: Path) -> None:
+    words = ("-m", "benchmarks", "--quick", "--repetitions", "1", "--json", str(tmp_path / "figures.json"))
+    text = await run(*words, "--only", "tasks,loop,counters,elsewhere")
+    assert re.search(r"the same in round trips +[\d,.]+ round trips +(reached|MISSED): <= 4.2", text)
+    assert re.search(r"server memory a finished task +[\d.]+ bytes +reached: <= 130", text)
+    again = await run(*words, "--only", "counters", "--compare", str(tmp_path / "figures.json"))
+    assert re.search(r"now over then.*\n +reading n_finished_tasks +[\d,.]+ +[\d,.]+ ns +[\d.]+ x", again)
