@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.measure import timed
 from benchmarks.report import Row, Table, ratio
+from benchmarks.tasks import subscriber
 from rush_async import Rush, RushWorker
-from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
 
 __all__ = ["measure_deaf_subscribers", "measure_stalls", "measure_start"]
@@ -99,11 +99,9 @@ async def measure_deaf_subscribers(table: Table, n: int) -> None:
     """The server's memory for connections that are subscribed to events and read nothing, while n tasks are done, twice."""
     async with Rush() as rush, RushWorker(rush.network_id, rush.config) as worker:
         link = await Link.acquire(rush.config)
-        channel = NetworkKeys.of(rush.network_id).events
-        deaf = [socket.socket(socket.AF_UNIX) for _ in range(8)]
-        for each in deaf:
-            each.connect(str(rush.config.url).removeprefix("unix://"))
-            each.sendall(f"*2\r\n$10\r\nSSUBSCRIBE\r\n${len(channel)}\r\n{channel}\r\n".encode())
+        deaf = ExitStack()
+        for _ in range(8):
+            deaf.enter_context(subscriber(rush))
 
         async def held() -> float:
             facts = (await link.connection.ask("INFO", "memory")).decode().splitlines()
@@ -120,8 +118,7 @@ async def measure_deaf_subscribers(table: Table, n: int) -> None:
 
         before = await held()
         first, second = await work(), await work()
-        for each in deaf:
-            each.close()
+        deaf.close()
         await link.release()
         await rush.reset()
     table.add(Row(DEAF, "memory of all connections before", [before], "MiB"))

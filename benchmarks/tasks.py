@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from unittest import mock
 
 import polars as pl
@@ -15,10 +16,12 @@ from benchmarks.pooled import Pooled, PooledWorker
 from benchmarks.replay import record_and_replay
 from benchmarks.report import Row, Table, ratio
 from rush_async import Rush, RushWorker
+from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
 from rush_async.store.scripts import FINISH, PUSH
+from rush_async.store.transport import pack
 
-__all__ = ["COROUTINES", "measure_counters", "measure_fetching_loop", "measure_tasks", "ping"]
+__all__ = ["COROUTINES", "measure_counters", "measure_fetching_loop", "measure_tasks", "ping", "subscriber"]
 
 COROUTINES = 64
 ONE, MANY, LOOP = "One worker, one task at a time", f"{COROUTINES} coroutines in one process", "Counters, without I/O"
@@ -68,14 +71,27 @@ async def together(one: Callable[[int], Awaitable[int]]) -> int:
     return sum(await asyncio.gather(*[one(at) for at in range(COROUTINES)]))
 
 
+@contextmanager
+def subscriber(rush: Rush) -> Generator[socket.socket]:
+    """A connection of its own that is subscribed to the events of a network."""
+    channel = NetworkKeys.of(rush.network_id).events
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(str(rush.config.url).removeprefix("unix://"))
+        raw.sendall(pack(("SSUBSCRIBE", channel)))
+        yield raw
+
+
 @asynccontextmanager
 async def network() -> AsyncIterator[tuple[Rush, list[RushWorker], Link]]:
-    """A network of its own with as many workers as coroutines, a subscriber attached."""
+    """A network of its own with as many workers as coroutines, a subscriber attached that throws away what it reads."""
     async with Rush() as rush:
         workers = [await RushWorker(rush.network_id, rush.config) for _ in range(COROUTINES)]
         link = await Link.acquire(rush.config)
-        async with rush.events():
+        with subscriber(rush) as reader:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(reader, reader.recv, 1 << 16)
             yield rush, workers, link
+            loop.remove_reader(reader)
         for worker in workers:
             await worker.aclose()
         await link.release()
