@@ -106,9 +106,9 @@ class RushClient(Session):
         """Checks and encodes inputs; nothing is sent before all of them are good."""
         self._net  # noqa: B018 - a client that is not open says so before it complains about values
         records = as_records(xss, "xss")
+        if len(records) == 1 and xss_extra is None:
+            return [self._new_task(records[0], None, "xs", retries, has_header)]
         extras = self._extras(xss_extra, records, "xss")
-        if len(records) == 1:
-            return [self._new_task(records[0], extras[0], "xs", retries, has_header)]
         pairs = enumerate(zip(records, extras, strict=True))
         return [self._new_task(record, extra, f"xss[{at}]", retries, has_header) for at, (record, extra) in pairs]
 
@@ -124,13 +124,16 @@ class RushClient(Session):
 
     def _encode_ends(self, yss: Iterable[Any], yss_extra: Iterable[Any] | None) -> list[bytes]:
         records = as_records(yss, "yss")
+        if len(records) == 1 and yss_extra is None:
+            return [self._encode_end(records[0], None, "ys")]
         extras = self._extras(yss_extra, records, "yss")
-        ends: list[bytes] = []
-        for at, record in enumerate(records):
-            what = "ys" if len(records) == 1 else f"yss[{at}]"
-            ends.append(encode_ended(record, extras[at], what))
-            self.check_size(ends[-1], what)
-        return ends
+        pairs = enumerate(zip(records, extras, strict=True))
+        return [self._encode_end(record, extra, f"yss[{at}]") for at, (record, extra) in pairs]
+
+    def _encode_end(self, record: dict[str, Any], extra: dict[str, Any] | None, what: str) -> bytes:
+        packed = encode_ended(record, extra, what)
+        self.check_size(packed, what)
+        return packed
 
     @staticmethod
     def _extras(extras: Iterable[Any] | None, records: Sequence[Any], what: str) -> Sequence[dict[str, Any] | None]:

@@ -258,6 +258,9 @@ class RushWorker(RushClient):
         tasks = self._new_tasks(xss, xss_extra)
         if not tasks:
             return []
+        if len(tasks) == 1:  # the way of a loop
+            key = tasks[0].key
+            return [key] if self._took_place(key, await self._net.tasks.push_one(tasks[0], self._worker_id, budget)) else []
         return self._hold(await self._net.tasks.push("R", tasks, worker_id=self._worker_id, budget=budget))
 
     def _hold(self, keys: list[str] | Lost) -> list[str]:
@@ -310,6 +313,9 @@ class RushWorker(RushClient):
         if not items:
             return []
         marks = await self._net.tasks.end(items) or "0" * len(items)
+        if marks == "1":  # the way of a loop
+            self._held.pop(items[0].key, None)
+            return [items[0].key]
         for item in items:
             self._held.pop(item.key, None)
         moved = [item.key for item, mark in zip(items, marks, strict=True) if mark == "1"]

@@ -78,7 +78,8 @@ def _pack(value: Any) -> bytes:
 
 def as_record(value: object, what: str) -> dict[str, Any]:
     """The value as a new dict with string names: a mapping, a dataclass instance, or anything with `model_dump()`."""
-    record = _as_mapping(value)
+    # Most are dicts, and asking whether something else is a Mapping takes longer than encoding it.
+    record = cast("dict[Any, Any]", value).copy() if type(value) is dict else _as_mapping(value)
     if record is None:
         raise TypeError(
             f"{what} must be a record (a mapping with string names, a dataclass instance, or anything with model_dump()), "
@@ -93,9 +94,6 @@ def as_record(value: object, what: str) -> dict[str, Any]:
 
 
 def _as_mapping(value: object) -> dict[Any, Any] | None:
-    # Most are dicts, and asking whether something is a Mapping is slow.
-    if type(value) is dict:
-        return cast("dict[Any, Any]", value).copy()
     opened = cast("object", value if isinstance(value, Mapping) else _opened(value))
     return dict(cast("Mapping[Any, Any]", opened)) if isinstance(opened, Mapping) else None
 
@@ -120,13 +118,15 @@ def as_extras(values: object, what: str) -> list[dict[str, Any] | None]:
     return [None if value is None else as_record(value, f"{what}[{at}]") for at, value in enumerate(_as_sequence(values, what))]
 
 
-def _as_sequence(values: object, what: str) -> Iterable[object]:
+def _as_sequence(values: object, what: str) -> Iterable[Any]:
+    if type(values) is list:
+        return cast("list[Any]", values)  # as most are
     if isinstance(values, str | bytes) or _as_mapping(values) is not None or not isinstance(values, Iterable):
         raise TypeError(
             f"{what} must be a sequence of records, not {type(values).__name__}: {values!r:.80}; "
             "a single record goes in a list, [record]"
         )
-    return cast("Iterable[object]", values)
+    return cast("Iterable[Any]", values)
 
 
 def check_names(record: dict[str, Any], what: str) -> None:
