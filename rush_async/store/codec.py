@@ -56,6 +56,7 @@ _FIXSTR, _STR8 = 0xA0, 0xD9
 # Types that msgpack writes as they are, whatever their value, but for integers beyond 64 bits and lone surrogates.
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
 _LISTS: frozenset[type] = frozenset({list, tuple})
+_DICTS: frozenset[type] = frozenset({dict})
 _NAMES: frozenset[type] = frozenset({str})
 
 _INT, _DECIMAL, _UUID, _AWARE, _NAIVE, _DATE, _TIME, _DELTA = range(1, 9)
@@ -76,10 +77,10 @@ def _pack(value: Any) -> bytes:
 # records
 
 
-def as_record(value: object, what: str) -> dict[str, Any]:
+def as_record(value: Any, what: str) -> dict[str, Any]:
     """The value as a new dict with string names: a mapping, a dataclass instance, or anything with `model_dump()`."""
     # Most are dicts, and asking whether something else is a Mapping takes longer than encoding it.
-    record = cast("dict[Any, Any]", value).copy() if type(value) is dict else _as_mapping(value)
+    record: dict[Any, Any] | None = value.copy() if type(value) in _DICTS else _as_mapping(value)
     if record is None:
         raise TypeError(
             f"{what} must be a record (a mapping with string names, a dataclass instance, or anything with model_dump()), "
@@ -94,7 +95,7 @@ def as_record(value: object, what: str) -> dict[str, Any]:
 
 
 def _as_mapping(value: object) -> dict[Any, Any] | None:
-    opened = cast("object", value if isinstance(value, Mapping) else _opened(value))
+    opened = cast("Any", value) if isinstance(value, Mapping) else _opened(value)
     return dict(cast("Mapping[Any, Any]", opened)) if isinstance(opened, Mapping) else None
 
 
