@@ -1,6 +1,6 @@
 """All figures as one table, each beside a bare round trip or a reference of the same run: medians (min - max).
 
-python -m benchmarks [--quick] [--repetitions N] [--json FILE] [--compare FILE] [--only tasks,reads]
+python -m benchmarks [--quick] [--repetitions N] [--json FILE] [--compare FILE] [--check 4]
 
 A row says whether it reaches what the design asks for. More: `python -m benchmarks.losses` (deaths, idle workers),
 `python -m benchmarks.workers` (448 workers).
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import os
 import platform
+import sys
 from pathlib import Path
 
 from benchmarks.reads import measure_reads, measure_seen_elsewhere
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="print the ratios to an earlier --json")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--check", type=float, metavar="FACTOR", help="fail when a goal is missed by more than this factor")
     options = parser.parse_args()
     parts = options.only.split(",")
     if unknown := set(parts).difference(PARTS):
@@ -64,6 +66,9 @@ def main() -> None:
         table.write(options.json)
     if options.compare:
         compare(table.rows, earlier)
+    if options.check and (missed := table.missed(options.check)):
+        names = "; ".join(f"{row.section}: {row.name}" for row in missed)
+        sys.exit(f"\nmissed by more than a factor of {options.check:g}: {names}")
 
 
 if __name__ == "__main__":

@@ -45,10 +45,13 @@ class Row:
     @property
     def is_reached(self) -> bool | None:
         """Whether the median reaches the goal; None without one."""
-        if not self.goal:
-            return None
+        return self.distance <= 1 if self.goal else None
+
+    @property
+    def distance(self) -> float:
+        """By which factor the median is on the wrong side of the goal; 1 or less on the right side."""
         sign, bound = self.goal.split()
-        return self.median <= float(bound) if sign == "<=" else self.median >= float(bound)
+        return self.median / float(bound) if sign == "<=" else float(bound) / self.median
 
     def __str__(self) -> str:
         text = f"  {self.name:<62} {_number(self.median):>9} {self.unit:<11}"
@@ -77,6 +80,10 @@ class Table:
                 print(f"\n{row.section}")
             self.rows.append(row)
             print(row, flush=True)
+
+    def missed(self, factor: float) -> list[Row]:
+        """The rows that miss their goal by more than this factor."""
+        return [row for row in self.rows if row.goal and row.distance > factor]
 
     def write(self, path: Path) -> None:
         """Writes all as JSON."""
