@@ -1,0 +1,135 @@
+"""What fixed programs cost, counted: calls, commands, bytes, connections. Times are measured by the benchmarks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rush_async import Rush, RushWorker
+from rush_async.store.keys import NetworkKeys
+
+XS, YS = {"x1": 0.25, "x2": 0.5}, {"y": 0.75}
+
+
+class Costs:
+    """What the server was asked since the last look."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self.restart()
+
+    def restart(self) -> None:
+        self._raw.config_resetstat()
+
+    @property
+    def commands(self) -> Counter[str]:
+        """Commands of ours by name, those that scripts issue left out."""
+        stats = self._raw.info("commandstats")
+        own = ("cmdstat_config|resetstat", "cmdstat_info")
+        inside = {
+            "cmdstat_" + name for name in ("hget", "hset", "hdel", "hlen", "hincrby", "rpush", "time", "spublish", "hexists")
+        }
+        return Counter({name[8:]: each["calls"] for name, each in stats.items() if name not in inside and name not in own})
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes that all clients sent."""
+        return self._raw.info("stats")["total_net_input_bytes"]
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes that all clients got."""
+        return self._raw.info("stats")["total_net_output_bytes"]
+
+
+@pytest.fixture
+def costs(raw: Any) -> Costs:
+    return Costs(raw)
+
+
+async def propose_and_report(worker: RushWorker, n: int) -> None:
+    for _ in range(n):
+        (key,) = await worker.push_running_tasks([XS])
+        await worker.finish_tasks(key, [YS])
+
+
+async def in_blocks(worker: RushWorker, n: int) -> None:
+    for _ in range(n):
+        async with worker.task(XS) as task:
+            task.ys = YS
+
+
+@pytest.mark.parametrize("program", [propose_and_report, in_blocks])
+async def test_a_task_of_one_worker_is_two_calls_of_few_bytes(
+    rush_worker: RushWorker, costs: Costs, program: Callable[[RushWorker, int], Any]
+) -> None:
+    await program(rush_worker, 3)
+    costs.restart()
+    await program(rush_worker, 50)
+    commands = costs.commands
+    assert commands["evalsha"] == 100
+    assert not commands.keys() - {"evalsha", "hmget", "llen"}  # what the scripts read; nothing else is sent
+    assert costs.bytes_in / 50 <= 1_900
+    assert costs.bytes_out / 50 <= 260
+
+
+async def test_tasks_of_many_coroutines_are_merged(rush: Rush, costs: Costs) -> None:
+    workers = [await RushWorker(rush.network_id, rush.config) for _ in range(64)]
+    await asyncio.gather(*[propose_and_report(worker, 1) for worker in workers])
+    costs.restart()
+    await asyncio.gather(*[propose_and_report(worker, 10) for worker in workers])
+    assert costs.commands["evalsha"] <= 60  # 20 when nothing comes in between
+    assert costs.bytes_in / 640 <= 330
+    assert costs.bytes_out / 640 <= 60
+    for worker in workers:
+        await worker.aclose()
+
+
+async def test_a_bulk_is_a_call_a_thousand(rush: Rush, rush_worker: RushWorker, costs: Costs) -> None:
+    await rush.counts()
+    costs.restart()
+    keys = await rush_worker.push_running_tasks([XS] * 10_000)
+    assert costs.commands["evalsha"] == 10
+    await rush_worker.finish_tasks(keys, [YS] * 10_000)
+    assert costs.commands["evalsha"] == 20
+
+
+async def test_reading_costs_what_is_new(rush: Rush, costs: Costs) -> None:
+    await rush.push_finished_tasks([XS] * 10_000, [YS] * 10_000)
+    costs.restart()
+    assert (await rush.fetch_finished_tasks()).height == 10_000
+    commands = costs.commands
+    assert commands["lrange"] <= 7
+    assert costs.bytes_out <= 10_000 * 110
+    costs.restart()
+    for _ in range(10):
+        assert (await rush.fetch_finished_tasks()).height == 10_000
+    assert costs.commands == {"exec": 10, "multi": 10, "hmget": 10, "llen": 10, "lrange": 10}
+    assert costs.bytes_out <= 10 * 350
+    await rush.push_finished_tasks([XS], [YS])
+    costs.restart()
+    assert (await rush.fetch_finished_tasks()).height == 10_001
+    assert costs.commands["lrange"] == 1
+    assert costs.bytes_out <= 1_000
+
+
+async def test_all_clients_of_an_event_loop_share_two_connections(rush: Rush, raw: Any) -> None:
+    before = raw.info("clients")["connected_clients"]
+    workers = [await RushWorker(rush.network_id, rush.config) for _ in range(100)]
+    others = [await Rush(f"net{at}", rush.config) for at in range(20)]
+    await asyncio.gather(*[propose_and_report(worker, 2) for worker in workers])
+    async with rush.events():
+        assert raw.info("clients")["connected_clients"] <= before + 2  # the subscription and the heartbeat
+    for client in (*workers, *others):
+        await client.aclose()
+
+
+async def test_a_finished_task_takes_few_bytes_of_the_server(rush_worker: RushWorker, raw: Any) -> None:
+    keys = await rush_worker.push_running_tasks([{"x1": at / 7, "x2": 0.5} for at in range(5_000)])
+    await rush_worker.finish_tasks(keys, [{"y": at / 3} for at in range(5_000)])
+    used = raw.memory_usage(NetworkKeys.of(rush_worker.network_id).finished, samples=0)
+    assert used / 5_000 <= 130
