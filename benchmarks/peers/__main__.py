@@ -23,7 +23,8 @@ What is not the same:
   timeout (saq); ours fails it, or queues it again as often as asked, once its process is seen to have ended.
 - arq polls; its poll is set to a millisecond, which loads server and worker while nothing happens. The others wait.
 - ardiq, streaq and taskiq fetch jobs ahead, up to 1,024 here; ours and saq hand each job to who waits.
-- Cold reads: ours makes a polars frame, a Manager dict a dict, Optuna a list of trials. All include connecting.
+- Cold reads: ours makes a polars frame, a Manager dict a dict, Optuna a list of trials. All include connecting, and
+  none its imports.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,10 +70,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in given.only:
         if name in PEERS and python_of(name, directory) is None:
             print(f"{name} is left out, as it is not installed: python -m benchmarks.peers install --only {name} tells why")
+    # Also where a shell started this in the background, which ignores Ctrl-C there: no script and no server is left behind.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     begun = time.monotonic()
     lease = acquire()
     try:
         compare(table, given.only, scale, lease.url, directory)
+    except KeyboardInterrupt:
+        raise SystemExit("\nended early; all that was started is ended too") from None
     finally:
         lease.release()
         if given.json is not None:

@@ -176,7 +176,7 @@ class Comparison:
             cells.append(Cell(ours, script, rate, f"{CONCURRENCY} coroutines in each"))
             if "optuna" in self.names:
                 script = self.script("optuna_trials", "propose", scale.trials, "optuna", processes=n)
-                cells.append(Cell(f"Optuna's Redis journal, {name}", script, rate, f"{scale.trials:,} trials"))
+                cells.append(Cell(f"Optuna's Redis journal, {name}", script, rate, f"{scale.trials:,} trials from none"))
                 pairs.append((ours, f"Optuna's Redis journal, {name}", ">= 100" if n == 1 else ""))
             if "manager" in self.names:
                 script = self.script("manager_dict", "propose", scale.tasks * n // 2, processes=n)
@@ -192,11 +192,10 @@ class Comparison:
     def jobs(self, section: str, action: str, n: int, n_ours: int, values: Callable[..., dict[tuple[str, str], float]]) -> None:
         """One of the two figures of job queues."""
         queues = [name for name in QUEUES if name in self.names]
-        options = {"coroutines": CONCURRENCY}
-        cells = [Cell("ours", self.script("rush_jobs", action, n_ours, **options), values)]
+        cells = [Cell("ours", self.script("rush_jobs", action, n_ours, coroutines=CONCURRENCY), values)]
         for name in queues:
             note = "polls every ms instead of every 500" if name == "arq" else ""
-            cells.append(Cell(name, self.script(f"{name}_jobs", action, n, name, **options), values, note))
+            cells.append(Cell(name, self.script(f"{name}_jobs", action, n, name, coroutines=CONCURRENCY), values, note))
         self.measure(section, cells, [("ours", name, "") for name in queues])
 
     def consume(self) -> None:
@@ -206,7 +205,7 @@ class Comparison:
 
     def starts(self) -> None:
         """From enqueuing to start, in another process, at quiet."""
-        section = "From enqueuing to start in another process, at quiet"
+        section = "From enqueuing to start in another process, at quiet (a ratio below 1: ours is sooner)"
         self.jobs(section, "latency", self.scale.starts, self.scale.starts, percentiles)
 
     def read(self) -> None:
@@ -241,8 +240,10 @@ class Comparison:
             if "optuna" in self.names:
                 fill = self.script("optuna_trials", "propose", scale.read_trials, "optuna")
                 script = self.script("optuna_trials", "read", 0, "optuna")
-                add("Optuna's Redis journal", fill, script, scale.read_trials, "a list of trials; it grows with their number")
-            section = "Opening and reading all finished in a fresh process, by 1,000 tasks"
+                add("Optuna's Redis journal", fill, script, scale.read_trials, "a list of trials; takes longer in proportion")
+            section = (
+                "Opening and reading all finished in a fresh process, each 1,000 of them (a ratio below 1: ours is sooner)"
+            )
             self.measure(section, cells, [(cells[0].name, cell.name, "") for cell in cells[1:]], flush=False)
 
 

