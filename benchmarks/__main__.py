@@ -41,7 +41,7 @@ async def measure(table: Table, parts: list[str], repetitions: int, *, quick: bo
     if "stalls" in parts:
         await measure_stalls(table, 100_000)
     if "deaf" in parts:
-        await measure_deaf_subscribers(table, 10_000 if quick else 50_000)
+        await measure_deaf_subscribers(table, 40_000)
 
 
 def main() -> None:

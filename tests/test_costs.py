@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 
 from rush_async import Rush, RushWorker
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.transport import pack
+from rush_async.testing import wait_until
 
 XS, YS = {"x1": 0.25, "x2": 0.5}, {"y": 0.75}
 
@@ -126,6 +130,24 @@ async def test_all_clients_of_an_event_loop_share_two_connections(rush: Rush, ra
         assert raw.info("clients")["connected_clients"] <= before + 2  # the subscription and the heartbeat
     for client in (*workers, *others):
         await client.aclose()
+
+
+async def test_subscribers_that_stop_reading_are_cut_off_before_they_fill_the_server(rush_worker: RushWorker, raw: Any) -> None:
+    channel = NetworkKeys.of(rush_worker.network_id).events
+    path = str(rush_worker.config.url).removeprefix("unix://")
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            deaf = stack.enter_context(socket.socket(socket.AF_UNIX))
+            deaf.connect(path)
+            deaf.sendall(pack(("SSUBSCRIBE", channel)))
+        await wait_until(lambda: raw.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1] == 8)
+        most = 0
+        for _ in range(20):  # 5 MB of events for each of them
+            raw.eval("for _ = 1, 250 do redis.call('SPUBLISH', KEYS[1], ARGV[1]) end", 1, channel, "x" * 1_000)
+            most = max(most, raw.info("memory")["mem_clients_normal"])
+        await wait_until(lambda: raw.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1] == 0)
+    assert most <= 8 * 5 * 2**20
+    assert raw.info("memory")["mem_clients_normal"] <= 2**20
 
 
 async def test_a_finished_task_takes_few_bytes_of_the_server(rush_worker: RushWorker, raw: Any) -> None:

@@ -164,7 +164,8 @@ def _network_file_system(device: int, mounts: Path = Path("/proc/self/mountinfo"
 
 
 def _options(data_dir: Path | None, appendfsync: str, maxmemory: int | None) -> list[str]:
-    options = ["--save", "", "--maxmemory-policy", "noeviction"]
+    # Whoever stopped reading events is cut off, and told what it missed when it comes back; the server's memory is not for it.
+    options = ["--save", "", "--maxmemory-policy", "noeviction", "--client-output-buffer-limit", "pubsub 4mb 1mb 10"]
     if maxmemory is not None:
         options += ["--maxmemory", str(maxmemory)]
     if data_dir is None:

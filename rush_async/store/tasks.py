@@ -24,6 +24,7 @@ Target: TypeAlias = Literal["Q", "R", "F", "X"]
 EndKind: TypeAlias = Literal["F", "X", "B"]
 
 _WAVE = 8  # chunks of one bulk push that are under way together
+_SWEPT = 500  # tasks that a call removes, cancels or tries again: it rewrites their records, and is to be over in 10 ms
 _CHUNK = 2_000
 _FIRST_CHUNK = 100  # as long as nobody told how large the records are
 
@@ -187,7 +188,7 @@ class TaskStore:
         ended, removed = encode_failure(failure), list[str]()
         left = (await self.look()).counts.queued
         while left > 0:
-            keys = await self.calls.call(self._remove_group(ended, min(left, MOST_TASKS)))
+            keys = await self.calls.call(self._remove_group(ended, min(left, _SWEPT)))
             if not keys:
                 break
             removed += keys.decode().split()
@@ -200,14 +201,14 @@ class TaskStore:
     async def cancel(self, keys: Sequence[str], failure: Failure) -> list[str]:
         """Fails tasks that are queued or running, whoever holds them."""
         ended = encode_failure(failure)
-        groups = [Group(CANCEL, [ended, *chunk], n_tasks=len(chunk)) for chunk in _slices(keys, MOST_TASKS)]
+        groups = [Group(CANCEL, [ended, *chunk], n_tasks=len(chunk)) for chunk in _slices(keys, _SWEPT)]
         return await self._moved(groups)
 
     async def retry(self, keys: Sequence[str] | None) -> list[str]:
         """Queues failed tasks again, all of them when no keys are given."""
         if keys is None:
             keys = [key.decode() for key in await self._connection.ask("HKEYS", self.keys.failed)]
-        groups = [Group(RETRY, chunk, n_tasks=len(chunk)) for chunk in _slices(keys, MOST_TASKS)]
+        groups = [Group(RETRY, chunk, n_tasks=len(chunk)) for chunk in _slices(keys, _SWEPT)]
         return await self._moved(groups)
 
     async def _moved(self, groups: Sequence[Group]) -> list[str]:
