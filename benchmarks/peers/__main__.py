@@ -13,14 +13,14 @@ PATH; the others run on the Python of this program.
 
 What is not the same:
 
-- Optuna writes five journal entries a trial and reads each back; every process keeps all trials in memory, so that asking costs
+- Optuna writes four journal entries a trial and reads each back; every process keeps all trials in memory, so that asking costs
   more the more there are: hence 1,000. The random sampler draws two numbers. In memory it shares nothing.
 - A Manager dict is one process of one host; it is not durable, knows no states and no owner, and notices no death. Its calls
   block, so that there is one at a time in a process.
 - Ours runs 64 coroutines a process, whose calls travel together; `one coroutine` is the figure of a single sequential worker.
 - The queues keep no results here (they can; it slows them), ours always does. All acknowledge a job when it is done. What a
-  dead worker had in hand runs again at least once after a minute (streaq, ardiq), 5 (arq) or 10 (taskiq), or after the job's
-  timeout (saq); ours fails it, or queues it again as often as asked, once its process is seen to have ended.
+  dead worker had in hand runs again after a minute (streaq, ardiq), 5 (arq) or 10 (taskiq), and in saq after its timeout where
+  retries were asked for; ours fails it, or queues it again as often as asked, once its process is seen to have ended.
 - arq polls; its poll is set to a millisecond, which loads server and worker while nothing happens. The others wait.
 - ardiq, streaq and taskiq fetch jobs ahead, up to 1,024 here; ours and saq hand each job to who waits.
 - Cold reads: ours makes a polars frame, a Manager dict a dict, Optuna a list of trials. All include connecting, and

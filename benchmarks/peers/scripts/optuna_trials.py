@@ -1,7 +1,8 @@
 """Optuna with its Redis journal, and in memory: `ask` with fixed distributions, `tell`, and the sampler that costs least.
 
 One thread a process: the journal's storage takes a lock for each call, and four threads were no faster than one.
-A trial is five entries of the journal (created, two parameters, one state with the value), each written and read back.
+A trial is four entries of the journal (created, two parameters, the state with the value), written and read back in 24 round
+trips.
 """
 
 from __future__ import annotations
