@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import sys
 from pathlib import Path
@@ -10,13 +12,13 @@ import psutil
 import pytest
 
 from benchmarks.peers.__main__ import main
-from benchmarks.peers.comparison import Scale, compare
+from benchmarks.peers.comparison import Scale, compare, percentiles
 from benchmarks.peers.environments import PEERS, python_of
 from benchmarks.peers.processes import Script, ScriptError, run
-from benchmarks.report import Row, Table
+from benchmarks.report import Table
 from rush_async import RushConfig
 
-TINY = Scale(repetitions=1, processes=(1,), tasks=640, our_jobs=200, starts=5, read=300, timeout=30)
+TINY = Scale(repetitions=1, processes=(1,), tasks=640, our_jobs=200, read=300, timeout=30)
 
 
 def environment_of(name: str, directory: Path) -> None:
@@ -26,31 +28,39 @@ def environment_of(name: str, directory: Path) -> None:
     (directory / name / "installed").write_text("\n".join(PEERS[name].pins))
 
 
-def test_our_scripts_measure_and_the_table_is_printed(
-    rush_server: RushConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def comparison(rush_server: RushConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, str]:
+    """A run with a peer that fails and one that is not installed, and what it printed."""
     assert rush_server.url is not None
-    table = Table()
-    compare(table, [], TINY, rush_server.url, tmp_path, ["consume", "read"])
-    jobs, read = table.rows
+    directory = tmp_path_factory.mktemp("environments")
+    environment_of("saq", directory)
+    table, printed = Table(), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        compare(table, ["saq", "arq"], TINY, rush_server.url, directory, ["consume", "read"])
+    return table, printed.getvalue()
+
+
+def test_our_scripts_measure_and_the_table_is_printed(comparison: tuple[Table, str]) -> None:
+    table, printed = comparison
+    jobs, _, read = table.rows
     assert (jobs.name, jobs.unit, len(jobs.values)) == ("ours", "/s", 1)
     assert (read.name, read.unit, len(read.values)) == ("ours, of 300", "ms", 1)
     assert 100 < jobs.median < 1e6
     assert 0 < read.median < 60_000
-    printed = capsys.readouterr().out
     assert all(str(row) in printed for row in table.rows)
 
 
-def test_a_peer_that_fails_is_a_note_and_the_rest_goes_on(rush_server: RushConfig, tmp_path: Path) -> None:
-    assert rush_server.url is not None
-    environment_of("saq", tmp_path)
-    table = Table()
-    compare(table, ["saq", "arq"], TINY, rush_server.url, tmp_path, ["starts"])
-    named = {row.name: row for row in table.rows}
-    assert list(named) == ["ours, p50", "ours, p99", "saq"]  # arq is not installed
-    assert named["ours, p50"].median > 0
-    assert math.isnan(named["saq"].median)
-    assert "failed: ModuleNotFoundError: No module named 'saq'" in str(named["saq"])
+def test_a_peer_that_fails_is_a_note_and_the_rest_goes_on(comparison: tuple[Table, str]) -> None:
+    table, _ = comparison
+    assert [row.name for row in table.rows] == ["ours", "saq", "ours, of 300"]  # arq is not installed
+    failed = table.rows[1]
+    assert math.isnan(failed.median)
+    assert "failed: ModuleNotFoundError: No module named 'saq'" in str(failed)
+
+
+def test_starts_are_summed_up_by_their_middle_and_their_tail() -> None:
+    found = percentiles({"milliseconds": [float(ms) for ms in range(101)]})
+    assert found == {(", p50", "ms"): pytest.approx(50), (", p99", "ms"): pytest.approx(99)}
 
 
 def test_a_script_that_hangs_is_ended(rush_server: RushConfig) -> None:
@@ -74,7 +84,3 @@ def test_an_unknown_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["run", "--only", "arq,celery"])
     assert "no peer is called 'celery'" in capsys.readouterr().err
-
-
-def test_a_row_without_a_number_prints() -> None:
-    assert "nan" in str(Row("section", "name", [math.nan], ""))

@@ -16,7 +16,7 @@ from benchmarks.peers.environments import PEERS, python_of
 from benchmarks.peers.processes import Script, ScriptError, hold, run
 from benchmarks.report import Row, Table, ratio
 
-__all__ = ["FULL", "NAMES", "QUICK", "SECTIONS", "Scale", "compare"]
+__all__ = ["FULL", "NAMES", "QUICK", "SECTIONS", "Scale", "compare", "percentiles"]
 
 QUEUES = ("arq", "saq", "streaq", "taskiq", "ardiq")
 NAMES = ("optuna", "manager", *QUEUES)
