@@ -3,7 +3,8 @@
 python -m benchmarks [--quick] [--repetitions N] [--json FILE] [--compare FILE] [--check 4]
 
 A row says whether it reaches what the design asks for. More: `python -m benchmarks.losses` (deaths, idle workers),
-`python -m benchmarks.workers` (448 workers).
+`python -m benchmarks.workers` (448 workers), `python -m benchmarks.optimizers` (what the tutorial's optimisers find),
+`python -m benchmarks peers install` and `python -m benchmarks peers run` (beside other libraries).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import sys
 from pathlib import Path
 
+from benchmarks.peers import __main__ as peers
 from benchmarks.reads import measure_reads, measure_seen_elsewhere
 from benchmarks.report import Table, compare, read
 from benchmarks.server import measure_deaf_subscribers, measure_stalls, measure_start
@@ -41,11 +43,14 @@ async def measure(table: Table, parts: list[str], repetitions: int, *, quick: bo
     if "stalls" in parts:
         await measure_stalls(table, 100_000)
     if "deaf" in parts:
-        await measure_deaf_subscribers(table, 40_000)
+        await measure_deaf_subscribers(table, 200_000)
 
 
 def main() -> None:
     """Measures, prints, writes and compares."""
+    if sys.argv[1:2] == ["peers"]:
+        peers.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the library costs, and what it reaches.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions")
     parser.add_argument("--repetitions", type=int, help="how often each is measured (default: 9, quick: 3)")
