@@ -18,7 +18,7 @@ from rush_async import Rush, RushWorker, TasksFinished
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
 
-__all__ = ["measure_reads", "measure_seen_elsewhere"]
+__all__ = ["fill", "measure_reads", "measure_seen_elsewhere"]
 
 ELSEWHERE = "Finished here, seen by another process"
 

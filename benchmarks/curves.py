@@ -1,0 +1,125 @@
+"""How it scales: tasks a second over coroutines and processes, the time of a task and of a fetch over what is finished.
+
+python -m benchmarks.curves [--quick] [--json FILE] [--plot docs/figures/curves.svg]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from pathlib import Path
+
+from benchmarks.reads import fill
+from benchmarks.report import Row, Table
+from benchmarks.tasks import propose_and_report
+from rush_async import Coroutines, Processes, Rush, RushWorker
+
+RATES, GROWTH = "Tasks a second, proposed and reported", "Time over what is finished already"
+COROUTINES, PROCESSES = (1, 4, 16, 64, 256, 1024), (1, 2, 4)
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+
+
+async def work(rush: RushWorker, begin: float, seconds: float) -> None:
+    """Tasks without an objective, from one moment to another."""
+    await asyncio.sleep(begin - time.time())
+    while time.time() < begin + seconds:
+        await propose_and_report(rush, 4)
+
+
+async def rate(n_workers: int, n_processes: int, seconds: float) -> float:
+    """Tasks a second of all of them."""
+    async with Rush() as rush:
+        begin = time.time() + 1 + n_processes + n_workers / 500
+        on = Processes(n_processes) if n_processes > 1 else Coroutines()
+        await rush.start_workers(work, n_workers, on=on, args={"begin": begin, "seconds": seconds})
+        await rush.join_workers()
+        n = (await rush.counts()).finished
+        await rush.reset()
+    return n / seconds
+
+
+async def measure_rates(table: Table, repetitions: int, seconds: float) -> None:
+    """All numbers of coroutines in one process, and the larger ones spread over several."""
+    pairs = [(n, p) for p in PROCESSES for n in COROUTINES if n >= 16 or p == 1]
+    found: dict[tuple[int, int], list[float]] = {pair: [] for pair in pairs}
+    for _ in range(repetitions):
+        for pair in pairs:
+            found[pair].append(await rate(*pair, seconds))
+    for (n, p), values in found.items():
+        table.add(Row(RATES, f"{n:,} coroutines in {p} process{'es' if p > 1 else ''}", values, "/s"))
+
+
+async def measure_growth(table: Table, repetitions: int, most: int) -> None:
+    """The same calls beside more and more finished tasks."""
+    async with Rush() as rush, RushWorker(rush.network_id, rush.config) as worker:
+        for n in SIZES:
+            if n > most:
+                break
+            await fill(rush, n)
+            await rush.fetch_finished_tasks()
+            tasks: list[float] = []
+            fetches: list[float] = []
+            for _ in range(repetitions):
+                begun = time.perf_counter()
+                await propose_and_report(worker, 200)
+                tasks.append((time.perf_counter() - begun) / 200 * 1e6)
+                each: list[float] = []
+                for _ in range(100):
+                    await propose_and_report(worker, 1)
+                    begun = time.perf_counter()
+                    await rush.fetch_finished_tasks()
+                    each.append(time.perf_counter() - begun)
+                fetches.append(statistics.median(each) * 1e6)
+            table.add(Row(GROWTH, f"a task beside {n:,}", tasks, "us"))
+            table.add(Row(GROWTH, f"a fetch of one new beside {n:,}", fetches, "us"))
+        await rush.reset()
+
+
+def plot(table: Table, path: Path) -> None:
+    """Two panels: rates over coroutines, times over finished tasks."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "curves"
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    medians = {row.name: row.median for row in table.rows}
+    for p in PROCESSES:
+        ending = f"coroutines in {p} process{'es' if p > 1 else ''}"
+        points = [(n, medians[name]) for n in COROUTINES if (name := f"{n:,} {ending}") in medians]
+        left.plot(*zip(*points, strict=True), marker="o", label=f"{p} process{'es' if p > 1 else ''}")
+    left.set(xscale="log", xlabel="coroutines in all", ylabel="tasks a second", ylim=(0, None))
+    left.legend()
+    for what in ("a task", "a fetch of one new"):
+        points = [(n, medians[name]) for n in SIZES if (name := f"{what} beside {n:,}") in medians]
+        right.plot(*zip(*points, strict=True), marker="o", label=what)
+    right.set(xscale="log", xlabel="finished tasks", ylabel="microseconds", ylim=(0, None))
+    right.legend()
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None}, facecolor="white")
+
+
+def main() -> None:
+    """Measures, prints, and draws."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description="How it scales.")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there, as SVG")
+    options = parser.parse_args()
+    repetitions, seconds = (1, 0.5) if options.quick else (3, 2.0)
+    table = Table()
+    asyncio.run(measure_rates(table, repetitions, seconds))
+    asyncio.run(measure_growth(table, repetitions, 100_000 if options.quick else 1_000_000))
+    if options.json:
+        table.write(options.json)
+    if options.plot:
+        plot(table, options.plot)
+
+
+if __name__ == "__main__":
+    main()
