@@ -1,4 +1,4 @@
-"""What the tutorial's optimisers find: the best value of Branin after exactly 100 evaluations by 4 workers, over 20 seeds.
+"""How good the best of 100 evaluations is: the Branin function, random search and Bayesian optimisation, seed by seed.
 
 python -m benchmarks.optimizers [--quick]
 """
@@ -7,56 +7,54 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import io
-import os
 import random
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+import statistics
+import time
+from collections.abc import Sequence
 
-from benchmarks.report import Row, Table, ratio
-from examples.bayesian_optimization import minimize
-from examples.random_search import search_within_budget
+from examples import bayesian_optimization, random_search
 from rush_async import Rush
 
-EVALS, WORKERS = 100, 4
-NAMES = {"random": "random search", "forest": "ADBO with a random forest", "gp": "ADBO with a Gaussian process"}
+OPTIMUM = 0.397887
+METHODS = ("random search", "forest", "gp")
 
 
-def best(seed: int, how: str) -> float:
-    """One run, in a process of its own."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return asyncio.run(_best(seed, how))
-
-
-async def _best(seed: int, how: str) -> float:
+async def best_of(method: str, seed: int, evals: int, n_workers: int) -> float:
+    """Runs one search on coroutine workers; the best y it found."""
     async with Rush() as rush:
-        if how == "random":
+        if method == "random search":
             random.seed(seed)
-            await rush.start_workers(search_within_budget, WORKERS, evals=EVALS)
-            await rush.join_workers()
+            await rush.start_workers(random_search.search_within_budget, n_workers, evals=evals)
         else:
-            await minimize(rush, EVALS, WORKERS, how, seed)
-        tasks = await rush.fetch_finished_tasks()
-        assert tasks.height == EVALS
-        return min(tasks["y"])
+            await bayesian_optimization.start(rush, seed=seed, evals=evals, n_workers=n_workers, surrogate=method)
+        await rush.join_workers()
+        ys = (await rush.fetch_finished_tasks())["y"].to_list()
+        await rush.reset()
+    assert len(ys) == evals, f"{len(ys)} tasks finished, not {evals}"
+    return min(ys)
 
 
-def main() -> None:
-    """Prints median (min - max) of all seeds."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizers", description="What the tutorial's optimisers find.")
-    parser.add_argument("--quick", action="store_true", help="5 seeds instead of 20")
-    seeds = range(1, 6 if parser.parse_args().quick else 21)
-    section = f"Best value of Branin after {EVALS} evaluations by {WORKERS} workers, {len(seeds)} seeds (optimum 0.3979)"
-    table, found = Table(), dict[str, list[float]]()
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for how, name in NAMES.items():
-            found[how] = list(pool.map(partial(best, how=how), seeds))
-            table.add(Row(section, name, found[how], "", "<= 0.55" if how == "forest" else ""))
-        medians = [sorted(found[how])[len(seeds) // 2] for how in ("gp", "forest")]
-        table.add(ratio(section, "Gaussian process over forest, medians", medians[:1], medians[1:], goal="<= 1"))
+def show(name: str, bests: Sequence[float], seconds: float) -> None:
+    """Prints a figure: median (min - max)."""
+    spread = f"{statistics.median(bests):>8.4f}  ({min(bests):.4f} - {max(bests):.4f})"
+    print(f"{name:<16}{spread}  {seconds / len(bests):>6.1f} s a run", flush=True)
+
+
+async def main() -> None:
+    """Prints all figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizers", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="3 seeds instead of 20")
+    parser.add_argument("--evals", type=int, default=100, help="tasks to finish in each run (default: 100)")
+    parser.add_argument("--workers", type=int, default=4, help="how many (default: 4)")
+    options = parser.parse_args()
+    seeds = range(1, 4 if options.quick else 21)
+    print(f"best y of {options.evals} evaluations, {options.workers} workers, {len(seeds)} seeds: median (min - max)")
+    for method in METHODS:
+        begun = time.perf_counter()
+        bests = [await best_of(method, seed, options.evals, options.workers) for seed in seeds]
+        show(method, bests, time.perf_counter() - begun)
+    print(f"{'the optimum':<16}{OPTIMUM:>8.4f}")
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

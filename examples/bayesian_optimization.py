@@ -1,43 +1,49 @@
-"""Asynchronous decentralised Bayesian optimisation (ADBO; Egelé et al. 2023) of the Branin function.
+"""Asynchronous decentralised Bayesian optimisation of the Branin function: the tutorial's third optimiser.
 
-A Latin hypercube design is pushed to the queue. Each worker takes points of it until none is left, then proposes its own: it
-fits a surrogate to all that is finished and running, whoever does it, and minimises a lower confidence bound with a lambda of
-its own.
+Each worker fits a surrogate model of its own on what all workers have finished or are running, and evaluates where the model's
+lower confidence bound is lowest. Nobody waits for anybody:
 
     python examples/bayesian_optimization.py
-    python examples/bayesian_optimization.py --surrogate gp --evals 60 --workers 8 --seed 7
+    python examples/bayesian_optimization.py --surrogate gp --workers 8 --evals 200 --seed 7
 
-The design follows from the seed; what comes after depends on who finishes first, so two runs of one seed differ.
+The algorithm is that of Egelé, Guyon, Vishwanath and Balaprakash (2023), Asynchronous decentralized Bayesian optimization for
+large scale hyperparameter optimization, IEEE e-Science.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import qmc
+from scipy.stats import qmc, rankdata
+from sklearn.ensemble import RandomForestRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-from sklearn.tree import DecisionTreeRegressor
-from threadpoolctl import threadpool_limits
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from rush_async import Coroutines, Processes, Rush, RushWorker
 
+NAMES = ("x1", "x2")
 LOWER, UPPER = np.array([-5.0, 0.0]), np.array([10.0, 15.0])
-N_DESIGN = 25
-N_CANDIDATES = 1_000
-N_TREES = 100
-MEAN_LAMBDA = 1.96
-Y = {"y": pl.Float64}
+SCHEMA = {"x1": pl.Float64, "x2": pl.Float64, "y": pl.Float64}  # columns that are there before the first task is
 
-Surrogate = Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+DESIGN_SIZE = 25
+N_TREES = 50
+N_CANDIDATES = 1000
+MEAN_LAMBDA, DECAY, PERIOD = 1.96, 0.1, 25  # as the documentation of mlr3mbo describes ADBO
+
+Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # for points, a row each: mean and standard error
+Fit = Callable[[np.ndarray, np.ndarray, np.random.Generator], Predict]
+
+# Length scales at the end of their range are a fair answer where the function is flat.
+warnings.filterwarnings("ignore", category=ConvergenceWarning)
 
 
 def branin(x1: float, x2: float) -> float:
@@ -46,135 +52,197 @@ def branin(x1: float, x2: float) -> float:
     return a**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x1) + 10
 
 
-def design(n: int, seed: int) -> list[dict[str, float]]:
-    """A Latin hypercube of n points: each of n equal slices of x1, and of x2, holds one."""
-    points = qmc.scale(qmc.LatinHypercube(2, rng=seed).random(n), LOWER, UPPER)
-    return [{"x1": x1, "x2": x2} for x1, x2 in points.tolist()]
+# the design
 
 
-def with_imputed(tasks: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Points and values to fit to. What is running has no value yet and gets the mean: so nobody tries next to it now."""
-    points = tasks.select("x1", "x2").to_numpy()
-    values = tasks["y"].fill_null(tasks["y"].mean()).to_numpy()
-    return points, values
+def as_xs(point: np.ndarray) -> dict[str, float]:
+    """A point as the input of a task."""
+    return dict(zip(NAMES, point.tolist(), strict=True))
 
 
-def forest(points: np.ndarray, values: np.ndarray, candidates: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random forest's mean and standard error at the candidates.
+def make_design(n: int, seed: int) -> list[dict[str, float]]:
+    """A Latin hypercube: each of n slices of each input holds exactly one of the n points."""
+    points = qmc.scale(qmc.LatinHypercube(len(NAMES), rng=seed).random(n), LOWER, UPPER)
+    return [as_xs(point) for point in points]
 
-    Made of its trees, since sklearn's own forests change the warning filters of the process and workers share one in threads.
+
+# the surrogate
+
+
+def impute(tasks: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs and outputs to learn from; what is still running is taken to become as good as the finished on average.
+
+    That keeps workers apart: where one is at work already, the others' models are surer and less hopeful.
     """
-    rng, n = np.random.default_rng(seed), len(values)
-    drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(N_TREES)]  # how often a tree sees each point
-    models = [DecisionTreeRegressor(max_features=1, random_state=at).fit(points, values, bag) for at, bag in enumerate(drawn)]
-    trees = np.stack([model.predict(candidates) for model in models])
-    return trees.mean(axis=0), jackknife_error(trees, np.stack(drawn) > 0)
+    known = tasks.with_columns(pl.col("y").fill_null(pl.col("y").mean()))
+    return known.select(NAMES).to_numpy(), known["y"].to_numpy()
 
 
-def jackknife_error(trees: np.ndarray, in_bag: np.ndarray) -> np.ndarray:
-    """The standard error of a bagged mean: jackknife after bootstrap, less its Monte Carlo bias (Wager, Hastie, Efron 2014).
+def jackknife_error(predictions: np.ndarray, in_bag: np.ndarray) -> np.ndarray:
+    """The standard error of a forest's mean prediction, for each point.
+
+    How much does the forest's opinion change without a task? The trees that have not drawn it tell. This is the jackknife after
+    bootstrap, corrected for the bias that comes from having few trees: Wager, Hastie and Efron (2014), Confidence intervals for
+    random forests, JMLR 15. It is what `ranger` gives as `se` in R.
 
     Args:
-        trees: what each tree predicts, (trees, candidates).
-        in_bag: whether a tree saw a point, (trees, points).
+        predictions: what each tree predicts, shape (points, trees).
+        in_bag: whether each tree has drawn each task, shape (trees, tasks).
     """
-    n_trees, n_points = in_bag.shape
-    out_of_bag = (~in_bag).T.astype(float)  # (points, trees)
-    n_without = out_of_bag.sum(axis=1)
-    is_left_out = n_without > 0  # a point that every tree saw says nothing
-    without = out_of_bag[is_left_out] @ trees / n_without[is_left_out, None]
-    deviation = trees - trees.mean(axis=0)
-    jackknife = (n_points - 1) / n_points * ((without - trees.mean(axis=0)) ** 2).sum(axis=0)
-    bias = (math.e - 1) * n_points / n_trees**2 * (deviation**2).sum(axis=0)
-    return np.sqrt(np.maximum(jackknife - bias, 0.0))
+    out_of_bag = ~in_bag[:, ~in_bag.all(axis=0)]  # tasks that every tree has drawn tell nothing
+    n_trees, n_tasks = out_of_bag.shape
+    if n_tasks == 0:
+        return np.zeros(len(predictions))
+    mean = predictions.mean(axis=1, keepdims=True)
+    without = predictions @ out_of_bag / out_of_bag.sum(axis=0)
+    variance = (n_tasks - 1) / n_tasks * ((without - mean) ** 2).sum(axis=1)
+    bias = (math.e - 1) * n_tasks / n_trees**2 * ((predictions - mean) ** 2).sum(axis=1)
+    return np.sqrt(np.maximum(variance - bias, 0))
 
 
-def gaussian_process(
-    points: np.ndarray, values: np.ndarray, candidates: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A Gaussian process' mean and standard deviation at the candidates, both axes scaled to [0, 1]."""
-    kernel = ConstantKernel(1.0, (1e-2, 1e4)) * Matern([0.3, 0.3], (0.05, 5.0), nu=2.5) + WhiteKernel(1e-4, (1e-8, 1e-1))
-    model = GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed)
-    model.fit((points - LOWER) / (UPPER - LOWER), values)
-    return model.predict((candidates - LOWER) / (UPPER - LOWER), return_std=True)
+def fit_forest(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Predict:
+    """A random forest, with the jackknife's standard error.
+
+    It learns ranks, so that a few very bad results do not drown the differences between the good ones.
+    """
+    forest = RandomForestRegressor(N_TREES, max_features=1, random_state=int(rng.integers(2**32))).fit(x, rankdata(y))
+    in_bag = np.zeros((N_TREES, len(x)), dtype=bool)
+    for tree, drawn in enumerate(forest.estimators_samples_):
+        in_bag[tree, drawn] = True
+
+    def predict(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        predictions = np.column_stack([tree.predict(points) for tree in forest.estimators_])
+        return predictions.mean(axis=1), jackknife_error(predictions, in_bag)
+
+    return predict
 
 
-SURROGATES: dict[str, Surrogate] = {"forest": forest, "gp": gaussian_process}
+def fit_gp(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Predict:
+    """A Gaussian process, which knows its own standard error."""
+    kernel = ConstantKernel(1.0, (1e-3, 1e3)) * Matern(0.3, (0.02, 20.0), nu=2.5)
+    gp = GaussianProcessRegressor(kernel, alpha=1e-6, normalize_y=True, random_state=int(rng.integers(2**32)))
+    gp.fit((x - LOWER) / (UPPER - LOWER), y)
+
+    def predict(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean_and_error: Any = gp.predict((points - LOWER) / (UPPER - LOWER), return_std=True)
+        return mean_and_error
+
+    return predict
 
 
-def draw_candidates(best: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Points anywhere, and as many near the best one, at distances of all orders of magnitude."""
-    anywhere = rng.uniform(LOWER, UPPER, (N_CANDIDATES, 2))
-    distances = 10 ** rng.uniform(-3, -0.5, (N_CANDIDATES, 1)) * (UPPER - LOWER)
-    near = np.clip(best + rng.normal(size=(N_CANDIDATES, 2)) * distances, LOWER, UPPER)
-    return np.concatenate([anywhere, near])
+# How each is fitted, and the widths of the rounds in which its bound is then refined: none for a forest, whose bound is flat
+# between its cuts. Looking closer there only finds neighbours of what is known.
+SURROGATES: dict[str, tuple[Fit, Sequence[float]]] = {"forest": (fit_forest, ()), "gp": (fit_gp, (0.1, 0.03, 0.01))}
 
 
-def propose(tasks: pl.DataFrame, surrogate: Surrogate, lambda_: float, rng: np.random.Generator) -> dict[str, float]:
-    """The candidate with the lowest confidence bound: mean - lambda * error."""
-    if tasks["y"].is_null().all():  # nothing is known yet
-        x1, x2 = rng.uniform(LOWER, UPPER).tolist()
-        return {"x1": x1, "x2": x2}
-    points, values = with_imputed(tasks)
-    candidates = draw_candidates(points[values.argmin()], rng)
-    mean, error = surrogate(points, values, candidates, int(rng.integers(2**31)))
-    x1, x2 = candidates[(mean - lambda_ * error).argmin()].tolist()
-    return {"x1": x1, "x2": x2}
+# the next point
 
 
-async def optimize(rush: RushWorker, evals: int, surrogate: str, seed: np.random.SeedSequence) -> None:
-    """A worker: first what is queued, then its own proposals, until `evals` tasks are finished in all."""
-    async for task in rush.tasks(timeout=0):
+def minimise_bound(predict: Predict, lambda_: float, widths: Sequence[float], rng: np.random.Generator) -> np.ndarray:
+    """The point with the lowest bound: the best of many at random, then in narrowing rounds around the best so far."""
+
+    def lowest(points: np.ndarray) -> np.ndarray:
+        mean, error = predict(points)
+        return points[np.argmin(mean - lambda_ * error)]
+
+    best = lowest(rng.uniform(LOWER, UPPER, (N_CANDIDATES, len(NAMES))))
+    for width in widths:
+        around = best + width * (UPPER - LOWER) * rng.standard_normal((N_CANDIDATES // 5, len(NAMES)))
+        best = lowest(np.vstack([best, np.clip(around, LOWER, UPPER)]))
+    return best
+
+
+def propose(tasks: pl.DataFrame, surrogate: str, lambda_: float, rng: np.random.Generator) -> dict[str, float]:
+    """Where to evaluate next, from the tasks that are running and finished."""
+    if tasks["y"].is_null().all():  # more workers than points in the design: nothing to learn from yet
+        return as_xs(rng.uniform(LOWER, UPPER))
+    x, y = impute(tasks)
+    fit, widths = SURROGATES[surrogate]
+    return as_xs(minimise_bound(fit(x, y, rng), lambda_, widths, rng))
+
+
+# the workers
+
+
+async def bayesian_optimization(rush: RushWorker, seed: int, worker: int, surrogate: str, evals: int) -> None:
+    """A worker: helps with the design, then proposes for itself until `evals` tasks are finished in all."""
+    while (task := await rush.pop_task(timeout=0)) is not None:
         async with task:
             task.ys = {"y": branin(**task.xs)}
 
-    threadpool_limits(1)  # a surrogate is too small for threads of its own: they would only wait for each other
-    warnings.simplefilter("ignore", ConvergenceWarning)  # of a kernel at a bound, which is as good as any
-    rng = np.random.default_rng(seed)
-    lambda_ = float(rng.exponential(MEAN_LAMBDA))  # some workers exploit, some explore
-    print(f"{rush.worker_id}: the queue is empty, going on with lambda {lambda_:.2f}", flush=True)
-    while not rush.terminated:
-        tasks = await rush.fetch_tasks_with_state("running", "finished", schema=Y)
-        xs = await asyncio.to_thread(propose, tasks, SURROGATES[surrogate], lambda_, rng)
-        async with rush.task(xs, budget=evals) as task:
+    rng = np.random.default_rng([seed, worker])
+    lambda_0 = rng.exponential(MEAN_LAMBDA)  # its own: large ones explore, small ones refine
+    for t in itertools.count():
+        lambda_ = lambda_0 * math.exp(-DECAY * (t % PERIOD))
+        tasks = await rush.fetch_tasks_with_state("running", "finished", schema=SCHEMA)
+        # Off the event loop, which goes on serving the other workers and the heartbeat.
+        xs = await asyncio.to_thread(propose, tasks, surrogate, lambda_, rng)
+        async with rush.task(xs, xs_extra={"lambda": lambda_}, budget=evals) as task:
             if task is None:
                 return
             task.ys = {"y": branin(**task.xs)}
 
 
-async def minimize(
-    rush: Rush, evals: int, n_workers: int, surrogate: str, seed: int, on: Coroutines | Processes | None = None
-) -> pl.DataFrame:
-    """Evaluates the design and whatever the workers propose after it; the finished tasks in their order."""
-    await rush.push_tasks(design(min(N_DESIGN, evals), seed))
-    for its_seed in np.random.SeedSequence(seed).spawn(n_workers):
-        arguments: dict[str, Any] = {"evals": evals, "surrogate": surrogate, "seed": its_seed}
-        await rush.start_workers(optimize, on=on or Coroutines(), args=arguments)
-    await rush.join_workers()
-    return await rush.fetch_finished_tasks(schema=Y)
+# the manager
+
+
+async def start(
+    rush: Rush, *, seed: int, evals: int, n_workers: int, surrogate: str, on: Coroutines | Processes | None = None
+) -> None:
+    """Queues the design, and starts workers that tell themselves apart by a number."""
+    await rush.push_tasks(make_design(min(DESIGN_SIZE, evals), seed))
+    for worker in range(n_workers):
+        args: dict[str, Any] = {"seed": seed, "worker": worker, "surrogate": surrogate, "evals": evals}
+        await rush.start_workers(bayesian_optimization, on=on or Coroutines(), args=args)
+
+
+async def report(rush: Rush, evals: int, ended: asyncio.Task[Any]) -> None:
+    """Prints each new best, until all are finished or the workers have ended."""
+    n, best = 0, math.inf
+    while n < evals and not ended.done():
+        for task in (await rush.fetch_new_tasks(timeout=0.5)).iter_rows(named=True):
+            n += 1
+            if task["y"] < best:
+                best = task["y"]
+                how = "design" if task.get("lambda") is None else f"lambda {task['lambda']:.2f}"
+                print(f"{n:>5} finished  best y {best:>8.4f} at ({task['x1']:6.3f}, {task['x2']:6.3f})  {how}")
+
+
+def read_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Asynchronous decentralised Bayesian optimisation of the Branin function.")
+    parser.add_argument("--seed", type=int, default=1, help="of the design, each worker's lambda and candidates (default: 1)")
+    parser.add_argument("--evals", type=int, default=100, help="tasks to finish, the design included (default: 100)")
+    parser.add_argument("--workers", type=int, default=4, help="how many (default: 4)")
+    parser.add_argument("--surrogate", choices=sorted(SURROGATES), default="forest", help="the model (default: forest)")
+    parser.add_argument("--on", choices=["coroutines", "processes"], default="coroutines", help="where workers run")
+    parser.add_argument("--url", help="the database; without it a private server is started")
+    options = parser.parse_args()
+    if options.evals < 1 or options.workers < 1 or options.seed < 0:
+        parser.error("--evals and --workers must be at least 1, --seed at least 0")
+    return options
 
 
 async def main() -> None:
-    """Runs one optimisation and shows what it found."""
-    parser = argparse.ArgumentParser(description="Asynchronous decentralised Bayesian optimisation of the Branin function.")
-    parser.add_argument("--evals", type=int, default=100, help="tasks to finish, the design among them (default: 100)")
-    parser.add_argument("--workers", type=int, default=4, help="how many (default: 4)")
-    parser.add_argument("--surrogate", choices=SURROGATES, default="forest", help="random forest or Gaussian process")
-    parser.add_argument("--seed", type=int, default=1, help="of the design and of the workers (default: 1)")
-    parser.add_argument("--on", choices=["coroutines", "processes"], default="coroutines", help="where the workers run")
-    parser.add_argument("--url", help="the database; without it a private server is started")
-    options = parser.parse_args()
-    if options.evals < 1 or options.workers < 1:
-        parser.error("--evals and --workers are at least 1")
+    """Starts the workers, tells how they get on, and shows the best points."""
+    options = read_options()
     on = Processes() if options.on == "processes" else Coroutines()
-
-    async with Rush("example-bayesian-optimization", options.url) as rush:
-        tasks = await minimize(rush, options.evals, options.workers, options.surrogate, options.seed, on)
+    async with Rush(config=options.url) as rush:
+        await start(
+            rush,
+            seed=options.seed,
+            evals=options.evals,
+            n_workers=options.workers,
+            surrogate=options.surrogate,
+            on=on,
+        )
+        async with asyncio.TaskGroup() as group:
+            ended = group.create_task(rush.join_workers())  # raises what a worker raised, and so ends the report too
+            group.create_task(report(rush, options.evals, ended))
+        tasks = await rush.fetch_finished_tasks(schema=SCHEMA)
         await rush.reset()
-    n_design = min(N_DESIGN, options.evals)
-    print(f"the design of {n_design} points: best y {tasks['y'].head(n_design).min():.4f}")
-    print(f"all {tasks.height} evaluations:")
     print(tasks.sort("y").head(5))
+    print(f"{tasks.height} evaluations, workers that took part: {tasks['worker_id'].n_unique()}")
     print(f"best y: {tasks['y'].min():.4f}")
 
 

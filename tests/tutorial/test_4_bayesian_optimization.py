@@ -1,159 +1,275 @@
-"""Chapter 4: every worker has a surrogate of its own, fitted to what all have found and are running."""
+"""Chapter 4: workers that learn from each other, each with a model of its own."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
-from examples import bayesian_optimization as adbo
-from rush_async import Rush, RushWorker
+from benchmarks import optimizers
+from examples import bayesian_optimization as program
+from examples.bayesian_optimization import (
+    LOWER,
+    NAMES,
+    SURROGATES,
+    UPPER,
+    fit_forest,
+    fit_gp,
+    impute,
+    jackknife_error,
+    make_design,
+    minimise_bound,
+    propose,
+    start,
+)
+from rush_async import Counts, Rush
 from tests.test_examples import run
 
-# A kernel at a bound is as good as any; a worker says so for its process, which a test's own filters hide.
+# pytest sets the filters of warnings anew for each test, and with them the program's own.
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
-def points_and_values(n: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    points = np.random.default_rng(seed).uniform(adbo.LOWER, adbo.UPPER, (n, 2))
-    return points, np.array([adbo.branin(x1, x2) for x1, x2 in points])
+def rng() -> np.random.Generator:
+    return np.random.default_rng(1)
 
 
-# the pieces
+def archive(ys: list[float | None], seed: int = 1) -> pl.DataFrame:
+    """A running (None) or finished task for each y, at random points."""
+    points = np.random.default_rng(seed).uniform(LOWER, UPPER, (len(ys), 2))
+    return pl.DataFrame({"x1": points[:, 0], "x2": points[:, 1], "y": ys}, schema_overrides=program.SCHEMA)
 
 
-def test_a_design_has_a_point_in_every_slice_of_both_axes() -> None:
-    xss = adbo.design(25, seed=3)
-    for name, low in (("x1", -5.0), ("x2", 0.0)):
-        assert sorted(int((xs[name] - low) / 15 * 25) for xs in xss) == list(range(25))
-    assert adbo.design(25, seed=3) == xss != adbo.design(25, seed=4)
+def is_inside(xs: dict[str, float]) -> bool:
+    point = np.array([xs[name] for name in NAMES])
+    return bool((point >= LOWER).all() and (point <= UPPER).all())
 
 
-def test_what_runs_gets_the_mean_of_what_is_finished() -> None:
-    tasks = pl.DataFrame({"x1": [1.0, 2.0, 3.0], "x2": [4.0, 5.0, 6.0], "y": [None, 10.0, 30.0]})
-    points, values = adbo.with_imputed(tasks)
-    assert points.tolist() == [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
-    assert values.tolist() == [20.0, 10.0, 30.0]
+# the design
 
 
-def slow_error(trees: list[list[float]], in_bag: list[list[bool]]) -> list[float]:
-    """The formula as it is printed, a sum at a time."""
-    n_trees, n_points = len(trees), len(in_bag[0])
+def test_a_design_has_one_point_in_each_slice_of_each_input() -> None:
+    points = np.array([[xs[name] for name in NAMES] for xs in make_design(25, seed=3)])
+    slices = np.floor((points - LOWER) / (UPPER - LOWER) * 25)
+    for column in slices.T:
+        assert sorted(column) == list(range(25))
+
+
+def test_a_design_is_that_of_its_seed() -> None:
+    assert make_design(25, seed=3) == make_design(25, seed=3)
+    assert make_design(25, seed=3) != make_design(25, seed=4)
+
+
+# the surrogate
+
+
+def test_running_tasks_are_taken_to_become_as_good_as_the_mean_of_the_finished() -> None:
+    x, y = impute(archive([None, 1.0, None, 5.0]))
+    assert y.tolist() == [3.0, 1.0, 3.0, 5.0]
+    assert x.shape == (4, 2)
+
+
+def slow_error(predictions: list[list[float]], in_bag: list[list[bool]]) -> list[float]:
+    """The bias-corrected jackknife after bootstrap as the paper writes it, number by number."""
     errors: list[float] = []
-    for at in range(len(trees[0])):
-        mean = sum(tree[at] for tree in trees) / n_trees
+    n_trees, n_tasks = len(in_bag), len(in_bag[0])
+    for trees in predictions:
+        mean = sum(trees) / n_trees
         variance = 0.0
-        for point in range(n_points):
-            without = [tree[at] for tree, bag in zip(trees, in_bag, strict=True) if not bag[point]]
-            if without:
-                variance += (n_points - 1) / n_points * (sum(without) / len(without) - mean) ** 2
-        variance -= (np.e - 1) * n_points / n_trees**2 * sum((tree[at] - mean) ** 2 for tree in trees)
-        errors.append(max(variance, 0.0) ** 0.5)
+        for task in range(n_tasks):
+            without = [trees[tree] for tree in range(n_trees) if not in_bag[tree][task]]
+            variance += (sum(without) / len(without) - mean) ** 2 * (n_tasks - 1) / n_tasks
+        bias = (np.e - 1) * n_tasks / n_trees**2 * sum((prediction - mean) ** 2 for prediction in trees)
+        errors.append(max(variance - bias, 0) ** 0.5)
     return errors
 
 
-def test_the_error_is_the_jackknife_after_bootstrap() -> None:
-    rng = np.random.default_rng(1)
-    in_bag = rng.random((200, 12)) < 0.63
-    # What a tree predicts depends on what it saw, and on chance.
-    trees = in_bag @ rng.normal(size=(12, 7)) + rng.normal(size=(200, 7))
-    found = adbo.jackknife_error(trees, in_bag)
-    assert found.tolist() == pytest.approx(slow_error(trees.tolist(), in_bag.tolist()))
-    assert found.min() > 0
+def test_the_jackknife_is_the_papers_formula() -> None:
+    in_bag = rng().random((40, 9)) < 0.632
+    predictions = rng().normal(size=(6, 40)) + 3 * in_bag[:, 0]  # it matters whether a tree has drawn the first task
+    errors = jackknife_error(predictions, in_bag)
+    assert errors == pytest.approx(slow_error(predictions.tolist(), in_bag.tolist()))
+    assert errors.min() > 0
 
 
-def test_a_point_that_every_tree_saw_says_nothing_about_the_error() -> None:
-    trees = np.array([[1.0], [2.0], [4.0], [5.0]] * 50)
-    in_bag = np.array([[True, True], [False, True], [True, True], [False, True]] * 50)
-    found = adbo.jackknife_error(trees, in_bag)
-    assert found.tolist() == pytest.approx(slow_error(trees.tolist(), in_bag.tolist()))
+def test_the_jackknife_knows_the_standard_error_of_a_mean() -> None:
+    # A tree that predicts the mean of what it has drawn makes the forest a bagged mean, whose error is a textbook's.
+    y = rng().normal(size=50)
+    drawn = rng().integers(50, size=(20_000, 50))
+    in_bag = np.zeros((20_000, 50), dtype=bool)
+    np.put_along_axis(in_bag, drawn, True, axis=1)
+    (error,) = jackknife_error(y[drawn].mean(axis=1)[None, :], in_bag)
+    assert error == pytest.approx(y.std(ddof=1) / 50**0.5, rel=0.1)
 
 
-@pytest.mark.parametrize("surrogate", adbo.SURROGATES)
-def test_a_surrogate_knows_best_where_it_has_been(surrogate: str) -> None:
-    points, values = points_and_values(60)
-    mean, error = adbo.SURROGATES[surrogate](points, values, points, 1)
-    assert np.corrcoef(mean, values)[0, 1] > 0.9
-    elsewhere, _ = points_and_values(200, seed=5)
-    _, unsure = adbo.SURROGATES[surrogate](points, values, elsewhere, 1)
-    assert (error >= 0).all()
-    assert unsure.mean() > 0
+def test_the_jackknife_leaves_out_tasks_that_every_tree_has_drawn() -> None:
+    in_bag = rng().random((40, 9)) < 0.632
+    predictions = rng().normal(size=(6, 40)) + 3 * in_bag[:, 0]
+    with_another = np.column_stack([in_bag, np.ones(40, dtype=bool)])
+    assert jackknife_error(predictions, with_another) == pytest.approx(jackknife_error(predictions, in_bag))
+    assert jackknife_error(predictions, np.ones((40, 1), dtype=bool)).tolist() == [0.0] * 6
 
 
-@pytest.mark.parametrize(("lambda_", "wanted"), [(0.0, 2.0), (1.0, 5.0)])
-def test_the_lowest_bound_is_proposed(monkeypatch: pytest.MonkeyPatch, lambda_: float, wanted: float) -> None:
-    """At 2 the mean is lowest; at 5 the mean is higher, but the error is larger by more."""
-    candidates = np.array([[2.0, 2.0], [5.0, 5.0], [8.0, 8.0]])
-
-    def given(*_: Any) -> np.ndarray:
-        return candidates
-
-    monkeypatch.setattr(adbo, "draw_candidates", given)
-    tasks = pl.DataFrame({"x1": [0.0, 1.0], "x2": [0.0, 1.0], "y": [3.0, None]})
-
-    def surrogate(*_: Any) -> tuple[np.ndarray, np.ndarray]:
-        return np.array([1.0, 2.0, 3.0]), np.array([0.1, 1.5, 0.1])
-
-    xs = adbo.propose(tasks, surrogate, lambda_, np.random.default_rng(1))
-    assert xs == {"x1": wanted, "x2": wanted}
+def test_trees_that_agree_have_no_error() -> None:
+    in_bag = rng().random((40, 9)) < 0.632
+    assert jackknife_error(np.full((3, 40), 7.0), in_bag).tolist() == [0.0] * 3
 
 
-@pytest.mark.parametrize("surrogate", adbo.SURROGATES)
-@pytest.mark.parametrize("values", [[], [None, None], [7.0], [7.0, 7.0, 7.0, None]])
-def test_a_worker_can_propose_from_the_first_moment(surrogate: str, values: list[float | None]) -> None:
-    n = len(values)
-    tasks = pl.DataFrame(
-        {"x1": [1.0] * n, "x2": [2.0] * n, "y": values}, schema={"x1": pl.Float64, "x2": pl.Float64, "y": pl.Float64}
-    )
-    xs = adbo.propose(tasks, adbo.SURROGATES[surrogate], 1.0, np.random.default_rng(1))
-    assert -5 <= xs["x1"] <= 10
-    assert 0 <= xs["x2"] <= 15
+def test_a_forest_is_sure_where_many_tasks_agree_and_unsure_where_few_differ() -> None:
+    x = np.column_stack([np.linspace(-5, 10, 40), np.full(40, 5.0)])
+    y = np.where(x[:, 0] < 2, 0.0, np.arange(40.0))
+    mean, error = fit_forest(x, y, rng())(np.array([[-4.0, 5.0], [10.0, 5.0]]))
+    assert mean[0] == pytest.approx(np.sum(y == 0) / 2 + 0.5)  # the rank that equal results share
+    assert 35 < mean[1] < 40
+    assert error[0] == pytest.approx(0)
+    assert error[1] > 0.1
 
 
-# the whole
+def test_a_forest_learns_the_order_of_results_not_how_far_they_are_apart() -> None:
+    x, y = impute(archive([3.0, -1.0, 2.0, 9.0, 4.0, 6.0, 5.0]))
+    points = rng().uniform(LOWER, UPPER, (20, 2))
+    for plain, stretched in zip(fit_forest(x, y, rng())(points), fit_forest(x, np.exp(y), rng())(points), strict=True):
+        assert plain.tolist() == stretched.tolist()
 
 
-@pytest.mark.parametrize(("evals", "n_workers"), [(1, 2), (10, 1), (25, 3), (30, 3)])
-async def test_exactly_as_many_are_finished_the_design_first(rush: Rush, evals: int, n_workers: int) -> None:
-    tasks = await adbo.minimize(rush, evals, n_workers, "forest", seed=2)
-    assert tasks.height == evals
-    assert await rush.counts() == (0, 0, evals, 0)
-    wanted = adbo.design(min(25, evals), seed=2)
-    assert tasks.select("x1", "x2").head(25).sort("x1").to_dicts() == sorted(wanted, key=lambda xs: xs["x1"])
-    assert len(set(tasks.select("x1", "x2").iter_rows())) == evals
+def test_a_gaussian_process_passes_through_what_is_known_and_is_unsure_elsewhere() -> None:
+    x = rng().uniform(LOWER, (2.0, 7.0), (20, 2))
+    y = x[:, 0] ** 2 + x[:, 1]
+    mean, error = fit_gp(x, y, rng())(np.vstack([x, [UPPER]]))
+    assert mean[:-1] == pytest.approx(y, abs=0.1)
+    assert error[:-1].max() < error[-1]
 
 
-async def test_a_proposal_follows_from_the_tasks_of_all_workers(
-    rush: Rush, rush_worker: RushWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What somebody else is running is among what a surrogate is fitted to."""
-    await rush_worker.push_running_tasks([{"x1": 9.75, "x2": 14.75}])
-    seen: list[pl.DataFrame] = []
-    proposing = adbo.propose
-
-    def watched(tasks: pl.DataFrame, *args: Any) -> dict[str, float]:
-        seen.append(tasks)
-        return proposing(tasks, *args)
-
-    monkeypatch.setattr(adbo, "propose", watched)
-    await rush_worker.push_finished_tasks([{"x1": 1.0, "x2": 1.0}], [{"y": 27.7}])
-    worker_ids = await rush.start_workers(adbo.optimize, evals=4, surrogate="gp", seed=np.random.SeedSequence(1))
-    await rush.wait_until(lambda counts: counts.finished >= 2)
-    first = seen[0].filter(pl.col("state") == "running")
-    assert first.select("x1", "x2", "y").rows() == [(9.75, 14.75, None)]
-    await rush.stop_workers(worker_ids)
+# the next point
 
 
-@pytest.mark.parametrize(("surrogate", "on"), [("forest", "coroutines"), ("gp", "processes")])
-async def test_the_program_ends_with_the_best_value(surrogate: str, on: str) -> None:
-    text = await run(
-        "examples/bayesian_optimization.py", "--surrogate", surrogate, "--on", on, "--evals", "32", "--workers", "2"
-    )
-    *_, last = text.splitlines()
-    assert re.fullmatch(r"best y: \d+\.\d{4}", last)
-    assert "all 32 evaluations" in text
-    assert len(re.findall("going on with lambda", text)) == (2 if on == "coroutines" else 0)  # a process has files of its own
-    assert 0.3978 <= float(last.removeprefix("best y: ")) < 30
+def valley(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest at (2, 7), less and less sure towards the upper corner."""
+    return ((points - [2.0, 7.0]) ** 2).sum(axis=1), points.sum(axis=1)
+
+
+def test_without_lambda_the_lowest_mean_is_proposed() -> None:
+    assert minimise_bound(valley, 0, (0.1, 0.03, 0.01), rng()) == pytest.approx([2.0, 7.0], abs=0.05)
+
+
+def test_a_large_lambda_goes_where_the_model_is_unsure_and_stays_in_the_domain() -> None:
+    # mean - 2 error is lowest one further in both directions, and for 100 the corner of the domain is the limit.
+    assert minimise_bound(valley, 2, (0.1, 0.03, 0.01), rng()) == pytest.approx([3.0, 8.0], abs=0.05)
+    assert minimise_bound(valley, 100, (0.1, 0.03, 0.01), rng()) == pytest.approx(UPPER, abs=0.01)
+
+
+def test_rounds_of_refinement_never_make_it_worse() -> None:
+    coarse, fine = (valley(minimise_bound(valley, 0, widths, rng())[None, :])[0][0] for widths in ((), (0.1, 0.03, 0.01)))
+    assert fine < coarse
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("ys", [[3.0], [3.0, None], [3.0] * 10, [0.0, None, 0.0]])
+def test_few_and_equal_results_are_enough_to_propose(surrogate: str, ys: list[float | None]) -> None:
+    assert is_inside(propose(archive(ys), surrogate, 1.0, rng()))
+
+
+def test_with_nothing_finished_a_random_point_is_proposed() -> None:
+    assert is_inside(propose(archive([]), "forest", 1.0, rng()))
+    assert is_inside(propose(archive([None, None]), "gp", 1.0, rng()))
+
+
+# the workers
+
+
+async def search(rush: Rush, *, seed: int = 1, evals: int = 30, n_workers: int = 2, surrogate: str = "gp") -> pl.DataFrame:
+    await start(rush, seed=seed, evals=evals, n_workers=n_workers, surrogate=surrogate)
+    await rush.join_workers()
+    return await rush.fetch_finished_tasks(schema={"lambda": pl.Float64})
+
+
+async def test_the_design_comes_first_and_then_each_worker_has_a_lambda_that_decays(rush: Rush) -> None:
+    tasks = await search(rush, evals=33)
+    assert await rush.counts() == Counts(finished=33)
+    design, proposed = tasks.filter(pl.col("lambda").is_null()), tasks.filter(pl.col("lambda").is_not_null())
+    assert sorted(design["x1"]) == sorted(xs["x1"] for xs in make_design(25, seed=1))
+    assert proposed.height == 8
+    firsts: set[float] = set()
+    for _, lambdas in proposed.group_by("worker_id"):
+        values = lambdas["lambda"].sort(descending=True).to_list()
+        assert values == pytest.approx([values[0] * np.exp(-0.1 * t) for t in range(len(values))])
+        firsts.add(values[0])
+    assert len(firsts) == proposed["worker_id"].n_unique()
+
+
+async def test_one_worker_alone_is_repeatable(rush: Rush) -> None:
+    first = await search(rush, n_workers=1, surrogate="forest")
+    await rush.reset()
+    again = await search(rush, n_workers=1, surrogate="forest")
+    await rush.reset()
+    other = await search(rush, n_workers=1, surrogate="forest", seed=2)
+    assert first["y"].to_list() == again["y"].to_list()
+    assert set(first["y"]).isdisjoint(other["y"])
+
+
+@pytest.mark.parametrize("evals", [1, 7, 25])
+async def test_a_budget_within_the_design_is_all_design(rush: Rush, evals: int) -> None:
+    tasks = await search(rush, evals=evals)
+    assert await rush.counts() == Counts(finished=evals)
+    assert sorted(tasks["x1"]) == sorted(xs["x1"] for xs in make_design(evals, seed=1))
+
+
+async def test_more_workers_than_tasks_are_not_in_each_others_way(rush: Rush) -> None:
+    await search(rush, evals=3, n_workers=8)
+    assert await rush.counts() == Counts(finished=3)
+
+
+async def test_the_event_loop_goes_on_while_a_worker_thinks(rush: Rush, monkeypatch: pytest.MonkeyPatch) -> None:
+    thinking, may_go_on = threading.Event(), threading.Event()
+
+    def think(*_: Any) -> dict[str, float]:
+        thinking.set()
+        assert may_go_on.wait(timeout=30)
+        return {"x1": 1.0, "x2": 2.0}
+
+    monkeypatch.setattr(program, "propose", think)
+    await start(rush, seed=1, evals=26, n_workers=1, surrogate="forest")
+    await rush.wait_until(lambda counts: counts.finished == 25)
+    assert await asyncio.to_thread(thinking.wait, 10)
+    assert await rush.counts() == Counts(finished=25)  # which this loop could not ask if the worker held it up
+    may_go_on.set()
+    await rush.join_workers()
+    assert await rush.counts() == Counts(finished=26)
+
+
+# the program
+
+
+async def test_the_program_ends_with_the_best_y_of_exactly_as_many_as_asked() -> None:
+    lines = (await run("examples/bayesian_optimization.py", "--evals", "40", "--workers", "3")).splitlines()
+    best = re.fullmatch(r"best y: (\d+\.\d{4})", lines[-1])
+    assert best is not None
+    assert 0.3978 < float(best[1]) < 10
+    assert re.fullmatch(r"40 evaluations, workers that took part: [1-3]", lines[-2])
+    improvements = [float(y) for y in re.findall(r"finished  best y +([\d.]+) at", "\n".join(lines))]
+    assert improvements == sorted(improvements, reverse=True)
+    assert improvements[-1] == float(best[1])
+
+
+async def test_the_program_uses_a_gaussian_process_in_processes_on_the_database_that_is_named(rush: Rush) -> None:
+    assert rush.config.url is not None
+    words = ("--surrogate", "gp", "--on", "processes", "--workers", "2", "--evals", "40", "--url", rush.config.url)
+    lines = (await run("examples/bayesian_optimization.py", *words)).splitlines()
+    assert lines[-2].startswith("40 evaluations,")
+    best = float(lines[-1].removeprefix("best y: "))
+    assert best < 0.9  # the best of the design is 1.12
+
+
+@pytest.mark.parametrize("method", optimizers.METHODS)
+async def test_the_benchmark_runs_every_method_to_the_budget(rush: Rush, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    assert rush.config.url is not None
+    monkeypatch.setenv("RUSH_URL", rush.config.url)
+    assert optimizers.OPTIMUM <= await optimizers.best_of(method, seed=1, evals=27, n_workers=2) < 20
+
+
+async def test_no_branin_is_below_the_optimum_of_the_benchmark() -> None:
+    assert program.branin(np.pi, 2.275) == pytest.approx(optimizers.OPTIMUM, abs=1e-6)
