@@ -21,7 +21,7 @@ from rush_async.store.link import Link
 from rush_async.store.scripts import FINISH, PUSH
 from rush_async.store.transport import pack
 
-__all__ = ["COROUTINES", "measure_counters", "measure_fetching_loop", "measure_tasks", "ping", "subscriber"]
+__all__ = ["COROUTINES", "measure_counters", "measure_fetching_loop", "measure_tasks", "ping", "server_cpu", "subscriber"]
 
 COROUTINES = 64
 ONE, MANY, LOOP = "One worker, one task at a time", f"{COROUTINES} coroutines in one process", "Counters, without I/O"
@@ -130,6 +130,7 @@ async def measure_tasks(table: Table, repetitions: int, scale: int) -> None:
         n = (await rush.counts()).finished
         used = await link.connection.ask("MEMORY", "USAGE", f"rush:{{{rush.network_id}}}:finished", "SAMPLES", "0")
         table.add(Row(MANY, "server memory a finished task", [used / n], "bytes", "<= 130", f"of {n:,}"))
+        await _measure_parts(table, link, workers, repetitions, scale)
 
 
 async def _alternate(link: Link, worker: RushWorker, n: int) -> tuple[float, float]:
@@ -143,6 +144,33 @@ async def _alternate(link: Link, worker: RushWorker, n: int) -> tuple[float, flo
         seconds[0] += middle - begun
         seconds[1] += time.perf_counter() - middle
     return seconds[0] / n / 10, seconds[1] / n / 5
+
+
+async def _measure_parts(table: Table, link: Link, workers: list[RushWorker], repetitions: int, scale: int) -> None:
+    """Where the time of a task goes: the CPU of this process and of the server, and what is left."""
+    programs: dict[str, Callable[[], Awaitable[int]]] = {
+        ONE: lambda: propose_and_report(workers[0], 150 * scale),
+        MANY: lambda: together(lambda at: propose_and_report(workers[at], 20 * scale)),
+    }
+    for section, program in programs.items():
+        found: dict[str, list[float]] = {"our CPU": [], "the server's CPU": [], "in all": []}
+        for _ in range(repetitions):
+            server, own, begun = await server_cpu(link), time.process_time(), time.perf_counter()
+            n = await program()
+            found["in all"].append((time.perf_counter() - begun) / n * 1e6)
+            found["our CPU"].append((time.process_time() - own) / n * 1e6)
+            found["the server's CPU"].append((await server_cpu(link) - server) / n * 1e6)
+        if section == ONE:  # one works while the other waits, so what is left is the way between them, there and back, twice
+            parts = zip(found["in all"], found["our CPU"], found["the server's CPU"], strict=True)
+            found["sockets and waking up"] = [whole - ours - theirs for whole, ours, theirs in parts]
+        table.add(*[Row("Where the time of a task goes", f"{section}: {name}", each, "us") for name, each in found.items()])
+
+
+async def server_cpu(link: Link) -> float:
+    """Seconds of CPU that the server has used."""
+    lines = (await link.connection.ask("INFO", "cpu")).decode().splitlines()
+    facts = dict(line.split(":") for line in lines if ":" in line)
+    return float(facts["used_cpu_user"]) + float(facts["used_cpu_sys"])
 
 
 async def _measure_ceiling(table: Table, rush: Rush, workers: list[RushWorker], repetitions: int, scale: int) -> None:

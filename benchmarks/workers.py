@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.tasks import server_cpu
 from rush_async import Processes, Rush, RushWorker
 from rush_async.store.link import Link
 
@@ -47,19 +48,14 @@ async def measure(
     async with Rush() as rush:
         link = await Link.acquire(rush.config)
 
-        async def server_cpu() -> float:
-            lines = (await link.connection.ask("INFO", "cpu")).decode().splitlines()
-            facts = dict(line.split(":") for line in lines if ":" in line)
-            return float(facts["used_cpu_user"]) + float(facts["used_cpu_sys"])
-
         with tempfile.TemporaryDirectory() as out:
             begin = time.time() + 5  # by then all are there, and nobody waits for them and listens to events any more
             options = {"begin": begin, "seconds": seconds, "spread": spread, "out": out, "with_rush": with_rush}
             await rush.start_workers(sleep_in_tasks, n_workers, on=Processes(n_processes), args=options)
             await asyncio.sleep(begin - time.time())
-            before = await server_cpu()
+            before = await server_cpu(link)
             await asyncio.sleep(seconds)
-            used = await server_cpu() - before
+            used = await server_cpu(link) - before
             await rush.join_workers()
             notes = [file.read_text().split() for file in Path(out).iterdir()]  # noqa: ASYNC240
         assert len(notes) == n_workers
