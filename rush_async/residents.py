@@ -86,10 +86,11 @@ class Residents:
 
     def bury(self, worker_id: str, failure: Failure | None) -> None:
         """A worker that could not say good-bye is shut out as soon as the server is there, because others here may keep its
-        lease alive. Once nobody is left here, the lease expires."""
-        self._link.supervisor.start(
-            self._link.sooner_or_later, lambda: self._workers.lose([worker_id], "lost", LOST_WORKER, failure)
-        )
+        lease alive. Once nobody is left here, or the event loop ends, the lease expires."""
+        if self._link.supervisor.is_open:
+            self._link.supervisor.start(
+                self._link.sooner_or_later, lambda: self._workers.lose([worker_id], "lost", LOST_WORKER, failure)
+            )
 
     def _hear(self, data: bytes) -> None:
         try:

@@ -374,6 +374,37 @@ async def test_a_worker_that_could_not_say_good_bye_is_lost_though_its_neighbour
             assert await slow.counts() == Counts(failed=1)
 
 
+ENDING = """
+import asyncio, os, signal
+from rush_async import RushConfig, RushWorker
+from rush_async.store.server import acquire
+
+lease = acquire()
+
+async def live():
+    async with RushWorker("left", RushConfig(url=lease.url, retry_deadline=0.1)) as worker:
+        await worker.push_running_tasks([{"x": 1}])
+        entered.set()
+        await asyncio.sleep(60)
+
+async def main():
+    global entered, left
+    entered, left = asyncio.Event(), asyncio.create_task(live())
+    await entered.wait()
+    os.kill(lease.pid, signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_worker_that_cannot_say_good_bye_as_its_event_loop_ends_says_so_and_no_more() -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", ENDING, cwd=ROOT, stderr=subprocess.PIPE)
+    _, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+    assert "Traceback" not in errors.decode()
+    assert "could not say good-bye" in errors.decode()
+
+
 async def has_become(rush: Rush, worker_id: str, state: str) -> bool:
     return (await states(rush))[worker_id] == state
 
