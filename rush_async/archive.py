@@ -62,7 +62,7 @@ class Archive:
         self._tail: list[Any] = []  # decoded, behind the rows of the table
         self._tail_values: Values = {}
         self._n_decoded = 0
-        self._tail_frame: tuple[int, Layout, pl.DataFrame] | None = None
+        self._whole: tuple[int, Layout, pl.DataFrame] | None = None  # the frame that was asked for last
         self._warned: set[str] = set()
 
     def __len__(self) -> int:
@@ -109,18 +109,14 @@ class Archive:
         """
         self._decode(len(self))
         view = self._table.view(times, schema)
-        frame = self._table.body(view)
-        if self._tail:
-            frame = frame.vstack(self._frame_of_tail(view))
+        if self._whole is None or self._whole[:2] != (self._n_decoded, view):
+            frame = self._table.body(view)
+            if self._tail:
+                frame = frame.vstack(view.build(self._tail_values, len(self._tail) // FIELDS))
+            self._whole = (self._n_decoded, view, frame)
         _warn(view, self._warned)
-        return frame.slice(start) if start else frame
-
-    def _frame_of_tail(self, view: Layout) -> pl.DataFrame:
-        known = self._tail_frame
-        if known is None or known[:2] != (self._n_decoded, view):
-            frame = view.build(self._tail_values, len(self._tail) // FIELDS)
-            known = self._tail_frame = (self._n_decoded, view, frame)
-        return known[2]
+        frame = self._whole[2]
+        return frame.slice(start) if start else frame.clone()
 
     def snapshot(
         self,
@@ -347,7 +343,7 @@ class _Table:
         return view
 
     def body(self, view: Layout) -> pl.DataFrame:
-        """All rows in one frame of few chunks, the caller's own."""
+        """All rows in one frame of few chunks."""
         body = self._bodies.get(view)
         if body is None:
             if not self._blocks:
@@ -362,7 +358,7 @@ class _Table:
             for block in self._blocks[1:]:
                 body = body.vstack(block.frames[view])
             self._bodies[view] = body
-        return body.clone()
+        return body
 
     def _merge(self, view: Layout) -> None:
         """Merges the last blocks into one, so that heights fall by more than half from block to block."""

@@ -81,7 +81,7 @@ class Network:
         self._is_open = False
         self._opening = asyncio.Lock()
         self._archive: Archive | None = None
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Event | None = None  # set when the read that is under way ends
         self._n_reads = 0
         self._n_last_read = 0
         self._listeners: set[Listener] = set()
@@ -360,14 +360,23 @@ class Network:
     async def read_archive(self) -> Archive:
         """The archive with all that was finished when this was called. Concurrent calls share one read."""
         number = self._n_reads + 1  # the next read to begin covers this call; one that is under way may not
-        async with self._reading:
-            if self._n_last_read < number or self._archive is None:
-                self._n_reads += 1
-                mine = self._n_reads
-                await self._read_to_end()
-                self._n_last_read = mine
-        assert self._archive is not None
+        while self._n_last_read < number or self._archive is None:
+            if self._reading is None:
+                await self._read_for_all()
+            else:
+                await self._reading.wait()  # wakes all who wait in one tick, where a lock would take a tick for each
         return self._archive
+
+    async def _read_for_all(self) -> None:
+        self._n_reads += 1
+        number, over = self._n_reads, asyncio.Event()
+        self._reading = over
+        try:
+            await self._read_to_end()
+            self._n_last_read = number
+        finally:  # if it failed, the first of the others tries for itself
+            self._reading = None
+            over.set()
 
     async def _read_to_end(self) -> None:
         if self._archive is None:

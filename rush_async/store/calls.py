@@ -26,6 +26,7 @@ WINDOW = 64  # calls of a client that may be unanswered; the scripts keep as man
 MOST_TASKS = 1_000
 MOST_BYTES = 1024 * 1024
 MOST_BYTES_MERGED = 16 * 1024
+ENOUGH = 16  # groups that are worth a call before the tick is over
 
 
 class Position(NamedTuple):
@@ -173,13 +174,18 @@ class Calls:
         self._on_epoch = on_epoch
         self._number = 0
         self._unanswered: dict[int, _Call] = {}
+        self._n_under_way = 0  # groups in them
         self._waiting: dict[Script, deque[Group]] = {}
         self._is_due = False
         self._progress = asyncio.Event()
         self._orphans: set[Group] = set()
 
     def issue(self, group: Group) -> Group:
-        """Takes a group; it leaves at the end of this tick, merged with what else is issued until then."""
+        """Takes a group; it leaves at the end of this tick at the latest, merged with what else is issued until then.
+
+        A call that has gathered as much as the server still has to do for us leaves at once, so that the server works on it
+        while this process goes on: both are busy, where they would take turns.
+        """
         group.orphans = self._orphans
         waiting = self._waiting.get(group.script)
         if waiting is None:
@@ -187,6 +193,8 @@ class Calls:
         waiting.append(group)
         if not self._is_due:
             self._send_soon()
+        if ENOUGH <= len(waiting) >= self._n_under_way and group.script.merges and self._connection.is_ready:
+            self._connection.flush()
         return group
 
     def give_back(self, group: Group) -> None:
@@ -259,6 +267,8 @@ class Calls:
             while waiting and self._has_window():
                 if groups := _take_together(waiting):
                     self._send(script, groups)
+        if not self._connection.is_ready and any(self._waiting.values()):
+            self._connection.fill_when_ready(self._fill)
         self._progress.set()
 
     def _has_window(self) -> bool:
@@ -277,6 +287,7 @@ class Calls:
             self._part(call, error)
             return
         self._unanswered[call.number] = call
+        self._n_under_way += len(groups)
         self._connection.send(call)
 
     def _args(self, call: _Call) -> list[Word]:
@@ -288,7 +299,8 @@ class Calls:
         return args
 
     def forget(self, call: _Call) -> None:
-        self._unanswered.pop(call.number, None)
+        if self._unanswered.pop(call.number, None) is not None:
+            self._n_under_way -= len(call.groups)
         if any(self._waiting.values()):
             self._send_soon()
         self._progress.set()

@@ -268,6 +268,7 @@ class Connection:
         self._transport: Transport | None = None
         self._waiting: deque[Command] = deque()
         self._fillers: list[Callable[[], None]] = []
+        self._postponed: list[Callable[[], None]] = []
         self._is_flush_due = False
         self._watch: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -276,7 +277,7 @@ class Connection:
 
     async def open(self) -> None:
         """Opens the connection; raises `RushConnectionError` when that fails."""
-        self._transport = await open_transport(self.config, self._lost, on_writable=self._flush_soon)
+        self._transport = await open_transport(self.config, self._lost, on_writable=self._go_on)
 
     @property
     def is_ready(self) -> bool:
@@ -327,12 +328,23 @@ class Connection:
         self._fillers.append(filler)
         self._flush_soon()
 
+    def fill_when_ready(self, filler: Callable[[], None]) -> None:
+        """Calls `filler` when the server takes bytes again."""
+        if filler not in self._postponed:
+            self._postponed.append(filler)
+
+    def _go_on(self) -> None:
+        self._fillers += self._postponed
+        self._postponed.clear()
+        self._flush_soon()
+
     def _flush_soon(self) -> None:
         if not self._is_flush_due:
             self._is_flush_due = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Sends what there is before the tick ends."""
         fillers, self._fillers = self._fillers, []
         for filler in fillers:
             filler()
@@ -377,7 +389,7 @@ class Connection:
         failures = 0
         while not self._is_closed:
             try:
-                self._transport = await open_transport(self.config, self._lost, on_writable=self._flush_soon)
+                self._transport = await open_transport(self.config, self._lost, on_writable=self._go_on)
             except RushConnectionError as reason:
                 failures += 1
                 self._fail_waiting(reason, self.config.retry_deadline)
@@ -385,7 +397,7 @@ class Connection:
             else:
                 self.n_reconnects += 1
                 logger.info("connected to %s again", self.config.where)
-                self._flush_soon()
+                self._go_on()
                 return
 
     def _fail_waiting(self, reason: Exception, patience: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import pytest
 
 from rush_async import Failure, Rush, RushConfig, RushWorker
+from rush_async.store import calls as store_calls
 from rush_async.store import scripts
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.scripts import Script
@@ -361,10 +362,11 @@ async def test_a_repeated_merged_pop_gives_the_living_worker_what_it_was_given(
 
 
 async def test_merged_calls_that_were_refused_and_then_cut_have_their_effect_once(
-    proxy: Proxy, rush_server: RushConfig, raw: Any
+    proxy: Proxy, rush_server: RushConfig, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hundred pushes of one tick are refused as one, sent one by one, executed, and their replies lost."""
     n = 100
+    monkeypatch.setattr(store_calls, "ENOUGH", n + 1)
     async with staged(proxy, rush_server, raw) as stage:
         pushes: list[Command] = []
 

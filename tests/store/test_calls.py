@@ -34,11 +34,21 @@ def pushes(proxy: Proxy) -> list[Command]:
     return [each for each in proxy.commands if named("EVALSHA", scripts.PUSH.digest)(each)]
 
 
-async def test_the_pushes_of_64_coroutines_in_one_tick_are_one_command(proxy: Proxy, far: Rush) -> None:
-    keyss = await asyncio.gather(*[far.push_tasks([{"x": x}]) for x in range(64)])
-    assert len(pushes(proxy)) == 1
+@pytest.mark.parametrize(
+    ("n", "sizes"),
+    [
+        (15, [15]),  # at the end of the tick
+        (64, [16, 16, 32]),  # as soon as there is as much as the server still has to do
+        (200, [16, 16, 32, 64, 72]),
+    ],
+)
+async def test_the_pushes_of_many_coroutines_in_one_tick_are_few_commands(
+    proxy: Proxy, far: Rush, n: int, sizes: list[int]
+) -> None:
+    keyss = await asyncio.gather(*[far.push_tasks([{"x": x}]) for x in range(n)])
+    assert [sum(arg == b"Q" for arg in _arguments(each)) for each in pushes(proxy)] == sizes
     tasks = await far.get_tasks([key for (key,) in keyss])
-    assert [task and task.xs["x"] for task in tasks] == list(range(64))
+    assert [task and task.xs["x"] for task in tasks] == list(range(n))
 
 
 async def test_calls_of_each_kind_are_merged_among_themselves(proxy: Proxy, far: Rush) -> None:
