@@ -65,7 +65,7 @@ class PooledWorker:
 
     async def _call(self, script: Script, *args: Any) -> Any:
         self.number += 1
-        keys = self.pooled.keys
+        keys = self.pooled.keys[: script.n_keys]
         head = (self.pooled.epoch, self.client_id, self.number)
         reply = await self.pooled.client.evalsha(script.digest, len(keys), *keys, *head, *args)
         return reply[7]

@@ -42,9 +42,6 @@ MEAN_LAMBDA, DECAY, PERIOD = 1.96, 0.1, 25  # as the documentation of mlr3mbo de
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # for points, a row each: mean and standard error
 Fit = Callable[[np.ndarray, np.ndarray, np.random.Generator], Predict]
 
-# Length scales at the end of their range are a fair answer where the function is flat.
-warnings.filterwarnings("ignore", category=ConvergenceWarning)
-
 
 def branin(x1: float, x2: float) -> float:
     """The Branin function; its minimum is 0.3979."""
@@ -121,6 +118,9 @@ def fit_gp(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Predict:
     """A Gaussian process, which knows its own standard error."""
     kernel = ConstantKernel(1.0, (1e-3, 1e3)) * Matern(0.3, (0.02, 20.0), nu=2.5)
     gp = GaussianProcessRegressor(kernel, alpha=1e-6, normalize_y=True, random_state=int(rng.integers(2**32)))
+    # Length scales at the end of their range are a fair answer where the function is flat. Said here, for in a worker's process
+    # this file is not run, only the loop.
+    warnings.filterwarnings("ignore", category=ConvergenceWarning)
     gp.fit((x - LOWER) / (UPPER - LOWER), y)
 
     def predict(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

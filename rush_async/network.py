@@ -19,6 +19,7 @@ from rush_async.heartbeat import Pulse
 from rush_async.listeners import EventMessage, Listener, ResetMessage, decode_message
 from rush_async.model import Counts, TaskState
 from rush_async.residents import Residents
+from rush_async.standby import Standby
 from rush_async.store.calls import Position
 from rush_async.store.codec import complete, decode_task
 from rush_async.store.journal import Journal
@@ -61,6 +62,7 @@ class Network:
         n_workers: how many workers are running, likewise.
         watched: a block in which somebody depends on `watch`.
         residents: the workers that live in this event loop.
+        standby: which of them stands by for the next task.
         pulse: this event loop's part of the heartbeat.
     """
 
@@ -87,6 +89,7 @@ class Network:
         self._listeners: set[Listener] = set()
         self._end_waits: set[EndWait] = set()
         self.residents = Residents(link, self.keys, self.tasks, self.workers, self._take_reset)
+        self.standby = Standby(link, self.keys, self.tasks, self.residents, self.queue_line)
         self.pulse = Pulse(
             *(link.config, self.keys, self.residents.by_id),
             epoch=lambda: self.epoch,
@@ -165,6 +168,8 @@ class Network:
             listener.go_back(epoch, datetime.now(UTC))
         if epoch == 0:
             self.n_workers = 0
+        else:
+            self.standby.renew()
         self._set_counts(Counts())
 
     def _set_counts(self, counts: Counts) -> None:

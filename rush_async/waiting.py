@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
@@ -50,32 +49,49 @@ class Line:
     def __init__(self, available: Callable[[Counts], int]) -> None:
         self._available = available
         self._counts = Counts()
-        self._line: deque[asyncio.Future[bool]] = deque()
+        self._line: dict[asyncio.Future[bool], None] = {}
         self._granted = 0
         self.n_users = 0
+
+    def __len__(self) -> int:
+        return len(self._line)
 
     def update(self, counts: Counts) -> None:
         """Wakes as many as there is something for, but for those who were woken and have not come back yet."""
         self._counts = counts
         free = self._available(counts) - self._granted
         while free > 0 and self._line:
-            future = self._line.popleft()
+            future = next(iter(self._line))
+            del self._line[future]
             if not future.done():
                 future.set_result(True)
                 self._granted += 1
                 free -= 1
 
-    async def turn(self, timeout: float | None, waits: set[asyncio.Future[bool]]) -> bool:
+    async def turn(
+        self,
+        timeout: float | None,
+        waits: set[asyncio.Future[bool]],
+        stand_by: Callable[[asyncio.Future[bool]], None] | None = None,
+    ) -> bool:
         """Waits in line. True: it is the caller's turn, and it calls `done` after its attempt. False: the time is up, or
-        somebody ended the wait through `waits`, the set of waits of the caller's worker."""
+        somebody ended the wait.
+
+        Args:
+            timeout: seconds; None waits for ever.
+            waits: the waits of the caller's worker, by which others end this one.
+            stand_by: told of the wait once it has begun.
+        """
         if not self._line and self._available(self._counts) > self._granted:
             self._granted += 1
             return True
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bool] = loop.create_future()
         timer = None if timeout is None else loop.call_later(max(timeout, 0), end_wait, future)
-        self._line.append(future)
+        self._line[future] = None
         waits.add(future)
+        if stand_by is not None:
+            stand_by(future)
         try:
             return await future
         except asyncio.CancelledError:
@@ -83,6 +99,7 @@ class Line:
                 self.done()  # it was our turn in the very tick of the cancellation: the next one's now
             raise
         finally:
+            self._line.pop(future, None)
             waits.discard(future)
             if timer is not None:
                 timer.cancel()

@@ -20,6 +20,7 @@ from rush_async.model import Failure, Task, WorkerExit, WorkerState
 from rush_async.names import listed, worker_name
 from rush_async.network import Network
 from rush_async.session import Schema
+from rush_async.standby import Post
 from rush_async.store.codec import as_record, decode_task, encode_failure
 from rush_async.store.keys import check_worker_id
 from rush_async.store.tasks import Ended, Lost, Popped
@@ -28,6 +29,7 @@ __all__ = ["RushWorker"]
 
 logger = logging.getLogger(__name__)
 
+WORTH = 0.5  # seconds: who waits shorter does not stand by, which takes two calls
 _LONG = 1.0  # seconds for which a worker may block a loop that it shares
 _PATIENCE = 5.0  # seconds that a worker's good-bye may take
 
@@ -145,6 +147,7 @@ class RushWorker(RushClient):
             with anyio.move_on_after(_PATIENCE, shield=True):
                 if self._has_logged:
                     await network.pulse.flush()
+                network.standby.retire(self._worker_id)
                 if self._lost_because is None:
                     await self._fail_held(failure or Failure("cancelled", None, "Its worker ended"))
                     await network.tasks.calls.settled()
@@ -177,6 +180,11 @@ class RushWorker(RushClient):
     def lease_id(self) -> str:
         """The lease it lives under."""
         return self._lease_id
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it holds no task."""
+        return not self._held
 
     def held_keys(self) -> list[str]:
         """The tasks it holds."""
@@ -258,6 +266,7 @@ class RushWorker(RushClient):
         tasks = self._new_tasks(xss, xss_extra)
         if not tasks:
             return []
+        self._net.standby.stand_down()
         if len(tasks) == 1:  # the way of a loop
             key = tasks[0].key
             return [key] if self._took_place(key, await self._net.tasks.push_one(tasks[0], self._worker_id, budget)) else []
@@ -359,24 +368,53 @@ class RushWorker(RushClient):
                     return task
                 await network.watch()
             deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-            line = network.queue_line
             while not self._is_terminated:
                 left = None if deadline is None else deadline - asyncio.get_running_loop().time()
-                if not await line.turn(left, self._waits):
-                    break
+                is_our_turn, handed = await self._wait_in_line(network, left)
                 try:
+                    if handed is not None:
+                        return self._took([handed])
+                    if not is_our_turn:
+                        break
+                    network.standby.stand_down()
                     popped = self._took(await network.tasks.pop(self._worker_id))
                 finally:
-                    line.done()
+                    if is_our_turn:
+                        network.queue_line.done()
                 if popped is not None:
                     return popped
         return self._nothing()
+
+    async def _wait_in_line(self, network: Network, timeout: float | None) -> tuple[bool, Popped | None]:
+        """Waits until it is this worker's turn to pop, or it was handed a task; neither when the time is up."""
+        post: Post | None = None
+
+        def stand_by(wait: asyncio.Future[bool]) -> None:
+            nonlocal post
+            post = network.standby.offer(self._worker_id, wait)
+
+        is_worth_it = timeout is None or timeout >= WORTH
+        try:
+            is_our_turn = await network.queue_line.turn(timeout, self._waits, stand_by if is_worth_it else None)
+        except asyncio.CancelledError:
+            if post is not None:
+                network.standby.abandon(post)
+            raise
+        if post is None:
+            return is_our_turn, None
+        try:
+            return is_our_turn, await network.standby.leave(post)
+        except BaseException:
+            if is_our_turn:
+                network.queue_line.done()
+            raise
 
     def _nothing(self) -> None:
         if self._lost_because is not None:
             raise self._lost()
 
     async def _look_in_queue(self, network: Network) -> Task | None:
+        network.standby.stand_down()
         while True:
             task = self._took(await network.tasks.pop(self._worker_id))
             # A call skips a thousand stale entries of the queue at the most, and then leaves off.
@@ -482,6 +520,7 @@ class RushWorker(RushClient):
         record, extra = as_record(xs, "xs"), None if xs_extra is None else as_record(xs_extra, "xs_extra")
         new = self._new_task(record, extra, "xs")
         task = Task(new.key, "running", record, extra, attempt=1, worker_id=self._worker_id, _holder=self)
+        network.standby.stand_down()
         if budget is None:
             self._took_place(new.key, await network.tasks.push_one(new, self._worker_id))
             return task

@@ -251,6 +251,7 @@ class Calls:
                 self._progress.clear()
                 await self._progress.wait()
                 due &= under_way()
+            await asyncio.sleep(0)  # who was answered just now may give back what it was granted
 
     def _under_way(self) -> set[Group]:
         waiting = {group for groups in self._waiting.values() for group in groups}

@@ -16,18 +16,20 @@ _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class NetworkKeys(NamedTuple):
-    """The keys of one network, in the order in which every script gets them; all in one cluster slot."""
+    """The keys of one network, all in one cluster slot. Scripts get them in this order, as many as they need."""
 
     meta: str
     calls: str
     events: str
-    control: str
     queue: str
     queued: str
     running: str
     finished: str
     failed: str
     alive: str
+    standby: str
+    granted: str
+    control: str
     workers: str
     passing: str
     leases: str

@@ -21,11 +21,19 @@ class Script:
     """A Lua script: its source with the common prelude, and its digest."""
 
     def __init__(
-        self, name: str, *, grows: bool = False, founds: bool = False, merges: bool = False, ends: bool = False
+        self,
+        name: str,
+        last_key: str = "starts",
+        *,
+        grows: bool = False,
+        founds: bool = False,
+        merges: bool = False,
+        ends: bool = False,
     ) -> None:
         # A full server refuses scripts that grow the data as a whole; those that end, move or look go on.
         shebang = "#!lua" if grows else "#!lua flags=allow-oom"
         self.name = name
+        self.n_keys = NetworkKeys._fields.index(last_key) + 1  # a task is two calls, and each key in them 30 bytes
         self.founds = founds  # it makes a network exist, and wants to know the highest epoch ever seen
         self.merges = merges  # its arguments are groups, so that one call may serve many callers
         self.ends = ends  # it is somebody's last word: it is sent even when its caller was cancelled at once
@@ -33,12 +41,13 @@ class Script:
         self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
-PUSH = Script("push", grows=True, founds=True, merges=True)
-POP = Script("pop", merges=True)
-FINISH = Script("finish", merges=True, ends=True)
-REMOVE = Script("remove")
-RETRY = Script("retry", grows=True)
-LOOK = Script("look")
+PUSH = Script("push", "granted", grows=True, founds=True, merges=True)
+POP = Script("pop", "alive", merges=True)
+WAIT = Script("wait", "granted")
+FINISH = Script("finish", "alive", merges=True, ends=True)
+REMOVE = Script("remove", "alive")
+RETRY = Script("retry", "alive", grows=True)
+LOOK = Script("look", "alive")
 RESET = Script("reset")
 CANCEL = Script("cancel")
 ENTER = Script("enter", grows=True, founds=True, merges=True)
@@ -50,7 +59,7 @@ PART = Script("part")
 LOG = Script("log", grows=True)
 PREPARE = Script("prepare", grows=True, founds=True)
 SCRIPTS = (
-    *(PUSH, POP, FINISH, REMOVE, RETRY, CANCEL, LOOK, RESET),
+    *(PUSH, POP, WAIT, FINISH, REMOVE, RETRY, CANCEL, LOOK, RESET),
     *(ENTER, BYE, LOSE, STOP, BEAT, PART, LOG, PREPARE),
 )
 
@@ -60,16 +69,18 @@ class ScriptCaller:
 
     def __init__(self, keys: NetworkKeys) -> None:
         self.keys = keys
-        self._heads = {script: _body(pack(("EVALSHA", script.digest, len(keys), *keys))) for script in SCRIPTS}
+        self._heads = {
+            script: _body(pack(("EVALSHA", script.digest, script.n_keys, *keys[: script.n_keys]))) for script in SCRIPTS
+        }
 
     def call(self, script: Script, args: Iterable[Word]) -> bytes:
         """The bytes of one call of `script` by its digest."""
         args = tuple(args)
-        return b"*%d\r\n%b%b" % (3 + len(self.keys) + len(args), self._heads[script], _body(pack(args)))
+        return b"*%d\r\n%b%b" % (3 + script.n_keys + len(args), self._heads[script], _body(pack(args)))
 
     def call_by_source(self, script: Script, args: Iterable[Word]) -> bytes:
         """The same call carrying the whole source, for a server that forgot its scripts; it remembers them by this."""
-        return pack(("EVAL", script.source, len(self.keys), *self.keys, *args))
+        return pack(("EVAL", script.source, script.n_keys, *self.keys[: script.n_keys], *args))
 
 
 def _body(packed: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -13,10 +14,24 @@ from rush_async.store.calls import MOST_BYTES, MOST_TASKS, Answer, Calls, Group,
 from rush_async.store.codec import encode_failure
 from rush_async.store.connect import Connection, acl_remedy
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.scripts import BYE, CANCEL, ENTER, FINISH, LOOK, POP, PUSH, REMOVE, RESET, RETRY, Script, ScriptCaller
+from rush_async.store.scripts import (
+    BYE,
+    CANCEL,
+    ENTER,
+    FINISH,
+    LOOK,
+    POP,
+    PUSH,
+    REMOVE,
+    RESET,
+    RETRY,
+    WAIT,
+    Script,
+    ScriptCaller,
+)
 from rush_async.store.transport import Word
 
-__all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "NewTask", "Popped", "Target", "TaskStore"]
+__all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "NewTask", "Popped", "Standing", "Target", "TaskStore"]
 
 T = TypeVar("T")
 
@@ -42,6 +57,10 @@ class Popped(NamedTuple):
 
     key: str
     record: bytes
+
+
+# Whether a worker stands by; or the task that it was handed. None when the network was reset.
+Standing: TypeAlias = "bool | Popped | None"
 
 
 class Ended(NamedTuple):
@@ -161,9 +180,24 @@ class TaskStore:
 
         def put_back(popped: Any) -> None:
             if popped is not LOST and popped:
-                self.calls.give_back(self._end_group([Ended("B", key, worker_id) for key, _ in popped]))
+                self.put_back(popped, worker_id)
 
         return await self.calls.call(Group(POP, [worker_id, want], n_tasks=want, give_back=put_back))
+
+    def stand_by(self, what: Literal["in", "again", "out"], worker_id: str) -> asyncio.Future[Standing]:
+        """A waiting worker stands by for the next task that is pushed, does so still, or no longer; see `wait.lua`."""
+
+        def put_back(standing: Any) -> None:
+            if isinstance(standing, Popped):
+                self.put_back([standing], worker_id)
+
+        group = Group(WAIT, [what, worker_id], survives_reset=False, give_back=put_back)
+        self.calls.give_back(group)  # a worker that leaves waits for the answer
+        return group.future
+
+    def put_back(self, popped: Sequence[Popped], worker_id: str) -> None:
+        """Tasks that nobody has seen return to the head of the queue."""
+        self.calls.give_back(self._end_group([Ended("B", key, worker_id) for key, _ in popped]))
 
     def end(self, items: Sequence[Ended]) -> Awaitable[str | None]:
         """Ends running tasks; a character an item: `1` moved, `0` not held by that worker, `L` the worker is not alive. None
@@ -326,6 +360,13 @@ def _split_pops(answer: Answer, groups: list[Group]) -> list[Any]:
     return results
 
 
+def _split_standing(answer: Answer, groups: list[Group]) -> list[Any]:
+    state, _, key = answer.text.partition(b" ")
+    if state == b"T" and answer.extra[0]:
+        return [Popped(key.decode(), answer.extra[0])]
+    return [state == b"W"]
+
+
 def _split_characters(answer: Answer, groups: list[Group]) -> list[Any]:
     text, at, results = answer.text.decode(), 0, list[Any]()
     for group in groups:
@@ -337,6 +378,7 @@ def _split_characters(answer: Answer, groups: list[Group]) -> list[Any]:
 _SPLIT: dict[Script, Callable[[Answer, list[Group]], list[Any]]] = {
     PUSH: _split_pushes,
     POP: _split_pops,
+    WAIT: _split_standing,
     FINISH: _split_characters,
     ENTER: _split_characters,
     BYE: _split_characters,

@@ -15,7 +15,7 @@ for i = 4, #ARGV, 4 do
     answer[#answer + 1] = '2'
   elseif entry and (alive or sub(entry, 1, 9) == 'starting ') then
     answer[#answer + 1] = '1'
-    call('HDEL', ALIVE, worker)
+    bury(worker)
     call('HDEL', PASSING, worker)
     local space = string.find(entry, ' ', 1, true)
     call('HSET', WORKERS, worker, state .. sub(entry, space) .. ARGV[i + 2] .. stamp)

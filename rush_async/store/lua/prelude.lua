@@ -1,10 +1,11 @@
 -- What every script begins with: the keys by name, the guard of a numbered call (enter) and its end (leave).
--- KEYS  meta calls events control queue queued running finished failed alive workers passing leases processes log starts
+-- KEYS  meta calls events queue queued running finished failed alive standby granted
+--       control workers passing leases processes log starts      (or as many of them as the script needs)
 -- ARGV  epoch client number ...            the epoch the caller knows, who calls, and the number of the call
 -- A reply is {epoch, seq, n_queued, n_running, n_finished, n_failed, n_workers, answer, ...}, or {'EPOCH', epoch, wire}: another
 -- epoch, not executed; or {'OLD'}: a late copy of a call that was answered long ago, not executed.
-local META, CALLS, EVENTS, CONTROL, QUEUE, QUEUED, RUNNING, FINISHED, FAILED, ALIVE, WORKERS = unpack(KEYS)
-local PASSING, LEASES, PROCESSES, LOG, STARTS = unpack(KEYS, 12)
+local META, CALLS, EVENTS, QUEUE, QUEUED, RUNNING, FINISHED, FAILED, ALIVE, STANDBY, GRANTED = unpack(KEYS)
+local CONTROL, WORKERS, PASSING, LEASES, PROCESSES, LOG, STARTS = unpack(KEYS, 12)
 local call, sub, char, byte, concat = redis.call, string.sub, string.char, string.byte, table.concat
 local WIRE, WINDOW, MESSAGE, MOST_WORDS = '1', 64, 960, 4000
 local EPOCH, CLIENT, NUMBER = ARGV[1], ARGV[2], ARGV[3]
@@ -206,10 +207,17 @@ local function tell(message, names)
   end
 end
 
+-- A worker that is not alive any more.
+local function bury(worker)
+  call('HDEL', ALIVE, worker)
+  call('HDEL', STANDBY, worker)
+  call('HDEL', GRANTED, worker)
+end
+
 -- Shuts a worker out: none of its calls moves anything any more, and what it runs is cleared next.
 local function fence(worker, entry, state, failure)
   local space = string.find(entry, ' ', 1, true)
-  call('HDEL', ALIVE, worker)
+  bury(worker)
   call('HSET', PASSING, worker, 'out')
   call('HSET', WORKERS, worker, 'clearing-' .. state .. sub(entry, space) .. failure)
 end

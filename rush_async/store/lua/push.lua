@@ -1,5 +1,7 @@
 -- Creates tasks: queued (Q), running (R), finished (F) or failed (X). A worker's group needs the worker alive; a group with a
--- budget takes as many as find a place (queued + running + finished < budget), none once max_failed have failed.
+-- budget takes as many as find a place (queued + running + finished < budget), none once max_failed have failed. Where nothing
+-- is queued, new tasks are handed to workers that stand by: they run from here on, and the worker's client is told on a channel of
+-- its own; what is told and not heard is asked for (see wait).
 -- ARGV  ... last_known, then groups: target, worker or '', budget or '', max_failed or '', n; then n tasks: key, header + created
 --       (F: created alone), ended or ''
 -- answer: a number taken for each group, L for a worker that is not alive
@@ -7,6 +9,7 @@ local refusal, known = enter()
 if refusal then return refusal end
 if known then return repeated(known) end
 
+local LARGEST_HANDED = 16384 -- bytes
 local taken = {}
 local queue, queued, running, finished, failed = {}, {}, {}, {}, {}
 local used, n_failed
@@ -58,6 +61,28 @@ while at <= #ARGV do
   if used and target ~= 'X' then used = used + take end
 end
 if has_moved() then found(ARGV[4]) end
+
+local ready = #queue > 0 and call('HRANDFIELD', STANDBY, #queue, 'WITHVALUES') or {}
+if #ready > 0 and call('HLEN', QUEUED) == 0 then
+  local names, handed = {}, 0
+  for i = 1, #ready, 2 do names[#names + 1] = ready[i] end
+  leases = leases_of(names)
+  for i = 1, #ready, 2 do
+    local worker, key, record = ready[i], queue[handed + 1], queued[2 * handed + 2]
+    local lease = leases[worker]
+    if lease and sub(lease, -5) ~= ' stop' and #record <= LARGEST_HANDED then
+      handed = handed + 1
+      record = '\1' .. sub(record, 2) .. packed(worker) .. '\1' .. stamp
+      running[#running + 1], running[#running + 2] = key, record
+      call('HSET', GRANTED, worker, key)
+      local head = cmsgpack.pack({ EPOCH, worker, key })
+      redis.pcall('SPUBLISH', STANDBY .. ':' .. ready[i + 1], struct.pack('>H', #head) .. head .. record)
+      add('S', worker, key)
+    end
+  end
+  call('HDEL', STANDBY, unpack(names))
+  queue, queued = { unpack(queue, handed + 1) }, { unpack(queued, 2 * handed + 1) }
+end
 if #queue > 0 then
   call('HSET', QUEUED, unpack(queued))
   call('RPUSH', QUEUE, unpack(queue))

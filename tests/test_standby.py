@@ -1,0 +1,382 @@
+"""A worker that waits in an event loop without work stands by: the next task is handed to it, and none is lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rush_async import Failure, Rush, RushConfig, RushWorker, Task, TasksQueued, TasksStarted, WorkerLostError
+from rush_async import worker as worker_module
+from rush_async.store import scripts
+from rush_async.store.keys import NetworkKeys
+from rush_async.store.tasks import Popped
+from rush_async.testing import wait_until
+from tests.proxy import Proxy, named
+
+TIMEOUT = 10.0
+
+
+@pytest.fixture(autouse=True)
+def short_waits_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "WORTH", 0.0)
+
+
+@pytest_asyncio.fixture
+async def far(rush: Rush, proxy: Proxy) -> AsyncIterator[RushWorker]:
+    """A worker in the network of `rush`, on a connection of its own that can be counted and broken."""
+    async with RushWorker(rush.network_id, rush.config.at(proxy.url)) as worker:
+        yield worker
+
+
+class Standing:
+    """A worker that waits for a task, and stands by."""
+
+    def __init__(self, raw: Any, worker: RushWorker, timeout: float | None = TIMEOUT) -> None:
+        self.raw = raw
+        self.worker = worker
+        self.keys = NetworkKeys.of(worker.network_id)
+        self.pop = asyncio.create_task(worker.pop_task(timeout))
+
+    async def ready(self) -> Standing:
+        """Waits until the server knows."""
+        await wait_until(lambda: self.raw.hexists(self.keys.standby, self.worker.worker_id))
+        return self
+
+    async def taken(self) -> Task:
+        async with asyncio.timeout(TIMEOUT):
+            task = await self.pop
+        assert task is not None
+        return task
+
+
+async def standing(raw: Any, worker: RushWorker, timeout: float | None = TIMEOUT) -> Standing:
+    return await Standing(raw, worker, timeout).ready()
+
+
+def n_pops(proxy: Proxy) -> int:
+    return sum(named("EVALSHA", scripts.POP.digest)(command) for command in proxy.commands)
+
+
+def anybody(raw: Any, rush: Rush) -> dict[bytes, bytes]:
+    return raw.hgetall(NetworkKeys.of(rush.network_id).standby)
+
+
+async def finish(worker: RushWorker, task: Task) -> None:
+    assert await worker.finish_tasks(task.key, [{"y": 1}]) == [task.key]
+
+
+async def test_a_task_is_handed_to_a_worker_that_waits(rush: Rush, far: RushWorker, proxy: Proxy, raw: Any) -> None:
+    for x in range(3):
+        waiting = await standing(raw, far)
+        before = n_pops(proxy)
+        (key,) = await rush.push_tasks([{"x": x}], retries=2)
+        task = await waiting.taken()
+        assert n_pops(proxy) == before
+        assert (task.key, task.xs, task.attempt, task.worker_id) == (key, {"x": x}, 1, far.worker_id)
+        assert await rush.is_running_task(key) == [True]
+        assert await rush.counts() == (0, 1, x, 0)
+        assert anybody(raw, rush) == {}
+        await finish(far, task)
+    frame = await rush.fetch_finished_tasks(times=True)
+    assert frame["attempt"].to_list() == [1, 1, 1]
+    assert raw.llen(NetworkKeys.of(rush.network_id).queue) == 0
+
+
+async def test_both_events_of_a_task_that_is_handed_over_are_told(rush: Rush, far: RushWorker, raw: Any) -> None:
+    waiting = await standing(raw, far)
+    async with rush.events(TasksQueued, TasksStarted) as events:
+        keys = tuple(await rush.push_tasks([{"x": 1}]))
+        queued, started = await anext(events), await anext(events)
+    assert isinstance(queued, TasksQueued)
+    assert isinstance(started, TasksStarted)
+    assert (queued.keys, started.keys, started.worker_id) == (keys, keys, far.worker_id)
+    assert started.seq == queued.seq + 1
+    await finish(far, await waiting.taken())
+
+
+async def test_of_many_tasks_each_event_loop_is_handed_one(
+    rush: Rush, rush_worker: RushWorker, far: RushWorker, raw: Any
+) -> None:
+    near, other = await standing(raw, rush_worker), await standing(raw, far)
+    keys = await rush.push_tasks([{"x": x} for x in range(3)])
+    tasks = [await near.taken(), await other.taken()]
+    assert {task.key for task in tasks} == set(keys[:2])
+    last = await rush_worker.pop_task(0)
+    assert last is not None
+    assert last.key == keys[2]
+    for worker, task in zip((rush_worker, far, rush_worker), [*tasks, last], strict=True):
+        await finish(worker, task)
+
+
+async def test_nobody_stands_by_where_somebody_works(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:
+    async with RushWorker(rush.network_id, rush.config) as other:
+        (held,) = await rush_worker.push_running_tasks([{"x": 0}])
+        pop = asyncio.create_task(other.pop_task(TIMEOUT))
+        line = other._net.queue_line  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: len(line) == 1)
+        await rush.counts()
+        assert anybody(raw, rush) == {}
+        await rush_worker.finish_tasks(held, [{"y": 0}])
+        # When the last one waits too, it is that one.
+        second = await standing(raw, rush_worker)
+        await rush.push_tasks([{"x": 1}])
+        await finish(rush_worker, await second.taken())
+        await rush.push_tasks([{"x": 2}])
+        task = await pop
+        assert task is not None
+        await finish(other, task)
+
+
+@pytest.mark.parametrize("way", ["push", "block", "pop"])
+async def test_who_stands_by_is_relieved_when_another_worker_of_its_loop_gets_to_work(
+    rush: Rush, rush_worker: RushWorker, raw: Any, way: str
+) -> None:
+    async with RushWorker(rush.network_id, rush.config) as other:
+        waits = [asyncio.create_task(other.pop_task(TIMEOUT))]
+        waiting = await standing(raw, rush_worker)
+        if way == "push":
+            keys = await other.push_running_tasks([{"x": 0}])
+            assert anybody(raw, rush) == {}
+            await other.finish_tasks(keys, [{"y": 0}])
+        elif way == "block":
+            async with other.task({"x": 0}) as task:
+                assert anybody(raw, rush) == {}
+                task.ys = {"y": 0}
+        else:
+            assert await other.pop_task(0) is None
+            assert anybody(raw, rush) == {}
+        await rush.push_tasks([{"x": 1}, {"x": 2}])
+        tasks = [await waits[0], await waiting.taken()]
+        for worker, task in zip((other, rush_worker), tasks, strict=True):
+            assert task is not None
+            await finish(worker, task)
+
+
+async def test_what_is_queued_already_comes_first(rush: Rush, rush_worker: RushWorker, far: RushWorker, raw: Any) -> None:
+    tasks = far._net.tasks  # pyright: ignore[reportPrivateUsage]
+    assert await tasks.stand_by("in", far.worker_id) is True
+    # A retry is not handed over, so there is a queue and somebody stands by.
+    (key,) = await rush.push_failed_tasks([{"x": 0}], "bad")
+    await rush.retry_tasks(key)
+    await rush.push_tasks([{"x": 1}])
+    assert await rush.counts() == (2, 0, 0, 0)
+    assert await tasks.stand_by("again", far.worker_id) is False
+    assert await tasks.stand_by("in", far.worker_id) is False
+    for x in range(2):
+        task = await rush_worker.pop_task(0)
+        assert task is not None
+        assert task.xs == {"x": x}
+        await finish(rush_worker, task)
+
+
+async def test_a_large_task_is_popped_as_before(rush: Rush, far: RushWorker, proxy: Proxy, raw: Any) -> None:
+    waiting = await standing(raw, far)
+    before = n_pops(proxy)
+    await rush.push_tasks([{"x": "x" * 20_000}])
+    task = await waiting.taken()
+    assert n_pops(proxy) == before + 1
+    await finish(far, task)
+
+
+async def test_nobody_who_has_left_is_handed_anything(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:
+    keys = NetworkKeys.of(rush.network_id)
+    raw.hset(keys.standby, mapping={"nobody": "client", "ghost": "client"})
+    pushed = await rush.push_tasks([{"x": 1}, {"x": 2}])
+    assert (await rush.keys_with_state("queued"))["queued"] == pushed
+    assert anybody(raw, rush) == {}
+    await rush.empty_queue()
+    # One that was asked to stop is alive, and takes nothing new.
+    tasks = rush_worker._net.tasks  # pyright: ignore[reportPrivateUsage]
+    assert await tasks.stand_by("in", rush_worker.worker_id) is True
+    assert await rush_worker._net.workers.ask_to_stop([rush_worker.worker_id]) == [rush_worker.worker_id]  # pyright: ignore[reportPrivateUsage]
+    assert await tasks.stand_by("in", rush_worker.worker_id) is False
+    raw.hset(keys.standby, rush_worker.worker_id, "client")
+    (key,) = await rush.push_tasks([{"x": 2}])
+    assert (await rush.keys_with_state("queued"))["queued"] == [key]
+
+
+@pytest.mark.parametrize("timeout", [0.001, 0.05])
+async def test_a_wait_that_ends_leaves_nothing(rush: Rush, far: RushWorker, raw: Any, timeout: float) -> None:
+    for _ in range(20):
+        assert await far.pop_task(timeout) is None
+    assert anybody(raw, rush) == {}
+    network = far._net  # pyright: ignore[reportPrivateUsage]
+    assert len(network.queue_line) == 0
+    assert not network.standby._posts  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_a_task_that_is_handed_over_as_the_wait_ends_is_returned(
+    rush: Rush, far: RushWorker, proxy: Proxy, raw: Any
+) -> None:
+    waiting = await standing(raw, far, timeout=0.3)
+    proxy.freeze(up=False)
+    (key,) = await rush.push_tasks([{"x": 1}])
+    await proxy.seen("EVALSHA", scripts.WAIT.digest, times=2)  # its time is up, and it says so
+    proxy.thaw()
+    task = await waiting.taken()
+    assert task.key == key
+    await finish(far, task)
+
+
+async def test_a_cancelled_wait_puts_back_what_was_handed_over(rush: Rush, far: RushWorker, proxy: Proxy, raw: Any) -> None:
+    waiting = await standing(raw, far)
+    proxy.freeze(up=False)
+    (key,) = await rush.push_tasks([{"x": 1}])
+    assert await rush.is_running_task(key) == [True]
+    waiting.pop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting.pop
+    proxy.thaw()
+    await rush.wait_until(lambda counts: counts.queued == 1, timeout=TIMEOUT)
+    task = await far.pop_task(0)
+    assert task is not None
+    assert (task.key, task.attempt) == (key, 1)
+    await finish(far, task)
+
+
+async def thaw_when_it_says_so(proxy: Proxy) -> None:
+    await proxy.seen("EVALSHA", scripts.WAIT.digest, times=2)
+    proxy.thaw()
+
+
+async def test_a_worker_that_leaves_puts_back_what_was_handed_over(rush: Rush, proxy: Proxy, raw: Any) -> None:
+    async with RushWorker(rush.network_id, rush.config.at(proxy.url)) as far:
+        waiting = await standing(raw, far)
+        proxy.freeze(up=False)
+        (key,) = await rush.push_tasks([{"x": 1}])
+        thawing = asyncio.create_task(thaw_when_it_says_so(proxy))
+    await thawing
+    assert await waiting.pop is None
+    assert (await rush.keys_with_state("queued", "running")) == {"queued": [key], "running": []}
+    assert raw.hgetall(NetworkKeys.of(rush.network_id).granted) == {}
+    await rush.empty_queue()
+
+
+@pytest.mark.parametrize("only", ["pubsub", None])
+async def test_what_was_told_to_a_broken_connection_is_asked_for(
+    rush: Rush, far: RushWorker, proxy: Proxy, raw: Any, only: Any
+) -> None:
+    waiting = await standing(raw, far)
+    proxy.freeze(up=False)
+    (key,) = await rush.push_tasks([{"x": 1}])
+    proxy.cut_all(only)
+    proxy.thaw()
+    task = await waiting.taken()
+    assert task.key == key
+    await finish(far, task)
+    # And the next one too.
+    waiting = await standing(raw, far)
+    (key,) = await rush.push_tasks([{"x": 2}])
+    task = await waiting.taken()
+    assert task.key == key
+    await finish(far, task)
+    assert await rush.counts() == (0, 0, 2, 0)
+
+
+async def test_a_worker_that_is_lost_loses_what_it_was_handed(rush: Rush, far: RushWorker, proxy: Proxy, raw: Any) -> None:
+    waiting = await standing(raw, far, timeout=1)
+    proxy.freeze(up=False)
+    keys = await rush.push_tasks([{"x": 1}], retries=1)
+    await rush._net.workers.lose([far.worker_id], "lost", Failure("lost", None, "Worker has crashed or was killed"))  # pyright: ignore[reportPrivateUsage]
+    assert (await rush.keys_with_state("queued"))["queued"] == keys
+    names = NetworkKeys.of(rush.network_id)
+    assert raw.hgetall(names.granted) == raw.hgetall(names.standby) == {}
+    proxy.thaw()
+    task = await waiting.taken()  # it heard of that first
+    with pytest.raises(WorkerLostError):
+        await far.finish_tasks(task.key, [{"y": 1}])
+    await rush.empty_queue()
+
+
+async def test_after_a_reset_it_stands_by_again(rush: Rush, far: RushWorker, raw: Any) -> None:
+    waiting = await standing(raw, far)
+    await rush.push_finished_tasks([{"x": 0}], [{"y": 0}])
+    await rush.reset(workers=False)
+    await waiting.ready()
+    (key,) = await rush.push_tasks([{"x": 1}])
+    task = await waiting.taken()
+    assert task.key == key
+    await finish(far, task)
+
+
+async def test_one_that_is_asked_to_stop_stands_by_no_more(rush: Rush, far: RushWorker, raw: Any) -> None:
+    waiting = await standing(raw, far)
+    far.stop_requested()
+    assert await waiting.pop is None
+    assert anybody(raw, rush) == {}
+
+
+async def test_what_is_not_ours_is_named_and_skipped(
+    rush: Rush, far: RushWorker, raw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = await standing(raw, far)
+    ((_, client),) = anybody(raw, rush).items()
+    channel = f"{NetworkKeys.of(rush.network_id).standby}:{client.decode()}"
+    with caplog.at_level(logging.ERROR):
+        for nonsense in (b"", b"\x00", b"\x00\x01\xc1", b"\x00\x02\x91\x01", b"\xff\xff\x93"):
+            raw.execute_command("SPUBLISH", channel, nonsense)
+        (key,) = await rush.push_tasks([{"x": 1}])
+        task = await waiting.taken()
+    assert task.key == key
+    assert len([record for record in caplog.records if "is malformed" in record.message]) == 5
+    await finish(far, task)
+
+
+async def test_a_task_for_somebody_who_does_not_wait_any_more_goes_back(rush: Rush, far: RushWorker, raw: Any) -> None:
+    (await standing(raw, far, timeout=0.01)).pop.cancel()
+    tasks = far._net.tasks  # pyright: ignore[reportPrivateUsage]
+    await wait_until(lambda: not anybody(raw, rush))
+    # As if its good-bye from the post had never reached the server.
+    assert await tasks.stand_by("in", far.worker_id) is True
+    (key,) = await rush.push_tasks([{"x": 1}])
+    await rush.wait_until(lambda counts: counts.queued == 1, timeout=TIMEOUT)
+    task = await far.pop_task(0)
+    assert task is not None
+    assert task.key == key
+    await finish(far, task)
+
+
+async def test_the_answer_to_one_that_leaves_carries_what_it_was_handed(rush: Rush, far: RushWorker) -> None:
+    tasks = far._net.tasks  # pyright: ignore[reportPrivateUsage]
+    assert await tasks.stand_by("out", far.worker_id) is False
+    assert await tasks.stand_by("in", far.worker_id) is True
+    (key,) = await rush.push_tasks([{"x": 1}])
+    await far.fail_tasks(key)  # which it may not have known of: it goes back, or is failed here
+    assert await tasks.stand_by("out", far.worker_id) is False
+    assert await tasks.stand_by("in", far.worker_id) is True
+    (key,) = await rush.push_tasks([{"x": 2}])
+    handed = await tasks.stand_by("again", far.worker_id)
+    assert handed is False or (isinstance(handed, Popped) and handed.key == key)
+    await rush.empty_queue()
+
+
+async def test_a_full_round_at_speed_loses_and_doubles_nothing(rush: Rush, rush_server: RushConfig) -> None:
+    n, others = 300, [replace(rush_server, response_timeout=11.0 + at) for at in range(3)]
+    seen: list[str] = []
+
+    async def serve(config: RushConfig) -> None:
+        async with RushWorker(rush.network_id, config) as first, RushWorker(rush.network_id, config) as second:
+
+            async def loop(worker: RushWorker) -> None:
+                while (task := await worker.pop_task(None)) is not None:
+                    seen.append(task.key)
+                    await worker.finish_tasks(task.key, [{"y": 0}])
+
+            await asyncio.gather(loop(first), loop(second))
+
+    serving = [asyncio.create_task(serve(config)) for config in others]
+    await rush.wait_for_workers(6, timeout=TIMEOUT)
+    keys: list[str] = []
+    for at in range(n):
+        keys += await rush.push_tasks([{"x": at}])
+    await rush.wait_for_tasks(keys, timeout=TIMEOUT)
+    assert sorted(seen) == sorted(keys)
+    await rush.stop_workers()
+    await asyncio.gather(*serving)
+    assert await rush.counts() == (0, 0, n, 0)
