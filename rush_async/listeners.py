@@ -27,19 +27,53 @@ from rush_async.store.codec import decode
 __all__ = ["EventMessage", "Listener", "ResetMessage", "decode_message"]
 
 
-class EventMessage(NamedTuple):
-    """One message of the `events` channel."""
+class EventMessage:
+    """One message of the `events` channel: where the network stands, and what happened.
 
-    epoch: int
-    first: int
-    counts: Counts
-    n_workers: int
-    events: list[Event]
+    Attributes:
+        epoch: the network's.
+        first: the number of its first event.
+        counts: how many tasks are in each state.
+        n_workers: how many workers are running.
+    """
+
+    __slots__ = ("_at", "_events", "_groups", "_network_id", "counts", "epoch", "first", "n_workers")
+
+    def __init__(
+        self, network_id: str, epoch: int, first: int, at: float, counts: Counts, n_workers: int, groups: list[list[str]]
+    ) -> None:
+        self.epoch = epoch
+        self.first = first
+        self.counts = counts
+        self.n_workers = n_workers
+        self._network_id = network_id
+        self._at = at
+        self._groups = groups
+        self._events: list[Event] | None = None
 
     @property
     def last(self) -> int:
         """The number of its last event."""
-        return self.first + len(self.events) - 1
+        return self.first + len(self._groups) - 1
+
+    @property
+    def events(self) -> list[Event]:
+        """What happened; made when it is asked for, since most messages only tell where the network stands.
+
+        Raises:
+            DecodeError: something in it is not ours.
+        """
+        if self._events is None:
+            try:
+                at = datetime.fromtimestamp(self._at, UTC)
+                self._events = [
+                    _event(kind, worker, tuple(keys), self._network_id, self.first + offset, at)
+                    for offset, (kind, worker, *keys) in enumerate(self._groups)
+                ]
+            except (OverflowError, OSError, TypeError, ValueError) as error:
+                what = f"an event of network {self._network_id!r} is malformed: {self._groups!r:.200}"
+                raise DecodeError(what) from error
+        return self._events
 
 
 class ResetMessage(NamedTuple):
@@ -75,19 +109,15 @@ def decode_message(network_id: str, data: bytes) -> EventMessage | ResetMessage:
     """A message of the `events` channel.
 
     Raises:
-        DecodeError: it is none of ours.
+        DecodeError: it is none of ours. What happened may turn out not to be when it is looked at.
     """
     try:
         match decode(data):
             case ["reset", epoch, at, exists]:
                 return ResetMessage(int(epoch), datetime.fromtimestamp(at, UTC), bool(exists))
             case [epoch, int(first), at, [queued, running, finished, failed, n_workers], groups]:
-                when = datetime.fromtimestamp(at, UTC)
-                events = [
-                    _event(kind, worker, tuple(keys), network_id, first + offset, when)
-                    for offset, (kind, worker, *keys) in enumerate(cast("list[list[str]]", list(groups)))
-                ]
-                return EventMessage(int(epoch), first, Counts(queued, running, finished, failed), n_workers, events)
+                counts, told = Counts(queued, running, finished, failed), cast("list[list[str]]", list(groups))
+                return EventMessage(network_id, int(epoch), first, at, counts, n_workers, told)
             case _:
                 pass
     except (KeyError, TypeError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +25,7 @@ from rush_async.store.codec import complete, decode_task
 from rush_async.store.journal import Journal
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
-from rush_async.store.tasks import TaskStore
+from rush_async.store.tasks import FinishedChunk, TaskStore
 from rush_async.store.workers import Beat, WorkerStore
 from rush_async.supervisor import see_through
 from rush_async.waiting import Conditions, Line
@@ -293,10 +293,13 @@ class Network:
         else:
             self._heard_seq = message.last
             calls.take_position(Position(message.epoch, message.last, message.counts, message.n_workers))
-        for listener in list(self._listeners):
-            listener.take(message)
-        if self._end_waits:
-            self._tell_end_waits(message)
+        try:
+            for listener in list(self._listeners):
+                listener.take(message)
+            if self._end_waits:
+                self._tell_end_waits(message)
+        except DecodeError as error:
+            logger.error("%s", error)
 
     def _take_reset(self, message: ResetMessage) -> None:
         calls = self.tasks.calls
@@ -389,23 +392,32 @@ class Network:
 
             self._archive = Archive()
         archive, calls = self._archive, self.tasks.calls
+        ahead: Callable[[], Awaitable[FinishedChunk]] | None = None
+        asked_at = 0
         while True:
             # One record is read again: that it is the same shows that the list only grew.
             overlap = 1 if len(archive) else 0
             start = len(archive) - overlap
-            asked_at = calls.highest_epoch
-            chunk = await self.tasks.read_finished(start)
+            if ahead is None:
+                asked_at = calls.highest_epoch
+                ahead = self.tasks.read_finished(start)
+            chunk = await ahead()
+            ahead = None
             if chunk.epoch != calls.epoch:
                 calls.hear_epoch(chunk.epoch, asked_at)
                 continue
-            if start != len(archive) - overlap:
+            if chunk.start != max(len(archive) - 1, 0):
                 continue  # the network was reset, or the cache dropped, while the chunk was on its way
             if overlap and chunk.records[:1] != [archive.last]:
                 logger.warning("the finished tasks of network %r are not those read before: reading anew", self.network_id)
                 archive.clear()
                 continue
+            end = chunk.start + len(chunk.records)
+            if end < chunk.total:  # the server reads the next chunk while this one is decoded
+                asked_at = calls.highest_epoch
+                ahead = self.tasks.read_finished(end - 1)
             archive.extend(chunk.records[overlap:])
-            if start + len(chunk.records) >= chunk.total:
+            if end >= chunk.total:
                 return
 
     async def snapshot(self, states: Sequence[TaskState]) -> Snapshot:

@@ -546,8 +546,7 @@ async def test_the_first_event_of_a_new_beginning_after_an_unseen_reset_tells_th
     now = datetime.now(UTC)
 
     def message(epoch: int, first: int) -> EventMessage:
-        event = TasksQueued(network_id="net", seq=first, at=now, keys=("key",))
-        return EventMessage(epoch, first, Counts(queued=1), 0, [event])
+        return EventMessage("net", epoch, first, 1.0, Counts(queued=1), 0, [["Q", "", "key"]])
 
     listener = Listener("net", (), 10)
     listener.begin(5, 0)

@@ -514,3 +514,9 @@ async def test_fetch_new_tasks_may_wait_for_ever(rush: Rush) -> None:
             await wait_until(lambda: rush._net.is_watching)  # pyright: ignore[reportPrivateUsage]
             await elsewhere.push_finished_tasks([{"x": 1}], [{"y": 2}])
         assert waiting.result()["y"].to_list() == [2]
+
+
+async def test_records_of_which_a_chunk_holds_but_one_are_read_on(rush: Rush) -> None:
+    for height in (3, 6):
+        await rush.push_finished_tasks([{"x": "x" * 900_000}] * 3, [{"y": 1}] * 3)
+        assert (await asyncio.wait_for(rush.fetch_finished_tasks(), 10)).height == height

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import anyio
@@ -295,28 +295,33 @@ class Connection:
 
     async def ask(self, *words: Word) -> Any:
         """Sends one plain command and returns its reply; for reads."""
-        return await self.ask_packed(pack(words), 1)
+        return self._checked(await self._send(pack(words), 1))
 
     async def ask_together(self, *commands: tuple[Word, ...]) -> list[Any]:
         """Sends commands as one transaction and returns their replies; for reads."""
-        packed = [pack(command) for command in commands]
-        return await self.ask_packed(b"".join([pack(("MULTI",)), *packed, pack(("EXEC",))]), len(packed) + 2)
+        return self._checked(await self._send(*_transaction(commands)))
 
-    async def ask_packed(self, payload: bytes, n_replies: int) -> Any:
-        """Sends bytes and returns the last of their replies."""
-        return self._checked(await self._reply(payload, n_replies))
+    def ask_ahead(self, *commands: tuple[Word, ...]) -> Callable[[], Awaitable[list[Any]]]:
+        """Sends a transaction at once, whatever the caller does next, and returns how to wait for the replies."""
+        future = self._send(*_transaction(commands))
+        self.flush()
+
+        async def replies() -> list[Any]:
+            return self._checked(await future)
+
+        return replies
 
     async def ask_script(self, payload: bytes, by_source: Callable[[], bytes]) -> Any:
         """Sends the call of a script that only reads; `by_source` writes it for a server that forgot its scripts."""
-        reply = await self._reply(payload, 1)
+        reply = await self._send(payload, 1)
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            reply = await self._reply(by_source(), 1)
+            reply = await self._send(by_source(), 1)
         return self._checked(reply)
 
-    async def _reply(self, payload: bytes, n_replies: int) -> Any:
+    def _send(self, payload: bytes, n_replies: int) -> asyncio.Future[Any]:
         command = FutureCommand(payload, n_replies)
         self.send(command)
-        return await command.future
+        return command.future
 
     def _checked(self, reply: Any) -> Any:
         if isinstance(reply, hiredis.ReplyError):
@@ -428,6 +433,12 @@ class Connection:
             await self._gone.wait()
         else:
             self._fail_waiting(RushConnectionError(f"the connection to {self.config.where} is closed"), 0)
+
+
+def _transaction(commands: Sequence[tuple[Word, ...]]) -> tuple[bytes, int]:
+    """Its bytes, and how many replies they have; the last one is a list."""
+    packed = [pack(command) for command in commands]
+    return b"".join([pack(("MULTI",)), *packed, pack(("EXEC",))]), len(packed) + 2
 
 
 def refusal(reply: hiredis.ReplyError, config: RushConfig) -> Exception:

@@ -73,9 +73,10 @@ class Ended(NamedTuple):
 
 
 class FinishedChunk(NamedTuple):
-    """A piece of the list of finished records: the epoch it was read in, how long the list was, and the records."""
+    """A piece of the list of finished records: the epoch it was read in, its position, how long the list was, the records."""
 
     epoch: int
+    start: int
     total: int
     records: list[bytes]
 
@@ -291,16 +292,23 @@ class TaskStore:
         self.calls.take_position(position)
         return position
 
-    async def read_finished(self, start: int) -> FinishedChunk:
-        """One chunk of finished records from position `start`; its size follows from the largest record there is."""
-        count = _FIRST_CHUNK if not self._largest else max(1, min(_CHUNK, MOST_BYTES // self._largest))
-        (epoch, largest), total, records = await self._connection.ask_together(
+    def read_finished(self, start: int) -> Callable[[], Awaitable[FinishedChunk]]:
+        """Asks at once for a chunk of finished records from position `start`, whatever the caller does before it waits for it.
+        Its size follows from the largest record there is."""
+        # Two at least: the first has been read before.
+        count = _FIRST_CHUNK if not self._largest else max(2, min(_CHUNK, MOST_BYTES // self._largest))
+        replies = self._connection.ask_ahead(
             ("HMGET", self.keys.meta, "epoch", "largest"),
             ("LLEN", self.keys.finished),
             ("LRANGE", self.keys.finished, start, start + count - 1),
         )
-        self._largest = int(largest or MOST_BYTES // _CHUNK)
-        return FinishedChunk(int(epoch or 0), total, records)
+
+        async def chunk() -> FinishedChunk:
+            (epoch, largest), total, records = await replies()
+            self._largest = int(largest or MOST_BYTES // _CHUNK)
+            return FinishedChunk(int(epoch or 0), start, total, records)
+
+        return chunk
 
     async def read_states(self, states: Sequence[TaskState], finished_from: int) -> tuple[int, dict[TaskState, list[bytes]]]:
         """The records of all tasks in these states in one step, finished ones from a position on; and the epoch."""
