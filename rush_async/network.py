@@ -376,17 +376,21 @@ class Network:
         return self._archive
 
     async def _read_for_all(self) -> None:
-        self._n_reads += 1
-        number, over = self._n_reads, asyncio.Event()
+        number, over = self._n_reads + 1, asyncio.Event()
         self._reading = over
+
+        def begin() -> None:
+            self._n_reads = number
+
         try:
-            await self._read_to_end()
+            await self._read_to_end(begin)
             self._n_last_read = number
         finally:  # if it failed, the first of the others tries for itself
             self._reading = None
             over.set()
 
-    async def _read_to_end(self) -> None:
+    async def _read_to_end(self, begin: Callable[[], None]) -> None:
+        """Reads all there is; `begin` is called when the question leaves, so that whoever asks in the same tick is covered."""
         if self._archive is None:
             from rush_async.archive import Archive  # polars takes its time: it is imported for the first frame
 
@@ -400,7 +404,7 @@ class Network:
             start = len(archive) - overlap
             if ahead is None:
                 asked_at = calls.highest_epoch
-                ahead = self.tasks.read_finished(start)
+                ahead = self.tasks.read_finished(start, begin)
             chunk = await ahead()
             ahead = None
             if chunk.epoch != calls.epoch:

@@ -266,11 +266,12 @@ class RushWorker(RushClient):
         tasks = self._new_tasks(xss, xss_extra)
         if not tasks:
             return []
-        self._net.standby.stand_down()
+        network = self._net
+        network.standby.stand_down()
         if len(tasks) == 1:  # the way of a loop
             key = tasks[0].key
-            return [key] if self._took_place(key, await self._net.tasks.push_one(tasks[0], self._worker_id, budget)) else []
-        return self._hold(await self._net.tasks.push("R", tasks, worker_id=self._worker_id, budget=budget))
+            return [key] if self._took_place(key, await network.tasks.push_one(tasks[0], self._worker_id, budget)) else []
+        return self._hold(await network.tasks.push("R", tasks, worker_id=self._worker_id, budget=budget))
 
     def _hold(self, keys: list[str] | Lost) -> list[str]:
         if isinstance(keys, Lost):

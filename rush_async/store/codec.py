@@ -77,17 +77,19 @@ def _pack(value: Any) -> bytes:
 # records
 
 
-def as_record(value: Any, what: str) -> dict[str, Any]:
+def as_record(value: Any, what: str, at: int | None = None) -> dict[str, Any]:
     """The value as a new dict with string names: a mapping, a dataclass instance, or anything with `model_dump()`."""
     # Most are dicts, and asking whether something else is a Mapping takes longer than encoding it.
     record: dict[Any, Any] | None = value.copy() if type(value) in _DICTS else _as_mapping(value)
+    if record is not None and _NAMES.issuperset(map(type, record)):
+        return record
+    if at is not None:
+        what = f"{what}[{at}]"
     if record is None:
         raise TypeError(
             f"{what} must be a record (a mapping with string names, a dataclass instance, or anything with model_dump()), "
             f"not {type(value).__name__}: {value!r:.80}"
         )
-    if _NAMES.issuperset(map(type, record)):
-        return record
     for name in record:
         if not isinstance(name, str):
             raise TypeError(f"{what} has the name {name!r:.80} of type {type(name).__name__}: names are strings")
@@ -111,12 +113,12 @@ def _opened(value: object) -> object:
 
 def as_records(values: object, what: str) -> list[dict[str, Any]]:
     """Each entry as a record. A string, bytes or a single record where a sequence is meant is refused."""
-    return [as_record(value, f"{what}[{at}]") for at, value in enumerate(_as_sequence(values, what))]
+    return [as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what))]
 
 
 def as_extras(values: object, what: str) -> list[dict[str, Any] | None]:
     """As `as_records`, for what may be None for an entry."""
-    return [None if value is None else as_record(value, f"{what}[{at}]") for at, value in enumerate(_as_sequence(values, what))]
+    return [None if value is None else as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what))]
 
 
 def _as_sequence(values: object, what: str) -> Iterable[Any]:

@@ -301,10 +301,21 @@ class Connection:
         """Sends commands as one transaction and returns their replies; for reads."""
         return self._checked(await self._send(*_transaction(commands)))
 
-    def ask_ahead(self, *commands: tuple[Word, ...]) -> Callable[[], Awaitable[list[Any]]]:
-        """Sends a transaction at once, whatever the caller does next, and returns how to wait for the replies."""
+    def begin_together(
+        self, *commands: tuple[Word, ...], on_leaving: Callable[[], None] | None = None
+    ) -> Callable[[], Awaitable[list[Any]]]:
+        """The same for a caller that waits for the replies later, which it does by what this returns.
+
+        Args:
+            commands: the transaction.
+            on_leaving: called when it leaves, at the end of this tick; without it, it leaves at once, since what the caller
+                does next keeps the loop from sending.
+        """
         future = self._send(*_transaction(commands))
-        self.flush()
+        if on_leaving is None:
+            self.flush()
+        else:
+            self.fill_at_tick_end(on_leaving)
 
         async def replies() -> list[Any]:
             return self._checked(await future)

@@ -39,7 +39,7 @@ Target: TypeAlias = Literal["Q", "R", "F", "X"]
 EndKind: TypeAlias = Literal["F", "X", "B"]
 
 _WAVE = 8  # chunks of one bulk push that are under way together
-_SWEPT = 500  # tasks that a call removes, cancels or tries again: it rewrites their records, and is to be over in 10 ms
+_SWEPT = 500  # tasks that a call ends, removes or tries again: it rewrites their records, and is to be over in 10 ms
 _CHUNK = 2_000
 _FIRST_CHUNK = 100  # as long as nobody told how large the records are
 
@@ -203,10 +203,10 @@ class TaskStore:
     def end(self, items: Sequence[Ended]) -> Awaitable[str | None]:
         """Ends running tasks; a character an item: `1` moved, `0` not held by that worker, `L` the worker is not alive. None
         when the network was reset and nothing moved."""
-        return self.calls.call(self._end_group(items)) if len(items) <= MOST_TASKS else self._end_many(items)
+        return self.calls.call(self._end_group(items)) if len(items) <= _SWEPT else self._end_many(items)
 
     async def _end_many(self, items: Sequence[Ended]) -> str:
-        chunks = list(_slices(items, MOST_TASKS))
+        chunks = list(_slices(items, _SWEPT))
         answers = await self.calls.call_all([self._end_group(chunk) for chunk in chunks])
         return "".join(["0" * len(chunk) if answer is None else answer for chunk, answer in zip(chunks, answers, strict=True)])
 
@@ -292,15 +292,16 @@ class TaskStore:
         self.calls.take_position(position)
         return position
 
-    def read_finished(self, start: int) -> Callable[[], Awaitable[FinishedChunk]]:
-        """Asks at once for a chunk of finished records from position `start`, whatever the caller does before it waits for it.
-        Its size follows from the largest record there is."""
+    def read_finished(self, start: int, on_leaving: Callable[[], None] | None = None) -> Callable[[], Awaitable[FinishedChunk]]:
+        """Asks for a chunk of finished records from position `start`; what this returns waits for it. Its size follows from the
+        largest record there is. `on_leaving` as in `Connection.begin_together`."""
         # Two at least: the first has been read before.
         count = _FIRST_CHUNK if not self._largest else max(2, min(_CHUNK, MOST_BYTES // self._largest))
-        replies = self._connection.ask_ahead(
+        replies = self._connection.begin_together(
             ("HMGET", self.keys.meta, "epoch", "largest"),
             ("LLEN", self.keys.finished),
             ("LRANGE", self.keys.finished, start, start + count - 1),
+            on_leaving=on_leaving,
         )
 
         async def chunk() -> FinishedChunk:
