@@ -50,7 +50,8 @@ class RushConfig:
         connect_timeout: how long opening a client may take.
         response_timeout: with calls pending and no byte from the server for this long, the connection is dropped.
         retry_deadline: how long calls wait for a server that went away before they fail.
-        wait_replicas: replicas that must acknowledge a write; 0 for none.
+        wait_replicas: replicas that must acknowledge each change before its call returns; 0 for none. When they have not within
+            `retry_deadline`, the call raises `RushConnectionError`, and what it granted is given back.
         appendfsync: how the embedded server with a `data_dir` writes: `always`, `everysec` or `no`.
     """
 
@@ -89,6 +90,8 @@ class RushConfig:
         for name in ("connect_timeout", "response_timeout", "max_record_size", "max_start_args_size", "max_loop_stall"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise RushConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if not self.wait_replicas >= 0:
+            raise RushConfigError(f"wait_replicas must not be negative, not {self.wait_replicas}")
         if not self.retry_deadline >= 0:
             raise RushConfigError(f"retry_deadline must not be negative, not {self.retry_deadline}")
         if self.appendfsync not in ("always", "everysec", "no"):

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import hiredis
 
-from rush_async.errors import RushError
+from rush_async.errors import RushConnectionError, RushError
 from rush_async.model import Counts
 from rush_async.store.connect import Connection, refusal
 from rush_async.store.keys import client_id
 from rush_async.store.scripts import WIRE_VERSION, Script, ScriptCaller
-from rush_async.store.transport import Command, Word
+from rush_async.store.transport import Command, Word, pack
 
 __all__ = ["Answer", "Calls", "Group", "Position"]
 
@@ -26,6 +26,7 @@ WINDOW = 64  # calls of a client that may be unanswered; the scripts keep as man
 MOST_TASKS = 1_000
 MOST_BYTES = 1024 * 1024
 MOST_BYTES_MERGED = 16 * 1024
+REPLICAS_IN = 1_000  # milliseconds in which replicas are to acknowledge a call, before it is sent again
 ENOUGH = 16  # groups that are worth a call before the tick is over
 
 
@@ -116,20 +117,28 @@ class Group:
 
 
 class _Call(Command):
-    """A numbered call under way."""
+    """A numbered call under way; where replicas are to acknowledge it, with a second reply that tells how many did."""
 
-    __slots__ = ("asked_at", "calls", "groups", "number", "script")
+    __slots__ = ("asked_at", "calls", "groups", "number", "patience_ends", "reply", "script")
 
-    def __init__(self, calls: Calls, script: Script, groups: list[Group], number: int, payload: bytes) -> None:
-        super().__init__(payload)
+    def __init__(self, calls: Calls, script: Script, groups: list[Group], number: int) -> None:
+        super().__init__(b"", 2 if calls.n_replicas else 1)
+        self.reply: Any = None
+        self.patience_ends: float | None = None
         self.calls = calls
         self.script = script
         self.groups = groups
         self.number = number
         self.asked_at = calls.highest_epoch
 
+    def passed(self, reply: Any) -> None:
+        self.reply = reply
+
     def answered(self, reply: Any) -> None:
-        self.calls.answered(self, reply)
+        if self.n_replies == 1:
+            self.calls.answered(self, reply)
+        else:
+            self.calls.acknowledged(self, reply)
 
     def failed(self, error: Exception) -> None:
         self.calls.forget(self)
@@ -167,6 +176,8 @@ class Calls:
         self.epoch = 0
         self.highest_epoch = 0
         self.client = client_id()
+        self.n_replicas = connection.config.wait_replicas
+        self._wait = pack(("WAIT", self.n_replicas, REPLICAS_IN)) if self.n_replicas else b""
         self._connection = connection
         self._caller = caller
         self._split = split
@@ -281,9 +292,9 @@ class Calls:
 
     def _send(self, script: Script, groups: list[Group]) -> None:
         self._number += 1
-        call = _Call(self, script, groups, self._number, b"")
+        call = _Call(self, script, groups, self._number)
         try:
-            call.payload = self._caller.call(script, self._args(call))
+            call.payload = self._caller.call(script, self._args(call)) + self._wait
         except (TypeError, ValueError) as error:  # such as a key with a lone surrogate, which has no bytes
             self._part(call, error)
             return
@@ -337,9 +348,31 @@ class Calls:
                 for group in call.groups:
                     group.reject(RushError(f"the script {call.script.name} answered {reply!r:.200}"))
 
+    def acknowledged(self, call: _Call, n: Any) -> None:
+        """Takes how many replicas have what was written up to this call. While there are too few, the call is repeated."""
+        if isinstance(call.reply, hiredis.ReplyError) or (isinstance(n, int) and n >= self.n_replicas):
+            self.answered(call, call.reply)
+            return
+        now = asyncio.get_running_loop().time()
+        call.patience_ends = call.patience_ends or now + self._connection.config.retry_deadline
+        if isinstance(n, int) and now < call.patience_ends:
+            self._connection.send(call)
+            return
+        config = self._connection.config
+        if isinstance(n, hiredis.ReplyError):
+            error = refusal(n, config)
+        else:
+            error = RushConnectionError(
+                f"{config.where} executed a call that {n} of {self.n_replicas} replicas have acknowledged within "
+                f"{config.retry_deadline:g} s: see after the replicas, or lower RushConfig(wait_replicas=...)"
+            )
+        for group in call.groups:
+            group.reject(error)
+        self.answered(call, call.reply)  # what it granted is given back
+
     def _refused(self, call: _Call, error: hiredis.ReplyError) -> None:
         if str(error).startswith("NOSCRIPT"):
-            call.payload = self._caller.call_by_source(call.script, self._args(call))
+            call.payload = self._caller.call_by_source(call.script, self._args(call)) + self._wait
             self._connection.send(call)
             return
         self.forget(call)

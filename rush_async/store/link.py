@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 
 from rush_async.config import RushConfig
-from rush_async.errors import RushConnectionError
+from rush_async.errors import RushConfigError, RushConnectionError
 from rush_async.store.connect import Connection, url_db
 from rush_async.store.server import ServerLease, acquire
 from rush_async.store.subscription import Subscription
@@ -149,5 +149,7 @@ class Link:
 
 
 async def _start(config: RushConfig, leases: list[ServerLease]) -> None:
+    if config.wait_replicas:
+        raise RushConfigError("the embedded server has no replicas: leave wait_replicas out, or name a server with the url")
     data_dir = Path(config.data_dir) if config.data_dir is not None else None
     leases.append(await anyio.to_thread.run_sync(lambda: acquire(data_dir, appendfsync=config.appendfsync)))

@@ -42,6 +42,9 @@ class Command:
         """Takes the server's reply, which may be a `hiredis.ReplyError`."""
         raise NotImplementedError
 
+    def passed(self, reply: Any) -> None:
+        """Sees a reply before the last."""
+
     def failed(self, error: Exception) -> None:
         """Learns that there will be no reply."""
         raise NotImplementedError
@@ -165,6 +168,8 @@ class Transport(asyncio.Protocol):
             command.n_seen = 0  # it may be sent again
             self.unanswered.popleft()
             command.answered(reply)
+        else:
+            command.passed(reply)
 
     def pause_writing(self) -> None:
         self.is_writable = False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import signal
+import socket
 import subprocess
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
@@ -21,12 +23,14 @@ from rush_async import (
     NetworkReset,
     Rush,
     RushConfig,
+    RushConfigError,
     RushConnectionError,
     RushWorker,
     ServerFullError,
     TasksFinished,
     TasksQueued,
 )
+from rush_async.store import calls as store_calls
 from rush_async.store.keys import NetworkKeys
 from rush_async.testing import wait_until
 from tests.proxy import Proxy, named
@@ -60,6 +64,14 @@ class Server:
                 assert time.monotonic() < deadline, "the server did not start"
                 assert self._process.poll() is None, "the server ended"
                 time.sleep(0.005)
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -486,3 +498,69 @@ async def test_a_full_server_takes_heartbeats_and_losses(forgetful: Server) -> N
         assert await rush.cancel_tasks(keys) == keys
         forgetful.raw.config_set("maxmemory", 0)
         await rush.reset()
+
+
+@pytest.fixture
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """A server and its replica."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with (
+        serving(
+            tmp_path_factory.mktemp("p"), "--port", port, "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"
+        ) as primary,
+        serving(tmp_path_factory.mktemp("r"), "--replicaof", "127.0.0.1", port) as replica,
+    ):
+        deadline = time.monotonic() + TIMEOUT
+        while replica.raw.info("replication")["master_link_status"] != "up":
+            assert time.monotonic() < deadline, "the replica did not connect"
+            time.sleep(0.005)
+        yield primary, replica
+
+
+async def test_a_call_waits_for_replicas_where_that_is_wanted(replicated: tuple[Server, Server]) -> None:
+    primary, replica = replicated
+    queued = NetworkKeys.of("replicated").queued
+    async with Rush("replicated", replace(primary.config, wait_replicas=1)) as rush:
+        for n in range(1, 20):
+            await rush.push_tasks([{"x": n}])
+            assert replica.raw.hlen(queued) == n
+        replica.freeze()
+        pushing = asyncio.create_task(rush.push_tasks([{"x": 20}]))
+        await soon(lambda: primary.raw.hlen(queued) == 20)
+        await asyncio.wait([pushing], timeout=0.05)
+        assert not pushing.done()
+        replica.thaw()
+        (key,) = await asyncio.wait_for(pushing, TIMEOUT)
+        assert replica.raw.hexists(queued, key)
+
+
+async def test_a_call_that_replicas_do_not_acknowledge_fails_and_gives_back(
+    replicated: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_calls, "REPLICAS_IN", 50)
+    primary, replica = replicated
+    keys = NetworkKeys.of("replicated")
+    async with Rush("replicated", primary.config) as near:
+        (key,) = await near.push_tasks([{"x": 1}])
+        config = replace(primary.config, wait_replicas=1, retry_deadline=0.2)
+        async with RushWorker("replicated", config) as worker:
+            replica.freeze()
+            with pytest.raises(RushConnectionError, match="0 of 1 replicas"):
+                await worker.pop_task(0)
+            await soon(lambda: primary.raw.hexists(keys.queued, key))
+            assert primary.raw.hlen(keys.running) == 0
+            replica.thaw()
+            task = await worker.pop_task(0)
+            assert task is not None
+            assert await worker.finish_tasks(task.key, [{"y": 1}]) == [key]
+            assert replica.raw.llen(keys.finished) == 1
+
+
+async def test_the_embedded_server_has_no_replicas(directory: Path) -> None:
+    with pytest.raises(RushConfigError, match="no replicas"):
+        async with Rush("alone", RushConfig(data_dir=directory / "data", wait_replicas=1)):
+            pass
+    with pytest.raises(RushConfigError, match="negative"):
+        RushConfig(wait_replicas=-1)
