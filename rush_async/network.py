@@ -399,18 +399,17 @@ class Network:
         ahead: Callable[[], Awaitable[FinishedChunk]] | None = None
         asked_at = 0
         while True:
-            # One record is read again: that it is the same shows that the list only grew.
-            overlap = 1 if len(archive) else 0
-            start = len(archive) - overlap
             if ahead is None:
                 asked_at = calls.highest_epoch
-                ahead = self.tasks.read_finished(start, begin)
+                # One record is read again: that it is the same shows that the list only grew.
+                ahead = self.tasks.read_finished(max(len(archive) - 1, 0), begin)
             chunk = await ahead()
             ahead = None
             if chunk.epoch != calls.epoch:
                 calls.hear_epoch(chunk.epoch, asked_at)
                 continue
-            if chunk.start != max(len(archive) - 1, 0):
+            overlap = min(len(archive), 1)
+            if chunk.start != len(archive) - overlap:
                 continue  # the network was reset, or the cache dropped, while the chunk was on its way
             if overlap and chunk.records[:1] != [archive.last]:
                 logger.warning("the finished tasks of network %r are not those read before: reading anew", self.network_id)

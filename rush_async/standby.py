@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sized
 from typing import Literal, cast
 
 from rush_async.errors import DecodeError
@@ -18,14 +17,16 @@ from rush_async.store.codec import decode
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
 from rush_async.store.tasks import Popped, Standing, TaskStore
-from rush_async.waiting import end_wait
+from rush_async.waiting import Line, end_wait
 
-__all__ = ["Post", "Standby"]
+__all__ = ["Standby"]
 
 logger = logging.getLogger(__name__)
 
+WORTH = 0.5  # seconds: who waits shorter does not stand by, which takes two calls
 
-class Post:
+
+class _Post:
     """One worker's standing by, for as long as it waits.
 
     Attributes:
@@ -59,24 +60,52 @@ class Standby:
         line: those of them that wait.
     """
 
-    def __init__(self, link: Link, keys: NetworkKeys, tasks: TaskStore, residents: Residents, line: Sized) -> None:
+    def __init__(self, link: Link, keys: NetworkKeys, tasks: TaskStore, residents: Residents, line: Line) -> None:
         self._link = link
         self._channel = f"{keys.standby}:{tasks.calls.client}"
         self._tasks = tasks
         self._residents = residents
         self._line = line
-        self._post: Post | None = None
-        self._posts: set[Post] = set()  # that are not over
+        self._post: _Post | None = None
+        self._posts: set[_Post] = set()  # that are not over
         self._told: dict[str, str] = {}  # worker -> the last task that it was handed
         self._is_subscribed = self._is_confirmed = False
 
     # in the life of a worker
 
-    def offer(self, worker_id: str, wait: asyncio.Future[bool]) -> Post | None:
+    async def turn(self, worker_id: str, timeout: float | None, waits: set[asyncio.Future[bool]]) -> tuple[bool, Popped | None]:
+        """Waits in line, standing by where that is due, until it is the worker's turn to pop, or it was handed a task.
+
+        Returns:
+            As `Line.turn`, and the task.
+        """
+        post: _Post | None = None
+
+        def stand_by(wait: asyncio.Future[bool]) -> None:
+            nonlocal post
+            post = self._offer(worker_id, wait)
+
+        is_worth_it = timeout is None or timeout >= WORTH
+        try:
+            is_our_turn = await self._line.turn(timeout, waits, stand_by if is_worth_it else None)
+        except asyncio.CancelledError:
+            if post is not None:
+                self._abandon(post)
+            raise
+        if post is None:
+            return is_our_turn, None
+        try:
+            return is_our_turn, await self._leave(post)
+        except BaseException:
+            if is_our_turn:
+                self._line.done()
+            raise
+
+    def _offer(self, worker_id: str, wait: asyncio.Future[bool]) -> _Post | None:
         """A worker waits in line. Where it is the last one of the event loop to do so, it stands by."""
         if self._post is not None or len(self._line) < len(self._residents) or not self._residents.are_idle:
             return None
-        post = self._post = Post(worker_id, wait)
+        post = self._post = _Post(worker_id, wait)
         self._posts.add(post)
         if not self._is_subscribed:
             self._is_subscribed = True
@@ -90,20 +119,20 @@ class Standby:
         if self._post is not None:
             self._relieve(self._post)
 
-    async def leave(self, post: Post) -> Popped | None:
+    async def _leave(self, post: _Post) -> Popped | None:
         """A worker waits no more; what it was handed meanwhile, if anything."""
         self._relieve(post)
         if post.popped is None and post.leaving is not None:
             try:
                 await asyncio.wait([post.leaving])
             except asyncio.CancelledError:
-                self.abandon(post)
+                self._abandon(post)
                 raise
         popped = None if post.is_over else post.popped
         self._end(post)
         return popped
 
-    def abandon(self, post: Post) -> None:
+    def _abandon(self, post: _Post) -> None:
         """A worker's wait was cancelled: what it is handed goes back to the head of the queue."""
         self._relieve(post)
         if post.popped is not None and not post.is_over:
@@ -113,7 +142,7 @@ class Standby:
     def retire(self, worker_id: str) -> None:
         """A worker leaves the network."""
         for post in [post for post in self._posts if post.worker_id == worker_id]:
-            self.abandon(post)
+            self._abandon(post)
         self._told.pop(worker_id, None)
         if len(self._residents) <= 1 and self._is_subscribed:
             self._is_subscribed = self._is_confirmed = False
@@ -131,24 +160,24 @@ class Standby:
 
     # between us and the server
 
-    def _relieve(self, post: Post) -> None:
+    def _relieve(self, post: _Post) -> None:
         """A post stands by no more."""
         if self._post is post:
             self._post = None
             if post.popped is None:
                 post.leaving = self._ask("out", post)
 
-    def _end(self, post: Post) -> None:
+    def _end(self, post: _Post) -> None:
         post.is_over = True
         self._posts.discard(post)
 
-    def _ask(self, what: Literal["in", "again", "out"], post: Post) -> asyncio.Future[Standing]:
+    def _ask(self, what: Literal["in", "again", "out"], post: _Post) -> asyncio.Future[Standing]:
         post.is_asking = what != "out"
         future = self._tasks.stand_by(what, post.worker_id)
         future.add_done_callback(lambda future: self._answered(what, post, future))
         return future
 
-    def _answered(self, what: str, post: Post, future: asyncio.Future[Standing]) -> None:
+    def _answered(self, what: str, post: _Post, future: asyncio.Future[Standing]) -> None:
         if what != "out":
             post.is_asking = False
         if future.cancelled() or future.exception() is not None:
@@ -168,12 +197,12 @@ class Standby:
             elif not standing:
                 self._post = None
 
-    async def _make_sure(self, post: Post) -> None:
+    async def _make_sure(self, post: _Post) -> None:
         standing = await self._link.sooner_or_later(lambda: self._tasks.stand_by("out", post.worker_id))
         if isinstance(standing, Popped):
             self._deliver(post, standing)
 
-    def _deliver(self, post: Post, popped: Popped) -> None:
+    def _deliver(self, post: _Post, popped: Popped) -> None:
         if self._told.get(post.worker_id) == popped.key:
             return  # once by the channel and once by an answer
         self._told[post.worker_id] = popped.key

@@ -20,7 +20,6 @@ from rush_async.model import Failure, Task, WorkerExit, WorkerState
 from rush_async.names import listed, worker_name
 from rush_async.network import Network
 from rush_async.session import Schema
-from rush_async.standby import Post
 from rush_async.store.codec import as_record, decode_task, encode_failure
 from rush_async.store.keys import check_worker_id
 from rush_async.store.tasks import Ended, Lost, Popped
@@ -29,7 +28,6 @@ __all__ = ["RushWorker"]
 
 logger = logging.getLogger(__name__)
 
-WORTH = 0.5  # seconds: who waits shorter does not stand by, which takes two calls
 _LONG = 1.0  # seconds for which a worker may block a loop that it shares
 _PATIENCE = 5.0  # seconds that a worker's good-bye may take
 
@@ -371,7 +369,7 @@ class RushWorker(RushClient):
             deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
             while not self._is_terminated:
                 left = None if deadline is None else deadline - asyncio.get_running_loop().time()
-                is_our_turn, handed = await self._wait_in_line(network, left)
+                is_our_turn, handed = await network.standby.turn(self._worker_id, left, self._waits)
                 try:
                     if handed is not None:
                         return self._took([handed])
@@ -385,30 +383,6 @@ class RushWorker(RushClient):
                 if popped is not None:
                     return popped
         return self._nothing()
-
-    async def _wait_in_line(self, network: Network, timeout: float | None) -> tuple[bool, Popped | None]:
-        """Waits until it is this worker's turn to pop, or it was handed a task; neither when the time is up."""
-        post: Post | None = None
-
-        def stand_by(wait: asyncio.Future[bool]) -> None:
-            nonlocal post
-            post = network.standby.offer(self._worker_id, wait)
-
-        is_worth_it = timeout is None or timeout >= WORTH
-        try:
-            is_our_turn = await network.queue_line.turn(timeout, self._waits, stand_by if is_worth_it else None)
-        except asyncio.CancelledError:
-            if post is not None:
-                network.standby.abandon(post)
-            raise
-        if post is None:
-            return is_our_turn, None
-        try:
-            return is_our_turn, await network.standby.leave(post)
-        except BaseException:
-            if is_our_turn:
-                network.queue_line.done()
-            raise
 
     def _nothing(self) -> None:
         if self._lost_because is not None:

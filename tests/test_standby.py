@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rush_async import Failure, Rush, RushConfig, RushWorker, Task, TasksQueued, TasksStarted, WorkerLostError
-from rush_async import worker as worker_module
+from rush_async import Failure, Rush, RushConfig, RushWorker, Task, TasksQueued, TasksStarted, WorkerLostError, standby
 from rush_async.store import scripts
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.tasks import Popped
@@ -24,7 +23,7 @@ TIMEOUT = 10.0
 
 @pytest.fixture(autouse=True)
 def short_waits_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "WORTH", 0.0)
+    monkeypatch.setattr(standby, "WORTH", 0.0)
 
 
 @pytest_asyncio.fixture
