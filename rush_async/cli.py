@@ -138,7 +138,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         "--drain", metavar="S", type=_seconds, default=30.0, help="seconds that workers may go on after a signal (default: 30)"
     )
     worker.add_argument("--allow-pickle", action="store_true", help="take a start that holds a pickle")
-    worker.add_argument("--tls-ca-file", metavar="FILE", help="certificates to trust instead of the system's")
+    worker.add_argument("--tls-ca-file", metavar="FILE", help="certificates to trust besides the system's")
     worker.add_argument("--tls-cert-file", metavar="FILE", help="this client's certificate")
     worker.add_argument("--tls-key-file", metavar="FILE", help="this client's private key")
     worker.add_argument(

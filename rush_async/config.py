@@ -43,7 +43,7 @@ class RushConfig:
         max_record_size: the largest task in bytes; a larger one is refused before a byte is sent.
         max_start_args_size: the largest start arguments in bytes that travel to a worker by themselves.
         large_objects_path: directory that all workers see, for start arguments beyond `max_start_args_size`.
-        tls_ca_file: certificates to trust instead of the system's.
+        tls_ca_file: certificates to trust besides the system's.
         tls_cert_file: this client's certificate.
         tls_key_file: this client's private key.
         tls_check_hostname: whether the server's certificate must name its host.
