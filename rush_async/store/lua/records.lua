@@ -1,0 +1,45 @@
+-- For scripts that take records apart.
+
+-- A record is cut, never decoded. Behind *created* stands *started*: nothing while the task is queued for the first time, three
+-- nils where it never started, else its worker. A task that is tried again carries its last failure behind that.
+local function created_end(record) return HEADER + struct.unpack('>I4', record, 3) end
+
+local function owner_of(record)
+  local from = created_end(record) + 1
+  local first = byte(record, from)
+  if first == 192 then return nil end
+  return sub(record, from, from + (first == 217 and byte(record, from + 1) + 1 or first - 160))
+end
+
+local function started_end(record)
+  local owner = owner_of(record)
+  return created_end(record) + (owner and #owner + 10 or #NEVER_STARTED)
+end
+
+-- Where *started* ends in a record that `owner` (packed) holds; nil for one that it does not.
+local function held_end(record, owner)
+  local from = created_end(record) + 1
+  local behind = from + #owner
+  return sub(record, from, behind - 1) == owner and behind + 9 or nil
+end
+
+-- The record cut back to what it was when it was created, or started, its header in front.
+local function as_created(record) return sub(record, 1, created_end(record)) end
+local function as_started(record) return sub(record, 1, started_end(record)) end
+
+-- A record for the queue; `failure` (and its nil extra) of the attempt before, or ''.
+local function as_queued(record, failure)
+  return as_created(record) .. (failure ~= '' and NEVER_STARTED .. failure .. '\192' or '')
+end
+
+-- The last failure that a queued or running record carries, or ''.
+local function last_failure(record)
+  if #record == created_end(record) then return '' end
+  return sub(record, started_end(record) + 1, -2)
+end
+
+-- A queued record that failed without having run. `stale`: its entry stays in the queue, and is noted in the header.
+local function as_unstarted_failed(record, ended, stale)
+  if stale then record = sub(record, 1, 1) .. char(byte(record, 2) % 128 + 128) .. sub(record, 3) end
+  return as_created(record) .. NEVER_STARTED .. ended .. stamp
+end

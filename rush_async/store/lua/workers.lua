@@ -1,0 +1,44 @@
+-- For scripts in which workers come, go or are told something.
+
+-- Tells names of workers or tasks on `control`, in messages of about a KiB at most.
+local function tell(message, names)
+  for first = 1, #names, 15 do
+    local part = { unpack(message) }
+    for i = first, math.min(first + 14, #names) do part[#part + 1] = names[i] end
+    redis.pcall('SPUBLISH', CONTROL, cmsgpack.pack(part))
+  end
+end
+
+-- A worker that is not alive any more.
+local function bury(worker)
+  call('HDEL', ALIVE, worker)
+  call('HDEL', STANDBY, worker)
+  call('HDEL', GRANTED, worker)
+end
+
+-- Shuts a worker out: none of its calls moves anything any more, and what it runs is cleared next.
+local function fence(worker, entry, state, failure)
+  local space = string.find(entry, ' ', 1, true)
+  bury(worker)
+  call('HSET', PASSING, worker, 'out')
+  call('HSET', WORKERS, worker, 'clearing-' .. state .. sub(entry, space) .. failure)
+end
+
+-- How often somebody has to look after the leases, so that each is judged in time: half of what the most impatient leaves.
+local function pace_of(expire, period) return (tonumber(expire) - tonumber(period)) / 2 end
+local function repace()
+  local pace
+  for _, text in ipairs(call('HVALS', PROCESSES)) do
+    local expire, period = string.match(text, '^(%S+) (%S+)')
+    local own = pace_of(expire, period)
+    if not pace or own < pace then pace = own end
+  end
+  if pace then call('HSET', META, 'pace', pace) else call('HDEL', META, 'pace') end
+end
+
+local function end_leases(leases)
+  if #leases == 0 then return end
+  call('ZREM', LEASES, unpack(leases))
+  call('HDEL', PROCESSES, unpack(leases))
+  repace()
+end
