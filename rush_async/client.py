@@ -434,10 +434,11 @@ class RushClient(Session):
         network = self._net
         with ExitStack() as safe:
             safe.enter_context(network.watched)
-            await network.watch()
-            # First gather, then look where the network stands: what comes in between is neither missed nor seen twice.
-            listener = safe.enter_context(network.listening(kinds, buffer))
-            position = await network.tasks.look()
+            with self._until_closed():
+                await network.watch()
+                # First gather, then look where the network stands: what comes in between is neither missed nor seen twice.
+                listener = safe.enter_context(network.listening(kinds, buffer))
+                position = await network.tasks.look()
             listener.begin(position.epoch, position.seq)
             stack.push(safe.pop_all())
         return listener

@@ -164,7 +164,10 @@ class Session:
 
     @contextmanager
     def _until_closed(self) -> Generator[None]:
-        """What waits in this block ends with `NetworkStateError` when the client is closed: nobody would wake it any more."""
+        """What waits in this block ends with `NetworkStateError` when the client is closed, or was before: nobody would wake it
+        any more."""
+        if self._network is None:
+            raise NetworkStateError(self._not_open.sentence)
         with anyio.CancelScope() as scope:
             self._waiting.add(scope)
             try:

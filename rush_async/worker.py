@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, overload
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,7 @@ import anyio
 from rush_async.blocks import Catch, Guard, TaskBlock, Ticks, end_block
 from rush_async.client import RushClient, as_failures, as_keys, as_number, check_lengths
 from rush_async.config import RushConfig
-from rush_async.errors import RushConfigError, RushConnectionError, WorkerLostError
+from rush_async.errors import NetworkStateError, RushConfigError, RushConnectionError, WorkerLostError
 from rush_async.model import Failure, Task, WorkerExit, WorkerState
 from rush_async.names import listed, worker_name
 from rush_async.network import Network
@@ -365,7 +366,7 @@ class RushWorker(RushClient):
             if not network.is_watching:
                 if (task := await self._look_in_queue(network)) is not None:
                     return task
-                await network.watch()
+                await self._watch(network)
             deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
             while not self._is_terminated:
                 left = None if deadline is None else deadline - asyncio.get_running_loop().time()
@@ -383,6 +384,11 @@ class RushWorker(RushClient):
                 if popped is not None:
                     return popped
         return self._nothing()
+
+    async def _watch(self, network: Network) -> None:
+        # A worker that is closed meanwhile has nothing to wait for, like one that was asked to stop.
+        with suppress(NetworkStateError), self._until_closed():
+            await network.watch()
 
     def _nothing(self) -> None:
         if self._lost_because is not None:
@@ -514,8 +520,9 @@ class RushWorker(RushClient):
                     if is_our_turn:
                         line.done()
                         is_our_turn = False
-                await network.watch()
-                is_our_turn = await line.turn(None, self._waits)
+                await self._watch(network)
+                if not self._is_terminated:
+                    is_our_turn = await line.turn(None, self._waits)
             if is_our_turn:
                 line.done()
         return self._nothing()

@@ -82,15 +82,15 @@ async def test_a_task_of_one_worker_is_two_calls_of_few_bytes(
 
 
 async def test_tasks_of_many_coroutines_are_merged(rush: Rush, costs: Costs) -> None:
-    workers = [await RushWorker(rush.network_id, rush.config) for _ in range(64)]
-    await asyncio.gather(*[propose_and_report(worker, 1) for worker in workers])
-    costs.restart()
-    await asyncio.gather(*[propose_and_report(worker, 10) for worker in workers])
-    assert costs.commands["evalsha"] <= 60  # 20 when nothing comes in between
-    assert costs.bytes_in / 640 <= 330
-    assert costs.bytes_out / 640 <= 60
-    for worker in workers:
-        await worker.aclose()
+    async with contextlib.AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(RushWorker(rush.network_id, rush.config)) for _ in range(64)]
+        await asyncio.gather(*[propose_and_report(worker, 1) for worker in workers])
+        costs.restart()
+        await asyncio.gather(*[propose_and_report(worker, 10) for worker in workers])
+        # 1,280 calls. How many go together depends on when answers come: all 64 at the best, 16 where they are slow.
+        assert costs.commands["evalsha"] <= 120
+        assert costs.bytes_in / 640 <= 330
+        assert costs.bytes_out / 640 <= 60
 
 
 async def test_a_bulk_is_a_call_a_thousand(rush: Rush, rush_worker: RushWorker, costs: Costs) -> None:
@@ -132,13 +132,13 @@ async def test_all_who_read_in_one_tick_share_one_read(rush: Rush, costs: Costs)
 
 async def test_all_clients_of_an_event_loop_share_two_connections(rush: Rush, raw: Any) -> None:
     before = raw.info("clients")["connected_clients"]
-    workers = [await RushWorker(rush.network_id, rush.config) for _ in range(100)]
-    others = [await Rush(f"net{at}", rush.config) for at in range(20)]
-    await asyncio.gather(*[propose_and_report(worker, 2) for worker in workers])
-    async with rush.events():
-        assert raw.info("clients")["connected_clients"] <= before + 2  # the subscription and the heartbeat
-    for client in (*workers, *others):
-        await client.aclose()
+    async with contextlib.AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(RushWorker(rush.network_id, rush.config)) for _ in range(100)]
+        for at in range(20):
+            await stack.enter_async_context(Rush(f"net{at}", rush.config))
+        await asyncio.gather(*[propose_and_report(worker, 2) for worker in workers])
+        async with rush.events():
+            assert raw.info("clients")["connected_clients"] <= before + 2  # the subscription and the heartbeat
 
 
 async def test_subscribers_that_stop_reading_are_cut_off_before_they_fill_the_server(rush_worker: RushWorker, raw: Any) -> None:

@@ -435,6 +435,17 @@ async def test_a_reader_ends_when_the_block_or_the_client_is_closed(rush: Rush) 
             await asyncio.wait_for(reading, SOON)
 
 
+@pytest.mark.parametrize("n_waiting", [0, 1])
+async def test_a_reader_that_was_busy_while_the_client_was_closed_does_not_wait_for_ever(rush: Rush, n_waiting: int) -> None:
+    client = await Rush(rush.network_id, rush.config)
+    async with client.events() as events:
+        for _ in range(n_waiting):
+            await rush.push_tasks([XS])
+        await client.aclose()
+        with pytest.raises(NetworkStateError, match="is closed: open a new one"):
+            await asyncio.wait_for(anext(events), SOON)
+
+
 # reset
 
 

@@ -30,6 +30,7 @@ from rush_async import (
 )
 from rush_async.store.server import find_server
 from rush_async.testing import wait_until
+from tests.proxy import Proxy
 
 XS = {"x1": 1.0, "x2": 2.0}
 PASSWORD = "s3cret/pass:word@%"
@@ -508,6 +509,51 @@ async def test_after_closing_every_call_says_that_it_is_closed(rush: Rush) -> No
     await refuse_everything(closed, worker, "is closed: open a new one")
     async with Rush("net", rush.config) as again:
         await again.reset()
+
+
+async def begin_to_listen(worker: RushWorker) -> None:
+    async with worker.events():
+        pass
+
+
+async def wait_for_counts(worker: RushWorker) -> None:
+    await worker.wait_until(lambda counts: counts.queued > 0)
+
+
+@pytest.mark.parametrize("wait", [begin_to_listen, wait_for_counts])
+async def test_who_begins_to_listen_while_its_client_is_closed_does_not_wait_for_ever(
+    rush_worker: RushWorker, proxy: Proxy, wait: Callable[[RushWorker], Awaitable[None]]
+) -> None:
+    with pytest.raises(NetworkStateError, match="is closed: open a new one"):
+        await closed_before_it_hears(rush_worker, proxy, wait)
+
+
+async def wait_for_a_task(worker: RushWorker) -> None:
+    assert await worker.pop_task(None) is None
+
+
+async def wait_for_a_place(worker: RushWorker) -> None:
+    async with worker.task(XS, budget=1) as task:
+        assert task is None
+
+
+@pytest.mark.parametrize("wait", [wait_for_a_task, wait_for_a_place])
+async def test_who_begins_to_wait_for_something_to_do_while_its_client_is_closed_gets_nothing(
+    rush_worker: RushWorker, proxy: Proxy, wait: Callable[[RushWorker], Awaitable[None]]
+) -> None:
+    await rush_worker.push_running_tasks([XS])  # the budget of one is taken
+    await closed_before_it_hears(rush_worker, proxy, wait)
+
+
+async def closed_before_it_hears(other: RushWorker, proxy: Proxy, wait: Callable[[RushWorker], Awaitable[None]]) -> None:
+    """What comes of a wait whose worker is closed before events can be heard."""
+    worker = await RushWorker(other.network_id, replace(other.config, url=proxy.url))
+    proxy.refuse()
+    proxy.cut_all("pubsub")  # nothing is confirmed any more
+    waiting = asyncio.ensure_future(wait(worker))
+    await wait_until(lambda: worker._net._watching)  # pyright: ignore[reportPrivateUsage]
+    await worker.aclose()
+    await asyncio.wait_for(waiting, 5)
 
 
 async def test_opening_twice_says_to_make_a_new_one(rush: Rush) -> None:
