@@ -1,6 +1,6 @@
 """Asynchronous, decentralised optimisation: many workers, one Redis or Valkey database, no central controller."""
 
-from rush_async.client import EventStream, RushClient
+from rush_async.client import RushClient
 from rush_async.config import RushConfig
 from rush_async.errors import (
     DecodeError,
@@ -39,6 +39,7 @@ from rush_async.manager import Rush, rsh
 from rush_async.model import Counts, Failure, FailureKind, Task, TaskState, WorkerExit, WorkerState
 from rush_async.plan import Plan, current_plan, rush_plan
 from rush_async.runtime import run_worker
+from rush_async.streams import EventStream
 from rush_async.worker import RushWorker
 
 __version__ = "0.1.0"

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence, Sized
-from contextlib import ExitStack, suppress
-from dataclasses import replace
-from operator import index
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from rush_async.errors import EncodeError, NetworkStateError, RushTimeoutError, TasksNotDoneError
-from rush_async.events import EVENT_KINDS, Event, EventsMissed, TasksFailed, TasksFinished
-from rush_async.listeners import Listener
+from rush_async.arguments import as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
+from rush_async.errors import EncodeError, RushTimeoutError, TasksNotDoneError
+from rush_async.events import Event, EventsMissed
 from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.names import listed
 from rush_async.network import Network
@@ -30,16 +28,16 @@ from rush_async.store.codec import (
 )
 from rush_async.store.keys import task_key
 from rush_async.store.tasks import LOST, NewTask, Target
+from rush_async.streams import EventStream
 
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["EventStream", "RushClient", "as_failures", "as_keys", "as_number", "check_lengths"]
+__all__ = ["RushClient"]
 
 logger = logging.getLogger(__name__)
 
 E = TypeVar("E")
-E_co = TypeVar("E_co", covariant=True)
 
 
 class RushClient(Session):
@@ -184,7 +182,7 @@ class RushClient(Session):
 
     async def keys_with_state(self, *states: TaskState) -> dict[TaskState, list[str]]:
         """The keys of the tasks in these states (all four without any), in one consistent view."""
-        states = _check_states(states)
+        states = as_states(states)
         view = await self._net.snapshot(states)
         return {state: view.keys(state) for state in states}
 
@@ -372,7 +370,7 @@ class RushClient(Session):
             A frame as that of `fetch_finished_tasks` with a column `state` in front; where failed tasks were asked for, with
             `condition` (Struct of kind, type, message, traceback). States come in the order asked for.
         """
-        states = _check_states(states)
+        states = as_states(states)
         return await self._frame(states, with_state=True, times=times, schema=schema)
 
     async def fetch_queued_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
@@ -422,116 +420,7 @@ class RushClient(Session):
             results: whether finished and failed events carry their `tasks`, which costs a read each.
             buffer: how many events may wait for a slow listener before the rest is reported as missed.
         """
-        for kind in kinds:
-            if kind not in EVENT_KINDS:
-                known = ", ".join(known.__name__ for known in EVENT_KINDS)
-                raise ValueError(f"{kind!r} is no kind of event: choose from {known}")
+        check_kinds(kinds)
         if buffer < 1:
             raise ValueError(f"buffer must be at least 1, not {buffer}")
-        return EventStream(self, kinds, results, buffer)
-
-    async def _listen(self, stack: ExitStack, kinds: tuple[type[Any], ...], buffer: int) -> Listener:
-        network = self._net
-        with ExitStack() as safe:
-            safe.enter_context(network.watched)
-            with self._until_closed():
-                await network.watch()
-                # First gather, then look where the network stands: what comes in between is neither missed nor seen twice.
-                listener = safe.enter_context(network.listening(kinds, buffer))
-                position = await network.tasks.look()
-            listener.begin(position.epoch, position.seq)
-            stack.push(safe.pop_all())
-        return listener
-
-    async def _tasks_of(self, keys: Sequence[str]) -> tuple[Task, ...]:
-        return tuple([task for task in await self.get_tasks(list(keys)) if task is not None])
-
-
-class EventStream(Generic[E_co]):
-    """Events as they come; what `RushClient.events` gives. Ends with its block."""
-
-    def __init__(self, client: RushClient, kinds: tuple[type[Any], ...], results: bool, buffer: int) -> None:
-        self._client = client
-        self._kinds = kinds
-        self._results = results
-        self._buffer = buffer
-        self._stack = ExitStack()
-        self._listener: Listener | None = None
-        self._is_opened = False
-
-    async def __aenter__(self) -> Self:
-        if self._is_opened:
-            raise NetworkStateError("this stream of events was opened before: make a new one with `rush.events(...)`")
-        self._is_opened = True
-        self._listener = await self._client._listen(self._stack, self._kinds, self._buffer)  # pyright: ignore[reportPrivateUsage]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._stack.close()
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> E_co:
-        listener = self._listener
-        if listener is None:
-            raise NetworkStateError("this stream of events is not open: write `async with rush.events(...) as events:`")
-        with self._client._until_closed():  # pyright: ignore[reportPrivateUsage]
-            event = await listener.next()
-        if event is None:
-            raise StopAsyncIteration
-        if self._results and isinstance(event, TasksFinished | TasksFailed):
-            try:
-                event = replace(event, tasks=await self._client._tasks_of(event.keys))  # pyright: ignore[reportPrivateUsage]
-            except BaseException:
-                listener.put_back(event)  # a cancelled reader, or a server that is gone, loses no event
-                raise
-        return cast("E_co", event)
-
-
-def as_number(value: Any, what: str, most: int = 2**53) -> int:
-    """A whole number from 0 to `most`."""
-    try:
-        number = index(value)
-    except TypeError:
-        raise TypeError(f"{what} must be a whole number, not {type(value).__name__}: {value!r:.80}") from None
-    if not 0 <= number <= most:
-        raise ValueError(f"{what} must be 0 to {most:,}, not {number:,}")
-    return number
-
-
-def as_keys(keys: str | Iterable[str]) -> list[str]:
-    """One key or several, as a list."""
-    if isinstance(keys, str):
-        return [keys]
-    found = list(keys)
-    for key in found:
-        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
-            raise TypeError(f"a key is a string, not {type(key).__name__}: {key!r:.80}")
-    return found
-
-
-def as_failures(failures: Any, n: int, what: str) -> list[Failure]:
-    """One failure for all, or one for each."""
-    if isinstance(failures, Sequence) and not isinstance(failures, str):
-        given = cast("Sequence[Any]", failures)
-        if n != len(given):
-            raise ValueError(f"{n:,} {what} and {len(given):,} failures: give one for each, or a single one for all")
-        return [Failure.of(failure) for failure in given]
-    return [Failure.of(failures)] * n
-
-
-def check_lengths(what: str, items: Sized, other: str, others: Sized) -> None:
-    """Refuses two sequences that should go in pairs."""
-    if len(items) != len(others):
-        raise ValueError(f"{what} has {len(items):,} entries and {other} has {len(others):,}: give one for each")
-
-
-def _check_states(states: Sequence[Any]) -> tuple[TaskState, ...]:
-    for state in states:
-        if state not in TASK_STATES:
-            raise ValueError(f"{state!r} is no state of a task: choose from {', '.join(TASK_STATES)}")
-    return tuple(dict.fromkeys(states)) or TASK_STATES
+        return EventStream(lambda: self._net, self._until_closed, kinds, buffer, self.get_tasks if results else None)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
 
-from rush_async.client import RushClient, as_keys, as_number
+from rush_async.arguments import as_keys, as_number
+from rush_async.client import RushClient
 from rush_async.config import RushConfig
 from rush_async.crew import Crew
 from rush_async.errors import RushConnectionError, RushTimeoutError, WorkerLoopError, WorkersNotReadyError

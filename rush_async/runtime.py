@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rush_async.client import as_keys, as_number
+from rush_async.arguments import as_keys, as_number
 from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError, RushConfigError, WorkerLostError
 from rush_async.logs import capture, speak_as

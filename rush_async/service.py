@@ -15,13 +15,13 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
 
-from rush_async.client import EventStream
 from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError, WorkerLostError
 from rush_async.events import Event, EventsMissed, NetworkReset, WorkerLost, WorkerStarted, WorkerStopped
 from rush_async.launch.executors import Submitter
 from rush_async.launch.handle import Launcher
 from rush_async.manager import Rush
 from rush_async.model import Task, TaskState
+from rush_async.streams import EventStream
 from rush_async.supervisor import Supervisor
 from rush_async.worker import RushWorker
 

@@ -13,8 +13,9 @@ from weakref import WeakKeyDictionary
 
 import anyio
 
+from rush_async.arguments import as_failures, as_keys, as_number, check_lengths
 from rush_async.blocks import Catch, Guard, TaskBlock, Ticks, end_block
-from rush_async.client import RushClient, as_failures, as_keys, as_number, check_lengths
+from rush_async.client import RushClient
 from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError, RushConfigError, RushConnectionError, WorkerLostError
 from rush_async.model import Failure, Task, WorkerExit, WorkerState

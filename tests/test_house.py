@@ -42,7 +42,7 @@ class Floor:
 FLOORS = (
     Floor(
         "1",
-        frozenset({"errors", "model", "events", "config", "plan", "loops", "supervisor", "waiting", "names"}),
+        frozenset({"errors", "model", "events", "config", "plan", "loops", "supervisor", "waiting", "names", "arguments"}),
         neighbours=True,
     ),
     Floor("2", frozenset({"store"}), neighbours=True),
@@ -50,7 +50,7 @@ FLOORS = (
     Floor("2b", frozenset({"residents"})),
     Floor("2c", frozenset({"standby"})),
     Floor("3", frozenset({"network"})),
-    Floor("4", frozenset({"session"})),
+    Floor("4", frozenset({"session", "streams"})),
     Floor("4a", frozenset({"client"})),
     Floor("5", frozenset({"blocks"})),
     Floor("5a", frozenset({"worker"})),

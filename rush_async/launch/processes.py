@@ -19,7 +19,7 @@ from typing import Any, ClassVar, cast
 import anyio
 import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 
-from rush_async.client import as_number
+from rush_async.arguments import as_number
 from rush_async.errors import EncodeError
 from rush_async.launch.child import Orders
 from rush_async.launch.handle import Launch, WorkerHandle

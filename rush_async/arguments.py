@@ -1,0 +1,66 @@
+"""What callers pass: checked once, and refused with words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Sized
+from operator import index
+from typing import Any, cast
+
+from rush_async.events import EVENT_KINDS
+from rush_async.model import TASK_STATES, Failure, TaskState
+
+__all__ = ["as_failures", "as_keys", "as_number", "as_states", "check_kinds", "check_lengths"]
+
+
+def as_number(value: Any, what: str, most: int = 2**53) -> int:
+    """A whole number from 0 to `most`."""
+    try:
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be a whole number, not {type(value).__name__}: {value!r:.80}") from None
+    if not 0 <= number <= most:
+        raise ValueError(f"{what} must be 0 to {most:,}, not {number:,}")
+    return number
+
+
+def as_keys(keys: str | Iterable[str]) -> list[str]:
+    """One key or several, as a list."""
+    if isinstance(keys, str):
+        return [keys]
+    found = list(keys)
+    for key in found:
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+            raise TypeError(f"a key is a string, not {type(key).__name__}: {key!r:.80}")
+    return found
+
+
+def as_states(states: Sequence[Any]) -> tuple[TaskState, ...]:
+    """States of tasks, each once; none means all."""
+    for state in states:
+        if state not in TASK_STATES:
+            raise ValueError(f"{state!r} is no state of a task: choose from {', '.join(TASK_STATES)}")
+    return tuple(dict.fromkeys(states)) or TASK_STATES
+
+
+def as_failures(failures: Any, n: int, what: str) -> list[Failure]:
+    """One failure for all, or one for each."""
+    if isinstance(failures, Sequence) and not isinstance(failures, str):
+        given = cast("Sequence[Any]", failures)
+        if n != len(given):
+            raise ValueError(f"{n:,} {what} and {len(given):,} failures: give one for each, or a single one for all")
+        return [Failure.of(failure) for failure in given]
+    return [Failure.of(failures)] * n
+
+
+def check_kinds(kinds: Iterable[Any]) -> None:
+    """Refuses what is no kind of event."""
+    for kind in kinds:
+        if kind not in EVENT_KINDS:
+            known = ", ".join(known.__name__ for known in EVENT_KINDS)
+            raise ValueError(f"{kind!r} is no kind of event: choose from {known}")
+
+
+def check_lengths(what: str, items: Sized, other: str, others: Sized) -> None:
+    """Refuses two sequences that should go in pairs."""
+    if len(items) != len(others):
+        raise ValueError(f"{what} has {len(items):,} entries and {other} has {len(others):,}: give one for each")
