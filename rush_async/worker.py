@@ -25,6 +25,7 @@ from rush_async.session import Schema
 from rush_async.store.codec import as_record, decode_task, encode_failure
 from rush_async.store.keys import check_worker_id
 from rush_async.store.tasks import Ended, Lost, Popped
+from rush_async.store.workers import KILLED
 
 __all__ = ["RushWorker"]
 
@@ -228,11 +229,13 @@ class RushWorker(RushClient):
 
     async def end_seen_by_others(self) -> WorkerExit:
         """How a worker that was shut out ended: killed, lost, or terminated by a reset."""
+        if self.was_killed:  # a reset may have followed, and then nothing of it is there to read
+            return WorkerExit(self._worker_id, "killed", KILLED)
         entry = (await self._net.workers.read_some([self._worker_id])).get(self._worker_id)
         if entry is None or entry.state in ("starting", "running"):
             return WorkerExit(self._worker_id, "terminated")
         if entry.state == "killed":
-            return WorkerExit(self._worker_id, "killed", Failure("killed", None, "Worker was killed"))
+            return WorkerExit(self._worker_id, "killed", KILLED)
         return WorkerExit(self._worker_id, entry.state, entry.failure)
 
     def _lost(self) -> WorkerLostError:

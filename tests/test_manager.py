@@ -171,6 +171,25 @@ async def test_row_10_reset_shuts_out_workers_of_others(rush: Rush) -> None:
         assert await other.counts() == (0, 0, 0, 0)
 
 
+async def test_a_worker_that_was_killed_says_so_though_a_reset_follows(rush: Rush) -> None:
+    is_reset = asyncio.Event()
+
+    async def hold_until_the_reset(worker: RushWorker) -> None:
+        try:
+            await hold(worker)
+        finally:
+            await is_reset.wait()
+
+    async with Rush(rush.network_id, rush.config) as other:
+        await other.start_workers(hold_until_the_reset, 1)
+        await other.wait_until(lambda counts: counts.running == 1)
+        await rush.stop_workers(mode="kill")
+        await rush.reset()
+        is_reset.set()
+        (how,) = await asyncio.wait_for(other.join_workers(), 10)
+        assert how.state == "killed"
+
+
 # looking
 
 

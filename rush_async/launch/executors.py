@@ -27,6 +27,7 @@ from rush_async.loops import WorkerLoop
 from rush_async.model import Failure, WorkerExit
 from rush_async.runtime import live
 from rush_async.store.link import process_generation
+from rush_async.store.workers import KILLED
 from rush_async.supervisor import see_through
 from rush_async.worker import RushWorker
 
@@ -155,7 +156,7 @@ class _Worker(WorkerHandle):
                 self.worker_id,
                 _PATIENCE,
             )
-            self.end(WorkerExit(self.worker_id, "killed", Failure("killed", None, "Worker was killed")))
+            self.end(WorkerExit(self.worker_id, "killed", KILLED))
 
     async def _take_back(self) -> None:
         """Cancels a job that has not begun. Dask would forget a running one too, and Slurm kill it: the network is asked."""
