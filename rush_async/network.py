@@ -142,6 +142,7 @@ class Network:
                 self._linger.cancel()
             self.link.subscription.unsubscribe(self.keys.events)
             self.link.subscription.unsubscribe(self.keys.control)
+            self.standby.close()
             await self.pulse.aclose()
             # What cancelled callers were granted is given back before the connection may close.
             with anyio.move_on_after(_PATIENCE, shield=True):

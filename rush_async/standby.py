@@ -3,13 +3,19 @@
 Somebody stands by only where every worker of the loop waits for tasks and none holds any, so that it can begin at once. As soon
 as one of them gets something to do, nobody stands by any more: what is handed to an event loop that computes would wait for it,
 though workers elsewhere are free.
+
+Each time is a *post* with a number, and one conversation with the server: *in*, perhaps repeated, and *out*, one question at a
+time. It is over when the post was handed one task, or is certain to be handed none; only then the next one begins. So whatever
+is late, said twice or lost on the way, belongs to one post, and every task to one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from typing import Literal, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 from rush_async.errors import DecodeError
 from rush_async.residents import Residents
@@ -24,29 +30,35 @@ __all__ = ["Standby"]
 logger = logging.getLogger(__name__)
 
 WORTH = 0.5  # seconds: who waits shorter does not stand by, which takes two calls
+_PATIENCE = 1.0  # seconds that a wait may last longer, where the server does not answer whether a task was handed over
+_REMEMBERED = 100  # posts of whose end late messages may tell
+
+Question = Literal["in", "out"]
 
 
 class _Post:
-    """One worker's standing by, for as long as it waits.
+    """One worker's standing by.
 
     Attributes:
+        number: tells it from all others of this event loop.
         worker_id: who.
         wait: ends when it is handed a task.
-        popped: that task.
-        is_over: whether nobody waits here any more.
-        is_asking: whether the server has been asked to let it stand by, and has not answered yet.
-        is_stale: whether something was missed meanwhile, so that it is to be asked again.
-        leaving: the server's answer that it stands by no more.
+        over: the task that it was handed; None when it is certain that there is none.
+        asked: what the server has been asked and has not answered yet.
+        is_known: whether the server may know of it.
+        is_leaving: whether nobody is to stand here any more.
+        is_stale: whether something was missed since the server was asked, so that it is to be asked again.
     """
 
-    def __init__(self, worker_id: str, wait: asyncio.Future[bool]) -> None:
+    def __init__(self, number: int, worker_id: str, wait: asyncio.Future[bool]) -> None:
+        self.number = number
         self.worker_id = worker_id
         self.wait = wait
-        self.popped: Popped | None = None
-        self.is_over = False
-        self.is_asking = False
+        self.over: asyncio.Future[Popped | None] = asyncio.get_running_loop().create_future()
+        self.asked: Question | None = None
+        self.is_known = False
+        self.is_leaving = False
         self.is_stale = False
-        self.leaving: asyncio.Future[Standing] | None = None
 
 
 class Standby:
@@ -66,9 +78,11 @@ class Standby:
         self._tasks = tasks
         self._residents = residents
         self._line = line
-        self._post: _Post | None = None
-        self._posts: set[_Post] = set()  # that are not over
-        self._told: dict[str, str] = {}  # worker -> the last task that it was handed
+        self._numbers = itertools.count(1)
+        self._post: _Post | None = None  # whose conversation is not over
+        self._waiting: dict[asyncio.Future[bool], str] = {}  # who may stand by, the longest first
+        self._handed: dict[asyncio.Future[bool], Popped] = {}  # what they were handed, until they see it
+        self._past: dict[int, _Post] = {}  # the last ones that are over
         self._is_subscribed = self._is_confirmed = False
 
     # in the life of a worker
@@ -79,140 +93,158 @@ class Standby:
         Returns:
             As `Line.turn`, and the task.
         """
-        post: _Post | None = None
+        wait: asyncio.Future[bool] | None = None
 
-        def stand_by(wait: asyncio.Future[bool]) -> None:
-            nonlocal post
-            post = self._offer(worker_id, wait)
+        def begin(future: asyncio.Future[bool]) -> None:
+            nonlocal wait
+            if timeout is None or timeout >= WORTH:
+                wait = future
+                self._waiting[future] = worker_id
+            self._offer()
 
-        is_worth_it = timeout is None or timeout >= WORTH
+        is_our_turn = False
         try:
-            is_our_turn = await self._line.turn(timeout, waits, stand_by if is_worth_it else None)
-        except asyncio.CancelledError:
-            if post is not None:
-                self._abandon(post)
-            raise
-        if post is None:
-            return is_our_turn, None
-        try:
-            return is_our_turn, await self._leave(post)
+            is_our_turn = await self._line.turn(timeout, waits, begin)
+            if wait is None:
+                return is_our_turn, None
+            if (post := self._post_of(wait)) is not None:
+                self._relieve(post)
+                if not post.over.done():
+                    await asyncio.wait([post.over], timeout=_PATIENCE)
+            return is_our_turn, self._handed.pop(wait, None)
         except BaseException:
             if is_our_turn:
                 self._line.done()
             raise
-
-    def _offer(self, worker_id: str, wait: asyncio.Future[bool]) -> _Post | None:
-        """A worker waits in line. Where it is the last one of the event loop to do so, it stands by."""
-        if self._post is not None or len(self._line) < len(self._residents) or not self._residents.are_idle:
-            return None
-        post = self._post = _Post(worker_id, wait)
-        self._posts.add(post)
-        if not self._is_subscribed:
-            self._is_subscribed = True
-            self._link.subscription.subscribe(self._channel, self._hear, self._confirmed)
-        elif self._is_confirmed:
-            self._ask("in", post)
-        return post
+        finally:
+            if wait is not None:
+                self._abandon(wait)
 
     def stand_down(self) -> None:
         """A worker of the event loop gets something to do: nobody stands by."""
         if self._post is not None:
             self._relieve(self._post)
 
-    async def _leave(self, post: _Post) -> Popped | None:
-        """A worker waits no more; what it was handed meanwhile, if anything."""
-        self._relieve(post)
-        if post.popped is None and post.leaving is not None:
-            try:
-                await asyncio.wait([post.leaving])
-            except asyncio.CancelledError:
-                self._abandon(post)
-                raise
-        popped = None if post.is_over else post.popped
-        self._end(post)
-        return popped
-
-    def _abandon(self, post: _Post) -> None:
-        """A worker's wait was cancelled: what it is handed goes back to the head of the queue."""
-        self._relieve(post)
-        if post.popped is not None and not post.is_over:
-            self._tasks.put_back([post.popped], post.worker_id)
-        self._end(post)
-
-    def retire(self, worker_id: str) -> None:
-        """A worker leaves the network."""
-        for post in [post for post in self._posts if post.worker_id == worker_id]:
-            self._abandon(post)
-        self._told.pop(worker_id, None)
-        if len(self._residents) <= 1 and self._is_subscribed:
-            self._is_subscribed = self._is_confirmed = False
-            self._link.subscription.unsubscribe(self._channel)
-
     def renew(self) -> None:
         """What was said to this event loop may not have been heard, or the network was reset and goes on."""
         post = self._post
-        if post is None or not self._is_confirmed:
+        if post is None or post.over.done() or post.is_leaving or not self._is_confirmed:
             return
-        if post.is_asking:
-            post.is_stale = True
+        if post.asked is None:
+            self._ask("in", post)
         else:
-            self._ask("again", post)
+            post.is_stale = True
 
-    # between us and the server
+    async def retire(self, worker_id: str) -> None:
+        """A worker leaves the network: what it was handed goes back. Returns when nothing can follow, or when the server does
+        not answer; then the worker's good-bye gives it back."""
+        for wait in [wait for wait, waiting in self._waiting.items() if waiting == worker_id]:
+            self._abandon(wait)
+        if (post := self._post) is not None and post.worker_id == worker_id:
+            self._relieve(post)
+            if not post.over.done():
+                await asyncio.wait([post.over], timeout=_PATIENCE)
+        if not any(resident.has_entered for resident in self._residents.by_id.values()):
+            self.close()
+
+    def close(self) -> None:
+        """Listens no more."""
+        self._is_subscribed = self._is_confirmed = False
+        self._link.subscription.unsubscribe(self._channel)
+
+    def _offer(self) -> None:
+        """Where all workers of the event loop wait, the one that waits longest stands by."""
+        if self._post is not None or len(self._line) < len(self._residents) or not self._residents.are_idle:
+            return
+        wait = next((wait for wait in self._waiting if not wait.done()), None)
+        if wait is None:
+            return
+        self._post = _Post(next(self._numbers), self._waiting[wait], wait)
+        if not self._is_subscribed:
+            self._is_subscribed = True
+            self._link.subscription.subscribe(self._channel, self._hear, self._confirmed)
+        elif self._is_confirmed:
+            self._ask("in", self._post)
+
+    def _post_of(self, wait: asyncio.Future[bool]) -> _Post | None:
+        return self._post if self._post is not None and self._post.wait is wait else None
+
+    def _abandon(self, wait: asyncio.Future[bool]) -> None:
+        """Nobody waits any more: what was handed over and not seen goes back to the head of the queue."""
+        worker_id = self._waiting.pop(wait, "")
+        if (popped := self._handed.pop(wait, None)) is not None:
+            self._tasks.put_back([popped], worker_id)
+        if (post := self._post_of(wait)) is not None:
+            self._relieve(post)
+
+    # a post's conversation with the server
 
     def _relieve(self, post: _Post) -> None:
-        """A post stands by no more."""
-        if self._post is post:
-            self._post = None
-            if post.popped is None:
-                post.leaving = self._ask("out", post)
-
-    def _end(self, post: _Post) -> None:
-        post.is_over = True
-        self._posts.discard(post)
-
-    def _ask(self, what: Literal["in", "again", "out"], post: _Post) -> asyncio.Future[Standing]:
-        post.is_asking = what != "out"
-        future = self._tasks.stand_by(what, post.worker_id)
-        future.add_done_callback(lambda future: self._answered(what, post, future))
-        return future
-
-    def _answered(self, what: str, post: _Post, future: asyncio.Future[Standing]) -> None:
-        if what != "out":
-            post.is_asking = False
-        if future.cancelled() or future.exception() is not None:
-            # Whether it stands by is not known, and it may be handed something.
-            if self._post is post:
-                self._post = None
-            if self._link.supervisor.is_open:
-                self._link.supervisor.start(self._make_sure, post)
+        if post.is_leaving or post.over.done():
             return
-        standing = future.result()
-        if isinstance(standing, Popped):
-            self._deliver(post, standing)
-        elif self._post is post and what != "out":
-            if standing is None or post.is_stale:  # None: the network was reset before the server took the call
-                post.is_stale = False
-                self._ask("again", post)
-            elif not standing:
-                self._post = None
+        post.is_leaving = True
+        if not post.is_known:
+            self._end(post, None)
+        elif post.asked is None:
+            self._ask("out", post)
+
+    def _ask(self, what: Question, post: _Post) -> None:
+        post.asked, post.is_known = what, True
+        answer = self._tasks.stand_by(what, post.worker_id, post.number, partial(self._deliver, post))
+        answer.add_done_callback(partial(self._answered, post))
+
+    def _answered(self, post: _Post, answer: asyncio.Future[Standing]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._take(post, answer.result())
+        elif self._link.supervisor.is_open:
+            # Whether it stands by is not known, and it may be handed something.
+            self._link.supervisor.start(self._make_sure, post)
+        else:
+            self._end(post, None)
 
     async def _make_sure(self, post: _Post) -> None:
-        standing = await self._link.sooner_or_later(lambda: self._tasks.stand_by("out", post.worker_id))
+        post.asked, post.is_leaving = "out", True
+        deliver = partial(self._deliver, post)
+        self._take(
+            post, await self._link.sooner_or_later(lambda: self._tasks.stand_by("out", post.worker_id, post.number, deliver))
+        )
+
+    def _take(self, post: _Post, standing: Standing) -> None:
+        what, post.asked = post.asked, None
         if isinstance(standing, Popped):
             self._deliver(post, standing)
+        elif what == "out":
+            self._end(post, None)
+            self._offer()
+        elif standing and (post.is_leaving or post.over.done()):
+            self._ask("out", post)  # it stands by, and was relieved or heard of its task meanwhile
+        elif not post.is_leaving and (standing is None or (standing and post.is_stale)):
+            post.is_stale = False  # None: the network was reset before the server took the call
+            self._ask("in", post)
+        elif not standing:
+            self._end(post, None)
+        if self._post is post and post.over.done() and post.asked is None:
+            self._post = None
 
     def _deliver(self, post: _Post, popped: Popped) -> None:
-        if self._told.get(post.worker_id) == popped.key:
-            return  # once by the channel and once by an answer
-        self._told[post.worker_id] = popped.key
-        if self._post is post:
+        """A post was handed a task, which is told by the channel, by an answer, or by both."""
+        if not post.over.done():
+            self._end(post, popped)
+            if post.wait in self._waiting:
+                self._handed[post.wait] = popped
+                end_wait(post.wait)
+                return
+        elif _is_same(post.over.result(), popped):
+            return
+        self._tasks.put_back([popped], post.worker_id)
+
+    def _end(self, post: _Post, popped: Popped | None) -> None:
+        if not post.over.done():
+            post.over.set_result(popped)
+            self._past[post.number] = post
+            self._past.pop(post.number - _REMEMBERED, None)
+        if self._post is post and post.asked is None:
             self._post = None
-        if post.is_over or post.popped is not None:
-            self._tasks.put_back([popped], post.worker_id)
-        else:
-            post.popped = popped
-            end_wait(post.wait)
 
     def _confirmed(self) -> None:
         """What was said on the channel before was not heard."""
@@ -222,16 +254,28 @@ class Standby:
     def _hear(self, data: bytes) -> None:
         try:
             behind = 2 + int.from_bytes(data[:2])
-            epoch, worker_id, key = cast("list[str]", decode(data[2:behind]))
-            popped = Popped(key, data[behind:])
+            epoch, post_number, key = cast("list[Any]", decode(data[2:behind]))
+            popped, told_in, number = Popped(str(key), data[behind:]), int(epoch), int(post_number)
         except (DecodeError, TypeError, ValueError) as error:
             logger.error("what was handed over on %s is malformed: %s", self._channel, error)
             return
-        if int(epoch) != self._tasks.calls.epoch or self._told.get(worker_id) == key:
+        calls = self._tasks.calls
+        if told_in > calls.highest_epoch:
+            calls.learn_epoch(told_in)
+        if told_in != calls.epoch:
             return
-        if self._post is not None and self._post.worker_id == worker_id:
+        if self._post is not None and self._post.number == number:
             self._deliver(self._post, popped)
-        elif not any(post.worker_id == worker_id for post in self._posts):
-            self._told[worker_id] = popped.key
-            self._tasks.put_back([popped], worker_id)
-        # else it is leaving its post, and the answer to that says the same
+        elif (post := self._past.get(number)) is not None and not _is_same(post.over.result(), popped):
+            # Late, and what it tells has been cancelled. Or the server took a question after one that was asked later.
+            self._tasks.stand_by("out", post.worker_id, number, partial(self._deliver, post)).add_done_callback(
+                partial(self._take_late, post)
+            )
+
+    def _take_late(self, post: _Post, answer: asyncio.Future[Standing]) -> None:
+        if not answer.cancelled() and answer.exception() is None and isinstance(popped := answer.result(), Popped):
+            self._deliver(post, popped)
+
+
+def _is_same(known: Popped | None, popped: Popped) -> bool:
+    return known is not None and known.key == popped.key

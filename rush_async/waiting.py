@@ -72,7 +72,7 @@ class Line:
         self,
         timeout: float | None,
         waits: set[asyncio.Future[bool]],
-        stand_by: Callable[[asyncio.Future[bool]], None] | None = None,
+        begin: Callable[[asyncio.Future[bool]], None] | None = None,
     ) -> bool:
         """Waits in line. True: it is the caller's turn, and it calls `done` after its attempt. False: the time is up, or
         somebody ended the wait.
@@ -80,7 +80,7 @@ class Line:
         Args:
             timeout: seconds; None waits for ever.
             waits: the waits of the caller's worker, by which others end this one.
-            stand_by: told of the wait once it has begun.
+            begin: told of the wait when it begins.
         """
         if not self._line and self._available(self._counts) > self._granted:
             self._granted += 1
@@ -90,9 +90,9 @@ class Line:
         timer = None if timeout is None else loop.call_later(max(timeout, 0), end_wait, future)
         self._line[future] = None
         waits.add(future)
-        if stand_by is not None:
-            stand_by(future)
         try:
+            if begin is not None:
+                begin(future)
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.result():

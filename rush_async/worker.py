@@ -148,8 +148,9 @@ class RushWorker(RushClient):
             with anyio.move_on_after(_PATIENCE, shield=True):
                 if self._has_logged:
                     await network.pulse.flush()
-                network.standby.retire(self._worker_id)
+                await network.standby.retire(self._worker_id)
                 if self._lost_because is None:
+                    await network.tasks.calls.quiet()  # it may be given tasks just now
                     await self._fail_held(failure or Failure("cancelled", None, "Its worker ended"))
                     await network.tasks.calls.settled()
                     await network.workers.bye(self._worker_id, state, failure)
@@ -269,12 +270,19 @@ class RushWorker(RushClient):
         tasks = self._new_tasks(xss, xss_extra)
         if not tasks:
             return []
-        network = self._net
-        network.standby.stand_down()
+        network = self._begin()
         if len(tasks) == 1:  # the way of a loop
             key = tasks[0].key
             return [key] if self._took_place(key, await network.tasks.push_one(tasks[0], self._worker_id, budget)) else []
         return self._hold(await network.tasks.push("R", tasks, worker_id=self._worker_id, budget=budget))
+
+    def _begin(self) -> Network:
+        """The network, for a call that takes a task: nobody in this event loop stands by any more."""
+        network = self._net
+        if not self._has_entered:
+            raise NetworkStateError(f"worker {self._worker_id} is leaving network {self._network_id!r}: open a new one")
+        network.standby.stand_down()
+        return network
 
     def _hold(self, keys: list[str] | Lost) -> list[str]:
         if isinstance(keys, Lost):
@@ -364,11 +372,11 @@ class RushWorker(RushClient):
         if self._is_terminated:
             return self._nothing()
         if timeout == 0:
-            return await self._look_in_queue(network)
+            return await self._look_in_queue()
         with network.watched:
             # Without a view of the queue, ask; with one that says it is empty, a waiting pop has nothing to ask.
             if not network.is_watching:
-                if (task := await self._look_in_queue(network)) is not None:
+                if (task := await self._look_in_queue()) is not None:
                     return task
                 await self._watch(network)
             deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
@@ -378,10 +386,9 @@ class RushWorker(RushClient):
                 try:
                     if handed is not None:
                         return self._took([handed])
-                    if not is_our_turn:
+                    if not is_our_turn or self._is_terminated:
                         break
-                    network.standby.stand_down()
-                    popped = self._took(await network.tasks.pop(self._worker_id))
+                    popped = self._took(await self._begin().tasks.pop(self._worker_id))
                 finally:
                     if is_our_turn:
                         network.queue_line.done()
@@ -398,8 +405,10 @@ class RushWorker(RushClient):
         if self._lost_because is not None:
             raise self._lost()
 
-    async def _look_in_queue(self, network: Network) -> Task | None:
-        network.standby.stand_down()
+    async def _look_in_queue(self) -> Task | None:
+        if self._is_terminated:
+            return None
+        network = self._begin()
         while True:
             task = self._took(await network.tasks.pop(self._worker_id))
             # A call skips a thousand stale entries of the queue at the most, and then leaves off.
@@ -499,13 +508,12 @@ class RushWorker(RushClient):
 
     async def open_task(self, xs: Any, xs_extra: Any, budget: int | None, max_failed: int | None) -> Task | None:
         """A task that this worker runs from here on; None when the budget is spent or a stop was requested."""
-        network = self._net
         budget = None if budget is None else as_number(budget, "budget")
         max_failed = None if max_failed is None else as_number(max_failed, "max_failed")
         record, extra = as_record(xs, "xs"), None if xs_extra is None else as_record(xs_extra, "xs_extra")
         new = self._new_task(record, extra, "xs")
         task = Task(new.key, "running", record, extra, attempt=1, worker_id=self._worker_id, _holder=self)
-        network.standby.stand_down()
+        network = self._begin()
         if budget is None:
             self._took_place(new.key, await network.tasks.push_one(new, self._worker_id))
             return task
@@ -518,7 +526,7 @@ class RushWorker(RushClient):
                     counts = network.counts
                     if counts.finished >= budget or (max_failed is not None and counts.failed >= max_failed):
                         return None
-                    if counts.queued and (queued := await self._look_in_queue(network)) is not None:
+                    if counts.queued and (queued := await self._look_in_queue()) is not None:
                         return queued
                 finally:
                     if is_our_turn:

@@ -556,6 +556,50 @@ async def closed_before_it_hears(other: RushWorker, proxy: Proxy, wait: Callable
     await asyncio.wait_for(waiting, 5)
 
 
+async def pops(worker: RushWorker) -> None:
+    await worker.pop_task(0)
+
+
+async def pushes(worker: RushWorker) -> None:
+    await worker.push_running_tasks([XS])
+
+
+async def opens_a_block(worker: RushWorker) -> None:
+    async with worker.task(XS) as task:
+        task.ys = {"y": 1.0}
+
+
+async def opens_a_block_in_a_budget(worker: RushWorker) -> None:
+    async with worker.task(XS, budget=100) as task:
+        if task is not None:
+            task.ys = {"y": 1.0}
+
+
+@pytest.mark.parametrize("take", [pops, pushes, opens_a_block, opens_a_block_in_a_budget])
+async def test_a_worker_that_is_closed_while_it_is_given_tasks_leaves_none_running(
+    rush: Rush, take: Callable[[RushWorker], Awaitable[None]]
+) -> None:
+    for ticks in range(4):
+        worker = await RushWorker(rush.network_id, replace(rush.config, response_timeout=11.0))
+        if take is pops:
+            await rush.push_tasks([XS])
+        taking = asyncio.ensure_future(take(worker))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        await worker.aclose()
+        await asyncio.gather(taking, return_exceptions=True)
+        assert (await rush.counts()).running == 0
+
+
+async def test_a_worker_that_is_being_closed_takes_nothing_more(rush_worker: RushWorker) -> None:
+    closing = asyncio.ensure_future(rush_worker.aclose())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    with pytest.raises(NetworkStateError, match="is leaving network"):
+        await rush_worker.push_running_tasks([XS])
+    await closing
+
+
 async def test_opening_twice_says_to_make_a_new_one(rush: Rush) -> None:
     for client in (Rush("net", rush.config), RushWorker("net", rush.config)):
         async with client:

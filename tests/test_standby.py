@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -11,11 +13,23 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rush_async import Failure, Rush, RushConfig, RushWorker, Task, TasksQueued, TasksStarted, WorkerLostError, standby
+from rush_async import (
+    Failure,
+    Rush,
+    RushConfig,
+    RushConnectionError,
+    RushWorker,
+    Task,
+    TasksQueued,
+    TasksStarted,
+    WorkerLostError,
+    standby,
+)
 from rush_async.store import scripts
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.tasks import Popped
 from rush_async.testing import wait_until
+from tests.posts import ask, channel_of
 from tests.proxy import Proxy, named
 
 TIMEOUT = 10.0
@@ -122,14 +136,16 @@ async def test_nobody_stands_by_where_somebody_works(rush: Rush, rush_worker: Ru
         await rush.counts()
         assert anybody(raw, rush) == {}
         await rush_worker.finish_tasks(held, [{"y": 0}])
-        # When the last one waits too, it is that one.
-        second = await standing(raw, rush_worker)
+        # When the last one waits too, it is the one that waits longest.
+        last = Standing(raw, rush_worker)
+        await wait_until(lambda: list(anybody(raw, rush)) == [other.worker_id.encode()])
         await rush.push_tasks([{"x": 1}])
-        await finish(rush_worker, await second.taken())
-        await rush.push_tasks([{"x": 2}])
         task = await pop
         assert task is not None
+        assert not last.pop.done()
         await finish(other, task)
+        await rush.push_tasks([{"x": 2}])
+        await finish(rush_worker, await last.taken())
 
 
 @pytest.mark.parametrize("way", ["push", "block", "pop"])
@@ -137,8 +153,9 @@ async def test_who_stands_by_is_relieved_when_another_worker_of_its_loop_gets_to
     rush: Rush, rush_worker: RushWorker, raw: Any, way: str
 ) -> None:
     async with RushWorker(rush.network_id, rush.config) as other:
+        waiting = Standing(raw, rush_worker)
         waits = [asyncio.create_task(other.pop_task(TIMEOUT))]
-        waiting = await standing(raw, rush_worker)
+        await waiting.ready()
         if way == "push":
             keys = await other.push_running_tasks([{"x": 0}])
             assert anybody(raw, rush) == {}
@@ -158,15 +175,14 @@ async def test_who_stands_by_is_relieved_when_another_worker_of_its_loop_gets_to
 
 
 async def test_what_is_queued_already_comes_first(rush: Rush, rush_worker: RushWorker, far: RushWorker, raw: Any) -> None:
-    tasks = far._net.tasks  # pyright: ignore[reportPrivateUsage]
-    assert await tasks.stand_by("in", far.worker_id) is True
+    assert await ask(far, "in", far.worker_id) is True
     # A retry is not handed over, so there is a queue and somebody stands by.
     (key,) = await rush.push_failed_tasks([{"x": 0}], "bad")
     await rush.retry_tasks(key)
     await rush.push_tasks([{"x": 1}])
     assert await rush.counts() == (2, 0, 0, 0)
-    assert await tasks.stand_by("again", far.worker_id) is False
-    assert await tasks.stand_by("in", far.worker_id) is False
+    assert await ask(far, "in", far.worker_id) is False
+    assert await ask(far, "in", far.worker_id) is False
     for x in range(2):
         task = await rush_worker.pop_task(0)
         assert task is not None
@@ -191,10 +207,9 @@ async def test_nobody_who_has_left_is_handed_anything(rush: Rush, rush_worker: R
     assert anybody(raw, rush) == {}
     await rush.empty_queue()
     # One that was asked to stop is alive, and takes nothing new.
-    tasks = rush_worker._net.tasks  # pyright: ignore[reportPrivateUsage]
-    assert await tasks.stand_by("in", rush_worker.worker_id) is True
+    assert await ask(rush_worker, "in", rush_worker.worker_id) is True
     assert await rush_worker._net.workers.ask_to_stop([rush_worker.worker_id]) == [rush_worker.worker_id]  # pyright: ignore[reportPrivateUsage]
-    assert await tasks.stand_by("in", rush_worker.worker_id) is False
+    assert await ask(rush_worker, "in", rush_worker.worker_id) is False
     raw.hset(keys.standby, rush_worker.worker_id, "client")
     (key,) = await rush.push_tasks([{"x": 2}])
     assert (await rush.keys_with_state("queued"))["queued"] == [key]
@@ -207,7 +222,9 @@ async def test_a_wait_that_ends_leaves_nothing(rush: Rush, far: RushWorker, raw:
     assert anybody(raw, rush) == {}
     network = far._net  # pyright: ignore[reportPrivateUsage]
     assert len(network.queue_line) == 0
-    assert not network.standby._posts  # pyright: ignore[reportPrivateUsage]
+    assert network.standby._post is None  # pyright: ignore[reportPrivateUsage]
+    assert not network.standby._waiting  # pyright: ignore[reportPrivateUsage]
+    assert not network.standby._handed  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_task_that_is_handed_over_as_the_wait_ends_is_returned(
@@ -315,8 +332,7 @@ async def test_what_is_not_ours_is_named_and_skipped(
     rush: Rush, far: RushWorker, raw: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     waiting = await standing(raw, far)
-    ((_, client),) = anybody(raw, rush).items()
-    channel = f"{NetworkKeys.of(rush.network_id).standby}:{client.decode()}"
+    channel = channel_of(far)
     with caplog.at_level(logging.ERROR):
         for nonsense in (b"", b"\x00", b"\x00\x01\xc1", b"\x00\x02\x91\x01", b"\xff\xff\x93"):
             raw.execute_command("SPUBLISH", channel, nonsense)
@@ -328,11 +344,10 @@ async def test_what_is_not_ours_is_named_and_skipped(
 
 
 async def test_a_task_for_somebody_who_does_not_wait_any_more_goes_back(rush: Rush, far: RushWorker, raw: Any) -> None:
-    (await standing(raw, far, timeout=0.01)).pop.cancel()
-    tasks = far._net.tasks  # pyright: ignore[reportPrivateUsage]
-    await wait_until(lambda: not anybody(raw, rush))
-    # As if its good-bye from the post had never reached the server.
-    assert await tasks.stand_by("in", far.worker_id) is True
+    assert await far.pop_task(0.01) is None
+    # As if the server had taken its two questions the other way round.
+    network = far._net  # pyright: ignore[reportPrivateUsage]
+    assert await network.tasks.stand_by("in", far.worker_id, 1, lambda popped: None) is True
     (key,) = await rush.push_tasks([{"x": 1}])
     await rush.wait_until(lambda counts: counts.queued == 1, timeout=TIMEOUT)
     task = await far.pop_task(0)
@@ -342,15 +357,14 @@ async def test_a_task_for_somebody_who_does_not_wait_any_more_goes_back(rush: Ru
 
 
 async def test_the_answer_to_one_that_leaves_carries_what_it_was_handed(rush: Rush, far: RushWorker) -> None:
-    tasks = far._net.tasks  # pyright: ignore[reportPrivateUsage]
-    assert await tasks.stand_by("out", far.worker_id) is False
-    assert await tasks.stand_by("in", far.worker_id) is True
+    assert await ask(far, "out", far.worker_id) is False
+    assert await ask(far, "in", far.worker_id) is True
     (key,) = await rush.push_tasks([{"x": 1}])
     await far.fail_tasks(key)  # which it may not have known of: it goes back, or is failed here
-    assert await tasks.stand_by("out", far.worker_id) is False
-    assert await tasks.stand_by("in", far.worker_id) is True
+    assert await ask(far, "out", far.worker_id) is False
+    assert await ask(far, "in", far.worker_id) is True
     (key,) = await rush.push_tasks([{"x": 2}])
-    handed = await tasks.stand_by("again", far.worker_id)
+    handed = await ask(far, "in", far.worker_id)
     assert handed is False or (isinstance(handed, Popped) and handed.key == key)
     await rush.empty_queue()
 
@@ -379,3 +393,247 @@ async def test_a_full_round_at_speed_loses_and_doubles_nothing(rush: Rush, rush_
     await rush.stop_workers()
     await asyncio.gather(*serving)
     assert await rush.counts() == (0, 0, n, 0)
+
+
+# what is late, said twice, or never said
+
+
+class Deaf:
+    """A block in which a worker's event loop does not hear what is told: it arrives behind it."""
+
+    def __init__(self, worker: RushWorker) -> None:
+        self._transport: Any = worker._net.link.subscription._transport  # pyright: ignore[reportPrivateUsage]
+        self._held: list[bytes] = []
+
+    def __enter__(self) -> None:
+        self._transport.data_received = self._held.append
+
+    def __exit__(self, *_: object) -> None:
+        del self._transport.data_received
+        for data in self._held:
+            self._transport.data_received(data)
+
+
+async def test_a_wait_that_is_cancelled_and_begun_again_is_another_one(rush: Rush, far: RushWorker, raw: Any) -> None:
+    waiting = await standing(raw, far)
+    with Deaf(far):
+        (key,) = await rush.push_tasks([{"x": 1}])
+        waiting.pop.cancel()
+        again = Standing(raw, far)
+        await asyncio.sleep(0)
+    task = await again.taken()
+    assert task.key == key
+    # It runs that one, so it stands by for no other.
+    (other,) = await rush.push_tasks([{"x": 2}])
+    assert await rush.is_running_task(other) == [False]
+    await finish(far, task)
+    task = await far.pop_task(TIMEOUT)
+    assert task is not None
+    assert task.key == other
+    await finish(far, task)
+
+
+async def test_cancelled_waits_of_a_busy_event_loop_lose_no_task(rush: Rush, far: RushWorker) -> None:
+    n, seen = 300, list[str]()
+
+    async def serve() -> None:
+        at = 0
+        while not far.terminated:
+            at += 1
+            try:
+                async with asyncio.timeout(at % 7 / 1_000):
+                    task = await far.pop_task(None)
+            except TimeoutError:
+                continue
+            if task is not None:
+                seen.append(task.key)
+                await finish(far, task)
+
+    serving = asyncio.create_task(serve())
+    keys: list[str] = []
+    for at in range(n):
+        keys += await rush.push_tasks([{"x": at}])
+    await rush.wait_for_tasks(keys, timeout=TIMEOUT, need_workers=False)
+    far.stop_requested()
+    await serving
+    assert sorted(seen) == sorted(keys)
+
+
+async def test_what_is_told_late_is_not_taken_for_another_task(rush: Rush, far: RushWorker, raw: Any) -> None:
+    assert await far.pop_task(0.001) is None
+    with Deaf(far):
+        for x in range(2):
+            waiting = await standing(raw, far, timeout=0.2)
+            (key,) = await rush.push_tasks([{"x": x}])
+            task = await waiting.taken()  # the server says so when its time is up
+            assert task.key == key
+            await finish(far, task)
+        waiting = await standing(raw, far)
+    (key,) = await rush.push_tasks([{"x": 2}])
+    task = await waiting.taken()
+    assert task.key == key
+    await finish(far, task)
+    assert await rush.counts() == (0, 0, 3, 0)
+
+
+async def test_a_late_answer_takes_nothing_from_who_runs_it(
+    rush: Rush, rush_worker: RushWorker, proxy: Proxy, raw: Any
+) -> None:
+    config = replace(rush.config.at(proxy.url), retry_deadline=0.3)
+    async with RushWorker(rush.network_id, config) as far:
+        waiting = await standing(raw, far)
+        # The channel breaks and comes back, and the connection breaks at the question that follows.
+        fault = proxy.cut_before(named("EVALSHA", scripts.WAIT.digest))
+        proxy.cut_all("pubsub")
+        await fault.hit.wait()
+        proxy.refuse()
+        (key,) = await rush.push_tasks([{"x": 1}])
+        task = await waiting.taken()
+        assert task.key == key
+        with pytest.raises(RushConnectionError):
+            await far.finish_tasks(key, [{"y": 1}])  # the question is given up by now, too
+        proxy.refuse(False)
+        await far.counts()
+        assert await rush_worker.pop_task(0) is None
+        await finish(far, task)
+
+
+async def test_a_repeated_answer_gives_away_nothing_that_another_runs(
+    rush: Rush, rush_worker: RushWorker, far: RushWorker, proxy: Proxy, raw: Any
+) -> None:
+    waiting = await standing(raw, far, timeout=0.3)
+    proxy.freeze(up=False)
+    (key,) = await rush.push_tasks([{"x": 1}])
+    proxy.cut_all("pubsub")
+    proxy.refuse()
+    proxy.thaw()
+    lost = proxy.drop_reply(named("EVALSHA", scripts.WAIT.digest))
+    await lost.hit.wait()
+    await rush.cancel_tasks(key)
+    await rush.retry_tasks(key)
+    task = await rush_worker.pop_task(0)
+    assert task is not None
+    proxy.refuse(False)
+    assert await waiting.pop is None
+    await finish(rush_worker, task)
+
+
+async def test_a_repeated_pop_gives_away_nothing_that_another_runs(
+    rush: Rush, rush_worker: RushWorker, far: RushWorker, proxy: Proxy
+) -> None:
+    (key,) = await rush.push_tasks([{"x": 1}])
+    lost = proxy.drop_reply(named("EVALSHA", scripts.POP.digest))
+    popping = asyncio.create_task(far.pop_task(0))
+    proxy.refuse()
+    await lost.hit.wait()
+    await rush.cancel_tasks(key)
+    await rush.retry_tasks(key)
+    task = await rush_worker.pop_task(0)
+    assert task is not None
+    proxy.refuse(False)
+    assert await popping is None
+    await finish(rush_worker, task)
+
+
+async def test_a_worker_that_leaves_during_an_outage_keeps_nothing(rush: Rush, proxy: Proxy, raw: Any) -> None:
+    far = await RushWorker(rush.network_id, replace(rush.config.at(proxy.url), retry_deadline=0.3))
+    waiting = await standing(raw, far)
+    with Deaf(far):
+        (key,) = await rush.push_tasks([{"x": 1}])
+        proxy.refuse()
+        proxy.cut_all()
+    waiting.pop.cancel()
+    with pytest.raises(RushConnectionError):
+        await far.counts()  # the question whether it was handed a task is given up by now, too
+    closing = asyncio.create_task(far.aclose())
+    await asyncio.sleep(0)
+    proxy.refuse(False)
+    await closing
+    await rush.wait_until(lambda counts: counts.queued == 1, timeout=TIMEOUT)
+    assert (await rush.keys_with_state("queued"))["queued"] == [key]
+
+
+async def test_who_leaves_gives_back_what_it_never_saw(rush: Rush, far: RushWorker, raw: Any) -> None:
+    assert await ask(far, "in", far.worker_id) is True
+    keys = await rush.push_tasks([{"x": 1}, {"x": 2}])
+    assert await rush.is_running_task(keys) == [True, False]
+    await far._net.workers.bye(far.worker_id, "terminated")  # pyright: ignore[reportPrivateUsage]
+    assert (await rush.keys_with_state("queued", "running")) == {"queued": keys, "running": []}
+    assert raw.hgetall(NetworkKeys.of(rush.network_id).granted) == {}
+    async with RushWorker(rush.network_id, rush.config) as other:
+        task = await other.pop_task(0)
+        assert task is not None
+        assert (task.key, task.attempt) == (keys[0], 1)
+
+
+@pytest.mark.parametrize("entry", ["nobody 1", "nonsense"])
+async def test_nothing_is_handed_to_who_does_not_listen(rush: Rush, rush_worker: RushWorker, raw: Any, entry: str) -> None:
+    raw.hset(NetworkKeys.of(rush.network_id).standby, rush_worker.worker_id, entry)
+    (key,) = await rush.push_tasks([{"x": 1}])
+    assert (await rush.keys_with_state("queued"))["queued"] == [key]
+    assert anybody(raw, rush) == {}
+
+
+async def test_who_may_not_tell_queues(rush: Rush, far: RushWorker, raw: Any) -> None:
+    raw.acl_setuser(
+        *("mute", True, True),
+        commands=["+@all"],
+        keys=["*"],
+        channels=["rush:*:events", "rush:*:control"],
+        reset_channels=True,
+    )
+    try:
+        waiting = await standing(raw, far)
+        url = str(rush.config.url).replace("unix://", "unix://mute@")
+        async with Rush(rush.network_id, replace(rush.config, url=url)) as mute:
+            (key,) = await mute.push_tasks([{"x": 1}])
+        task = await waiting.taken()
+        assert task.key == key
+        await finish(far, task)
+    finally:
+        raw.acl_deluser("mute")
+        raw.acl_log_reset()
+
+
+async def test_the_workers_of_an_event_loop_take_turns(rush: Rush, rush_server: RushConfig) -> None:
+    got: Counter[str] = Counter()
+    async with contextlib.AsyncExitStack() as stack:
+        config = replace(rush_server, response_timeout=11.0)
+        workers = [await stack.enter_async_context(RushWorker(rush.network_id, config)) for _ in range(4)]
+
+        async def serve(worker: RushWorker) -> None:
+            while (task := await worker.pop_task(None)) is not None:
+                got[worker.worker_id] += 1
+                await finish(worker, task)
+
+        serving = [asyncio.create_task(serve(worker)) for worker in workers]
+        for x in range(12):
+            await rush.wait_for_tasks(await rush.push_tasks([{"x": x}]), timeout=TIMEOUT)
+        for worker in workers:
+            worker.stop_requested()
+        await asyncio.gather(*serving)
+    assert sorted(got.values()) == [3, 3, 3, 3]
+
+
+async def test_workers_that_leave_together_listen_no_more(rush: Rush, raw: Any) -> None:
+    config = replace(rush.config, response_timeout=11.0)
+    workers = [await RushWorker(rush.network_id, config) for _ in range(2)]
+    async with Rush(rush.network_id, config):
+        channel = channel_of(workers[0])
+        waits = [asyncio.create_task(worker.pop_task(TIMEOUT)) for worker in workers]
+        await wait_until(lambda: anybody(raw, rush))
+        assert raw.pubsub_shardchannels(channel) == [channel.encode()]
+        await asyncio.gather(*[worker.aclose() for worker in workers])
+        assert await asyncio.gather(*waits) == [None, None]
+        await wait_until(lambda: raw.pubsub_shardchannels(channel) == [])
+
+
+@pytest.mark.parametrize("ends", ["by its time", "by a stop"])
+async def test_a_wait_ends_though_the_server_is_away(rush: Rush, far: RushWorker, proxy: Proxy, raw: Any, ends: str) -> None:
+    waiting = await standing(raw, far, timeout=0.1 if ends == "by its time" else None)
+    proxy.refuse()
+    proxy.cut_all()
+    if ends == "by a stop":
+        far.stop_requested()
+    assert await asyncio.wait_for(waiting.pop, 5) is None  # a call is given up after 30 s
+    proxy.refuse(False)

@@ -59,7 +59,7 @@ class Group:
         give_back: what to do with the result when the caller was cancelled meanwhile.
     """
 
-    __slots__ = ("args", "future", "give_back", "goes_alone", "n_tasks", "orphans", "script", "size", "survives_reset")
+    __slots__ = ("args", "future", "give_back", "goes_alone", "n_tasks", "orphans", "script", "since", "size", "survives_reset")
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class Group:
         self.survives_reset = survives_reset
         self.give_back = give_back
         self.goes_alone = False
+        self.since: float | None = None  # when it was issued, if the server took nothing then
         self.orphans: set[Group] | None = None  # of the calls it was issued by, until it is over
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -119,12 +120,13 @@ class Group:
 class _Call(Command):
     """A numbered call under way; where replicas are to acknowledge it, with a second reply that tells how many did."""
 
-    __slots__ = ("asked_at", "calls", "groups", "number", "patience_ends", "reply", "script")
+    __slots__ = ("asked_at", "calls", "groups", "is_given_up", "number", "patience_ends", "reply", "script")
 
     def __init__(self, calls: Calls, script: Script, groups: list[Group], number: int) -> None:
         super().__init__(b"", 2 if calls.n_replicas else 1)
         self.reply: Any = None
         self.patience_ends: float | None = None
+        self.is_given_up = False
         self.calls = calls
         self.script = script
         self.groups = groups
@@ -149,6 +151,7 @@ class _Call(Command):
         # What the server may have granted already is given back once it answers again.
         if not self.was_sent or all(group.give_back is None for group in self.groups):
             return super().given_up(error)
+        self.is_given_up = True
         for group in self.groups:
             group.reject(error)
         return True
@@ -198,6 +201,8 @@ class Calls:
         while this process goes on: both are busy, where they would take turns.
         """
         group.orphans = self._orphans
+        if not self._connection.is_ready:
+            group.since = asyncio.get_running_loop().time()
         waiting = self._waiting.get(group.script)
         if waiting is None:
             waiting = self._waiting[group.script] = deque()
@@ -286,9 +291,11 @@ class Calls:
     def _has_window(self) -> bool:
         if not self._unanswered:
             return True
-        # While the server takes nothing there is no use in queueing: what waits here can still be merged, or cancelled.
-        oldest = next(iter(self._unanswered))
-        return self._number + 1 - oldest < WINDOW and self._connection.is_ready
+        if self._number + 1 - next(iter(self._unanswered)) >= WINDOW:
+            return False
+        # While the server takes nothing there is no use in queueing: what waits here can still be merged, or cancelled. One
+        # call stands for them, and is given up in time.
+        return self._connection.is_ready or all(call.is_given_up for call in self._unanswered.values())
 
     def _send(self, script: Script, groups: list[Group]) -> None:
         self._number += 1
@@ -300,7 +307,7 @@ class Calls:
             return
         self._unanswered[call.number] = call
         self._n_under_way += len(groups)
-        self._connection.send(call)
+        self._connection.send(call, groups[0].since)
 
     def _args(self, call: _Call) -> list[Word]:
         args: list[Word] = [str(self.epoch), self.client, call.number]

@@ -284,12 +284,12 @@ class Connection:
         """Whether what is sent now leaves at the end of this tick; while it does not, merging goes on."""
         return self._transport is not None and self._transport.is_open and self._transport.is_writable
 
-    def send(self, command: Command) -> None:
-        """Sends a command at the end of this tick, or as soon as the server is back."""
+    def send(self, command: Command, since: float | None = None) -> None:
+        """Sends a command at the end of this tick, or as soon as the server is back. `since`: when it was first wanted."""
         if self._is_closed:
             command.failed(RushConnectionError(f"the connection to {self.config.where} is closed"))
             return
-        command.since = self._loop.time()
+        command.since = self._loop.time() if since is None else since
         self._waiting.append(command)
         self._flush_soon()
 

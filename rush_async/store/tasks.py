@@ -185,14 +185,17 @@ class TaskStore:
 
         return await self.calls.call(Group(POP, [worker_id, want], n_tasks=want, give_back=put_back))
 
-    def stand_by(self, what: Literal["in", "again", "out"], worker_id: str) -> asyncio.Future[Standing]:
-        """A waiting worker stands by for the next task that is pushed, does so still, or no longer; see `wait.lua`."""
+    def stand_by(
+        self, what: Literal["in", "out"], worker_id: str, post: int, deliver: Callable[[Popped], None]
+    ) -> asyncio.Future[Standing]:
+        """A waiting worker stands by for the next task that is pushed, or no longer; see `wait.lua`. A task that is told when
+        the future has failed already goes to `deliver`."""
 
-        def put_back(standing: Any) -> None:
+        def take(standing: Any) -> None:
             if isinstance(standing, Popped):
-                self.put_back([standing], worker_id)
+                deliver(standing)
 
-        group = Group(WAIT, [what, worker_id], survives_reset=False, give_back=put_back)
+        group = Group(WAIT, [what, worker_id, post], survives_reset=False, give_back=take)
         self.calls.give_back(group)  # a worker that leaves waits for the answer
         return group.future
 

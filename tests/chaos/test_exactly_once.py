@@ -18,6 +18,7 @@ from rush_async.store.scripts import Script
 from rush_async.store.tasks import Popped, Standing
 from rush_async.store.workers import WorkerStore
 from rush_async.testing import wait_until
+from tests.posts import ask
 from tests.proxy import Command, Fault, LateCopy, Predicate, Proxy, named
 
 TIMEOUT = 10.0
@@ -63,8 +64,8 @@ class Stage:
     def far_workers(self) -> WorkerStore:
         return self.far._net.workers  # pyright: ignore[reportPrivateUsage]
 
-    async def standing(self, what: Literal["in", "again", "out"]) -> Standing:
-        return await self.worker._net.tasks.stand_by(what, self.worker.worker_id)  # pyright: ignore[reportPrivateUsage]
+    async def standing(self, what: Literal["in", "out"]) -> Standing:
+        return await ask(self.worker, what, self.worker.worker_id)
 
     def dump(self) -> dict[str, Any]:
         """All that the server holds of the network, but for the answers it keeps."""
@@ -158,7 +159,7 @@ async def stand_by(stage: Stage, _: Any) -> Any:
 
 
 async def stand_by_again(stage: Stage, keys: list[str]) -> Any:
-    standing = await stage.standing("again")
+    standing = await stage.standing("in")
     return isinstance(standing, Popped) and standing.key == keys[0]
 
 
@@ -235,8 +236,7 @@ async def three_queued(stage: Stage) -> list[str]:
 
 
 async def one_standing(stage: Stage) -> bool:
-    near = stage.near
-    return bool(await near._net.tasks.stand_by("in", near.worker_id))  # pyright: ignore[reportPrivateUsage]
+    return bool(await ask(stage.near, "in", stage.near.worker_id))
 
 
 async def one_handed(stage: Stage) -> list[str]:

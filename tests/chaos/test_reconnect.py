@@ -31,6 +31,7 @@ from rush_async import (
     TasksQueued,
 )
 from rush_async.store import calls as store_calls
+from rush_async.store import scripts
 from rush_async.store.keys import NetworkKeys
 from rush_async.testing import wait_until
 from tests.proxy import Proxy, named
@@ -564,3 +565,23 @@ async def test_the_embedded_server_has_no_replicas(directory: Path) -> None:
             pass
     with pytest.raises(RushConfigError, match="negative"):
         RushConfig(wait_replicas=-1)
+
+
+async def test_calls_fail_in_time_though_one_is_kept_that_may_have_been_executed(proxy: Proxy, rush: Rush) -> None:
+    async with cut_off(proxy, rush, retry_deadline=0.3) as far:
+        proxy.freeze(down=True, up=False)
+        first = asyncio.create_task(far.push_tasks([{"x": 0}]))
+        await wait_until(lambda: proxy.count("EVALSHA", scripts.PUSH.digest) == 1)
+        proxy.refuse()
+        proxy.cut_all()
+        proxy.thaw()
+        with pytest.raises(RushConnectionError, match="may have been executed"):
+            await first
+        for _ in range(2):
+            calls = [far.push_tasks([{"x": 1}]), far.cancel_tasks("k"), far.empty_queue(), far.counts(), far.push_tasks([{}])]
+            results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), TIMEOUT)
+            assert [type(result) for result in results] == [RushConnectionError] * 5
+        proxy.refuse(False)
+        await far.counts()
+        await rush.wait_until(lambda counts: counts.total == 1, timeout=TIMEOUT)  # the first one, which is taken back
+        assert await rush.counts() == (0, 0, 0, 1)

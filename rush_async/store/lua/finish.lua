@@ -29,8 +29,7 @@ for n = 1, #keys do
     elseif op == 'X' then
       failed[#failed + 1], failed[#failed + 2] = key, sub(record, 1, ending) .. ended .. stamp
     else
-      local attempt = char(byte(record) - 1)
-      queued[#queued + 1], queued[#queued + 2] = key, attempt .. sub(as_queued(record, last_failure(record)), 2)
+      queued[#queued + 1], queued[#queued + 2] = key, as_untaken(record)
       head[#head + 1] = key
     end
     add(op == 'B' and 'Q' or op, worker, key)

@@ -6,12 +6,16 @@ local MOST_STALE = 1000
 local refusal, known = enter()
 if refusal then return refusal end
 if known then
-  local keys = {}
-  for key in string.gmatch(known, '[^ |]+') do
-    if key ~= 'L' then keys[#keys + 1] = key end
+  -- Each group as it was given, and the records that are still its worker's.
+  local records, at = {}, 4
+  for given in string.gmatch(known .. '|', '([^|]*)|') do
+    local owner = packed(ARGV[at])
+    for key in string.gmatch(given ~= 'L' and given or '', '%S+') do
+      local record = call('HGET', RUNNING, key)
+      records[#records + 1] = record and held_end(record, owner) and record or ''
+    end
+    at = at + 2
   end
-  local records = #keys > 0 and call('HMGET', RUNNING, unpack(keys)) or {}
-  for i = 1, #records do records[i] = records[i] or '' end
   return repeated(known, records)
 end
 

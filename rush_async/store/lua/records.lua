@@ -43,3 +43,8 @@ local function as_unstarted_failed(record, ended, stale)
   if stale then record = sub(record, 1, 1) .. char(byte(record, 2) % 128 + 128) .. sub(record, 3) end
   return as_created(record) .. NEVER_STARTED .. ended .. stamp
 end
+
+-- A record that was taken from the queue and never seen, as it was there.
+local function as_untaken(record)
+  return char(byte(record) - 1) .. sub(as_queued(record, last_failure(record)), 2)
+end
