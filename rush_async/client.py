@@ -357,8 +357,9 @@ class RushClient(Session):
         return frame
 
     def _first_new(self, network: Network, length: int) -> int:
-        if self._seen_epoch != network.epoch or self._n_seen > length:
-            self._seen_epoch, self._n_seen = network.epoch, 0
+        history = (network.epoch, network.n_setbacks)
+        if self._seen_history != history or self._n_seen > length:
+            self._seen_history, self._n_seen = history, 0
         return self._n_seen
 
     async def fetch_tasks_with_state(

@@ -185,11 +185,11 @@ class Listener:
         self._epoch, self._seq = epoch, seq
         self._offer(EventsMissed(network_id=self._network_id, seq=seq, at=at))
 
-    def go_back(self, epoch: int, at: datetime) -> None:
-        """The network is in an earlier epoch than it was: its server was restored from older data."""
-        if self._epoch is not None and 0 < epoch < self._epoch:
-            self._epoch, self._seq = epoch, 0
-            self._offer(EventsMissed(network_id=self._network_id, seq=0, at=at))
+    def go_back(self, epoch: int, seq: int, at: datetime) -> None:
+        """The network is at an earlier position than it was: its server was restored from older data."""
+        if self._epoch is not None and epoch > 0 and (epoch, seq) < (self._epoch, self._seq):
+            self._epoch, self._seq = epoch, seq
+            self._offer(EventsMissed(network_id=self._network_id, seq=seq, at=at))
 
     def _offer(self, event: Event) -> None:
         if self._kinds and not isinstance(event, (*self._kinds, EventsMissed)):

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import anyio
 
 from rush_async.config import RushConfig
-from rush_async.errors import DecodeError, RushConnectionError
+from rush_async.errors import DecodeError, RushConnectionError, RushError
 from rush_async.events import TasksFailed, TasksFinished, TasksQueued, TasksStarted
 from rush_async.heartbeat import Pulse
 from rush_async.listeners import EventMessage, Listener, ResetMessage, decode_message
@@ -64,6 +64,7 @@ class Network:
         residents: the workers that live in this event loop.
         standby: which of them stands by for the next task.
         pulse: this event loop's part of the heartbeat.
+        n_setbacks: how often the server turned out to have lost what was finished last.
     """
 
     def __init__(self, network_id: str, link: Link) -> None:
@@ -83,7 +84,7 @@ class Network:
         self._is_open = False
         self._opening = asyncio.Lock()
         self._archive: Archive | None = None
-        self._reading: asyncio.Event | None = None  # set when the read that is under way ends
+        self._reading: _Read | None = None
         self._n_reads = 0
         self._n_last_read = 0
         self._listeners: set[Listener] = set()
@@ -100,7 +101,8 @@ class Network:
         self.watched = _Watched(self._leave_soon)
         self._unwatched_at = 0.0
         self._linger: asyncio.TimerHandle | None = None
-        self._readers: list[Callable[[], None]] = []
+        self._readers: set[Callable[[], None]] = set()
+        self.n_setbacks = 0
         self._watching: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -143,15 +145,19 @@ class Network:
             self.link.subscription.unsubscribe(self.keys.events)
             self.link.subscription.unsubscribe(self.keys.control)
             self.standby.close()
-            await self.pulse.aclose()
-            # What cancelled callers were granted is given back before the connection may close.
-            with anyio.move_on_after(_PATIENCE, shield=True):
-                await self.tasks.calls.quiet()
-                if leases := self.pulse.leases:
-                    with suppress(RushConnectionError):
-                        await self.workers.part(leases)
-                await self.tasks.forget_answers()
-        await self.link.release()
+            try:
+                await self.pulse.aclose()
+                # What cancelled callers were granted is given back before the connection may close.
+                with anyio.move_on_after(_PATIENCE, shield=True):
+                    await self.tasks.calls.quiet()
+                    if leases := self.pulse.leases:
+                        with suppress(RushError):  # then they expire
+                            await self.workers.part(leases)
+                    await self.tasks.forget_answers()
+            finally:
+                await self.link.release()
+        else:
+            await self.link.release()
 
     # where it stands
 
@@ -166,7 +172,7 @@ class Network:
         if self._archive is not None:
             self._archive.clear()
         for listener in list(self._listeners):
-            listener.go_back(epoch, datetime.now(UTC))
+            listener.go_back(epoch, 0, datetime.now(UTC))
         if epoch == 0:
             self.n_workers = 0
         else:
@@ -231,7 +237,7 @@ class Network:
         with suppress(RuntimeError):
             if asyncio.get_running_loop() is self._loop:
                 if on_end is not None:
-                    self._readers.append(on_end)
+                    self._readers.add(on_end)
                 self._watch()
                 self._leave_soon()
 
@@ -261,24 +267,51 @@ class Network:
             return
         self._watching = None
         self.link.subscription.unsubscribe(self.keys.events)
-        readers, self._readers = self._readers, []
+        readers, self._readers = self._readers, set()
         for tell in readers:
             tell()
+
+    def forget_reader(self, on_end: Callable[[], None]) -> None:
+        """Who wanted to be told that the watch has ended does not any more."""
+        self._readers.discard(on_end)
 
     def _on_confirmed(self) -> None:
         self.link.supervisor.start(self._resynchronise)
 
     async def _resynchronise(self) -> None:
         """After a confirmation: what was published before it is gone, so look where the network stands now."""
-        position = await self.link.sooner_or_later(self.tasks.look)
-        self._heard_seq = position.seq
+        known = self._epoch_and_seq
+
+        async def look() -> Position:
+            nonlocal known
+            known = self._epoch_and_seq
+            return await self.tasks.look()
+
+        position = await self.link.sooner_or_later(look)
         now = datetime.now(UTC)
+        if position.epoch == known[0] and position.seq < known[1] and self._epoch_and_seq == known:
+            self._go_back(position, now)
+        self._heard_seq = position.seq
         for listener in list(self._listeners):
             listener.miss(position.epoch, position.seq, now)
         for wait in list(self._end_waits):
             wait.look_again()
         if self._watching is not None:
             self._watching.set()
+
+    @property
+    def _epoch_and_seq(self) -> tuple[int, int]:
+        return self.epoch, self._seq
+
+    def _go_back(self, position: Position, at: datetime) -> None:
+        """The server was restored from data that is a moment old: what happened since never did."""
+        logger.warning("network %r went back: its server has lost what happened last", self.network_id)
+        self._seq = position.seq
+        self._on_position(position)
+        self.drop_archive()
+        self.n_setbacks += 1
+        for listener in list(self._listeners):
+            listener.go_back(position.epoch, position.seq, at)
 
     def _on_message(self, data: bytes) -> None:
         if not data:
@@ -373,22 +406,27 @@ class Network:
             if self._reading is None:
                 await self._read_for_all()
             else:
-                await self._reading.wait()  # wakes all who wait in one tick, where a lock would take a tick for each
+                read = self._reading
+                await read.over.wait()  # wakes all who wait in one tick, where a lock would take a tick for each
+                if read.error is not None and read.number >= number:  # who was there when it began has waited as long
+                    raise RushConnectionError(str(read.error)) from read.error
         return self._archive
 
     async def _read_for_all(self) -> None:
-        number, over = self._n_reads + 1, asyncio.Event()
-        self._reading = over
+        read = self._reading = _Read(self._n_reads + 1)
 
         def begin() -> None:
-            self._n_reads = number
+            self._n_reads = read.number
 
         try:
             await self._read_to_end(begin)
-            self._n_last_read = number
-        finally:  # if it failed, the first of the others tries for itself
+            self._n_last_read = read.number
+        except RushConnectionError as error:
+            read.error = error
+            raise
+        finally:  # if it failed otherwise, the first of the others tries for itself
             self._reading = None
-            over.set()
+            read.over.set()
 
     async def _read_to_end(self, begin: Callable[[], None]) -> None:
         """Reads all there is; `begin` is called when the question leaves, so that whoever asks in the same tick is covered."""
@@ -414,6 +452,7 @@ class Network:
                 continue  # the network was reset, or the cache dropped, while the chunk was on its way
             if overlap and chunk.records[:1] != [archive.last]:
                 logger.warning("the finished tasks of network %r are not those read before: reading anew", self.network_id)
+                self.n_setbacks += 1
                 archive.clear()
                 continue
             end = chunk.start + len(chunk.records)
@@ -445,9 +484,25 @@ class Network:
                 return Snapshot(parts, archive, start + len(records))
 
     def drop_archive(self) -> None:
-        """Forgets what was read."""
+        """Forgets what was read, and that it was read: whoever waits for a read begins another one."""
+        self._n_last_read = 0
         if self._archive is not None:
             self._archive.clear()
+
+
+class _Read:
+    """One read of what is finished, for all who ask for it.
+
+    Attributes:
+        number: it covers those who asked for this number or a lower one.
+        over: set when it has ended.
+        error: what kept it from that, where the server cannot be reached.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.over = asyncio.Event()
+        self.error: RushConnectionError | None = None
 
 
 class Snapshot:

@@ -15,14 +15,14 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
 
-from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError, WorkerLostError
+from rush_async.errors import NetworkStateError, RushConnectionError, RushError, RushTimeoutError, WorkerLostError
 from rush_async.events import Event, EventsMissed, NetworkReset, WorkerLost, WorkerStarted, WorkerStopped
 from rush_async.launch.executors import Submitter
 from rush_async.launch.handle import Launcher
 from rush_async.manager import Rush
 from rush_async.model import Task, TaskState
 from rush_async.streams import EventStream
-from rush_async.supervisor import Supervisor
+from rush_async.supervisor import Supervisor, see_through
 from rush_async.worker import RushWorker
 
 __all__ = ["Objective", "RunLoop", "RunState", "Service", "evaluate_queue", "follow", "state_of"]
@@ -88,7 +88,7 @@ class Service:
     async def _keep_evaluator(self, objective: Objective) -> None:
         """One evaluator; another when it was lost, or has given up a server that was away for long."""
         while not self._is_stopping:
-            with contextlib.suppress(RushConnectionError):
+            with contextlib.suppress(RushError):
                 (worker_id,) = await self.rush.start_workers(evaluate_queue, 1, args={"objective": objective})
                 self._evaluators.add(worker_id)
                 await self.rush.join_workers(worker_id, check=False)
@@ -181,8 +181,9 @@ class Service:
         run = await self.client(run_id)
         try:
             await run.start_workers(loop, n_workers, on=on, args={"evals": evals})
+            self._check_open()  # it may have begun to stop meanwhile
         except BaseException:
-            await run.aclose()
+            await see_through(run.aclose())
             raise
         self._runs[run.network_id] = run
         self._supervisor.start(self._see_off, run)
@@ -228,15 +229,19 @@ class Service:
         finally:
             for wait in waits:
                 wait.cancel()
+            if ended is None:
+                ended = await see_through(self._withdraw(rush, key))
             await asyncio.gather(*waits, return_exceptions=True)
-            if ended is None and not await rush.cancel_tasks(key):
-                (ended,) = await rush.get_tasks(key)  # it has ended at the last moment
         if ended is not None:
             return ended
         if not done:
             raise RushTimeoutError(f"task {key} did not end within {timeout:g} s and was withdrawn")
         self._check_open()
         raise NetworkStateError(f"the caller went away, task {key} was withdrawn")
+
+    async def _withdraw(self, rush: Rush, key: str) -> Task | None:
+        """Cancels a task; the task, where it has ended at the last moment."""
+        return None if await rush.cancel_tasks(key) else (await rush.get_tasks(key))[0]
 
     async def _wait_until_drained(self) -> None:
         await self._drained.wait()

@@ -50,11 +50,12 @@ class _Unread:
 
     @property
     def counts(self) -> Counts:
-        self._network.watch_soon(self._begin_again)
+        self._network.watch_soon(self.begin_again)
         self._client._counters = self._network  # pyright: ignore[reportPrivateUsage]
         return self._network.counts
 
-    def _begin_again(self) -> None:
+    def begin_again(self) -> None:
+        """The network is not watched any more: the next one who reads begins to watch it."""
         if self._client._counters is self._network:  # pyright: ignore[reportPrivateUsage]
             self._client._counters = self  # pyright: ignore[reportPrivateUsage]
 
@@ -82,16 +83,17 @@ class Session:
         self._network: Network | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._generation = 0
-        self._closing = asyncio.Lock()
+        self._door = asyncio.Lock()  # held while it is opened or closed
         self._waiting: set[anyio.CancelScope] = set()
         self._n_seen = 0
-        self._seen_epoch = 0
+        self._seen_history = (0, 0)
         name = f"{type(self).__name__}({self._network_id!r})"
         self._not_open = _NotOpen(
             f"{name} is not open yet: write `async with {name} as rush: ...`, "
             f"or `rush = await {name}` and later `await rush.aclose()`"
         )
         self._counters: Network | _Unread | _NotOpen = self._not_open
+        self._unread: _Unread | None = None
 
     # opening and closing
 
@@ -103,6 +105,10 @@ class Session:
             raise NetworkStateError(f"{self!r} was opened before: a client is opened once, make a new one")
         self._loop = asyncio.get_running_loop()
         self._generation = process_generation()
+        async with self._door:
+            return await self._open()
+
+    async def _open(self) -> Self:
         try:
             network = self._network = await Network.acquire(self._network_id, self._config)
         except BaseException as error:
@@ -118,7 +124,7 @@ class Session:
         except BaseException:
             await see_through(self._let_go())
             raise
-        self._counters = _Unread(self, network)
+        self._counters = self._unread = _Unread(self, network)
         _open.add(self)
         if network.counts.total:
             logger.info("network %r holds tasks already: %s", self._network_id, describe(network.counts))
@@ -140,13 +146,15 @@ class Session:
         await self._close(None)
 
     async def _close(self, error: BaseException | None) -> None:
-        if self._network is None or self._generation != process_generation():
+        if self._loop is None or self._generation != process_generation():
             return
         self._check_loop()
         await see_through(self._end_stay(error))
 
     async def _end_stay(self, error: BaseException | None) -> None:
-        async with self._closing:  # whoever closes it a second time waits for the first
+        async with self._door:  # whoever closes it a second time waits for the first
+            if self._network is None:
+                return
             try:
                 await self._leave(error)
             finally:
@@ -160,6 +168,8 @@ class Session:
         for scope in self._waiting:
             scope.cancel()
         if network is not None:
+            if self._unread is not None:
+                network.forget_reader(self._unread.begin_again)
             await network.release()
 
     @contextmanager

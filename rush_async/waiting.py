@@ -24,6 +24,8 @@ class Conditions:
                 try:
                     if predicate(counts):
                         future.set_result(counts)
+                except StopIteration as error:  # which no future can hold
+                    future.set_exception(RuntimeError(f"the predicate raised {error!r}"))
                 except Exception as error:
                     future.set_exception(error)
 

@@ -112,14 +112,13 @@ class RushWorker(RushClient):
             if answer in ("1", "2"):
                 network.tasks.calls.give_back(network.workers.bye_group(self._worker_id, "terminated", None))
 
+        if self._worker_id in network.residents.by_id:
+            raise self._name_is_taken()
         try:
             await network.residents.settle(self)
             answer = await network.workers.enter(self._worker_id, lease, info, give_back=undo)
             if answer == "0":
-                raise RushConfigError(
-                    f"worker_id {self._worker_id!r} is or was in use in network {self._network_id!r}: choose another, "
-                    "or leave it out for a random one"
-                )
+                raise self._name_is_taken()
         except BaseException:
             network.residents.unsettle(self)
             raise
@@ -127,6 +126,12 @@ class RushWorker(RushClient):
         self._ticks = _ticks_of_loop()
         if answer == "2":  # while it was being started
             self.stop_requested()
+
+    def _name_is_taken(self) -> RushConfigError:
+        return RushConfigError(
+            f"worker_id {self._worker_id!r} is or was in use in network {self._network_id!r}: choose another, "
+            "or leave it out for a random one"
+        )
 
     def end_as(self, state: WorkerState, failure: Failure | None) -> None:
         """Sets how the worker's end is to be reported when it is closed."""
@@ -150,7 +155,8 @@ class RushWorker(RushClient):
                     await network.pulse.flush()
                 await network.standby.retire(self._worker_id)
                 if self._lost_because is None:
-                    await network.tasks.calls.quiet()  # it may be given tasks just now
+                    if network.link.connection.is_ready:
+                        await network.tasks.calls.quiet()  # it may be given tasks just now
                     await self._fail_held(failure or Failure("cancelled", None, "Its worker ended"))
                     await network.tasks.calls.settled()
                     await network.workers.bye(self._worker_id, state, failure)
@@ -333,7 +339,12 @@ class RushWorker(RushClient):
         """Ends tasks that this worker holds; the keys that moved."""
         if not items:
             return []
-        marks = await self._net.tasks.end(items) or "0" * len(items)
+        try:
+            marks = await self._net.tasks.end(items) or "0" * len(items)
+        except asyncio.CancelledError:
+            for item in items:  # it is said all the same
+                self._held.pop(item.key, None)
+            raise
         if marks == "1":  # the way of a loop
             self._held.pop(items[0].key, None)
             return [items[0].key]

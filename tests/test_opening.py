@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -912,3 +914,36 @@ async def test_read_only_properties(rush: Rush, rush_worker: RushWorker) -> None
     for client, name in ((rush, "network_id"), (rush, "config"), (rush_worker, "worker_id"), (rush, "n_tasks")):
         with pytest.raises(AttributeError):
             setattr(client, name, "other")
+
+
+async def test_a_second_worker_of_a_name_takes_nothing_from_the_first(rush: Rush, rush_worker: RushWorker) -> None:
+    with pytest.raises(RushConfigError, match="is or was in use"):
+        await RushWorker(rush.network_id, rush.config, worker_id=rush_worker.worker_id)
+    popping = asyncio.ensure_future(rush_worker.pop_task(None))
+    await rush.stop_workers(rush_worker.worker_id, timeout=0)
+    assert await asyncio.wait_for(popping, 5) is None
+
+
+@pytest.mark.parametrize("ticks", range(6))
+async def test_a_client_that_is_closed_while_it_opens_is_closed_behind_that(rush: Rush, ticks: int) -> None:
+    worker = RushWorker(rush.network_id, replace(rush.config, response_timeout=11.0))
+    opening = asyncio.ensure_future(worker.__aenter__())
+    for _ in range(1 + ticks):
+        await asyncio.sleep(0)
+    await worker.aclose()
+    assert await opening is worker
+    with pytest.raises(NetworkStateError, match="is closed: open a new one"):
+        await worker.counts()
+    assert (await rush.worker_info())["state"].to_list() == ["terminated"]
+
+
+async def test_clients_that_were_closed_are_forgotten(rush: Rush) -> None:
+    async with rush.events():
+        gone: list[weakref.ref[Rush]] = []
+        for _ in range(5):
+            async with Rush(rush.network_id, rush.config) as other:
+                assert other.n_finished_tasks == 0
+                gone.append(weakref.ref(other))
+            del other
+        gc.collect()
+        assert [ref() for ref in gone] == [None] * 5

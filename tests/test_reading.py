@@ -520,3 +520,42 @@ async def test_records_of_which_a_chunk_holds_but_one_are_read_on(rush: Rush) ->
     for height in (3, 6):
         await rush.push_finished_tasks([{"x": "x" * 900_000}] * 3, [{"y": 1}] * 3)
         assert (await asyncio.wait_for(rush.fetch_finished_tasks(), 10)).height == height
+
+
+async def test_a_reset_of_the_cache_takes_nothing_from_others_who_read(rush: Rush) -> None:
+    keys = await rush.push_finished_tasks([{"x": x} for x in range(10)], [{"y": 1}] * 10)
+
+    async def resetting() -> int:
+        n = (await rush.fetch_finished_tasks()).height
+        rush.reset_cache()
+        return n
+
+    async def reading() -> int:
+        return (await rush.fetch_finished_tasks()).height
+
+    async def reading_new() -> int:
+        return (await rush.fetch_new_tasks()).height
+
+    assert await asyncio.gather(resetting(), reading(), reading(), reading_new()) == [10] * 4
+    assert await asyncio.gather(resetting(), reading_new()) == [10, 0]
+    assert await reading_new() == 0
+    tasks = await asyncio.gather(resetting(), rush.get_tasks(keys))
+    assert None not in tasks[1]
+
+
+async def test_own_counters_are_right_after_a_reset_that_workers_survive(rush: Rush) -> None:
+    await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
+    assert rush.n_finished_tasks == 1
+    await rush.reset(workers=False)
+    assert rush.n_finished_tasks == 0
+
+
+async def test_what_is_finished_by_a_caller_that_is_cancelled_is_not_held(rush: Rush, rush_worker: RushWorker) -> None:
+    (key,) = await rush_worker.push_running_tasks([{"x": 1}])
+    finishing = asyncio.ensure_future(rush_worker.finish_tasks(key, [{"y": 1}]))
+    await asyncio.sleep(0)
+    finishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await finishing
+    assert rush_worker.is_idle
+    await rush.wait_until(lambda counts: counts.finished == 1, timeout=5)

@@ -57,8 +57,10 @@ class Standing:
         self.pop = asyncio.create_task(worker.pop_task(timeout))
 
     async def ready(self) -> Standing:
-        """Waits until the server knows."""
+        """Waits until the server knows, and the worker that it does."""
         await wait_until(lambda: self.raw.hexists(self.keys.standby, self.worker.worker_id))
+        standby = self.worker._net.standby  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: standby._post is None or standby._post.asked is None)  # pyright: ignore[reportPrivateUsage]
         return self
 
     async def taken(self) -> Task:
@@ -460,10 +462,10 @@ async def test_cancelled_waits_of_a_busy_event_loop_lose_no_task(rush: Rush, far
 
 
 async def test_what_is_told_late_is_not_taken_for_another_task(rush: Rush, far: RushWorker, raw: Any) -> None:
-    assert await far.pop_task(0.001) is None
+    assert await (await standing(raw, far, timeout=1)).pop is None
     with Deaf(far):
         for x in range(2):
-            waiting = await standing(raw, far, timeout=0.2)
+            waiting = await standing(raw, far, timeout=1)
             (key,) = await rush.push_tasks([{"x": x}])
             task = await waiting.taken()  # the server says so when its time is up
             assert task.key == key
@@ -637,3 +639,12 @@ async def test_a_wait_ends_though_the_server_is_away(rush: Rush, far: RushWorker
         far.stop_requested()
     assert await asyncio.wait_for(waiting.pop, 5) is None  # a call is given up after 30 s
     proxy.refuse(False)
+
+
+async def test_who_leaves_before_it_hears_the_answer_gives_back_what_that_tells(rush: Rush, far: RushWorker) -> None:
+    assert await ask(far, "in", far.worker_id) is True
+    (key,) = await rush.push_tasks([{"x": 1}])
+    assert isinstance(await ask(far, "out", far.worker_id), Popped)
+    await far._net.workers.bye(far.worker_id, "terminated")  # pyright: ignore[reportPrivateUsage]
+    assert (await rush.keys_with_state("queued", "running")) == {"queued": [key], "running": []}
+    await rush.empty_queue()

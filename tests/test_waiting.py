@@ -525,3 +525,14 @@ async def test_waits_of_a_client_that_is_closed_end_while_others_go_on(rush: Rus
         await asyncio.wait_for(waiting, SOON)
     await rush_worker.finish_tasks(key, [{"y": 1}])
     await asyncio.wait_for(others, SOON)
+
+
+async def test_a_predicate_that_raises_stop_iteration_harms_nobody_else(rush: Rush, elsewhere: Rush) -> None:
+    def predicate(counts: Counts) -> bool:
+        return next(iter([])) if counts.queued else False
+
+    waiting = asyncio.ensure_future(rush.wait_until(predicate))
+    await wait_until(lambda: rush._net.conditions._waiting)  # pyright: ignore[reportPrivateUsage]
+    assert await asyncio.wait_for(rush.push_tasks([{"x": 1}]), 5)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(waiting, 5)

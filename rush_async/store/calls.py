@@ -27,6 +27,7 @@ MOST_TASKS = 1_000
 MOST_BYTES = 1024 * 1024
 MOST_BYTES_MERGED = 16 * 1024
 REPLICAS_IN = 1_000  # milliseconds in which replicas are to acknowledge a call, before it is sent again
+_PAUSE = 0.5  # seconds until a call that must arrive is made again where it was refused
 ENOUGH = 16  # groups that are worth a call before the tick is over
 
 
@@ -59,7 +60,10 @@ class Group:
         give_back: what to do with the result when the caller was cancelled meanwhile.
     """
 
-    __slots__ = ("args", "future", "give_back", "goes_alone", "n_tasks", "orphans", "script", "since", "size", "survives_reset")
+    __slots__ = (
+        *("args", "future", "give_back", "goes_alone", "is_late", "must_arrive", "n_tasks"),
+        *("orphans", "script", "since", "size", "survives_reset"),
+    )
 
     def __init__(
         self,
@@ -78,7 +82,9 @@ class Group:
         self.survives_reset = survives_reset
         self.give_back = give_back
         self.goes_alone = False
-        self.since: float | None = None  # when it was issued, if the server took nothing then
+        self.must_arrive = False  # nobody would say it again
+        self.is_late = False  # must arrive, and nobody waits for it any longer
+        self.since: float | None = None  # since when it has been kept back, because the server takes nothing
         self.orphans: set[Group] | None = None  # of the calls it was issued by, until it is over
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -91,9 +97,15 @@ class Group:
             self._return(future.result())
         if self.orphans is not None:
             self.orphans.add(self)
+            self.must_arrive = self.script.ends
+
+    def be_late(self) -> None:
+        """It is still to arrive, and nobody waits for that any longer."""
+        self.is_late = True
+        self.end()
 
     def end(self) -> None:
-        """Nothing more will come of it."""
+        """Nothing more will come of it that anybody waits for."""
         orphans, self.orphans = self.orphans, None
         if orphans:
             orphans.discard(self)
@@ -126,7 +138,7 @@ class _Call(Command):
         super().__init__(b"", 2 if calls.n_replicas else 1)
         self.reply: Any = None
         self.patience_ends: float | None = None
-        self.is_given_up = False
+        self.is_given_up = all(group.is_late for group in groups)
         self.calls = calls
         self.script = script
         self.groups = groups
@@ -149,12 +161,20 @@ class _Call(Command):
 
     def given_up(self, error: Exception) -> bool:
         # What the server may have granted already is given back once it answers again.
-        if not self.was_sent or all(group.give_back is None for group in self.groups):
-            return super().given_up(error)
-        self.is_given_up = True
+        if self.was_sent and any(group.give_back is not None or group.must_arrive for group in self.groups):
+            self.is_given_up = True
+            for group in self.groups:
+                group.be_late() if group.must_arrive else group.reject(error)
+            self.calls.go_on()
+            return True
+        self.calls.forget(self)
         for group in self.groups:
-            group.reject(error)
-        return True
+            if group.must_arrive:
+                group.be_late()
+                self.calls.issue(group)
+            else:
+                group.reject(error)
+        return False
 
 
 class Calls:
@@ -201,8 +221,6 @@ class Calls:
         while this process goes on: both are busy, where they would take turns.
         """
         group.orphans = self._orphans
-        if not self._connection.is_ready:
-            group.since = asyncio.get_running_loop().time()
         waiting = self._waiting.get(group.script)
         if waiting is None:
             waiting = self._waiting[group.script] = deque()
@@ -214,7 +232,8 @@ class Calls:
         return group
 
     def give_back(self, group: Group) -> None:
-        """Issues a group whose answer nobody awaits."""
+        """Issues a group whose answer nobody awaits, and which arrives in the end, however long the server is away."""
+        group.must_arrive = True
         self._orphans.add(group)
         self.issue(group)
 
@@ -270,8 +289,8 @@ class Calls:
             await asyncio.sleep(0)  # who was answered just now may give back what it was granted
 
     def _under_way(self) -> set[Group]:
-        waiting = {group for groups in self._waiting.values() for group in groups}
-        return waiting.union(*[call.groups for call in self._unanswered.values()])
+        calls = [call.groups for call in self._unanswered.values()]
+        return {group for groups in (*self._waiting.values(), *calls) for group in groups if not group.is_late}
 
     def _send_soon(self) -> None:
         if not self._is_due:
@@ -285,6 +304,10 @@ class Calls:
                 if groups := _take_together(waiting):
                     self._send(script, groups)
         if not self._connection.is_ready and any(self._waiting.values()):
+            now = asyncio.get_running_loop().time()
+            for waiting in self._waiting.values():
+                for group in waiting:
+                    group.since = group.since or now
             self._connection.fill_when_ready(self._fill)
         self._progress.set()
 
@@ -320,6 +343,10 @@ class Calls:
     def forget(self, call: _Call) -> None:
         if self._unanswered.pop(call.number, None) is not None:
             self._n_under_way -= len(call.groups)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """A call is over, or given up: nobody waits for it any more."""
         if any(self._waiting.values()):
             self._send_soon()
         self._progress.set()
@@ -389,11 +416,26 @@ class Calls:
     def _part(self, call: _Call, reason: Exception) -> None:
         """Of a call that failed as a whole nothing was done: alone, each of its groups fails only for itself."""
         if len(call.groups) == 1:
-            call.groups[0].reject(reason)
+            (group,) = call.groups
+            if not (group.must_arrive and isinstance(reason, RushError) and self._insist(group)):
+                group.reject(reason)
             return
         for group in reversed(call.groups):
             group.goes_alone = True
             self._waiting[call.script].appendleft(group)
+
+    def _insist(self, group: Group) -> bool:
+        """Issues a group again that must arrive and was refused, in a while; whether there is still hope."""
+        loop = asyncio.get_running_loop()
+        if group.since is None:
+            group.since = loop.time()
+        if loop.time() - group.since > self._connection.config.retry_deadline:
+            logger.error(
+                "%s refused a call for too long, and it is given up: %s", self._connection.config.where, group.script.name
+            )
+            return False
+        loop.call_later(_PAUSE, self.issue, group)
+        return True
 
     def _issue_again(self, call: _Call) -> None:
         for group in call.groups:

@@ -36,6 +36,7 @@ __all__ = ["Connection", "connection_options", "open_transport", "url_db"]
 
 logger = logging.getLogger(__name__)
 
+_IN_A_ROW = 10.0  # seconds after which a server that refuses calls is not known for that any more
 _PAUSE = 0.05  # seconds between two looks at a server that loads its data
 _OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 
@@ -272,8 +273,15 @@ class Connection:
         self._is_flush_due = False
         self._watch: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self._is_left_alone = False  # broken, and nobody tries to open it any more
         self._gone = asyncio.Event()
+        self._n_refusals = 0  # in a row
+        self._refused_at = -math.inf
+        self._missing: RushConnectionError | None = None  # why it could not be opened the last time
         self.n_reconnects = 0
+
+    def _closed(self) -> RushConnectionError:
+        return RushConnectionError(f"the connection to {self.config.where} is closed")
 
     async def open(self) -> None:
         """Opens the connection; raises `RushConnectionError` when that fails."""
@@ -286,10 +294,13 @@ class Connection:
 
     def send(self, command: Command, since: float | None = None) -> None:
         """Sends a command at the end of this tick, or as soon as the server is back. `since`: when it was first wanted."""
-        if self._is_closed:
-            command.failed(RushConnectionError(f"the connection to {self.config.where} is closed"))
+        if self._is_closed or self._is_left_alone:
+            command.failed(self._closed())
             return
         command.since = self._loop.time() if since is None else since
+        if self._transport is None and self._missing is not None and self._is_overdue(command):
+            self._give_up(command, self._missing)
+            return
         self._waiting.append(command)
         self._flush_soon()
 
@@ -393,46 +404,73 @@ class Connection:
             command.n_seen = 0
         self._waiting.extendleft(reversed(transport.unanswered))
         if self._is_closed or not self._supervisor.is_open:
-            self._fail_waiting(RushConnectionError(f"the connection to {self.config.where} is closed"), 0)
+            self._fail_waiting(self._closed(), 0)
             self._gone.set()
             return
+        if isinstance(error, hiredis.ReplyError):
+            # It is there, and takes no calls, such as a replica: they are not to wait longer than for one that is away.
+            now = self._loop.time()
+            self._n_refusals = self._n_refusals + 1 if now - self._refused_at < _IN_A_ROW else 1
+            self._refused_at = now
+            self._fail_waiting(
+                RushConnectionError(f"{self.config.where} does not take calls: {error}"), self.config.retry_deadline
+            )
         logger.warning("lost the connection to %s (%s): reconnecting", self.config.where, error or "closed by the server")
         self._supervisor.start(self._reconnect, error)
 
     async def _reconnect(self, error: Exception | None) -> None:
         # Full jitter keeps a thousand processes from coming back in step; the first try is at once.
         backoff = ExponentialWithJitterBackoff(base=0.01, cap=1.0)
-        failures = 0
-        while not self._is_closed:
-            try:
-                self._transport = await open_transport(self.config, self._lost, on_writable=self._go_on)
-            except RushConnectionError as reason:
-                failures += 1
-                self._fail_waiting(reason, self.config.retry_deadline)
+        failures = self._n_refusals if isinstance(error, hiredis.ReplyError) else 0
+        try:
+            if failures > 1:
                 await asyncio.sleep(backoff.compute(failures))
-            else:
-                self.n_reconnects += 1
-                logger.info("connected to %s again", self.config.where)
-                self._go_on()
-                return
+            while not self._is_closed:
+                try:
+                    transport = await open_transport(self.config, self._lost, on_writable=self._go_on)
+                    if not transport.is_open:
+                        raise RushConnectionError(f"{self.config.where} closed the connection at once")
+                    self._transport = transport
+                except RushConnectionError as reason:
+                    failures += 1
+                    self._missing = reason
+                    self._fail_waiting(reason, self.config.retry_deadline)
+                    await asyncio.sleep(backoff.compute(failures))
+                else:
+                    self.n_reconnects += 1
+                    self._missing = None
+                    logger.info("connected to %s again", self.config.where)
+                    self._go_on()
+                    break
+        finally:
+            if self._transport is None:  # it was cancelled with all tasks of an event loop that ends
+                self._is_left_alone = True
+                self._fail_waiting(self._closed(), 0)
+            elif self._is_closed:
+                self._transport.drop()
 
     def _fail_waiting(self, reason: Exception, patience: float) -> None:
-        now = self._loop.time()
         commands, self._waiting = self._waiting, deque()
         for command in commands:
-            if now - command.since < patience and not self._is_closed:
+            if self._is_overdue(command, patience) or self._is_closed:
+                self._give_up(command, reason)
+            else:
                 self._waiting.append(command)
-                continue
-            error = RushConnectionError(
-                f"gave up after {now - command.since:.3g} s: {reason}"
-                + (" (it was sent, so it may have been executed)" if command.was_sent else " (it was never sent)")
-            )
-            error.__cause__ = reason
-            if self._is_closed:
-                command.failed(error)
-            elif command.given_up(error):
-                command.since = math.inf
-                self._waiting.append(command)
+
+    def _is_overdue(self, command: Command, patience: float | None = None) -> bool:
+        return self._loop.time() - command.since >= (self.config.retry_deadline if patience is None else patience)
+
+    def _give_up(self, command: Command, reason: Exception) -> None:
+        error = RushConnectionError(
+            f"gave up after {self._loop.time() - command.since:.3g} s: {reason}"
+            + (" (it was sent, so it may have been executed)" if command.was_sent else " (it was never sent)")
+        )
+        error.__cause__ = reason
+        if self._is_closed:
+            command.failed(error)
+        elif command.given_up(error):
+            command.since = math.inf
+            self._waiting.append(command)
 
     async def aclose(self) -> None:
         """Closes the connection; what was not answered fails."""
@@ -443,7 +481,7 @@ class Connection:
             self._transport.drop()
             await self._gone.wait()
         else:
-            self._fail_waiting(RushConnectionError(f"the connection to {self.config.where} is closed"), 0)
+            self._fail_waiting(self._closed(), 0)
 
 
 def _transaction(commands: Sequence[tuple[Word, ...]]) -> tuple[bytes, int]:

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 
 from rush_async.config import RushConfig
-from rush_async.errors import RushConfigError, RushConnectionError
+from rush_async.errors import RushConfigError, RushConnectionError, RushError
 from rush_async.store.connect import Connection, url_db
 from rush_async.store.server import ServerLease, acquire
 from rush_async.store.subscription import Subscription
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _PAUSE = 0.1  # seconds between two tries to find a server again that calls have given up on
+_LONGEST_PAUSE = 2.0  # seconds, where it is there and refuses
 
 _links: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[RushConfig, Link]] = WeakKeyDictionary()
 _forks = itertools.count(1)
@@ -117,13 +118,16 @@ class Link:
         return not self.supervisor.is_open
 
     async def sooner_or_later(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What a question answers that is asked again when the server is gone for longer than calls wait."""
+        """What a question answers that is asked again when the server is gone for longer than calls wait, or refuses it."""
+        pause = _PAUSE
         while True:
             try:
                 return await ask()
-            except RushConnectionError as error:
+            except RushError as error:
                 logger.debug("%s does not answer yet: %s", self.config.where, error)
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(pause)
+                if not isinstance(error, RushConnectionError):
+                    pause = min(2 * pause, _LONGEST_PAUSE)
 
     @property
     def db(self) -> int:

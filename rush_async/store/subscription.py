@@ -114,26 +114,29 @@ class Subscription:
 
     def _lost(self, transport: Transport, error: Exception | None) -> None:
         transport.fail_unanswered(self._config.where, error)
-        self._gone.set()
+        if transport is self._transport:  # else it broke while it was being opened
+            self._gone.set()
 
     async def _run(self) -> None:
         backoff, failures = ExponentialWithJitterBackoff(base=0.01, cap=1.0), 0
         try:
             while self._channels and not self._is_closed:
                 try:
-                    self._gone.clear()
-                    self._transport = await open_transport(self._config, self._lost, self._message)
+                    transport = await open_transport(self._config, self._lost, self._message)
                 except RushConnectionError as error:
-                    self._gone.set()
                     failures += 1
                     logger.debug("cannot listen yet: %s", error)
                     await asyncio.sleep(backoff.compute(failures))
                     continue
                 failures = 0
+                self._transport = transport
+                if not transport.is_open:
+                    continue
+                self._gone.clear()
                 if self._channels and not self._is_closed:
-                    self._ask(self._transport, list(self._channels.values()))
+                    self._ask(transport, list(self._channels.values()))
                 else:
-                    self._transport.drop()
+                    transport.drop()
                 await self._gone.wait()
         finally:
             self._is_running = False

@@ -256,9 +256,11 @@ class TaskStore:
         """Deletes every task of the network, and its workers too."""
         await self.look()
         # A refusal for its epoch means that somebody reset the network after the look: just as well.
-        await self.calls.call(Group(RESET, ["all" if workers else "tasks"], survives_reset=False))
+        epoch = await self.calls.call(Group(RESET, ["all" if workers else "tasks"], survives_reset=False))
         if workers:
             self.calls.learn_epoch(0)  # nothing of the network exists until somebody begins again
+        elif epoch is not None and self.calls.epoch:
+            self.calls.learn_epoch(int(epoch))
 
     async def forget_answers(self) -> None:
         """Deletes the answers that the server keeps for this client, which is leaving and waits for none.

@@ -7,6 +7,7 @@ import importlib.util
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -585,3 +586,216 @@ async def test_calls_fail_in_time_though_one_is_kept_that_may_have_been_executed
         await far.counts()
         await rush.wait_until(lambda counts: counts.total == 1, timeout=TIMEOUT)  # the first one, which is taken back
         assert await rush.counts() == (0, 0, 0, 1)
+
+
+async def test_all_that_is_kept_back_fails_together(proxy: Proxy, rush: Rush) -> None:
+    async with cut_off(proxy, rush, retry_deadline=0.3) as far:
+        await far.counts()
+        proxy.refuse()
+        proxy.cut_all()
+        calls = [far.cancel_tasks(f"k{at}") for at in range(40)]  # no two of them go as one
+        reads = [far.fetch_finished_tasks() for _ in range(40)]
+        results = await asyncio.wait_for(asyncio.gather(*calls, *reads, return_exceptions=True), TIMEOUT)
+        assert {type(result) for result in results} == {RushConnectionError}
+        proxy.refuse(False)
+
+
+async def test_what_must_arrive_is_said_after_an_outage_of_any_length(proxy: Proxy, rush: Rush) -> None:
+    async with RushWorker(rush.network_id, replace(rush.config.at(proxy.url), retry_deadline=0.3)) as far:
+        (key,) = await rush.push_tasks([{"x": 1}])
+        giving_back = proxy.cut_before(named("EVALSHA", scripts.FINISH.digest))
+        proxy.freeze(up=False)
+        popping = asyncio.create_task(far.pop_task(0))
+        await proxy.seen("EVALSHA", scripts.POP.digest)
+        popping.cancel()
+        await asyncio.gather(popping, return_exceptions=True)
+        proxy.thaw()
+        await giving_back.hit.wait()
+        proxy.refuse()
+        proxy.cut_all()
+        with pytest.raises(RushConnectionError):
+            await far.counts()  # longer than calls wait
+        assert await rush.is_running_task(key) == [True]
+        proxy.refuse(False)
+        await rush.wait_until(lambda counts: counts.queued == 1, timeout=TIMEOUT)
+
+
+async def test_what_must_arrive_is_said_again_where_it_is_refused(
+    proxy: Proxy, rush: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_calls, "_PAUSE", 0.01)
+    async with RushWorker(rush.network_id, rush.config.at(proxy.url)) as far:
+        await rush.push_tasks([{"x": 1}])
+        proxy.freeze(up=False)
+        popping = asyncio.create_task(far.pop_task(0))
+        await proxy.seen("EVALSHA", scripts.POP.digest)
+        await rush.wait_until(lambda counts: counts.running == 1, timeout=TIMEOUT)
+        popping.cancel()
+        await asyncio.gather(popping, return_exceptions=True)
+        raw.config_set("min-replicas-to-write", 1)
+        try:
+            proxy.thaw()
+            await proxy.seen("EVALSHA", scripts.FINISH.digest, times=3)
+        finally:
+            raw.config_set("min-replicas-to-write", 0)
+        await rush.wait_until(lambda counts: counts.queued == 1, timeout=TIMEOUT)
+
+
+async def test_whoever_begins_to_wait_while_writes_are_refused_is_woken_later(rush: Rush, raw: Any) -> None:
+    async with Rush(rush.network_id, replace(rush.config, response_timeout=11.0)) as far:
+        raw.config_set("min-replicas-to-write", 1)
+        try:
+            waiting = asyncio.create_task(far.wait_until(lambda counts: counts.queued == 1))
+            await wait_until(lambda: raw.info("errorstats").get("errorstat_NOREPLICAS"))
+        finally:
+            raw.config_set("min-replicas-to-write", 0)
+            raw.config_resetstat()
+        await rush.push_tasks([{"x": 1}])
+        await asyncio.wait_for(waiting, TIMEOUT)
+
+
+async def test_a_server_that_takes_no_writes_is_given_up_like_one_that_is_away(durable: Server) -> None:
+    async with Rush("replica", replace(durable.config, retry_deadline=0.3)) as rush:
+        (key,) = await rush.push_tasks([{"x": 0}])
+        durable.raw.execute_command("REPLICAOF", "127.0.0.1", "1")
+        before = durable.raw.info("stats")["total_connections_received"]
+        with pytest.raises(RushConnectionError, match="does not take calls: READONLY"):
+            await asyncio.wait_for(rush.push_tasks([{"x": 1}]), TIMEOUT)
+        assert durable.raw.info("stats")["total_connections_received"] - before < 20
+        durable.raw.execute_command("REPLICAOF", "NO", "ONE")
+        assert await rush.push_tasks([{"x": 2}])
+        assert await rush.is_running_task(key) == [False]
+        await rush.reset()
+
+
+async def test_a_client_closes_though_the_last_calls_are_refused(rush: Rush, raw: Any) -> None:
+    before = {each["id"] for each in raw.client_list()}
+    far = await Rush(rush.network_id, replace(rush.config, response_timeout=11.0))
+    await far.start_workers(serve_nothing, 1)
+    await far.wait_for_workers(1)
+    await far.stop_workers()
+    raw.config_set("min-replicas-to-write", 1)
+    try:
+        await far.aclose()
+    finally:
+        raw.config_set("min-replicas-to-write", 0)
+    await soon(lambda: {each["id"] for each in raw.client_list()} <= before)
+
+
+async def serve_nothing(worker: RushWorker) -> None:
+    await worker.pop_task(None)
+
+
+async def test_a_server_that_lost_its_last_moment_is_followed_from_there(directory: Path) -> None:
+    with serving(directory, "--appendonly", "no") as server:
+        async with Rush("back", server.config) as rush:
+            await rush.push_finished_tasks([{"x": x} for x in range(3)], [{"y": 1}] * 3)
+            server.raw.save()
+            for x in range(10):
+                await rush.push_finished_tasks([{"x": 100 + x}], [{"y": 2}])
+            assert (await rush.fetch_new_tasks()).height == 13
+            async with rush.events() as events:
+                server.kill()
+                server.start()
+                await rush.counts()
+                assert isinstance(await asyncio.wait_for(anext(events), TIMEOUT), EventsMissed)
+                waiting = asyncio.create_task(rush.wait_until(lambda counts: counts.queued == 1))
+                await rush.push_tasks([{"x": 200}])
+                await asyncio.wait_for(waiting, TIMEOUT)
+                assert isinstance(await asyncio.wait_for(anext(events), TIMEOUT), TasksQueued)
+            assert rush.n_finished_tasks == 3
+            # What was seen may be what was lost: all of them are new again.
+            await rush.push_finished_tasks([{"x": 300 + x} for x in range(20)], [{"y": 3}] * 20)
+            assert (await rush.fetch_new_tasks()).height == 23
+            await rush.reset()
+
+
+async def test_one_connection_listens_after_a_server_has_loaded_its_data(directory: Path) -> None:
+    options = ("--appendonly", "yes", "--appendfsync", "always", "--key-load-delay", "100")
+    with serving(directory, *options) as server:
+        pipe = server.raw.pipeline(transaction=False)
+        for at in range(4_000):
+            pipe.set(f"e:{at}", "x")
+        pipe.execute()
+
+        def listening() -> list[Any]:
+            return [each for each in server.raw.client_list() if int(each["ssub"])]
+
+        async with Rush("loading", server.config) as rush, rush.events() as events:
+            await soon(lambda: len(listening()) == 1)
+            server.kill()
+            server.start()
+            await rush.counts()
+            await soon(listening)
+            (key,) = await rush.push_tasks([{"x": 1}])
+            while getattr(await asyncio.wait_for(anext(events), TIMEOUT), "keys", ()) != (key,):
+                pass
+            assert len(listening()) == 1
+            await rush.reset()
+
+
+LAST_WORDS = """
+import asyncio, sys
+from rush_async import Rush, RushConfig, RushConnectionError
+
+async def background(ready):
+    async with Rush("last", RushConfig(sys.argv[1], retry_deadline=60)) as rush:
+        ready.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            try:
+                await rush.push_tasks([{"x": 1}])
+            except RushConnectionError:
+                print("said nothing", flush=True)
+
+async def main():
+    ready = asyncio.Event()
+    task = asyncio.create_task(background(ready))
+    await ready.wait()
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_program_ends_though_its_server_is_away(durable: Server) -> None:
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LAST_WORDS, str(durable.config.url)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert program.stdin is not None
+    assert program.stdout is not None
+    try:
+        assert await asyncio.wait_for(program.stdout.readline(), TIMEOUT) == b"ready\n"
+        durable.kill()
+        program.stdin.write(b"\n")
+        assert await asyncio.wait_for(program.stdout.read(), 3 * TIMEOUT) == b"said nothing\n"
+        assert await program.wait() == 0
+    finally:
+        if program.returncode is None:
+            program.kill()
+            await program.wait()
+
+
+async def test_replicas_acknowledge_a_call_that_is_repeated(replicated: tuple[Server, Server], directory: Path) -> None:
+    primary, replica = replicated
+    assert primary.config.url is not None
+    async with Proxy(primary.config.url, directory) as proxy, Rush("replicated", primary.config) as near:
+        config = replace(primary.config.at(proxy.url), wait_replicas=1, retry_deadline=1.0)
+        async with Rush("replicated", config) as rush:
+            await rush.push_tasks([{"x": 0}])
+            replica.freeze()
+            try:
+                pushing = asyncio.create_task(rush.push_tasks([{"x": 1}]))
+                await near.wait_until(lambda counts: counts.queued == 2, timeout=TIMEOUT)
+                proxy.cut_all("commands")
+                with pytest.raises(RushConnectionError, match="replicas have acknowledged"):
+                    await asyncio.wait_for(pushing, TIMEOUT)
+            finally:
+                replica.thaw()
+            await soon(lambda: primary.raw.wait(1, 100) == 1)
+        await near.reset()

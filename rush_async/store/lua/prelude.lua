@@ -121,6 +121,8 @@ end
 
 -- Answers a repetition with what the first call answered.
 local function repeated(answer, extra)
+  -- Written again, because a client that wants replicas to have it waits for the last write of its own connection.
+  call('HSET', CALLS, slot, NUMBER .. ' ' .. answer)
   return reply(tonumber(call('HGET', META, 'seq') or 0), counts(), answer, extra)
 end
 

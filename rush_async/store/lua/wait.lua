@@ -19,11 +19,12 @@ end
 
 local note = call('HGET', GRANTED, worker)
 if note then
-  -- What an earlier post was handed has been seen, or else this one would not have begun.
-  call('HDEL', GRANTED, worker)
   local of, key = string.match(note, '^(%S+) (.+)$')
   local record = of == post and held(key)
+  -- The note stays until the next post: the worker may leave before it has heard the answer (see bye).
   if record then return leave('T ' .. key, { record }) end
+  -- What an earlier post was handed has been seen, or else this one would not have begun.
+  call('HDEL', GRANTED, worker)
 end
 local lease = what ~= 'out' and call('HGET', ALIVE, worker)
 if not lease or sub(lease, -5) == ' stop' or call('HLEN', QUEUED) > 0 then
