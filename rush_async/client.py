@@ -330,7 +330,8 @@ class RushClient(Session):
     async def fetch_new_tasks(
         self, *, timeout: float | None = 0.0, times: bool = False, schema: Schema | None = None
     ) -> pl.DataFrame:
-        """The tasks that finished since this client last called this, each once; all of them at first.
+        """The tasks that finished since this client last called this, each once; all of them at first, and after a server was
+        restored from a moment ago.
 
         Args:
             timeout: seconds to wait for one if there is none, without polling; None waits for ever.

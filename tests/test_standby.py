@@ -82,6 +82,14 @@ def anybody(raw: Any, rush: Rush) -> dict[bytes, bytes]:
     return raw.hgetall(NetworkKeys.of(rush.network_id).standby)
 
 
+async def hand(rush: Rush, waiting: Standing) -> None:
+    """Pushes a task that a worker takes and finishes."""
+    (key,) = await rush.push_tasks([{"x": 1}])
+    task = await waiting.taken()
+    assert task.key == key
+    await finish(waiting.worker, task)
+
+
 async def finish(worker: RushWorker, task: Task) -> None:
     assert await worker.finish_tasks(task.key, [{"y": 1}]) == [task.key]
 
@@ -288,12 +296,7 @@ async def test_what_was_told_to_a_broken_connection_is_asked_for(
     task = await waiting.taken()
     assert task.key == key
     await finish(far, task)
-    # And the next one too.
-    waiting = await standing(raw, far)
-    (key,) = await rush.push_tasks([{"x": 2}])
-    task = await waiting.taken()
-    assert task.key == key
-    await finish(far, task)
+    await hand(rush, await standing(raw, far))  # and the next one too
     assert await rush.counts() == (0, 0, 2, 0)
 
 
@@ -464,17 +467,10 @@ async def test_cancelled_waits_of_a_busy_event_loop_lose_no_task(rush: Rush, far
 async def test_what_is_told_late_is_not_taken_for_another_task(rush: Rush, far: RushWorker, raw: Any) -> None:
     assert await (await standing(raw, far, timeout=1)).pop is None
     with Deaf(far):
-        for x in range(2):
-            waiting = await standing(raw, far, timeout=1)
-            (key,) = await rush.push_tasks([{"x": x}])
-            task = await waiting.taken()  # the server says so when its time is up
-            assert task.key == key
-            await finish(far, task)
+        for _ in range(2):
+            await hand(rush, await standing(raw, far, timeout=1))  # the server says so when its time is up
         waiting = await standing(raw, far)
-    (key,) = await rush.push_tasks([{"x": 2}])
-    task = await waiting.taken()
-    assert task.key == key
-    await finish(far, task)
+    await hand(rush, waiting)
     assert await rush.counts() == (0, 0, 3, 0)
 
 

@@ -13,7 +13,7 @@ import hiredis
 
 from rush_async.errors import RushConnectionError, RushError
 from rush_async.model import Counts
-from rush_async.store.connect import Connection, refusal
+from rush_async.store.connect import Connection, gave_up, refusal
 from rush_async.store.keys import client_id
 from rush_async.store.scripts import WIRE_VERSION, Script, ScriptCaller
 from rush_async.store.transport import Command, Word, pack
@@ -101,7 +101,7 @@ class Group:
 
     def be_late(self) -> None:
         """It is still to arrive, and nobody waits for that any longer."""
-        self.is_late = True
+        self.is_late, self.since = True, None
         self.end()
 
     def end(self) -> None:
@@ -132,13 +132,12 @@ class Group:
 class _Call(Command):
     """A numbered call under way; where replicas are to acknowledge it, with a second reply that tells how many did."""
 
-    __slots__ = ("asked_at", "calls", "groups", "is_given_up", "number", "patience_ends", "reply", "script")
+    __slots__ = ("asked_at", "calls", "groups", "number", "patience_ends", "reply", "script")
 
     def __init__(self, calls: Calls, script: Script, groups: list[Group], number: int) -> None:
         super().__init__(b"", 2 if calls.n_replicas else 1)
         self.reply: Any = None
         self.patience_ends: float | None = None
-        self.is_given_up = all(group.is_late for group in groups)
         self.calls = calls
         self.script = script
         self.groups = groups
@@ -162,7 +161,6 @@ class _Call(Command):
     def given_up(self, error: Exception) -> bool:
         # What the server may have granted already is given back once it answers again.
         if self.was_sent and any(group.give_back is not None or group.must_arrive for group in self.groups):
-            self.is_given_up = True
             for group in self.groups:
                 group.be_late() if group.must_arrive else group.reject(error)
             self.calls.go_on()
@@ -308,17 +306,28 @@ class Calls:
             for waiting in self._waiting.values():
                 for group in waiting:
                     group.since = group.since or now
-            self._connection.fill_when_ready(self._fill)
+            self._connection.fill_when_ready(self._fill, self._fail_overdue)
+        self._progress.set()
+
+    def _fail_overdue(self, reason: Exception) -> None:
+        """The server was looked for in vain: groups that have been kept back for too long fail."""
+        now, patience = asyncio.get_running_loop().time(), self._connection.config.retry_deadline
+        for waiting in self._waiting.values():
+            for group in list(waiting):
+                if not group.is_late and group.since is not None and now - group.since >= patience:
+                    if group.must_arrive:
+                        group.be_late()
+                    else:
+                        waiting.remove(group)
+                        group.reject(gave_up(now - group.since, reason, was_sent=False))
         self._progress.set()
 
     def _has_window(self) -> bool:
         if not self._unanswered:
             return True
-        if self._number + 1 - next(iter(self._unanswered)) >= WINDOW:
-            return False
-        # While the server takes nothing there is no use in queueing: what waits here can still be merged, or cancelled. One
-        # call stands for them, and is given up in time.
-        return self._connection.is_ready or all(call.is_given_up for call in self._unanswered.values())
+        # While the server takes nothing there is no use in queueing: what waits here can still be merged, or cancelled.
+        oldest = next(iter(self._unanswered))
+        return self._number + 1 - oldest < WINDOW and self._connection.is_ready
 
     def _send(self, script: Script, groups: list[Group]) -> None:
         self._number += 1

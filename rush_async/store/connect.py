@@ -269,15 +269,13 @@ class Connection:
         self._transport: Transport | None = None
         self._waiting: deque[Command] = deque()
         self._fillers: list[Callable[[], None]] = []
-        self._postponed: list[Callable[[], None]] = []
+        self._postponed: dict[Callable[[], None], Callable[[Exception], None]] = {}
         self._is_flush_due = False
         self._watch: asyncio.TimerHandle | None = None
         self._is_closed = False
-        self._is_left_alone = False  # broken, and nobody tries to open it any more
         self._gone = asyncio.Event()
         self._n_refusals = 0  # in a row
         self._refused_at = -math.inf
-        self._missing: RushConnectionError | None = None  # why it could not be opened the last time
         self.n_reconnects = 0
 
     def _closed(self) -> RushConnectionError:
@@ -294,13 +292,10 @@ class Connection:
 
     def send(self, command: Command, since: float | None = None) -> None:
         """Sends a command at the end of this tick, or as soon as the server is back. `since`: when it was first wanted."""
-        if self._is_closed or self._is_left_alone:
+        if self._is_closed:
             command.failed(self._closed())
             return
         command.since = self._loop.time() if since is None else since
-        if self._transport is None and self._missing is not None and self._is_overdue(command):
-            self._give_up(command, self._missing)
-            return
         self._waiting.append(command)
         self._flush_soon()
 
@@ -355,10 +350,9 @@ class Connection:
         self._fillers.append(filler)
         self._flush_soon()
 
-    def fill_when_ready(self, filler: Callable[[], None]) -> None:
-        """Calls `filler` when the server takes bytes again."""
-        if filler not in self._postponed:
-            self._postponed.append(filler)
+    def fill_when_ready(self, filler: Callable[[], None], on_trouble: Callable[[Exception], None]) -> None:
+        """Calls `filler` when the server takes bytes again; `on_trouble` whenever that was tried in vain."""
+        self._postponed[filler] = on_trouble
 
     def _go_on(self) -> None:
         self._fillers += self._postponed
@@ -433,44 +427,35 @@ class Connection:
                     self._transport = transport
                 except RushConnectionError as reason:
                     failures += 1
-                    self._missing = reason
                     self._fail_waiting(reason, self.config.retry_deadline)
                     await asyncio.sleep(backoff.compute(failures))
                 else:
                     self.n_reconnects += 1
-                    self._missing = None
                     logger.info("connected to %s again", self.config.where)
                     self._go_on()
                     break
         finally:
             if self._transport is None:  # it was cancelled with all tasks of an event loop that ends
-                self._is_left_alone = True
+                self._is_closed = True
                 self._fail_waiting(self._closed(), 0)
             elif self._is_closed:
                 self._transport.drop()
 
     def _fail_waiting(self, reason: Exception, patience: float) -> None:
+        now = self._loop.time()
         commands, self._waiting = self._waiting, deque()
         for command in commands:
-            if self._is_overdue(command, patience) or self._is_closed:
-                self._give_up(command, reason)
-            else:
+            if now - command.since < patience and not self._is_closed:
                 self._waiting.append(command)
-
-    def _is_overdue(self, command: Command, patience: float | None = None) -> bool:
-        return self._loop.time() - command.since >= (self.config.retry_deadline if patience is None else patience)
-
-    def _give_up(self, command: Command, reason: Exception) -> None:
-        error = RushConnectionError(
-            f"gave up after {self._loop.time() - command.since:.3g} s: {reason}"
-            + (" (it was sent, so it may have been executed)" if command.was_sent else " (it was never sent)")
-        )
-        error.__cause__ = reason
-        if self._is_closed:
-            command.failed(error)
-        elif command.given_up(error):
-            command.since = math.inf
-            self._waiting.append(command)
+                continue
+            error = gave_up(now - command.since, reason, was_sent=command.was_sent)
+            if self._is_closed:
+                command.failed(error)
+            elif command.given_up(error):
+                command.since = math.inf
+                self._waiting.append(command)
+        for tell in list(self._postponed.values()):
+            tell(reason)
 
     async def aclose(self) -> None:
         """Closes the connection; what was not answered fails."""
@@ -482,6 +467,16 @@ class Connection:
             await self._gone.wait()
         else:
             self._fail_waiting(self._closed(), 0)
+
+
+def gave_up(after: float, reason: Exception, *, was_sent: bool) -> RushConnectionError:
+    """The error for a person whose call waited in vain."""
+    error = RushConnectionError(
+        f"gave up after {after:.3g} s: {reason}"
+        + (" (it was sent, so it may have been executed)" if was_sent else " (it was never sent)")
+    )
+    error.__cause__ = reason
+    return error
 
 
 def _transaction(commands: Sequence[tuple[Word, ...]]) -> tuple[bytes, int]:

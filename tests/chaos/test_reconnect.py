@@ -620,6 +620,26 @@ async def test_what_must_arrive_is_said_after_an_outage_of_any_length(proxy: Pro
         await rush.wait_until(lambda counts: counts.queued == 1, timeout=TIMEOUT)
 
 
+async def test_what_was_cancelled_during_an_outage_is_said_after_it(proxy: Proxy, rush: Rush) -> None:
+    async with RushWorker(rush.network_id, replace(rush.config.at(proxy.url), retry_deadline=0.3)) as far:
+        keys = await far.push_running_tasks([{"x": x} for x in range(3)])
+        calls = far._net.tasks.calls  # pyright: ignore[reportPrivateUsage]
+        before = calls._number  # pyright: ignore[reportPrivateUsage]
+        proxy.refuse()
+        proxy.cut_all()
+        waiting = [asyncio.create_task(far.finish_tasks(key, [{"y": 1}])) for key in keys]
+        await asyncio.sleep(0)
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for _ in range(3):
+            with pytest.raises(RushConnectionError):
+                await asyncio.wait_for(far.push_tasks([{"x": 1}]), TIMEOUT)
+        assert calls._number - before < 20  # pyright: ignore[reportPrivateUsage]
+        proxy.refuse(False)
+        await rush.wait_until(lambda counts: counts.finished == 3, timeout=TIMEOUT)
+
+
 async def test_what_must_arrive_is_said_again_where_it_is_refused(
     proxy: Proxy, rush: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
