@@ -217,7 +217,7 @@ class Standby:
             self._end(post, None)
             self._offer()
         elif standing and (post.is_leaving or post.over.done()):
-            self._ask("out", post)  # it stands by, and was relieved or heard of its task meanwhile
+            self._ask("out", post)  # it stands by, though it was relieved or heard of its task meanwhile
         elif not post.is_leaving and (standing is None or (standing and post.is_stale)):
             post.is_stale = False  # None: the network was reset before the server took the call
             self._ask("in", post)

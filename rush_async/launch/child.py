@@ -30,6 +30,9 @@ __all__ = ["Orders", "main"]
 _PATIENCE = 3.0  # seconds that the good-byes may take once the parent is gone
 _GLANCE = 1.0  # seconds between two looks at whether it is gone, where somebody else holds its end of the pipe
 
+_is_abandoned = threading.Event()  # nobody waits for us any more
+_is_killed = threading.Event()  # a worker was killed
+
 
 @dataclass(frozen=True, slots=True)
 class Orders:
@@ -63,7 +66,12 @@ def main(report: int) -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # whoever reads the files is not to wait for the end
     parent = os.getppid()
-    atexit.register(lambda: os.getppid() == parent or _end_group())  # as the first, to be the last
+
+    def take_along() -> None:
+        if _is_killed.is_set() or _is_without(parent):
+            _end_group()  # with what the loops have started
+
+    atexit.register(take_along)  # as the first, to be the last
     orders: Orders = pickle.loads(_read(orders_from, int.from_bytes(_read(orders_from, 8), "big")))
     with os.fdopen(report, "wb", buffering=0) as report_to:
         try:
@@ -123,7 +131,7 @@ async def _run(loop: WorkerLoop, orders: Orders, orders_from: FileIO, report_to:
     listen = threading.Thread(target=_listen, args=(orders_from, orders, in_loop, obey, cancel_all), daemon=True)
     listen.start()
     await asyncio.wait(tasks.values())
-    if os.getppid() != orders.parent:
+    if _is_without(orders.parent):
         _remove(orders.private_directory)
 
 
@@ -134,6 +142,8 @@ async def _live_and_report(
         end = await live(worker, loop, log_levels)
     except asyncio.CancelledError:
         end = WorkerExit(worker.worker_id, "terminated")
+    if end.state == "killed":
+        _is_killed.set()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -161,10 +171,16 @@ def _listen(
             if not line:
                 break
             in_loop(obey, *line.split())
+    _is_abandoned.set()
     in_loop(cancel_all)
     threading.Event().wait(_PATIENCE)
     _remove(orders.private_directory)
     _end_group()
+
+
+def _is_without(parent: int) -> bool:
+    # One that dies closes its pipes a moment before it is gone.
+    return _is_abandoned.is_set() or os.getppid() != parent
 
 
 def _end_group() -> None:
