@@ -496,6 +496,15 @@ async def test_a_late_answer_takes_nothing_from_who_runs_it(
         await finish(far, task)
 
 
+async def taken_over(rush: Rush, key: str, worker: RushWorker) -> Task:
+    """A task that somebody cancels, that is tried again, and that this worker runs then."""
+    await rush.cancel_tasks(key)
+    await rush.retry_tasks(key)
+    task = await worker.pop_task(0)
+    assert task is not None
+    return task
+
+
 async def test_a_repeated_answer_gives_away_nothing_that_another_runs(
     rush: Rush, rush_worker: RushWorker, far: RushWorker, proxy: Proxy, raw: Any
 ) -> None:
@@ -507,10 +516,7 @@ async def test_a_repeated_answer_gives_away_nothing_that_another_runs(
     proxy.thaw()
     lost = proxy.drop_reply(named("EVALSHA", scripts.WAIT.digest))
     await lost.hit.wait()
-    await rush.cancel_tasks(key)
-    await rush.retry_tasks(key)
-    task = await rush_worker.pop_task(0)
-    assert task is not None
+    task = await taken_over(rush, key, rush_worker)
     proxy.refuse(False)
     assert await waiting.pop is None
     await finish(rush_worker, task)
@@ -524,10 +530,7 @@ async def test_a_repeated_pop_gives_away_nothing_that_another_runs(
     popping = asyncio.create_task(far.pop_task(0))
     proxy.refuse()
     await lost.hit.wait()
-    await rush.cancel_tasks(key)
-    await rush.retry_tasks(key)
-    task = await rush_worker.pop_task(0)
-    assert task is not None
+    task = await taken_over(rush, key, rush_worker)
     proxy.refuse(False)
     assert await popping is None
     await finish(rush_worker, task)
