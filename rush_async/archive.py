@@ -55,7 +55,7 @@ class Archive:
     def clear(self) -> None:
         """Forgets everything. Frames handed out stay as they are."""
         self._chunks: list[bytes] = []  # of exactly _CHUNK records each
-        self._lengths: list[array[int]] = []  # of the records of a chunk
+        self._bounds: list[array[int]] = []  # where the records of a chunk begin, and where the last one ends
         self._open: list[bytes] = []  # the records behind the last chunk
         self._rows: dict[str, int] = {}
         self._table = _Table(self._flats, Seen())
@@ -87,7 +87,7 @@ class Archive:
             at += n_free
             if len(self._open) == _CHUNK:
                 self._chunks.append(b"".join(self._open))
-                self._lengths.append(array("L", list(map(len, self._open))))
+                self._bounds.append(array("L", accumulate(map(len, self._open), initial=0)))
                 self._open = []
         # Full chunks at once, so that whoever reads many lets others run in between; the rest when a frame is asked for.
         if len(self) - self._n_decoded >= _CHUNK:
@@ -174,8 +174,8 @@ class Archive:
             if at == len(self._chunks):
                 found += self._open[offset : offset + last - first]
                 continue
-            chunk, ends = self._chunks[at], list(accumulate(self._lengths[at], initial=0))
-            found += [chunk[ends[row] : ends[row + 1]] for row in range(offset, offset + last - first)]
+            chunk, bounds = self._chunks[at], self._bounds[at]
+            found += [chunk[bounds[row] : bounds[row + 1]] for row in range(offset, offset + last - first)]
         return found
 
     def _joined(self, first: int, last: int) -> bytes:

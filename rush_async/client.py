@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from rush_async.arguments import as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
 from rush_async.errors import EncodeError, RushTimeoutError, TasksNotDoneError
-from rush_async.events import Event, EventsMissed
+from rush_async.events import Event, EventsMissed, TasksFailed, TasksFinished
 from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.names import listed
 from rush_async.network import Network
@@ -419,10 +419,17 @@ class RushClient(Session):
 
         Args:
             kinds: the classes wanted, all without any. `EventsMissed` comes in any case where events were missed.
-            results: whether finished and failed events carry their `tasks`, which costs a read each.
+            results: whether finished and failed events carry their `tasks`. Finished ones that this process has read already
+                cost nothing, others a read.
             buffer: how many events may wait for a slow listener before the rest is reported as missed.
         """
         check_kinds(kinds)
         if buffer < 1:
             raise ValueError(f"buffer must be at least 1, not {buffer}")
-        return EventStream(lambda: self._net, self._until_closed, kinds, buffer, self.get_tasks if results else None)
+        return EventStream(lambda: self._net, self._until_closed, kinds, buffer, self._tasks_of if results else None)
+
+    async def _tasks_of(self, event: TasksFinished | TasksFailed) -> Sequence[Task]:
+        if isinstance(event, TasksFinished):
+            found = await self._net.find_finished(event.keys)
+            return [found[key] for key in event.keys if key in found]
+        return [task for task in await self.get_tasks(event.keys) if task is not None]

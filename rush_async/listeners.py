@@ -138,7 +138,7 @@ class Listener:
         self._kinds = tuple(kinds)
         self._limit = buffer
         self._events: deque[Event] = deque()
-        self._wake: asyncio.Future[None] | None = None
+        self._readers: set[asyncio.Future[None]] = set()
         self._is_closed = False
         self._epoch: int | None = None
         self._seq = 0
@@ -205,17 +205,21 @@ class Listener:
         self._wake_readers()
 
     def _wake_readers(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        for reader in self._readers:
+            if not reader.done():
+                reader.set_result(None)
 
     async def next(self) -> Event | None:
         """The next event; None once the listener is closed."""
         while not self._is_closed:
             if self._events:
                 return self._events.popleft()
-            if self._wake is None or self._wake.done():
-                self._wake = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._wake)  # others may be waiting for it too
+            reader: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._readers.add(reader)
+            try:
+                await reader
+            finally:
+                self._readers.discard(reader)
         return None
 
     def put_back(self, event: Event) -> None:

@@ -17,7 +17,7 @@ from rush_async.errors import DecodeError, RushConnectionError, RushError
 from rush_async.events import TasksFailed, TasksFinished, TasksQueued, TasksStarted
 from rush_async.heartbeat import Pulse
 from rush_async.listeners import EventMessage, Listener, ResetMessage, decode_message
-from rush_async.model import Counts, TaskState
+from rush_async.model import Counts, Task, TaskState
 from rush_async.residents import Residents
 from rush_async.standby import Standby
 from rush_async.store.calls import Position
@@ -411,6 +411,11 @@ class Network:
                 if read.error is not None and read.number >= number:  # who was there when it began has waited as long
                     raise RushConnectionError(str(read.error)) from read.error
         return self._archive
+
+    async def find_finished(self, keys: Collection[str]) -> dict[str, Task]:
+        """Finished tasks by key; those that were read before are not asked for again."""
+        found = {} if self._archive is None else self._archive.find(keys)
+        return found if len(found) == len(keys) else (await self.read_archive()).find(keys)
 
     async def _read_for_all(self) -> None:
         read = self._reading = _Read(self._n_reads + 1)

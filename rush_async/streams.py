@@ -27,13 +27,13 @@ class EventStream(Generic[E_co]):
         until_closed: Callable[[], AbstractContextManager[None]],
         kinds: tuple[type[Any], ...],
         buffer: int,
-        get_tasks: Callable[[Sequence[str]], Awaitable[list[Task | None]]] | None,
+        tasks_of: Callable[[TasksFinished | TasksFailed], Awaitable[Sequence[Task]]] | None,
     ) -> None:
         self._network = network
         self._until_closed = until_closed
         self._kinds = kinds
         self._buffer = buffer
-        self._get_tasks = get_tasks
+        self._tasks_of = tasks_of
         self._stack = ExitStack()
         self._listener: Listener | None = None
         self._is_opened = False
@@ -71,9 +71,9 @@ class EventStream(Generic[E_co]):
             event = await listener.next()
         if event is None:
             raise StopAsyncIteration
-        if self._get_tasks is not None and isinstance(event, TasksFinished | TasksFailed):
+        if self._tasks_of is not None and isinstance(event, TasksFinished | TasksFailed):
             try:
-                event = replace(event, tasks=tuple([task for task in await self._get_tasks(event.keys) if task is not None]))
+                event = replace(event, tasks=tuple(await self._tasks_of(event)))
             except BaseException:
                 listener.put_back(event)  # a cancelled reader, or a server that is gone, loses no event
                 raise

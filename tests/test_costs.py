@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rush_async import Rush, RushWorker
+from rush_async import Rush, RushWorker, TasksFinished
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.transport import pack
 from rush_async.testing import wait_until
@@ -128,6 +128,28 @@ async def test_all_who_read_in_one_tick_share_one_read(rush: Rush, costs: Costs)
     frames = await asyncio.gather(*[rush.fetch_finished_tasks() for _ in range(64)])
     assert {frame.height for frame in frames} == {10}
     assert costs.commands["exec"] == 1
+
+
+async def test_results_of_events_are_read_once(rush: Rush, rush_worker: RushWorker, costs: Costs) -> None:
+    keys = await rush_worker.push_running_tasks([XS] * 11)
+    async with rush.events(TasksFinished, results=True) as events:
+
+        async def told() -> list[str]:
+            event = await anext(events)
+            assert isinstance(event, TasksFinished)
+            return [task.key for task in event.tasks or ()]
+
+        await rush_worker.finish_tasks(keys[0], [YS])
+        costs.restart()
+        assert await told() == keys[:1]
+        assert costs.commands["exec"] == 1
+        for key in keys[1:]:
+            await rush_worker.finish_tasks(key, [YS])
+        await rush.fetch_finished_tasks()
+        costs.restart()
+        for key in keys[1:]:
+            assert await told() == [key]
+        assert costs.commands["exec"] == 0
 
 
 async def test_all_clients_of_an_event_loop_share_two_connections(rush: Rush, raw: Any) -> None:
