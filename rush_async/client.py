@@ -177,13 +177,13 @@ class RushClient(Session):
             key: decode_task(state, record) for key, (state, record) in (await network.tasks.find(keys)).items()
         }
         if missing := [key for key in keys if key not in found]:
-            found |= (await network.read_archive()).find(missing)
+            found |= (await network.reader.archive()).find(missing)
         return [found.get(key) for key in keys]
 
     async def keys_with_state(self, *states: TaskState) -> dict[TaskState, list[str]]:
         """The keys of the tasks in these states (all four without any), in one consistent view."""
         states = as_states(states)
-        view = await self._net.snapshot(states)
+        view = await self._net.reader.snapshot(states)
         return {state: view.keys(state) for state in states}
 
     async def is_running_task(self, keys: str | Sequence[str]) -> list[bool]:
@@ -324,7 +324,7 @@ class RushClient(Session):
         Raises:
             SchemaError: a value does not fit `schema`.
         """
-        archive = await self._net.read_archive()
+        archive = await self._net.reader.archive()
         return archive.frame(times=times, schema=schema or self._schema)
 
     async def fetch_new_tasks(
@@ -341,24 +341,27 @@ class RushClient(Session):
         network = self._net
         loop = asyncio.get_running_loop()
         deadline = math.inf if timeout is None else loop.time() + timeout
-        archive = await network.read_archive()
-        while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
-            epoch = network.epoch
-            with suppress(RushTimeoutError):
-                await self.wait_until(
-                    lambda counts, n=n, epoch=epoch: counts.finished > n or network.epoch != epoch,
-                    timeout=None if timeout is None else left,
-                )
-            archive = await network.read_archive()
-            if network.epoch == epoch:
-                break  # else the network was reset meanwhile, and what is waited for may be still to come
+        archive = await network.reader.archive()
+        with network.followed:
+            while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
+                epoch = network.epoch
+                network.follow()
+                with suppress(RushTimeoutError):
+                    await self.wait_until(
+                        lambda counts, n=n, epoch=epoch: counts.finished > n or network.epoch != epoch,
+                        timeout=None if timeout is None else left,
+                    )
+                if len(archive) <= n or network.epoch != epoch:  # else it came by itself
+                    archive = await network.reader.archive()
+                if network.epoch == epoch:
+                    break  # else the network was reset meanwhile, and what is waited for may be still to come
         first = self._first_new(network, len(archive))
         frame = archive.frame(first, times=times, schema=schema or self._schema)
         self._n_seen = len(archive)
         return frame
 
     def _first_new(self, network: Network, length: int) -> int:
-        history = (network.epoch, network.n_setbacks)
+        history = (network.epoch, network.reader.n_setbacks)
         if self._seen_history != history or self._n_seen > length:
             self._seen_history, self._n_seen = history, 0
         return self._n_seen
@@ -394,12 +397,12 @@ class RushClient(Session):
     async def _frame(
         self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Schema | None
     ) -> pl.DataFrame:
-        view = await self._net.snapshot(states)
+        view = await self._net.reader.snapshot(states)
         return view.frame(states, with_state=with_state, times=times, schema=schema or self._schema)
 
     def reset_cache(self) -> None:
         """Drops what this process holds of the network, for all its clients; the next read fetches it anew."""
-        self._net.drop_archive()
+        self._net.reader.drop()
 
     # events
 
@@ -419,8 +422,7 @@ class RushClient(Session):
 
         Args:
             kinds: the classes wanted, all without any. `EventsMissed` comes in any case where events were missed.
-            results: whether finished and failed events carry their `tasks`. Finished ones that this process has read already
-                cost nothing, others a read.
+            results: whether finished and failed events carry their `tasks`. Small finished ones come along, others cost a read.
             buffer: how many events may wait for a slow listener before the rest is reported as missed.
         """
         check_kinds(kinds)
@@ -430,6 +432,6 @@ class RushClient(Session):
 
     async def _tasks_of(self, event: TasksFinished | TasksFailed) -> Sequence[Task]:
         if isinstance(event, TasksFinished):
-            found = await self._net.find_finished(event.keys)
+            found = await self._net.reader.find(event.keys)
             return [found[key] for key in event.keys if key in found]
         return [task for task in await self.get_tasks(event.keys) if task is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,27 +13,25 @@ from weakref import WeakKeyDictionary
 import anyio
 
 from rush_async.config import RushConfig
-from rush_async.errors import DecodeError, RushConnectionError, RushError
+from rush_async.errors import DecodeError, RushError
 from rush_async.events import TasksFailed, TasksFinished, TasksQueued, TasksStarted
 from rush_async.heartbeat import Pulse
 from rush_async.listeners import EventMessage, Listener, ResetMessage, decode_message
-from rush_async.model import Counts, Task, TaskState
+from rush_async.model import Counts
+from rush_async.reader import Reader
 from rush_async.residents import Residents
 from rush_async.standby import Standby
 from rush_async.store.calls import Position
-from rush_async.store.codec import complete, decode_task
 from rush_async.store.journal import Journal
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
-from rush_async.store.tasks import FinishedChunk, TaskStore
+from rush_async.store.tasks import TaskStore
 from rush_async.store.workers import Beat, WorkerStore
 from rush_async.supervisor import see_through
 from rush_async.waiting import Conditions, Line
 
 if TYPE_CHECKING:
-    import polars as pl
-
-    from rush_async.archive import Archive
+    pass
 
 __all__ = ["EndWait", "Network"]
 
@@ -64,7 +62,8 @@ class Network:
         residents: the workers that live in this event loop.
         standby: which of them stands by for the next task.
         pulse: this event loop's part of the heartbeat.
-        n_setbacks: how often the server turned out to have lost what was finished last.
+        reader: its finished tasks.
+        followed: a block in which finished tasks come by themselves once `follow` was called.
     """
 
     def __init__(self, network_id: str, link: Link) -> None:
@@ -73,6 +72,7 @@ class Network:
         self.keys = NetworkKeys.of(network_id, link.db)
         self.tasks = TaskStore(link.connection, self.keys, self._on_position, self._on_epoch)
         self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls)
+        self.reader = Reader(network_id, self.tasks)
         self.journal = Journal(link.connection, self.keys)
         self.counts = Counts()
         self.n_workers = 0
@@ -83,10 +83,6 @@ class Network:
         self._users = 0
         self._is_open = False
         self._opening = asyncio.Lock()
-        self._archive: Archive | None = None
-        self._reading: _Read | None = None
-        self._n_reads = 0
-        self._n_last_read = 0
         self._listeners: set[Listener] = set()
         self._end_waits: set[EndWait] = set()
         self.residents = Residents(link, self.keys, self.tasks, self.workers, self._take_reset)
@@ -98,11 +94,11 @@ class Network:
             on_beat=self._take_beat,
         )
         self._heard_seq = 0
-        self.watched = _Watched(self._leave_soon)
+        self.watched, self.followed = _Watched(self._leave_soon), _Watched(self._leave_soon)
+        self._is_following = False
         self._unwatched_at = 0.0
         self._linger: asyncio.TimerHandle | None = None
         self._readers: set[Callable[[], None]] = set()
-        self.n_setbacks = 0
         self._watching: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -143,6 +139,7 @@ class Network:
             if self._linger is not None:
                 self._linger.cancel()
             self.link.subscription.unsubscribe(self.keys.events)
+            self.link.subscription.unsubscribe(self.keys.results)
             self.link.subscription.unsubscribe(self.keys.control)
             self.standby.close()
             try:
@@ -169,8 +166,7 @@ class Network:
 
     def _on_epoch(self, epoch: int) -> None:
         self._seq = self._heard_seq = 0
-        if self._archive is not None:
-            self._archive.clear()
+        self.reader.forget()
         for listener in list(self._listeners):
             listener.go_back(epoch, 0, datetime.now(UTC))
         if epoch == 0:
@@ -251,6 +247,13 @@ class Network:
             self._watching = asyncio.Event()
             self.link.subscription.subscribe(self.keys.events, self._on_message, self._on_confirmed)
 
+    def follow(self) -> None:
+        """From soon on, what is finished is told to `reader` as well where it is small, so that it need not be asked for, as
+        long as the caller is in a block of `followed`, and a while longer."""
+        if not self._is_following:
+            self._is_following = True
+            self.link.subscription.subscribe(self.keys.results, self.reader.take, self.reader.confirmed)
+
     def _leave_soon(self) -> None:
         """Nobody may be watching any more: events cost everybody who gets them, and fill the server where nobody reads."""
         self._unwatched_at = self._loop.time()
@@ -260,16 +263,20 @@ class Network:
     def _leave(self) -> None:
         self._linger = None
         left = self._unwatched_at + _LINGER - self._loop.time()
-        if self.watched.n or self._watching is None or not self._is_open:
+        if not self._is_open:
             return
         if left > 0:
             self._linger = self._loop.call_later(left, self._leave)
             return
-        self._watching = None
-        self.link.subscription.unsubscribe(self.keys.events)
-        readers, self._readers = self._readers, set()
-        for tell in readers:
-            tell()
+        if self._is_following and not self.followed.n:
+            self._is_following = False
+            self.link.subscription.unsubscribe(self.keys.results)
+        if self._watching is not None and not self.watched.n:
+            self._watching = None
+            self.link.subscription.unsubscribe(self.keys.events)
+            readers, self._readers = self._readers, set()
+            for tell in readers:
+                tell()
 
     def forget_reader(self, on_end: Callable[[], None]) -> None:
         """Who wanted to be told that the watch has ended does not any more."""
@@ -308,8 +315,7 @@ class Network:
         logger.warning("network %r went back: its server has lost what happened last", self.network_id)
         self._seq = position.seq
         self._on_position(position)
-        self.drop_archive()
-        self.n_setbacks += 1
+        self.reader.go_back()
         for listener in list(self._listeners):
             listener.go_back(position.epoch, position.seq, at)
 
@@ -396,149 +402,6 @@ class Network:
         if self._is_open and position.epoch == self.epoch and self._heard_seq < position.seq:
             logger.warning("events of network %r do not arrive: subscribing anew", self.network_id)
             self.link.subscription.renew()
-
-    # the archive
-
-    async def read_archive(self) -> Archive:
-        """The archive with all that was finished when this was called. Concurrent calls share one read."""
-        number = self._n_reads + 1  # the next read to begin covers this call; one that is under way may not
-        while self._n_last_read < number or self._archive is None:
-            if self._reading is None:
-                await self._read_for_all()
-            else:
-                read = self._reading
-                await read.over.wait()  # wakes all who wait in one tick, where a lock would take a tick for each
-                if read.error is not None and read.number >= number:  # who was there when it began has waited as long
-                    raise RushConnectionError(str(read.error)) from read.error
-        return self._archive
-
-    async def find_finished(self, keys: Collection[str]) -> dict[str, Task]:
-        """Finished tasks by key; those that were read before are not asked for again."""
-        found = {} if self._archive is None else self._archive.find(keys)
-        return found if len(found) == len(keys) else (await self.read_archive()).find(keys)
-
-    async def _read_for_all(self) -> None:
-        read = self._reading = _Read(self._n_reads + 1)
-
-        def begin() -> None:
-            self._n_reads = read.number
-
-        try:
-            await self._read_to_end(begin)
-            self._n_last_read = read.number
-        except RushConnectionError as error:
-            read.error = error
-            raise
-        finally:  # if it failed otherwise, the first of the others tries for itself
-            self._reading = None
-            read.over.set()
-
-    async def _read_to_end(self, begin: Callable[[], None]) -> None:
-        """Reads all there is; `begin` is called when the question leaves, so that whoever asks in the same tick is covered."""
-        if self._archive is None:
-            from rush_async.archive import Archive  # polars takes its time: it is imported for the first frame
-
-            self._archive = Archive()
-        archive, calls = self._archive, self.tasks.calls
-        ahead: Callable[[], Awaitable[FinishedChunk]] | None = None
-        asked_at = 0
-        while True:
-            if ahead is None:
-                asked_at = calls.highest_epoch
-                # One record is read again: that it is the same shows that the list only grew.
-                ahead = self.tasks.read_finished(max(len(archive) - 1, 0), begin)
-            chunk = await ahead()
-            ahead = None
-            if chunk.epoch != calls.epoch:
-                calls.hear_epoch(chunk.epoch, asked_at)
-                continue
-            overlap = min(len(archive), 1)
-            if chunk.start != len(archive) - overlap:
-                continue  # the network was reset, or the cache dropped, while the chunk was on its way
-            if overlap and chunk.records[:1] != [archive.last]:
-                logger.warning("the finished tasks of network %r are not those read before: reading anew", self.network_id)
-                self.n_setbacks += 1
-                archive.clear()
-                continue
-            end = chunk.start + len(chunk.records)
-            if end < chunk.total:  # the server reads the next chunk while this one is decoded
-                asked_at = calls.highest_epoch
-                ahead = self.tasks.read_finished(end - 1)
-            archive.extend(chunk.records[overlap:])
-            if end >= chunk.total:
-                return
-
-    async def snapshot(self, states: Sequence[TaskState]) -> Snapshot:
-        """All tasks in these states in one step. Finished ones come from the archive; only what is new of them travels."""
-        if "finished" not in states:
-            _, parts = await self.tasks.read_states(states, 0)
-            return Snapshot(parts, None, 0)
-        while True:
-            archive = await self.read_archive()
-            overlap = 1 if len(archive) else 0
-            start, epoch = len(archive) - overlap, self.epoch
-            read_epoch, parts = await self.tasks.read_states(states, start)
-            records = parts.pop("finished")
-            # Others may have read on meanwhile; what both read is the same unless the network was reset.
-            if (
-                read_epoch == epoch == self.epoch
-                and len(archive) >= start
-                and records[:overlap] == archive.raw(start, start + overlap)
-            ):
-                archive.extend(records[len(archive) - start :])
-                return Snapshot(parts, archive, start + len(records))
-
-    def drop_archive(self) -> None:
-        """Forgets what was read, and that it was read: whoever waits for a read begins another one."""
-        self._n_last_read = 0
-        if self._archive is not None:
-            self._archive.clear()
-
-
-class _Read:
-    """One read of what is finished, for all who ask for it.
-
-    Attributes:
-        number: it covers those who asked for this number or a lower one.
-        over: set when it has ended.
-        error: what kept it from that, where the server cannot be reached.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.over = asyncio.Event()
-        self.error: RushConnectionError | None = None
-
-
-class Snapshot:
-    """Tasks of several states as they were at one moment."""
-
-    def __init__(self, parts: dict[TaskState, list[bytes]], archive: Archive | None, n_finished: int) -> None:
-        self._parts = parts
-        self._archive = archive
-        self._n_finished = n_finished
-
-    def keys(self, state: TaskState) -> list[str]:
-        """The keys of the tasks in a state."""
-        if state == "finished":
-            return [] if self._archive is None else self._archive.keys(0, self._n_finished)
-        return [decode_task(state, record).key for record in self._parts[state]]
-
-    def frame(
-        self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Mapping[str, Any] | None
-    ) -> pl.DataFrame:
-        """The tasks as a frame, the states in the order given."""
-        from rush_async.archive import frame_of
-
-        others: dict[TaskState, list[bytes]] = {
-            state: [complete(state, record) for record in records]
-            for state, records in self._parts.items()
-            if state != "finished"
-        }
-        if self._archive is None:
-            groups: list[tuple[TaskState, list[bytes]]] = [(state, others[state]) for state in states]
-            return frame_of(groups, with_state=with_state, times=times, schema=schema)
-        return self._archive.snapshot(self._n_finished, others, states, with_state=with_state, times=times, schema=schema)
 
 
 class _Watched:

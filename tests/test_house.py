@@ -47,7 +47,7 @@ FLOORS = (
     ),
     Floor("2", frozenset({"store"}), neighbours=True),
     Floor("2a", frozenset({"archive", "columns", "listeners", "heartbeat", "logs"}), neighbours=True),
-    Floor("2b", frozenset({"residents"})),
+    Floor("2b", frozenset({"reader", "residents"})),
     Floor("2c", frozenset({"standby"})),
     Floor("3", frozenset({"network"})),
     Floor("4", frozenset({"session", "streams"})),

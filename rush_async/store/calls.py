@@ -194,7 +194,7 @@ class Calls:
         on_position: Callable[[Position], None],
         on_epoch: Callable[[int], None],
     ) -> None:
-        self.epoch = 0
+        self.epoch: int = 0
         self.highest_epoch = 0
         self.client = client_id()
         self.n_replicas = connection.config.wait_replicas

@@ -43,6 +43,11 @@ class NetworkKeys(NamedTuple):
         suffix = f":{db}" if db else ""
         return cls(*(f"rush:{{{network_id}}}:{name}{suffix if name in ('events', 'control') else ''}" for name in cls._fields))
 
+    @property
+    def results(self) -> str:
+        """The channel of finished records."""
+        return f"{self.events}:results"
+
 
 def check_network_id(network_id: object) -> str:
     """The id, if it can name a network: 1 - 200 characters without braces and control characters."""

@@ -1,0 +1,215 @@
+"""The finished tasks of a network as one event loop reads them: each record once, whoever asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, cast
+
+from rush_async.errors import DecodeError, RushConnectionError
+from rush_async.model import Task, TaskState
+from rush_async.store.codec import complete, decode, decode_task
+from rush_async.store.tasks import FinishedChunk, TaskStore
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from rush_async.archive import Archive
+
+__all__ = ["Reader", "Snapshot"]
+
+logger = logging.getLogger(__name__)
+
+
+class Reader:
+    """Reads what is finished into the archive that all clients of an event loop share.
+
+    Attributes:
+        n_setbacks: how often the server turned out to have lost what was finished last.
+    """
+
+    def __init__(self, network_id: str, tasks: TaskStore) -> None:
+        self.n_setbacks = 0
+        self._network_id = network_id
+        self._tasks = tasks
+        self._archive: Archive | None = None
+        self._reading: _Read | None = None
+        self._n_reads = 0
+        self._n_last_read = 0
+        self._n_before = 0  # reads that had begun when what is told was heard from a new connection
+
+    async def archive(self) -> Archive:
+        """The archive with all that was finished when this was called. Concurrent calls share one read."""
+        number = self._n_reads + 1  # the next read to begin covers this call; one that is under way may not
+        while self._n_last_read < number or self._archive is None:
+            if self._reading is None:
+                await self._read_for_all()
+            else:
+                read = self._reading
+                await read.over.wait()  # wakes all who wait in one tick, where a lock would take a tick for each
+                if read.error is not None and read.number >= number:  # who was there when it began has waited as long
+                    raise RushConnectionError(str(read.error)) from read.error
+        return self._archive
+
+    async def find(self, keys: Collection[str]) -> dict[str, Task]:
+        """Finished tasks by key; those that are here are not asked for again."""
+        found = {} if self._archive is None else self._archive.find(keys)
+        return found if len(found) == len(keys) else (await self.archive()).find(keys)
+
+    def forget(self) -> None:
+        """The network is in another epoch."""
+        if self._archive is not None:
+            self._archive.clear()
+
+    def drop(self) -> None:
+        """Forgets what was read, and that it was read: whoever waits for a read begins another one."""
+        self._n_last_read = 0
+        self.forget()
+
+    def go_back(self) -> None:
+        """The server has lost what was finished last, and what was read with it."""
+        self.n_setbacks += 1
+        self.drop()
+
+    # what is told
+
+    def confirmed(self) -> None:
+        """From here on finished records are told. What was told before was not heard, so there is a read to come first."""
+        self._n_before = self._n_reads
+
+    def take(self, data: bytes) -> None:
+        """Takes finished records that are told; they are kept where they follow on what is here. Others are read in time."""
+        archive, calls = self._archive, self._tasks.calls
+        if archive is None or self._n_last_read <= self._n_before:
+            return
+        behind = 2 + int.from_bytes(data[:2])
+        try:
+            epoch, start, *lengths = cast("list[Any]", decode(data[2:behind]))
+            n_known = len(archive) - int(start)
+            if int(epoch) == calls.epoch and 0 <= n_known < len(lengths):
+                bounds = pairwise(accumulate(lengths, initial=behind))
+                archive.extend([data[first:last] for first, last in bounds][n_known:])
+        except (DecodeError, TypeError, ValueError) as error:
+            logger.error("what is told of network %r is malformed: %s", self._network_id, error)
+
+    # reading
+
+    async def _read_for_all(self) -> None:
+        read = self._reading = _Read(self._n_reads + 1)
+
+        def begin() -> None:
+            self._n_reads = read.number
+
+        try:
+            await self._read_to_end(begin)
+            self._n_last_read = read.number
+        except RushConnectionError as error:
+            read.error = error
+            raise
+        finally:  # if it failed otherwise, the first of the others tries for itself
+            self._reading = None
+            read.over.set()
+
+    async def _read_to_end(self, begin: Callable[[], None]) -> None:
+        """Reads all there is; `begin` is called when the question leaves, so that whoever asks in the same tick is covered."""
+        if self._archive is None:
+            from rush_async.archive import Archive  # polars takes its time: it is imported for the first frame
+
+            self._archive = Archive()
+        archive, calls = self._archive, self._tasks.calls
+        ahead: Callable[[], Awaitable[FinishedChunk]] | None = None
+        asked_at = overlap = 0
+        while True:
+            if ahead is None:
+                # One record is read again: that it is the same shows that the list only grew.
+                asked_at, overlap = calls.highest_epoch, min(len(archive), 1)
+                ahead = self._tasks.read_finished(len(archive) - overlap, begin)
+            chunk = await ahead()
+            ahead = None
+            if chunk.epoch != calls.epoch:
+                calls.hear_epoch(chunk.epoch, asked_at)
+                continue
+            n_known = len(archive) - chunk.start  # that one, and what was told while the chunk was on its way
+            if n_known < overlap:
+                continue  # the network was reset, or the cache dropped, meanwhile
+            n_both = min(n_known, len(chunk.records))
+            if n_both < overlap or chunk.records[:n_both] != archive.raw(chunk.start, chunk.start + n_both):
+                logger.warning("the finished tasks of network %r are not those read before: reading anew", self._network_id)
+                self.n_setbacks += 1
+                archive.clear()
+                continue
+            end = chunk.start + len(chunk.records)
+            if end < chunk.total:  # the server reads the next chunk while this one is decoded
+                asked_at, overlap = calls.highest_epoch, 1
+                ahead = self._tasks.read_finished(end - 1)
+            archive.extend(chunk.records[n_known:])
+            if end >= chunk.total:
+                return
+
+    async def snapshot(self, states: Sequence[TaskState]) -> Snapshot:
+        """All tasks in these states in one step. Finished ones come from the archive; only what is new of them travels."""
+        if "finished" not in states:
+            _, parts = await self._tasks.read_states(states, 0)
+            return Snapshot(parts, None, 0)
+        while True:
+            archive = await self.archive()
+            overlap = 1 if len(archive) else 0
+            start, epoch = len(archive) - overlap, self._tasks.calls.epoch
+            read_epoch, parts = await self._tasks.read_states(states, start)
+            records = parts.pop("finished")
+            # Others may have read on meanwhile; what both read is the same unless the network was reset.
+            if (
+                read_epoch == epoch == self._tasks.calls.epoch
+                and len(archive) >= start
+                and records[:overlap] == archive.raw(start, start + overlap)
+            ):
+                archive.extend(records[len(archive) - start :])
+                return Snapshot(parts, archive, start + len(records))
+
+
+class _Read:
+    """One read of what is finished, for all who ask for it.
+
+    Attributes:
+        number: it covers those who asked for this number or a lower one.
+        over: set when it has ended.
+        error: what kept it from that, where the server cannot be reached.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.over = asyncio.Event()
+        self.error: RushConnectionError | None = None
+
+
+class Snapshot:
+    """Tasks of several states as they were at one moment."""
+
+    def __init__(self, parts: dict[TaskState, list[bytes]], archive: Archive | None, n_finished: int) -> None:
+        self._parts = parts
+        self._archive = archive
+        self._n_finished = n_finished
+
+    def keys(self, state: TaskState) -> list[str]:
+        """The keys of the tasks in a state."""
+        if state == "finished":
+            return [] if self._archive is None else self._archive.keys(0, self._n_finished)
+        return [decode_task(state, record).key for record in self._parts[state]]
+
+    def frame(
+        self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Mapping[str, Any] | None
+    ) -> pl.DataFrame:
+        """The tasks as a frame, the states in the order given."""
+        from rush_async.archive import frame_of
+
+        others: dict[TaskState, list[bytes]] = {
+            state: [complete(state, record) for record in records]
+            for state, records in self._parts.items()
+            if state != "finished"
+        }
+        if self._archive is None:
+            groups: list[tuple[TaskState, list[bytes]]] = [(state, others[state]) for state in states]
+            return frame_of(groups, with_state=with_state, times=times, schema=schema)
+        return self._archive.snapshot(self._n_finished, others, states, with_state=with_state, times=times, schema=schema)
