@@ -16,6 +16,7 @@ from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, Task
 from rush_async.names import listed
 from rush_async.network import Network
 from rush_async.session import Schema, Session, describe
+from rush_async.snapshot import take_snapshot
 from rush_async.store.codec import (
     as_extras,
     as_records,
@@ -183,7 +184,7 @@ class RushClient(Session):
     async def keys_with_state(self, *states: TaskState) -> dict[TaskState, list[str]]:
         """The keys of the tasks in these states (all four without any), in one consistent view."""
         states = as_states(states)
-        view = await self._net.reader.snapshot(states)
+        view = await take_snapshot(self._net, states)
         return {state: view.keys(state) for state in states}
 
     async def is_running_task(self, keys: str | Sequence[str]) -> list[bool]:
@@ -397,7 +398,7 @@ class RushClient(Session):
     async def _frame(
         self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Schema | None
     ) -> pl.DataFrame:
-        view = await self._net.reader.snapshot(states)
+        view = await take_snapshot(self._net, states)
         return view.frame(states, with_state=with_state, times=times, schema=schema or self._schema)
 
     def reset_cache(self) -> None:

@@ -144,6 +144,10 @@ class Listener:
         self._seq = 0
         self._early: list[EventMessage | ResetMessage] = []
 
+    def __len__(self) -> int:
+        """How many events wait."""
+        return len(self._events)
+
     def begin(self, epoch: int, seq: int) -> None:
         """Everything after this position is wanted; what came meanwhile is looked through."""
         self._epoch, self._seq = epoch, seq

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 from rush_async.errors import DecodeError, RushConnectionError
-from rush_async.model import Task, TaskState
-from rush_async.store.codec import complete, decode, decode_task
+from rush_async.model import Task
+from rush_async.store.codec import decode
 from rush_async.store.tasks import FinishedChunk, TaskStore
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from rush_async.archive import Archive
 
-__all__ = ["Reader", "Snapshot"]
+__all__ = ["Reader"]
 
 logger = logging.getLogger(__name__)
 
@@ -148,25 +146,22 @@ class Reader:
             if end >= chunk.total:
                 return
 
-    async def snapshot(self, states: Sequence[TaskState]) -> Snapshot:
-        """All tasks in these states in one step. Finished ones come from the archive; only what is new of them travels."""
-        if "finished" not in states:
-            _, parts = await self._tasks.read_states(states, 0)
-            return Snapshot(parts, None, 0)
-        while True:
-            archive = await self.archive()
-            overlap = 1 if len(archive) else 0
-            start, epoch = len(archive) - overlap, self._tasks.calls.epoch
-            read_epoch, parts = await self._tasks.read_states(states, start)
-            records = parts.pop("finished")
-            # Others may have read on meanwhile; what both read is the same unless the network was reset.
-            if (
-                read_epoch == epoch == self._tasks.calls.epoch
-                and len(archive) >= start
-                and records[:overlap] == archive.raw(start, start + overlap)
-            ):
-                archive.extend(records[len(archive) - start :])
-                return Snapshot(parts, archive, start + len(records))
+    @property
+    def next(self) -> int:
+        """From which position on to read: one record is read again, which shows that the list only grew."""
+        return max(len(self._archive) - 1, 0) if self._archive is not None else 0
+
+    def join(self, epoch: int, start: int, records: Sequence[bytes]) -> Archive | None:
+        """Takes what was read from `next` on beside something else; None if it does not follow on what is here."""
+        archive = self._archive
+        if archive is None or epoch != self._tasks.calls.epoch:
+            return None
+        n_known = len(archive) - start
+        n_both = min(n_known, len(records))
+        if n_both < min(n_known, 1) or records[:n_both] != archive.raw(start, start + n_both):
+            return None
+        archive.extend(records[n_known:])
+        return archive
 
 
 class _Read:
@@ -182,34 +177,3 @@ class _Read:
         self.number = number
         self.over = asyncio.Event()
         self.error: RushConnectionError | None = None
-
-
-class Snapshot:
-    """Tasks of several states as they were at one moment."""
-
-    def __init__(self, parts: dict[TaskState, list[bytes]], archive: Archive | None, n_finished: int) -> None:
-        self._parts = parts
-        self._archive = archive
-        self._n_finished = n_finished
-
-    def keys(self, state: TaskState) -> list[str]:
-        """The keys of the tasks in a state."""
-        if state == "finished":
-            return [] if self._archive is None else self._archive.keys(0, self._n_finished)
-        return [decode_task(state, record).key for record in self._parts[state]]
-
-    def frame(
-        self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Mapping[str, Any] | None
-    ) -> pl.DataFrame:
-        """The tasks as a frame, the states in the order given."""
-        from rush_async.archive import frame_of
-
-        others: dict[TaskState, list[bytes]] = {
-            state: [complete(state, record) for record in records]
-            for state, records in self._parts.items()
-            if state != "finished"
-        }
-        if self._archive is None:
-            groups: list[tuple[TaskState, list[bytes]]] = [(state, others[state]) for state in states]
-            return frame_of(groups, with_state=with_state, times=times, schema=schema)
-        return self._archive.snapshot(self._n_finished, others, states, with_state=with_state, times=times, schema=schema)

@@ -50,7 +50,7 @@ FLOORS = (
     Floor("2b", frozenset({"reader", "residents"})),
     Floor("2c", frozenset({"standby"})),
     Floor("3", frozenset({"network"})),
-    Floor("4", frozenset({"session", "streams"})),
+    Floor("4", frozenset({"session", "snapshot", "streams"})),
     Floor("4a", frozenset({"client"})),
     Floor("5", frozenset({"blocks"})),
     Floor("5a", frozenset({"worker"})),

@@ -363,67 +363,6 @@ async def test_a_cancelled_wait_for_new_tasks_takes_none(rush: Rush) -> None:
     assert seen == keys
 
 
-# one view
-
-
-async def test_a_snapshot_is_consistent_while_everything_moves(rush: Rush) -> None:
-    n, done = 200, asyncio.Event()
-    async with (
-        Rush(rush.network_id, replace(rush.config, response_timeout=28.0)) as other,
-        RushWorker(rush.network_id, other.config) as worker,
-    ):
-        keys = await other.push_tasks([{"x": x} for x in range(n)])
-
-        async def move() -> None:
-            # Tasks go round through every state; the last round leaves them finished.
-            while not done.is_set():
-                if (task := await worker.pop_task(0)) is None:
-                    if not await other.retry_tasks():
-                        return
-                elif task.xs["x"] % 7 == 0 and task.attempt > 3:
-                    await worker.finish_tasks(task.key, [{"y": 1}])
-                else:
-                    await worker.fail_tasks(task.key, "again")
-
-        movers = [asyncio.create_task(move()) for _ in range(8)]
-        states: set[str] = set()
-        try:
-            for _ in range(60):
-                frame = await rush.fetch_tasks()
-                assert frame.height == n
-                assert sorted(frame["keys"]) == sorted(keys)
-                states |= set(frame["state"])
-                by_state = await rush.keys_with_state()
-                assert sorted(key for found in by_state.values() for key in found) == sorted(keys)
-        finally:
-            done.set()
-            await asyncio.gather(*movers)
-        assert states >= {"queued", "failed"}
-        counts = await other.counts()
-        assert counts.total == n
-        assert (await rush.fetch_tasks()).height == n
-
-
-async def test_a_snapshot_of_nothing_finished_reads_no_archive(rush: Rush, proxy: Proxy) -> None:
-    await finish(rush, 5_000)
-    await rush.push_tasks([XS])
-    async with Rush(rush.network_id, proxy.url) as far:
-        before = proxy.bytes_down
-        assert (await far.fetch_queued_tasks()).height == 1
-        assert (await far.fetch_tasks_with_state("running", "failed")).height == 0
-        assert proxy.bytes_down - before < 2_000
-
-
-async def test_a_snapshot_grows_the_archive_that_all_share(rush: Rush, proxy: Proxy) -> None:
-    await finish(rush, 3_000)
-    async with Rush(rush.network_id, proxy.url) as far:
-        assert (await far.fetch_tasks()).height == 3_000
-        before = proxy.bytes_down
-        assert (await far.fetch_finished_tasks()).height == 3_000
-        assert (await far.fetch_tasks_with_state("finished")).height == 3_000
-        assert proxy.bytes_down - before < 1_500
-
-
 async def test_frames_during_a_bulk_push_show_whole_calls(rush: Rush, elsewhere: Rush) -> None:
     pushing = asyncio.create_task(elsewhere.push_finished_tasks([{"x": x} for x in range(9_000)], [{"y": 1}] * 9_000))
     heights: list[int] = []

@@ -31,7 +31,7 @@ from rush_async.store.scripts import (
 )
 from rush_async.store.transport import Word
 
-__all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "NewTask", "Popped", "Standing", "Target", "TaskStore"]
+__all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "NewTask", "Popped", "Standing", "Target", "TaskStore", "View"]
 
 T = TypeVar("T")
 
@@ -79,6 +79,24 @@ class FinishedChunk(NamedTuple):
     start: int
     total: int
     records: list[bytes]
+
+
+class View(NamedTuple):
+    """Tasks as they were at one moment.
+
+    Attributes:
+        epoch: the network's.
+        seq: the number of its last event.
+        records: of queued, running and failed ones, by state and key.
+        queue: the keys of the queued ones in their order, and some that are stale.
+        finished: the records of finished ones from a position on.
+    """
+
+    epoch: int
+    seq: int
+    records: dict[TaskState, dict[bytes, bytes]]
+    queue: list[bytes]
+    finished: list[bytes]
 
 
 class Lost:
@@ -316,27 +334,62 @@ class TaskStore:
 
         return chunk
 
-    async def read_states(self, states: Sequence[TaskState], finished_from: int) -> tuple[int, dict[TaskState, list[bytes]]]:
-        """The records of all tasks in these states in one step, finished ones from a position on; and the epoch."""
-        k = self.keys
-        reads: dict[TaskState, list[tuple[Word, ...]]] = {
-            "queued": [("LRANGE", k.queue, 0, -1), ("HGETALL", k.queued)],
-            "running": [("HVALS", k.running)],
-            "finished": [("LRANGE", k.finished, finished_from, -1)],
-            "failed": [("HVALS", k.failed)],
-        }
-        commands = [command for state in states for command in reads[state]]
-        epoch, *replies = await self._connection.ask_together(("HGET", k.meta, "epoch"), *commands)
-        found: dict[TaskState, list[bytes]] = {}
+    async def view(self, states: Sequence[TaskState], finished_from: int) -> View:
+        """All tasks in these states in one step, finished ones from a position on."""
+        return await self._view(states, finished_from, lambda name: ("HGETALL", name), _paired)
+
+    async def view_of_few(self, states: Sequence[TaskState], finished_from: int, most: int) -> View | None:
+        """The same; None where there are more than about `most` queued, running or failed ones."""
+        is_whole = True
+
+        def paired(reply: tuple[bytes, list[bytes]]) -> dict[bytes, bytes]:
+            nonlocal is_whole
+            is_whole &= reply[0] == b"0"
+            return _paired(reply[1])
+
+        view = await self._view(states, finished_from, lambda name: ("HSCAN", name, 0, "COUNT", most), paired)
+        return view if is_whole else None
+
+    async def view_of_some(self, states: Sequence[TaskState], finished_from: int, keys: Sequence[bytes]) -> View:
+        """The same, of queued, running and failed ones only those with these keys, at least one."""
+
+        def paired(records: list[bytes | None]) -> dict[bytes, bytes]:
+            return {key: record for key, record in zip(keys, records, strict=True) if record is not None}
+
+        return await self._view(states, finished_from, lambda name: ("HMGET", name, *keys), paired)
+
+    async def _view(
+        self,
+        states: Sequence[TaskState],
+        finished_from: int,
+        read: Callable[[str], tuple[Word, ...]],
+        paired: Callable[[Any], dict[bytes, bytes]],
+    ) -> View:
+        hashed: list[TaskState] = [state for state in states if state != "finished"]
+        reads = [read(self._hash_of(state)) for state in hashed]
+        if "queued" in states:
+            reads.append(("LRANGE", self.keys.queue, 0, -1))
+        if "finished" in states:
+            reads.append(("LRANGE", self.keys.finished, finished_from, -1))
+        (epoch, seq), *replies = await self._connection.ask_together(("HMGET", self.keys.meta, "epoch", "seq"), *reads)
         parts = iter(replies)
-        for state in states:
-            if state == "queued":
-                order, flat = next(parts), next(parts)
-                by_key = dict(zip(flat[::2], flat[1::2], strict=True))
-                found[state] = [by_key.pop(key) for key in order if key in by_key]
-            else:
-                found[state] = next(parts)
-        return int(epoch or 0), found
+        records: dict[TaskState, dict[bytes, bytes]] = {state: paired(next(parts)) for state in hashed}
+        queue: list[bytes] = next(parts) if "queued" in states else []
+        finished: list[bytes] = next(parts) if "finished" in states else []
+        return View(int(epoch or 0), int(seq or 0), records, queue, finished)
+
+    async def scan(self, state: TaskState, step: int) -> dict[bytes, bytes]:
+        """The queued, running or failed tasks that were there from the beginning to the end of this, read in steps, and some
+        of those that were not."""
+        name, cursor, found = self._hash_of(state), b"0", dict[bytes, bytes]()
+        while True:
+            cursor, flat = await self._connection.ask("HSCAN", name, cursor, "COUNT", step)
+            found |= _paired(flat)
+            if cursor == b"0":
+                return found
+
+    def _hash_of(self, state: TaskState) -> str:
+        return {"queued": self.keys.queued, "running": self.keys.running, "failed": self.keys.failed}[state]
 
     async def are_running(self, keys: Sequence[str]) -> set[str]:
         """Which of these tasks are running."""
@@ -349,11 +402,10 @@ class TaskStore:
     async def find(self, keys: Sequence[str]) -> dict[str, tuple[TaskState, bytes]]:
         """Looks keys up among queued, running and failed tasks in one step; those elsewhere are left out."""
         found: dict[str, tuple[TaskState, bytes]] = {}
-        k = self.keys
         for chunk in _slices(keys, MOST_TASKS):
-            hashes: list[tuple[TaskState, str]] = [("queued", k.queued), ("running", k.running), ("failed", k.failed)]
-            replies = await self._connection.ask_together(*[("HMGET", name, *chunk) for _, name in hashes])
-            for (state, _), records in zip(hashes, replies, strict=True):
+            states: tuple[TaskState, ...] = ("queued", "running", "failed")
+            replies = await self._connection.ask_together(*[("HMGET", self._hash_of(state), *chunk) for state in states])
+            for state, records in zip(states, replies, strict=True):
                 found |= {key: (state, record) for key, record in zip(chunk, records, strict=True) if record is not None}
         return found
 
@@ -397,6 +449,10 @@ _SPLIT: dict[Script, Callable[[Answer, list[Group]], list[Any]]] = {
     ENTER: _split_characters,
     BYE: _split_characters,
 }
+
+
+def _paired(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _slices(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:

@@ -1,0 +1,202 @@
+"""Tasks of several states as they were at one moment, in one step where they are few, and in several where they are many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rush_async import Rush, RushWorker
+from tests.proxy import Proxy
+
+XS = {"x1": 1.0, "x2": 2.0}
+PAD = "p" * 64  # a hash whose values are short is always read whole
+
+
+async def finish(rush: Rush, n: int) -> list[str]:
+    return await rush.push_finished_tasks([{"x": x} for x in range(n)], [{"y": 1}] * n)
+
+
+def calls(raw: Any, name: str) -> int:
+    """How often the server executed a command."""
+    return raw.info("commandstats").get(f"cmdstat_{name}", {"calls": 0})["calls"]
+
+
+@pytest_asyncio.fixture
+async def far(rush: Rush, proxy: Proxy) -> AsyncIterator[Rush]:
+    """A client of the network of `rush` behind the proxy, with a view of its own."""
+    async with Rush(rush.network_id, proxy.url) as far:
+        yield far
+
+
+@pytest.fixture
+def during_scan(far: Rush, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Awaitable[Any]]], None]:
+    """Sets what is to happen once while `far` reads in steps, each of few tasks."""
+    monkeypatch.setattr("rush_async.snapshot._STEP", 20)
+
+    def happens(work: Callable[[], Awaitable[Any]]) -> None:
+        left, tasks = [work], far._net.tasks  # pyright: ignore[reportPrivateUsage]
+        scan = tasks.scan
+
+        async def scan_and_more(*args: Any) -> Any:
+            found = await scan(*args)
+            if left:
+                await left.pop()()
+            return found
+
+        monkeypatch.setattr(tasks, "scan", scan_and_more)
+
+    return happens
+
+
+@pytest.mark.parametrize("step", [5_000, 20])
+async def test_a_snapshot_is_consistent_while_everything_moves(rush: Rush, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    monkeypatch.setattr("rush_async.snapshot._STEP", step)
+    n, done = 200, asyncio.Event()
+    async with (
+        Rush(rush.network_id, replace(rush.config, response_timeout=28.0)) as other,
+        RushWorker(rush.network_id, other.config) as worker,
+    ):
+        keys = await other.push_tasks([{"x": x, "pad": PAD} for x in range(n)])
+
+        async def move() -> None:
+            # Tasks go round through every state; the last round leaves them finished.
+            while not done.is_set():
+                if (task := await worker.pop_task(0)) is None:
+                    if not await other.retry_tasks():
+                        return
+                elif task.xs["x"] % 7 == 0 and task.attempt > 3:
+                    await worker.finish_tasks(task.key, [{"y": 1}])
+                else:
+                    await worker.fail_tasks(task.key, "again")
+
+        movers = [asyncio.create_task(move()) for _ in range(8)]
+        states: set[str] = set()
+        try:
+            for _ in range(60):
+                frame = await rush.fetch_tasks()
+                assert frame.height == n
+                assert sorted(frame["keys"]) == sorted(keys)
+                states |= set(frame["state"])
+                by_state = await rush.keys_with_state()
+                assert sorted(key for found in by_state.values() for key in found) == sorted(keys)
+        finally:
+            done.set()
+            await asyncio.gather(*movers)
+        assert states >= {"queued", "failed"}
+        counts = await other.counts()
+        assert counts.total == n
+        assert (await rush.fetch_tasks()).height == n
+
+
+async def test_a_snapshot_of_nothing_finished_reads_no_archive(rush: Rush, proxy: Proxy) -> None:
+    await finish(rush, 5_000)
+    await rush.push_tasks([XS])
+    async with Rush(rush.network_id, proxy.url) as far:
+        before = proxy.bytes_down
+        assert (await far.fetch_queued_tasks()).height == 1
+        assert (await far.fetch_tasks_with_state("running", "failed")).height == 0
+        assert proxy.bytes_down - before < 2_000
+
+
+async def test_a_snapshot_grows_the_archive_that_all_share(rush: Rush, proxy: Proxy) -> None:
+    await finish(rush, 3_000)
+    async with Rush(rush.network_id, proxy.url) as far:
+        assert (await far.fetch_tasks()).height == 3_000
+        before = proxy.bytes_down
+        assert (await far.fetch_finished_tasks()).height == 3_000
+        assert (await far.fetch_tasks_with_state("finished")).height == 3_000
+        assert proxy.bytes_down - before < 1_500
+
+
+async def test_many_tasks_are_read_in_steps_and_few_in_one(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:
+    await rush_worker.push_running_tasks([XS] * 12_000)
+    raw.config_resetstat()
+    assert (await rush.fetch_running_tasks()).height == 12_000
+    assert calls(raw, "hscan") >= 4
+    assert calls(raw, "hgetall") == 0
+    queued = await rush.push_tasks([XS] * 3_000)
+    raw.config_resetstat()
+    assert (await rush.fetch_queued_tasks())["keys"].to_list() == queued
+    assert calls(raw, "exec") == calls(raw, "hscan") == 1
+
+
+async def test_what_changes_while_it_is_read_is_read_again(
+    rush: Rush,
+    far: Rush,
+    rush_worker: RushWorker,
+    raw: Any,
+    during_scan: Callable[[Callable[[], Awaitable[Any]]], None],
+) -> None:
+    queued = await rush.push_tasks([{"x": x, "pad": PAD} for x in range(600)], retries=1)
+    running = await rush_worker.push_running_tasks([{"x": x, "pad": PAD} for x in range(600)])
+
+    async def change() -> None:
+        assert (task := await rush_worker.pop_task(0)) is not None  # from queued to running
+        assert task.key == queued[0]
+        await rush_worker.finish_tasks(running[0], [{"y": 1}])
+        await rush_worker.fail_tasks(running[1], "broken")
+        await rush.cancel_tasks([queued[1], queued[2], running[2]])
+        await rush.retry_tasks(queued[2])  # to the end of the queue
+        queued.extend([queued[2], *await rush.push_tasks([{"x": 1, "pad": PAD}])])
+        await rush_worker.push_running_tasks([{"x": 1}])
+
+    during_scan(change)
+    raw.config_resetstat()
+    frame = await far.fetch_tasks(times=True)
+    assert calls(raw, "hgetall") == 0
+    assert frame.sort("keys").equals((await rush.fetch_tasks(times=True)).sort("keys"))
+    assert frame.filter(state="queued")["keys"].to_list() == queued[3:]
+    assert frame.filter(state="running").height == 600 - 3 + 2
+    assert frame.filter(state="failed")["keys"].sort().to_list() == sorted([running[1], running[2], queued[1]])
+
+
+@pytest.mark.parametrize("only", ["pubsub", None])
+async def test_where_changes_are_not_heard_of_all_is_read_in_one_step(
+    rush: Rush,
+    far: Rush,
+    proxy: Proxy,
+    raw: Any,
+    during_scan: Callable[[Callable[[], Awaitable[Any]]], None],
+    only: Any,
+) -> None:
+    keys = await rush.push_tasks([{"x": x, "pad": PAD} for x in range(600)])
+
+    async def change() -> None:
+        proxy.cut_all(only)
+        await rush.cancel_tasks(keys[0])
+
+    during_scan(change)
+    assert (await far.fetch_queued_tasks())["keys"].to_list() == keys[1:]
+    assert calls(raw, "hgetall") >= 1
+
+
+@pytest.mark.parametrize("workers", [True, False])
+async def test_a_reset_while_it_is_read_leaves_what_came_then(
+    rush: Rush, far: Rush, during_scan: Callable[[Callable[[], Awaitable[Any]]], None], workers: bool
+) -> None:
+    await rush.push_tasks([{"x": x, "pad": PAD} for x in range(600)])
+    keys: list[str] = []
+
+    async def change() -> None:
+        await rush.reset(workers=workers)
+        keys.extend(await rush.push_tasks([{"x": x, "pad": PAD} for x in range(700)]))
+
+    during_scan(change)
+    assert (await far.fetch_tasks())["keys"].to_list() == keys
+
+
+async def test_where_too_much_changes_all_is_read_in_one_step(
+    rush: Rush, far: Rush, raw: Any, during_scan: Callable[[Callable[[], Awaitable[Any]]], None]
+) -> None:
+    keys = await rush.push_tasks([{"x": x, "pad": PAD} for x in range(600)])
+    during_scan(lambda: rush.push_tasks([{"x": x} for x in range(6_000)]))
+    raw.config_resetstat()
+    frame = await far.fetch_queued_tasks()
+    assert frame["keys"].to_list()[:600] == keys
+    assert frame.height == 6_600
+    assert calls(raw, "hgetall") == 1
