@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
 from types import TracebackType
@@ -28,18 +27,17 @@ Caught = TypeVar("Caught", covariant=True)
 class Ticks:
     """Tells whether an event loop has gone on since: all blocks that open in one turn of it share one mark."""
 
-    __slots__ = ("_is_due", "_loop", "n")
+    __slots__ = ("_is_due", "n")
 
     def __init__(self) -> None:
         self.n = 0
         self._is_due = False
-        self._loop = asyncio.get_running_loop()
 
     def mark(self) -> int:
         """The number of the present turn, as far as anybody asks."""
         if not self._is_due:
             self._is_due = True
-            self._loop.call_soon(self._pass)
+            asyncio.get_running_loop().call_soon(self._pass)
         return self.n
 
     def _pass(self) -> None:
@@ -83,8 +81,12 @@ class Guard:
         """Whether the error with which a cancelled block was left was nothing but the cancellation, which ends here."""
         if error is None:
             # The cancellation may still be on its way, when nothing in the block awaited.
-            with contextlib.suppress(asyncio.CancelledError):
+            try:
                 await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if self._task.uncancel() > self._cancelling:
+                    raise
+                return False
         is_all = self._task.uncancel() <= self._cancelling
         return is_all and isinstance(error, asyncio.CancelledError)
 

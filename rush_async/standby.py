@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from rush_async.errors import DecodeError
 from rush_async.residents import Residents
@@ -29,11 +30,17 @@ __all__ = ["Standby"]
 
 logger = logging.getLogger(__name__)
 
-WORTH = 0.5  # seconds: who waits shorter does not stand by, which takes two calls
+WORTH = 0.5  # seconds: a wait that ends sooner is not worth standing by, which takes two calls
 _PATIENCE = 1.0  # seconds that a wait may last longer, where the server does not answer whether a task was handed over
-_REMEMBERED = 100  # posts of whose end late messages may tell
 
 Question = Literal["in", "out"]
+
+
+class _Wait(NamedTuple):
+    """Who waits, and until when."""
+
+    worker_id: str
+    until: float
 
 
 class _Post:
@@ -80,9 +87,8 @@ class Standby:
         self._line = line
         self._numbers = itertools.count(1)
         self._post: _Post | None = None  # whose conversation is not over
-        self._waiting: dict[asyncio.Future[bool], str] = {}  # who may stand by, the longest first
+        self._waiting: dict[asyncio.Future[bool], _Wait] = {}  # who may stand by, the longest first
         self._handed: dict[asyncio.Future[bool], Popped] = {}  # what they were handed, until they see it
-        self._past: dict[int, _Post] = {}  # the last ones that are over
         self._is_subscribed = self._is_confirmed = False
 
     # in the life of a worker
@@ -99,7 +105,8 @@ class Standby:
             nonlocal wait
             if timeout is None or timeout >= WORTH:
                 wait = future
-                self._waiting[future] = worker_id
+                until = math.inf if timeout is None else asyncio.get_running_loop().time() + timeout
+                self._waiting[future] = _Wait(worker_id, until)
             self._offer()
 
         is_our_turn = False
@@ -119,6 +126,12 @@ class Standby:
         finally:
             if wait is not None:
                 self._abandon(wait)
+            if self._post is not None:  # who waits again in this tick has not stopped waiting
+                asyncio.get_running_loop().call_soon(self._check)
+
+    def _check(self) -> None:
+        if len(self._line) < len(self._residents):
+            self.stand_down()
 
     def stand_down(self) -> None:
         """A worker of the event loop gets something to do: nobody stands by."""
@@ -138,7 +151,7 @@ class Standby:
     async def retire(self, worker_id: str) -> None:
         """A worker leaves the network: what it was handed goes back. Returns when nothing can follow, or when the server does
         not answer; then the worker's good-bye gives it back."""
-        for wait in [wait for wait, waiting in self._waiting.items() if waiting == worker_id]:
+        for wait in [wait for wait, waiting in self._waiting.items() if waiting.worker_id == worker_id]:
             self._abandon(wait)
         if (post := self._post) is not None and post.worker_id == worker_id:
             self._relieve(post)
@@ -156,10 +169,12 @@ class Standby:
         """Where all workers of the event loop wait, the one that waits longest stands by."""
         if self._post is not None or len(self._line) < len(self._residents) or not self._residents.are_idle:
             return
-        wait = next((wait for wait in self._waiting if not wait.done()), None)
-        if wait is None:
+        worth = asyncio.get_running_loop().time() + WORTH
+        found = next((item for item in self._waiting.items() if item[1].until >= worth and not item[0].done()), None)
+        if found is None:
             return
-        self._post = _Post(next(self._numbers), self._waiting[wait], wait)
+        wait, (worker_id, _) = found
+        self._post = _Post(next(self._numbers), worker_id, wait)
         if not self._is_subscribed:
             self._is_subscribed = True
             self._link.subscription.subscribe(self._channel, self._hear, self._confirmed)
@@ -171,9 +186,9 @@ class Standby:
 
     def _abandon(self, wait: asyncio.Future[bool]) -> None:
         """Nobody waits any more: what was handed over and not seen goes back to the head of the queue."""
-        worker_id = self._waiting.pop(wait, "")
-        if (popped := self._handed.pop(wait, None)) is not None:
-            self._tasks.put_back([popped], worker_id)
+        waiting = self._waiting.pop(wait, None)
+        if (popped := self._handed.pop(wait, None)) is not None and waiting is not None:
+            self._tasks.put_back([popped], waiting.worker_id)
         if (post := self._post_of(wait)) is not None:
             self._relieve(post)
 
@@ -241,8 +256,6 @@ class Standby:
     def _end(self, post: _Post, popped: Popped | None) -> None:
         if not post.over.done():
             post.over.set_result(popped)
-            self._past[post.number] = post
-            self._past.pop(post.number - _REMEMBERED, None)
         if self._post is post and post.asked is None:
             self._post = None
 
@@ -264,17 +277,9 @@ class Standby:
             calls.learn_epoch(told_in)
         if told_in != calls.epoch:
             return
+        # What is told of an earlier post is known, or has been cancelled since.
         if self._post is not None and self._post.number == number:
             self._deliver(self._post, popped)
-        elif (post := self._past.get(number)) is not None and not _is_same(post.over.result(), popped):
-            # Late, and what it tells has been cancelled. Or the server took a question after one that was asked later.
-            self._tasks.stand_by("out", post.worker_id, number, partial(self._deliver, post)).add_done_callback(
-                partial(self._take_late, post)
-            )
-
-    def _take_late(self, post: _Post, answer: asyncio.Future[Standing]) -> None:
-        if not answer.cancelled() and answer.exception() is None and isinstance(popped := answer.result(), Popped):
-            self._deliver(post, popped)
 
 
 def _is_same(known: Popped | None, popped: Popped) -> bool:

@@ -155,8 +155,7 @@ class RushWorker(RushClient):
                     await network.pulse.flush()
                 await network.standby.retire(self._worker_id)
                 if self._lost_because is None:
-                    if network.link.connection.is_ready:
-                        await network.tasks.calls.quiet()  # it may be given tasks just now
+                    await network.tasks.calls.quiet()  # it may be given tasks just now
                     await self._fail_held(failure or Failure("cancelled", None, "Its worker ended"))
                     await network.tasks.calls.settled()
                     await network.workers.bye(self._worker_id, state, failure)

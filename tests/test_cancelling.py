@@ -262,3 +262,27 @@ async def test_a_worker_that_blocks_a_shared_loop_is_told_once(
     assert [record.args and record.args[0] for record in told] == [other.worker_id]  # pyright: ignore[reportArgumentType]
     assert "asyncio.to_thread" in caplog.text
     assert "Processes()" in caplog.text
+
+
+async def test_a_block_that_ends_in_the_moment_of_a_cancellation_from_outside_does_not_swallow_it(
+    rush: Rush, rush_worker: RushWorker
+) -> None:
+    reached: list[str] = []
+
+    async def loop() -> None:
+        (key,) = await rush.push_tasks([{"x": 1}])
+        task = await rush_worker.pop_task(0)
+        assert task is not None
+        await rush.cancel_tasks(key)
+        await wait_until(lambda: not rush_worker.held_keys())
+        me = asyncio.current_task()
+        assert me is not None
+        asyncio.get_running_loop().call_soon(me.cancel)
+        async with task:
+            task.ys = {"y": 1}
+        reached.append("after the block")
+
+    running = asyncio.create_task(loop())
+    await asyncio.wait([running])
+    assert running.cancelled()
+    assert reached == []

@@ -937,6 +937,24 @@ async def test_a_client_that_is_closed_while_it_opens_is_closed_behind_that(rush
     assert (await rush.worker_info())["state"].to_list() == ["terminated"]
 
 
+def test_event_loops_that_have_ended_are_forgotten(rush_server: RushConfig) -> None:
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def main() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        async with Rush("ended", rush_server) as rush, RushWorker("ended", rush_server) as worker:
+            async with worker.task({"x": 1}) as task:
+                task.ys = {"y": 1}
+            await rush.fetch_finished_tasks()
+        async with Rush("ended", rush_server) as rush:
+            await rush.reset()
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 3
+
+
 async def test_clients_that_were_closed_are_forgotten(rush: Rush) -> None:
     async with rush.events():
         gone: list[weakref.ref[Rush]] = []

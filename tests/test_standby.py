@@ -348,17 +348,33 @@ async def test_what_is_not_ours_is_named_and_skipped(
     await finish(far, task)
 
 
-async def test_a_task_for_somebody_who_does_not_wait_any_more_goes_back(rush: Rush, far: RushWorker, raw: Any) -> None:
-    assert await far.pop_task(0.01) is None
-    # As if the server had taken its two questions the other way round.
-    network = far._net  # pyright: ignore[reportPrivateUsage]
-    assert await network.tasks.stand_by("in", far.worker_id, 1, lambda popped: None) is True
-    (key,) = await rush.push_tasks([{"x": 1}])
-    await rush.wait_until(lambda counts: counts.queued == 1, timeout=TIMEOUT)
-    task = await far.pop_task(0)
-    assert task is not None
-    assert task.key == key
-    await finish(far, task)
+async def test_nobody_stands_by_whose_neighbour_has_stopped_waiting(rush: Rush, rush_server: RushConfig, raw: Any) -> None:
+    here = replace(rush_server, response_timeout=11.0)
+    async with RushWorker(rush.network_id, here) as one, RushWorker(rush.network_id, here) as other:
+        waiting = asyncio.create_task(one.pop_task(None))
+        popping = asyncio.create_task(other.pop_task(0.2))
+        await wait_until(lambda: anybody(raw, rush))
+        assert await popping is None  # and now it does something else in this event loop
+        await wait_until(lambda: not anybody(raw, rush))
+        one.stop_requested()
+        assert await waiting is None
+
+
+async def test_who_is_about_to_stop_waiting_does_not_stand_by(
+    rush: Rush, rush_server: RushConfig, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(rush_server, response_timeout=11.0)
+    async with RushWorker(rush.network_id, here) as one, RushWorker(rush.network_id, here) as other:
+        network = one._net  # pyright: ignore[reportPrivateUsage]
+        waits = [asyncio.create_task(one.pop_task(60.0))]
+        await wait_until(lambda: len(network.queue_line) == 1)
+        monkeypatch.setattr(standby, "WORTH", 100.0)  # as if 60 seconds were the last moments of its wait
+        waits.append(asyncio.create_task(other.pop_task(None)))
+        await wait_until(lambda: anybody(raw, rush))
+        assert list(anybody(raw, rush)) == [other.worker_id.encode()]
+        for worker in (one, other):
+            worker.stop_requested()
+        assert await asyncio.gather(*waits) == [None, None]
 
 
 async def test_the_answer_to_one_that_leaves_carries_what_it_was_handed(rush: Rush, far: RushWorker) -> None:

@@ -661,6 +661,31 @@ async def test_what_must_arrive_is_said_again_where_it_is_refused(
         await rush.wait_until(lambda counts: counts.queued == 1, timeout=TIMEOUT)
 
 
+@pytest.mark.parametrize("is_given_up", [True, False])
+@pytest.mark.parametrize("what", ["pop", "push"])
+async def test_what_is_granted_to_a_worker_that_leaves_during_an_outage_does_not_stay_running(
+    rush: Rush, proxy: Proxy, what: str, is_given_up: bool
+) -> None:
+    patience = 0.3 if is_given_up else 60.0
+    far = await RushWorker(rush.network_id, replace(rush.config.at(proxy.url), retry_deadline=patience))
+    if what == "pop":
+        await rush.push_tasks([{"x": 1}])
+    lost = proxy.drop_reply(named("EVALSHA", (scripts.POP if what == "pop" else scripts.PUSH).digest))
+    call = asyncio.create_task(far.pop_task(0) if what == "pop" else far.push_running_tasks([{"x": 1}]))
+    proxy.refuse()
+    await lost.hit.wait()
+    if is_given_up:
+        with pytest.raises(RushConnectionError):
+            await call
+    closing = asyncio.create_task(far.aclose())
+    await wait_until(lambda: not far.has_entered)
+    proxy.refuse(False)
+    await closing
+    await asyncio.wait([call])
+    await rush.wait_until(lambda counts: counts.total == 1 and not counts.running, timeout=TIMEOUT)
+    assert (await rush.worker_info())["state"].to_list() == ["terminated"]
+
+
 async def test_whoever_begins_to_wait_while_writes_are_refused_is_woken_later(rush: Rush, raw: Any) -> None:
     async with Rush(rush.network_id, replace(rush.config, response_timeout=11.0)) as far:
         raw.config_set("min-replicas-to-write", 1)
