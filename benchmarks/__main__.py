@@ -2,27 +2,30 @@
 
 python -m benchmarks [--quick] [--repetitions N] [--json FILE] [--compare FILE] [--check 4]
 
-A row says whether it reaches what the design asks for. More: `python -m benchmarks.losses` (deaths, idle workers),
-`python -m benchmarks.workers` (448 workers), `python -m benchmarks.optimizers` (what the tutorial's optimisers find),
-`python -m benchmarks peers install` and `python -m benchmarks peers run` (beside other libraries).
+A row says whether it reaches what the design asks for. Other libraries are measured where `python -m benchmarks peers install`
+has made environments for them; `python -m benchmarks peers run` measures these alone. More: `python -m benchmarks.curves` (how
+it scales), `python -m benchmarks.losses` (rounds of deaths), `python -m benchmarks.workers` (448 workers),
+`python -m benchmarks.optimizers` (what the tutorial's optimisers find).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import platform
 import sys
 from pathlib import Path
 
+from benchmarks.losses import measure_deaths, measure_idle
 from benchmarks.peers import __main__ as peers
-from benchmarks.reads import measure_reads, measure_seen_elsewhere
+from benchmarks.reads import measure_archive_memory, measure_reads, measure_seen_elsewhere
 from benchmarks.report import Table, compare, read
 from benchmarks.server import measure_deaf_subscribers, measure_stalls, measure_start
 from benchmarks.tasks import measure_counters, measure_fetching_loop, measure_tasks
 
-PARTS = ("tasks", "loop", "counters", "reads", "elsewhere", "start", "stalls", "deaf")
+PARTS = ("tasks", "loop", "counters", "reads", "elsewhere", "start", "stalls", "deaf", "memory", "deaths", "idle", "peers")
 
 
 async def measure(table: Table, parts: list[str], repetitions: int, *, quick: bool) -> None:
@@ -44,6 +47,12 @@ async def measure(table: Table, parts: list[str], repetitions: int, *, quick: bo
         await measure_stalls(table, 100_000)
     if "deaf" in parts:
         await measure_deaf_subscribers(table, 200_000)
+    if "memory" in parts:
+        await measure_archive_memory(table, min(repetitions, 3), [100_000])
+    if "deaths" in parts:
+        await measure_deaths(table, 5 if quick else 20)
+    if "idle" in parts:
+        await measure_idle(table, 1_000 if quick else 10_000)
 
 
 def main() -> None:
@@ -65,8 +74,11 @@ def main() -> None:
     earlier = read(options.compare) if options.compare else []
     table = Table()
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores; medians (min - max)")
+    logging.disable(logging.ERROR)  # of deaths, which are meant
     repetitions = options.repetitions or (3 if options.quick else 9)
     asyncio.run(measure(table, parts, repetitions, quick=options.quick))
+    if "peers" in parts:
+        peers.measure(table, quick=options.quick)
     if options.json:
         table.write(options.json)
     if options.compare:

@@ -1,4 +1,5 @@
-"""How it scales: tasks a second over coroutines and processes, the time of a task and of a fetch over what is finished.
+"""How it scales: tasks a second over coroutines and processes, and what each takes; the time of a task and of a fetch, and the
+memory of the archive, over what is finished.
 
 python -m benchmarks.curves [--quick] [--json FILE] [--plot docs/figures/curves.svg]
 """
@@ -11,12 +12,15 @@ import statistics
 import time
 from pathlib import Path
 
-from benchmarks.reads import fill
+from benchmarks.measure import usage
+from benchmarks.reads import fill, measure_archive_memory
 from benchmarks.report import Row, Table
 from benchmarks.tasks import propose_and_report
 from rush_async import Coroutines, Processes, Rush, RushWorker
+from rush_async.store.link import Link
 
-RATES, GROWTH = "Tasks a second, proposed and reported", "Time over what is finished already"
+RATES, CPU, TRAVEL = "Tasks a second, proposed and reported", "The server's CPU for a task", "What travels for a task"
+GROWTH = "Time over what is finished already"
 COROUTINES, PROCESSES = (1, 4, 16, 64, 256, 1024), (1, 2, 4)
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 
@@ -28,27 +32,34 @@ async def work(rush: RushWorker, begin: float, seconds: float) -> None:
         await propose_and_report(rush, 4)
 
 
-async def rate(n_workers: int, n_processes: int, seconds: float) -> float:
-    """Tasks a second of all of them."""
+async def rate(n_workers: int, n_processes: int, seconds: float) -> tuple[float, float, float]:
+    """Tasks a second of all of them, and what each takes: microseconds of the server's CPU, and bytes that travel."""
     async with Rush() as rush:
+        link = await Link.acquire(rush.config)
         begin = time.time() + 1 + n_processes + n_workers / 500
         on = Processes(n_processes) if n_processes > 1 else Coroutines()
         await rush.start_workers(work, n_workers, on=on, args={"begin": begin, "seconds": seconds})
+        await asyncio.sleep(begin - time.time())
+        before = await usage(link)
         await rush.join_workers()
+        used = await usage(link) - before
         n = (await rush.counts()).finished
+        await link.release()
         await rush.reset()
-    return n / seconds
+    return n / seconds, used.cpu / n * 1e6, (used.received + used.sent) / n
 
 
 async def measure_rates(table: Table, repetitions: int, seconds: float) -> None:
     """All numbers of coroutines in one process, and the larger ones spread over several."""
     pairs = [(n, p) for p in PROCESSES for n in COROUTINES if n >= 16 or p == 1]
-    found: dict[tuple[int, int], list[float]] = {pair: [] for pair in pairs}
+    found: dict[tuple[int, int], list[tuple[float, float, float]]] = {pair: [] for pair in pairs}
     for _ in range(repetitions):
         for pair in pairs:
             found[pair].append(await rate(*pair, seconds))
-    for (n, p), values in found.items():
-        table.add(Row(RATES, f"{n:,} coroutines in {p} process{'es' if p > 1 else ''}", values, "/s"))
+    for at, (section, unit) in enumerate(((RATES, "/s"), (CPU, "us"), (TRAVEL, "bytes"))):
+        for (n, p), values in found.items():
+            name = f"{n:,} coroutines in {p} process{'es' if p > 1 else ''}"
+            table.add(Row(section, name, [value[at] for value in values], unit))
 
 
 async def measure_growth(table: Table, repetitions: int, most: int) -> None:
@@ -86,7 +97,7 @@ def plot(table: Table, path: Path) -> None:
 
     plt.rcParams["svg.hashsalt"] = "curves"
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    medians = {row.name: row.median for row in table.rows}
+    medians = {row.name: row.median for row in table.rows if row.section in (RATES, GROWTH)}
     for p in PROCESSES:
         ending = f"coroutines in {p} process{'es' if p > 1 else ''}"
         points = [(n, medians[name]) for n in COROUTINES if (name := f"{n:,} {ending}") in medians]
@@ -114,7 +125,9 @@ def main() -> None:
     repetitions, seconds = (1, 0.5) if options.quick else (3, 2.0)
     table = Table()
     asyncio.run(measure_rates(table, repetitions, seconds))
-    asyncio.run(measure_growth(table, repetitions, 100_000 if options.quick else 1_000_000))
+    most = 100_000 if options.quick else 1_000_000
+    asyncio.run(measure_growth(table, repetitions, most))
+    asyncio.run(measure_archive_memory(table, repetitions, [n for n in SIZES if 10_000 <= n <= most]))
     if options.json:
         table.write(options.json)
     if options.plot:

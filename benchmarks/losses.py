@@ -1,4 +1,4 @@
-"""What happens to tasks when processes die, and what idle workers cost:
+"""What happens to tasks when processes die, and what idle workers cost; and rounds of deaths in which no task may be lost:
 
 python -m benchmarks.losses [--quick]
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import random
 import signal
-import statistics
 import sys
 import time
-from collections.abc import Sequence
 
+from benchmarks.measure import facts, resident_memory
+from benchmarks.report import Row, Table
 from rush_async import Processes, Rush, RushWorker
 from rush_async.store.link import Link
+
+__all__ = ["measure_deaths", "measure_idle"]
 
 N_TASKS = 500
 
@@ -41,12 +44,6 @@ async def pids(rush: Rush) -> dict[str, int]:
     return dict(zip(info["worker_id"], info["pid"], strict=True))
 
 
-def show(name: str, values: Sequence[float], unit: str, scale: float = 1.0) -> None:
-    """Prints a figure: median (min - max)."""
-    low, high = min(values) * scale, max(values) * scale
-    print(f"{name:<64} {statistics.median(values) * scale:>10,.1f} {unit}  ({low:,.1f} - {high:,.1f})", flush=True)
-
-
 # a death
 
 
@@ -64,8 +61,15 @@ asyncio.run(main())
 """
 
 
-async def measure_death(repetitions: int, n_running: int) -> None:
+async def measure_deaths(table: Table, repetitions: int) -> None:
     """From the kill of a process to its tasks having failed, as another process sees it."""
+    for n_running in (1, 1_000):
+        seconds = await _measure_death(repetitions, n_running)
+        name = f"a process of {n_running:,} running task{'s' * (n_running > 1)} killed to all of them failed elsewhere"
+        table.add(Row("Deaths", name, seconds, "s", "<= 0.2"))
+
+
+async def _measure_death(repetitions: int, n_running: int) -> list[float]:
     async with Rush() as rush:
         assert rush.config.url is not None
         words = (sys.executable, "-c", WATCHER, rush.network_id, rush.config.url)
@@ -88,7 +92,7 @@ async def measure_death(repetitions: int, n_running: int) -> None:
         watcher.kill()
         await watcher.wait()
         await rush.reset()
-    show(f"a process of {n_running:,} running tasks killed to all of them failed elsewhere", seconds, "ms", 1e3)
+    return seconds
 
 
 # rounds
@@ -128,71 +132,58 @@ async def measure_rounds(rounds: int, retries: int) -> None:
 # idle workers
 
 
-def resident_memory() -> float:
-    """MB of this process."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
-
-
 async def wait_and_finish(rush: RushWorker) -> None:
     """Waits for tasks, however long."""
     while (task := await rush.pop_task(timeout=None)) is not None:
         await rush.finish_tasks(task.key, [{"y": 1}])
 
 
-async def calls(link: Link) -> dict[str, int]:
-    """How often each command was called, those of scripts aside."""
-    reply: bytes = await link.connection.ask("INFO", "commandstats")
-    found: dict[str, int] = {}
-    for line in reply.decode().splitlines():
-        if line.startswith(("cmdstat_evalsha:", "cmdstat_ssubscribe:", "cmdstat_eval:")):
-            name, _, rest = line.removeprefix("cmdstat_").partition(":")
-            found[name] = int(rest.split(",")[0].removeprefix("calls="))
-    return found
+async def scripts_called(link: Link) -> int:
+    """How often."""
+    return int((await facts(link, "commandstats"))["cmdstat_evalsha"].split(",")[0].removeprefix("calls="))
 
 
-async def measure_idle(n: int, seconds: float) -> None:
+async def measure_idle(table: Table, n: int) -> None:
     """Many workers in one process that wait for tasks."""
+    section = f"{n:,} idle coroutine workers in one process"
     async with Rush() as rush:
         link = await Link.acquire(rush.config)
-        begun = time.perf_counter()
+        period = rush.config.heartbeat_period
+        before, begun = resident_memory(), time.perf_counter()
         await rush.start_workers(wait_and_finish, n)
         await rush.wait_for_workers(n)
-        started = time.perf_counter() - begun
-        await asyncio.sleep(seconds)  # until the heartbeat has connected
-        before = await calls(link)
-        await asyncio.sleep(seconds)
-        after = await calls(link)
+        table.add(Row(section, "started", [time.perf_counter() - begun], "s"))
+        table.add(Row(section, "memory a worker", [(resident_memory() - before) / n / 1024], "KiB"))
+        await asyncio.sleep(period)  # until the heartbeat has connected
         clients = (await link.connection.ask("CLIENT", "LIST")).decode().splitlines()
-        beats = after["evalsha"] - before["evalsha"]
-        print(
-            f"{n:,} idle coroutine workers, started in {started:.1f} s: {resident_memory():,.0f} MB, {len(clients)} connections"
-        )
-        print(f"  in {seconds:g} s they called {beats} scripts")
-        begun = time.perf_counter()
+        table.add(Row(section, "connections", [len(clients)], "", "<= 3"))
+        n_called = await scripts_called(link)
+        await asyncio.sleep(4 * period)
+        beats = (await scripts_called(link) - n_called) / 4
+        table.add(Row(section, f"scripts called in a period of {period:g} s", [beats], "", "<= 1.25", "one beat in each"))
+        n_called, begun = await scripts_called(link), time.perf_counter()
         await rush.push_tasks([{"x": x} for x in range(n)])
         await rush.wait_until(lambda counts: counts.finished == n)
-        took = time.perf_counter() - begun
-        drained = await calls(link)
-        n_calls = drained["evalsha"] - after["evalsha"]
-        print(f"  a batch of {n:,} tasks was taken and finished by them in {took:.1f} s, with {n_calls} scripts called")
+        seconds, n_called = time.perf_counter() - begun, await scripts_called(link) - n_called
+        table.add(Row(section, f"a batch of {n:,} tasks taken and finished by them", [seconds], "s", note=f"{n_called} calls"))
         begun = time.perf_counter()
         await rush.stop_workers()
-        print(f"  all were stopped in {time.perf_counter() - begun:.1f} s", flush=True)
+        table.add(Row(section, "stopped", [time.perf_counter() - begun], "s"))
         await link.release()
         await rush.reset()
 
 
 async def main() -> None:
     """Prints all figures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description="Deaths, idle workers, rounds of deaths.")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and rounds")
     quick = parser.parse_args().quick
-    await measure_death(5 if quick else 20, 1)
-    await measure_death(5 if quick else 20, 1_000)
+    logging.disable(logging.ERROR)  # of deaths, which are meant
+    table = Table()
+    await measure_deaths(table, 5 if quick else 20)
+    await measure_idle(table, 1_000 if quick else 10_000)
     for retries in (0, 3):
         await measure_rounds(20 if quick else 100, retries)
-    await measure_idle(1_000 if quick else 10_000, 6.0)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,18 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 import msgpack
 
-from benchmarks.measure import rounds
+from benchmarks.measure import resident_memory, rounds
 from benchmarks.report import Row, Table, ratio
 from benchmarks.tasks import ping
 from rush_async import Rush, RushWorker, TasksFinished
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
 
-__all__ = ["fill", "measure_reads", "measure_seen_elsewhere"]
+__all__ = ["fill", "measure_archive_memory", "measure_reads", "measure_seen_elsewhere"]
 
 ELSEWHERE = "Finished here, seen by another process"
 
@@ -110,6 +111,24 @@ async def _measure_size(table: Table, rush: Rush, link: Link, n: int, repetition
     return medians
 
 
+async def measure_archive_memory(table: Table, repetitions: int, sizes: Sequence[int]) -> None:
+    """What a finished task takes of a process that has read it: as it came and as a row of the frame."""
+    async with Rush() as rush:
+        for n in sizes:
+            await fill(rush, n)
+            found: list[float] = []
+            for _ in range(repetitions):
+                process = await asyncio.create_subprocess_exec(*_elsewhere("memory", rush, n), stdout=asyncio.subprocess.PIPE)
+                found.append(float((await process.communicate())[0]) / n)
+            table.add(Row("The archive", f"memory a row, of {n:,}", found, "bytes", note="two inputs, one output"))
+        await rush.reset()
+
+
+def _elsewhere(what: str, rush: Rush, n: int) -> tuple[str, ...]:
+    """The command of another process of this module."""
+    return (sys.executable, "-m", "benchmarks.reads", what, rush.network_id, str(rush.config.url), str(n))
+
+
 async def measure_seen_elsewhere(table: Table, repetitions: int, n: int) -> None:
     """From the call of `finish_tasks` to the task, and to the frame, in a process that waits for it."""
     async with Rush() as rush:
@@ -120,8 +139,7 @@ async def measure_seen_elsewhere(table: Table, repetitions: int, n: int) -> None
         for _ in range(repetitions):
             beside: list[float] = []
             for how in medians:
-                words = ("-m", "benchmarks.reads", how, rush.network_id, str(rush.config.url), str(n))
-                process = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=asyncio.subprocess.PIPE)
+                process = await asyncio.create_subprocess_exec(*_elsewhere(how, rush, n), stdout=asyncio.subprocess.PIPE)
                 assert process.stdout is not None
                 await process.stdout.readline()  # it listens
                 called: dict[str, float] = {}
@@ -175,5 +193,16 @@ async def listen(how: str, network_id: str, url: str, n: int) -> None:
     print(json.dumps(seen), flush=True)
 
 
+async def read_all(network_id: str, url: str, n: int) -> None:
+    """The other process: tells by how many bytes it has grown when it has read all."""
+    async with Rush(network_id, url) as rush:
+        await rush.fetch_tasks_with_state("running")  # polars is loaded
+        before = resident_memory()
+        frame = await rush.fetch_finished_tasks()
+        assert frame.height == n
+        print(resident_memory() - before)
+
+
 if __name__ == "__main__":
-    asyncio.run(listen(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    what, rest = sys.argv[1], (sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    asyncio.run(read_all(*rest) if what == "memory" else listen(what, *rest))

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.measure import timed
+from benchmarks.measure import facts, timed
 from benchmarks.report import Row, Table, ratio
 from benchmarks.tasks import subscriber
 from rush_async import Rush, RushWorker
@@ -103,8 +103,7 @@ async def measure_deaf_subscribers(table: Table, n: int) -> None:
             deaf.enter_context(subscriber(rush))
 
         async def held() -> float:
-            facts = (await link.connection.ask("INFO", "memory")).decode().splitlines()
-            return float(next(line for line in facts if line.startswith("mem_clients_normal:")).partition(":")[2]) / 2**20
+            return int((await facts(link, "memory"))["mem_clients_normal"]) / 2**20
 
         async def work() -> float:
             most = 0.0

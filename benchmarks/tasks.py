@@ -11,17 +11,17 @@ from unittest import mock
 
 import polars as pl
 
-from benchmarks.measure import rounds
+from benchmarks.measure import facts, rounds, usage
 from benchmarks.pooled import Pooled, PooledWorker
 from benchmarks.replay import record_and_replay
 from benchmarks.report import Row, Table, ratio
-from rush_async import Rush, RushWorker
+from rush_async import Rush, RushConfig, RushWorker
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.link import Link
 from rush_async.store.scripts import FINISH, PUSH
 from rush_async.store.transport import pack
 
-__all__ = ["COROUTINES", "measure_counters", "measure_fetching_loop", "measure_tasks", "ping", "server_cpu", "subscriber"]
+__all__ = ["COROUTINES", "measure_counters", "measure_fetching_loop", "measure_tasks", "ping", "subscriber"]
 
 COROUTINES = 64
 ONE, MANY, LOOP = "One worker, one task at a time", f"{COROUTINES} coroutines in one process", "Counters, without I/O"
@@ -84,7 +84,8 @@ def subscriber(rush: Rush) -> Generator[socket.socket]:
 @asynccontextmanager
 async def network() -> AsyncIterator[tuple[Rush, list[RushWorker], Link]]:
     """A network of its own with as many workers as coroutines, a subscriber attached that throws away what it reads."""
-    async with Rush() as rush:
+    # No beat is to fall into a moment in which the database is put back.
+    async with Rush(config=RushConfig(heartbeat_period=600, heartbeat_expire=1200)) as rush:
         workers = [await RushWorker(rush.network_id, rush.config) for _ in range(COROUTINES)]
         link = await Link.acquire(rush.config)
         with subscriber(rush) as reader:
@@ -147,30 +148,27 @@ async def _alternate(link: Link, worker: RushWorker, n: int) -> tuple[float, flo
 
 
 async def _measure_parts(table: Table, link: Link, workers: list[RushWorker], repetitions: int, scale: int) -> None:
-    """Where the time of a task goes: the CPU of this process and of the server, and what is left."""
+    """Where the time of a task goes: the CPU of this process and of the server, and what is left; and the bytes that travel."""
     programs: dict[str, Callable[[], Awaitable[int]]] = {
         ONE: lambda: propose_and_report(workers[0], 150 * scale),
         MANY: lambda: together(lambda at: propose_and_report(workers[at], 20 * scale)),
     }
     for section, program in programs.items():
         found: dict[str, list[float]] = {"our CPU": [], "the server's CPU": [], "in all": []}
+        travelled: list[float] = []
         for _ in range(repetitions):
-            server, own, begun = await server_cpu(link), time.process_time(), time.perf_counter()
+            before, own, begun = await usage(link), time.process_time(), time.perf_counter()
             n = await program()
             found["in all"].append((time.perf_counter() - begun) / n * 1e6)
             found["our CPU"].append((time.process_time() - own) / n * 1e6)
-            found["the server's CPU"].append((await server_cpu(link) - server) / n * 1e6)
+            used = await usage(link) - before
+            found["the server's CPU"].append(used.cpu / n * 1e6)
+            travelled.append((used.received + used.sent) / n)
         if section == ONE:  # one works while the other waits, so what is left is the way between them, there and back, twice
             parts = zip(found["in all"], found["our CPU"], found["the server's CPU"], strict=True)
             found["sockets and waking up"] = [whole - ours - theirs for whole, ours, theirs in parts]
         table.add(*[Row("Where the time of a task goes", f"{section}: {name}", each, "us") for name, each in found.items()])
-
-
-async def server_cpu(link: Link) -> float:
-    """Seconds of CPU that the server has used."""
-    lines = (await link.connection.ask("INFO", "cpu")).decode().splitlines()
-    facts = dict(line.split(":") for line in lines if ":" in line)
-    return float(facts["used_cpu_user"]) + float(facts["used_cpu_sys"])
+        table.add(Row("Where the time of a task goes", f"{section}: what travels, both ways", travelled, "bytes"))
 
 
 async def _measure_ceiling(table: Table, rush: Rush, workers: list[RushWorker], repetitions: int, scale: int) -> None:
@@ -205,9 +203,7 @@ async def _measure_guards(table: Table, rush: Rush, link: Link, repetitions: int
     keys = [f"rush:{{{rush.network_id}}}:{name}" for name in ("bare:events", "bare:running", "bare:finished")]
 
     async def server_us() -> float:
-        stats = (await ask("INFO", "commandstats")).decode()
-        line = next(line for line in stats.splitlines() if line.startswith("cmdstat_evalsha:"))
-        return float(line.partition("usec=")[2].partition(",")[0])
+        return float((await facts(link, "commandstats"))["cmdstat_evalsha"].partition("usec=")[2].partition(",")[0])
 
     with_all: list[float] = []
     without: list[float] = []

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.tasks import server_cpu
+from benchmarks.measure import usage
 from rush_async import Processes, Rush, RushWorker
 from rush_async.store.link import Link
 
@@ -53,9 +53,9 @@ async def measure(
             options = {"begin": begin, "seconds": seconds, "spread": spread, "out": out, "with_rush": with_rush}
             await rush.start_workers(sleep_in_tasks, n_workers, on=Processes(n_processes), args=options)
             await asyncio.sleep(begin - time.time())
-            before = await server_cpu(link)
+            before = await usage(link)
             await asyncio.sleep(seconds)
-            used = await server_cpu(link) - before
+            used = (await usage(link) - before).cpu
             await rush.join_workers()
             notes = [file.read_text().split() for file in Path(out).iterdir()]  # noqa: ASYNC240
         assert len(notes) == n_workers

@@ -61,8 +61,9 @@ async def test_the_readmes_program_runs_as_it_stands(tmp_path: Path) -> None:
 
 async def test_the_benchmarks_run_and_compare(tmp_path: Path) -> None:
     words = ("-m", "benchmarks", "--quick", "--repetitions", "1", "--json", str(tmp_path / "figures.json"))
-    text = await run(*words, "--only", "tasks,loop,counters,elsewhere")
+    text = await run(*words, "--only", "tasks,loop,counters,elsewhere,memory")
     assert re.search(r"the same in round trips +[\d,.]+ round trips +(reached|MISSED): <= 4.2", text)
     assert re.search(r"server memory a finished task +[\d.]+ bytes +reached: <= 130", text)
+    assert re.search(r"memory a row, of 100,000 +[\d.]+ bytes", text)
     again = await run(*words, "--only", "counters", "--compare", str(tmp_path / "figures.json"))
     assert re.search(r"now over then.*\n +reading n_finished_tasks +[\d,.]+ +[\d,.]+ ns +[\d.]+ x", again)

@@ -1,7 +1,7 @@
 """Peers that share state between processes, measured beside ours in one run, on one server, on this machine.
 
-python -m benchmarks.peers install [--only optuna,saq] [--dir D]
-python -m benchmarks.peers run [--quick] [--only optuna,saq] [--json FILE] [--dir D]
+python -m benchmarks peers install [--only optuna,saq] [--dir D]
+python -m benchmarks peers run [--quick] [--only optuna,saq] [--json FILE] [--dir D]
 
 `install` makes an environment a peer, with exact versions. `run` takes peers and ours in turn, repetition by repetition, and
 prints medians (min - max), then ratios of ours to theirs by repetition. Absolute values mean little on another machine.
@@ -42,12 +42,12 @@ from benchmarks.peers.environments import DEFAULT_DIRECTORY, PEERS, install, pyt
 from benchmarks.report import Table
 from rush_async.store.server import acquire
 
-__all__ = ["main"]
+__all__ = ["main", "measure"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Does what the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Libraries that share state, beside ours.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks peers", description="Libraries that share state, beside ours.")
     commands = parser.add_subparsers(dest="command", required=True)
     installing = commands.add_parser("install", help="make an environment for each peer")
     running = commands.add_parser("run", help="measure")
@@ -61,29 +61,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.command == "install":
         install([name for name in given.only if name in PEERS], directory)
         return
-    table = Table()
-    scale = QUICK if given.quick else FULL
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
-    print(
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, load {load}; {scale.repetitions} repetitions, interleaved"
-    )
-    for name in given.only:
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {load}")
+    table, begun = Table(), time.monotonic()
+    try:
+        measure(table, given.only, directory, quick=given.quick)
+    finally:
+        if given.json is not None:
+            table.write(given.json)
+    print(f"\n{time.monotonic() - begun:.0f} s, load {', '.join(f'{one:.1f}' for one in os.getloadavg())} at the end")
+
+
+def measure(table: Table, names: Sequence[str] = NAMES, directory: Path = DEFAULT_DIRECTORY, *, quick: bool = False) -> None:
+    """Adds the rows of these peers, as far as they are installed, and ours beside them."""
+    for name in names:
         if name in PEERS and python_of(name, directory) is None:
-            print(f"{name} is left out, as it is not installed: python -m benchmarks.peers install --only {name} tells why")
+            print(f"\n{name} is left out, as it is not installed: python -m benchmarks peers install --only {name} tells why")
     # Also where a shell started this in the background, which ignores Ctrl-C there: no script and no server is left behind.
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.default_int_handler)
-    begun = time.monotonic()
     lease = acquire()
     try:
-        compare(table, given.only, scale, lease.url, directory)
+        compare(table, names, QUICK if quick else FULL, lease.url, directory)
     except KeyboardInterrupt:
         raise SystemExit("\nended early; all that was started is ended too") from None
     finally:
         lease.release()
-        if given.json is not None:
-            table.write(given.json)
-    print(f"\n{time.monotonic() - begun:.0f} s, load {', '.join(f'{one:.1f}' for one in os.getloadavg())} at the end")
 
 
 def _names(text: str) -> list[str]:
