@@ -85,6 +85,7 @@ async def measure_growth(table: Table, repetitions: int, most: int) -> None:
                 fetches.append(statistics.median(each) * 1e6)
             table.add(Row(GROWTH, f"a task beside {n:,}", tasks, "us"))
             table.add(Row(GROWTH, f"a fetch of one new beside {n:,}", fetches, "us"))
+        await worker.aclose()
         await rush.reset()
 
 

@@ -19,9 +19,11 @@ What is not the same:
   block, so that there is one at a time in a process.
 - Ours runs 64 coroutines a process, whose calls travel together; `one coroutine` is the figure of a single sequential worker.
 - The queues keep no results here (they can; it slows them), ours always does. All acknowledge a job when it is done. What a
-  dead worker had in hand runs again after a minute (streaq, ardiq), 5 (arq) or 10 (taskiq), and in saq after its timeout where
-  retries were asked for; ours fails it, or queues it again as often as asked, once its process is seen to have ended.
-- arq polls; its poll is set to a millisecond, which loads server and worker while nothing happens. The others wait.
+  dead worker had in hand runs again after a minute (streaq, ardiq), 5 (arq, docket) or 10 (taskiq), and in saq after its
+  timeout where retries were asked for; ours fails it, or queues it again as often as asked, once its process is seen to have
+  ended.
+- arq and docket poll; their polls are set to a millisecond, which loads server and worker while nothing happens. The others
+  wait.
 - ardiq, streaq and taskiq fetch jobs ahead, up to 1,024 here; ours and saq hand each job to who waits.
 - Cold reads: ours makes a polars frame, a Manager dict a dict, Optuna a list of trials. All include connecting, and
   none its imports.

@@ -18,7 +18,7 @@ from benchmarks.report import Row, Table, ratio
 
 __all__ = ["FULL", "NAMES", "QUICK", "SECTIONS", "Scale", "compare", "percentiles"]
 
-QUEUES = ("arq", "saq", "streaq", "taskiq", "ardiq")
+QUEUES = ("arq", "saq", "streaq", "taskiq", "docket", "ardiq")
 NAMES = ("optuna", "manager", *QUEUES)
 CONCURRENCY = 64
 
@@ -194,7 +194,7 @@ class Comparison:
         queues = [name for name in QUEUES if name in self.names]
         cells = [Cell("ours", self.script("rush_jobs", action, n_ours, coroutines=CONCURRENCY), values)]
         for name in queues:
-            note = "polls every ms instead of every 500" if name == "arq" else ""
+            note = {"arq": "polls every ms instead of every 500", "docket": "polls every ms instead of every 250"}.get(name, "")
             cells.append(Cell(name, self.script(f"{name}_jobs", action, n, name, coroutines=CONCURRENCY), values, note))
         self.measure(section, cells, [("ours", name, "") for name in queues])
 

@@ -34,6 +34,7 @@ PEERS = {
     "saq": Peer(("saq==0.26.4", "redis==7.4.1", "hiredis==3.5.0", "uvloop==0.23.0", "typing_extensions==4.16.0")),
     "streaq": Peer(("streaq==7.2.0", "coredis==6.9.0", "uvloop==0.23.0")),
     "taskiq": Peer(("taskiq==0.13.0", "taskiq-redis==1.2.4", "redis==8.1.0", "hiredis==3.5.0", "uvloop==0.23.0")),
+    "docket": Peer(("pydocket==0.27.0", "redis==8.1.0", "hiredis==3.5.0", "uvloop==0.23.0")),
     "ardiq": Peer(("ardiq==1.2.0", "msgpack==1.2.4", "uvloop==0.23.0"), least_python=(3, 12)),
 }
 
