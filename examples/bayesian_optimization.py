@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 from scipy.stats import qmc, rankdata
-from sklearn.ensemble import RandomForestRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+from sklearn.tree import DecisionTreeRegressor
 
 from rush_async import Coroutines, Processes, Rush, RushWorker
 
@@ -102,13 +102,19 @@ def fit_forest(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Predic
 
     It learns ranks, so that a few very bad results do not drown the differences between the good ones.
     """
-    forest = RandomForestRegressor(N_TREES, max_features=1, random_state=int(rng.integers(2**32))).fit(x, rankdata(y))
-    in_bag = np.zeros((N_TREES, len(x)), dtype=bool)
-    for tree, drawn in enumerate(forest.estimators_samples_):
-        in_bag[tree, drawn] = True
+    # Tree by tree, because workers fit in threads, and scikit-learn's forest changes the warning filters of the whole process.
+    n, ranks = len(x), rankdata(y)
+    drawn = rng.integers(n, size=(N_TREES, n))
+    seeds = rng.integers(2**32, size=N_TREES)
+    trees = [
+        DecisionTreeRegressor(max_features=1, random_state=int(seed)).fit(x[rows], ranks[rows])
+        for rows, seed in zip(drawn, seeds, strict=True)
+    ]
+    in_bag = np.zeros((N_TREES, n), dtype=bool)
+    in_bag[np.arange(N_TREES)[:, np.newaxis], drawn] = True
 
     def predict(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        predictions = np.column_stack([tree.predict(points) for tree in forest.estimators_])
+        predictions = np.column_stack([tree.predict(points) for tree in trees])
         return predictions.mean(axis=1), jackknife_error(predictions, in_bag)
 
     return predict

@@ -68,12 +68,6 @@ class Archive:
     def __len__(self) -> int:
         return len(self._chunks) * _CHUNK + len(self._open)
 
-    @property
-    def last(self) -> bytes | None:
-        """The last record."""
-        n = len(self)
-        return self.raw(n - 1, n)[0] if n else None
-
     def extend(self, records: Sequence[bytes]) -> None:
         """Adds complete records in the order they finished.
 
@@ -135,12 +129,12 @@ class Archive:
         self._decode(len(self))
         rest: list[tuple[TaskState, Sequence[bytes]]] = [(state, others[state]) for state in states if state != "finished"]
         beside = _frame_of(rest, deepcopy(self._table.seen), with_state, times, schema)
-        mine = self.frame(times=times, schema=schema)
+        mine = self.frame(times=times, schema=schema).head(n)  # others may have read on meanwhile
         if with_state:
             mine = mine.with_columns(pl.lit("finished").alias("state"))
         if "condition" in beside.columns:
             mine = mine.with_columns(pl.lit(None, dtype=beside.schema["condition"]).alias("condition"))
-        if n != len(self) or dict(mine.schema) != dict(beside.schema):
+        if dict(mine.schema) != dict(beside.schema):
             groups: list[tuple[TaskState, Sequence[bytes]]] = [
                 (state, self.raw(0, n) if state == "finished" else others[state]) for state in states
             ]

@@ -184,7 +184,8 @@ class RushClient(Session):
     async def keys_with_state(self, *states: TaskState) -> dict[TaskState, list[str]]:
         """The keys of the tasks in these states (all four without any), in one consistent view."""
         states = as_states(states)
-        view = await take_snapshot(self._net, states)
+        with self._until_closed():
+            view = await take_snapshot(self._net, states)
         return {state: view.keys(state) for state in states}
 
     async def is_running_task(self, keys: str | Sequence[str]) -> list[bool]:
@@ -343,28 +344,26 @@ class RushClient(Session):
         loop = asyncio.get_running_loop()
         deadline = math.inf if timeout is None else loop.time() + timeout
         archive = await network.reader.archive()
-        with network.followed:
-            while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
-                epoch = network.epoch
+        while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
+            history = network.history
+            with network.followed, suppress(RushTimeoutError):
                 network.follow()
-                with suppress(RushTimeoutError):
-                    await self.wait_until(
-                        lambda counts, n=n, epoch=epoch: counts.finished > n or network.epoch != epoch,
-                        timeout=None if timeout is None else left,
-                    )
-                if len(archive) <= n or network.epoch != epoch:  # else it came by itself
-                    archive = await network.reader.archive()
-                if network.epoch == epoch:
-                    break  # else the network was reset meanwhile, and what is waited for may be still to come
+                await self.wait_until(
+                    lambda counts, n=n, history=history: counts.finished > n or network.history != history,
+                    timeout=None if timeout is None else left,
+                )
+            if len(archive) <= n or network.history != history:  # else it came by itself
+                archive = await network.reader.archive()
+            if len(archive) <= n and network.history == history:
+                break  # otherwise another call may have taken what is new, or what is waited for is still to come
         first = self._first_new(network, len(archive))
         frame = archive.frame(first, times=times, schema=schema or self._schema)
         self._n_seen = len(archive)
         return frame
 
     def _first_new(self, network: Network, length: int) -> int:
-        history = (network.epoch, network.reader.n_setbacks)
-        if self._seen_history != history or self._n_seen > length:
-            self._seen_history, self._n_seen = history, 0
+        if self._seen_history != network.history or self._n_seen > length:
+            self._seen_history, self._n_seen = network.history, 0
         return self._n_seen
 
     async def fetch_tasks_with_state(
@@ -398,7 +397,8 @@ class RushClient(Session):
     async def _frame(
         self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Schema | None
     ) -> pl.DataFrame:
-        view = await take_snapshot(self._net, states)
+        with self._until_closed():
+            view = await take_snapshot(self._net, states)
         return view.frame(states, with_state=with_state, times=times, schema=schema or self._schema)
 
     def reset_cache(self) -> None:

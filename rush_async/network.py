@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -30,14 +30,9 @@ from rush_async.store.workers import Beat, WorkerStore
 from rush_async.supervisor import see_through
 from rush_async.waiting import Conditions, Line
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["EndWait", "Network"]
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _LATEST = 1.0  # seconds after a beat by which the events before it have arrived
 _LINGER = 5.0  # seconds for which events are listened to when nobody waits for them any more
@@ -94,7 +89,7 @@ class Network:
             on_beat=self._take_beat,
         )
         self._heard_seq = 0
-        self.watched, self.followed = _Watched(self._leave_soon), _Watched(self._leave_soon)
+        self.watched, self.followed = _Users(self._leave_soon), _Users(self._leave_soon)
         self._is_following = False
         self._unwatched_at = 0.0
         self._linger: asyncio.TimerHandle | None = None
@@ -187,6 +182,11 @@ class Network:
     def epoch(self) -> int:
         """Rises with every reset; 0 while nothing of the network exists."""
         return self.tasks.calls.epoch
+
+    @property
+    def history(self) -> tuple[int, int]:
+        """Changes whenever what was finished may not be any more: the epoch, and how often the server lost what was last."""
+        return self.epoch, self.reader.n_setbacks
 
     @contextmanager
     def budget_line(self, budget: int, max_failed: int | None) -> Generator[Line]:
@@ -314,8 +314,8 @@ class Network:
         """The server was restored from data that is a moment old: what happened since never did."""
         logger.warning("network %r went back: its server has lost what happened last", self.network_id)
         self._seq = position.seq
-        self._on_position(position)
         self.reader.go_back()
+        self._on_position(position)
         for listener in list(self._listeners):
             listener.go_back(position.epoch, position.seq, at)
 
@@ -404,7 +404,7 @@ class Network:
             self.link.subscription.renew()
 
 
-class _Watched:
+class _Users:
     """A block that counts who is in it."""
 
     def __init__(self, on_empty: Callable[[], None]) -> None:

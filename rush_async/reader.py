@@ -85,10 +85,9 @@ class Reader:
         behind = 2 + int.from_bytes(data[:2])
         try:
             epoch, start, *lengths = cast("list[Any]", decode(data[2:behind]))
-            n_known = len(archive) - int(start)
-            if int(epoch) == calls.epoch and 0 <= n_known < len(lengths):
-                bounds = pairwise(accumulate(lengths, initial=behind))
-                archive.extend([data[first:last] for first, last in bounds][n_known:])
+            records = [data[first:last] for first, last in pairwise(accumulate(lengths, initial=behind))]
+            if int(epoch) == calls.epoch and self._is_same(archive, int(start), records):
+                archive.extend(records[len(archive) - int(start) :])
         except (DecodeError, TypeError, ValueError) as error:
             logger.error("what is told of network %r is malformed: %s", self._network_id, error)
 
@@ -132,8 +131,7 @@ class Reader:
             n_known = len(archive) - chunk.start  # that one, and what was told while the chunk was on its way
             if n_known < overlap:
                 continue  # the network was reset, or the cache dropped, meanwhile
-            n_both = min(n_known, len(chunk.records))
-            if n_both < overlap or chunk.records[:n_both] != archive.raw(chunk.start, chunk.start + n_both):
+            if len(chunk.records) < overlap or not self._is_same(archive, chunk.start, chunk.records):
                 logger.warning("the finished tasks of network %r are not those read before: reading anew", self._network_id)
                 self.n_setbacks += 1
                 archive.clear()
@@ -147,21 +145,25 @@ class Reader:
                 return
 
     @property
-    def next(self) -> int:
-        """From which position on to read: one record is read again, which shows that the list only grew."""
+    def resumes_at(self) -> int:
+        """From which position on to read beside something else, for `join`: the last record is read again."""
         return max(len(self._archive) - 1, 0) if self._archive is not None else 0
 
     def join(self, epoch: int, start: int, records: Sequence[bytes]) -> Archive | None:
-        """Takes what was read from `next` on beside something else; None if it does not follow on what is here."""
+        """Takes what was read from `resumes_at` on; None if it does not follow on what is here, which may have changed."""
         archive = self._archive
-        if archive is None or epoch != self._tasks.calls.epoch:
+        if archive is None or epoch != self._tasks.calls.epoch or not self._is_same(archive, start, records):
             return None
-        n_known = len(archive) - start
-        n_both = min(n_known, len(records))
-        if n_both < min(n_known, 1) or records[:n_both] != archive.raw(start, start + n_both):
-            return None
-        archive.extend(records[n_known:])
+        if len(archive) > start and not records:
+            return None  # it was to be read again, and is not there
+        archive.extend(records[len(archive) - start :])
         return archive
+
+    @staticmethod
+    def _is_same(archive: Archive, start: int, records: Sequence[bytes]) -> bool:
+        """Whether records that begin at `start` follow on what is here: without a gap, and the same as far as both reach."""
+        n_both = min(len(archive) - start, len(records))
+        return n_both >= 0 and records[:n_both] == archive.raw(start, start + n_both)
 
 
 class _Read:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rush_async.errors import RushConnectionError
 from rush_async.events import (
+    Event,
     TasksFailed,
     TasksFinished,
     TasksQueued,
@@ -33,6 +33,7 @@ __all__ = ["Snapshot", "take_snapshot"]
 _STEP = 5_000  # tasks of a state that are read in one step, which keeps the server for about a millisecond
 _MOST_TOUCHED = 5_000  # tasks that may change while others are read
 _TRIES = 10
+_PATIENCE = 2.0  # seconds in which events are to be heard; else all is read in one step
 _BUFFER = 100_000  # events that may wait while a step is looked through
 
 
@@ -81,7 +82,7 @@ async def take_snapshot(network: Network, states: Sequence[TaskState]) -> Snapsh
     while True:
         if "finished" in states:
             await reader.archive()
-        start = reader.next
+        start = reader.resumes_at
         view = await tasks.view_of_few(states, start, _STEP) or await _view_in_steps(network, states, start)
         if view is None:
             view = await tasks.view(states, start)
@@ -96,8 +97,12 @@ async def _view_in_steps(network: Network, states: Sequence[TaskState], finished
     """The view of many tasks, without keeping the server for long: they are read step by step, and those that have changed
     meanwhile once more in a last step. None where too much changes, or changes are not heard of."""
     tasks = network.tasks
-    with network.watched, network.listening((), _BUFFER) as listener, suppress(RushConnectionError, TimeoutError):
-        await network.watch()
+    with network.watched, network.listening((), _BUFFER) as listener:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await network.watch()
+        except (RushConnectionError, TimeoutError):
+            return None
         begun = await tasks.look()
         listener.begin(begun.epoch, begun.seq)
         changes = _Changes(listener, begun.seq)
@@ -110,8 +115,7 @@ async def _view_in_steps(network: Network, states: Sequence[TaskState], finished
             if len(touched) > _MOST_TOUCHED or not changes.are_known:
                 return None
             view = await tasks.view_of_some(states, finished_from, touched or [b""])
-            async with asyncio.timeout(network.link.config.retry_deadline):
-                await changes.hear(view.seq)
+            await changes.hear(view.seq)
             if view.epoch == begun.epoch and changes.are_known and len(changes.keys) == len(touched):
                 for state, found in records.items():
                     for key in touched:
@@ -137,13 +141,21 @@ class _Changes:
 
     async def hear(self, until: int | None = None) -> None:
         """Hears what has happened up to an event, or what has been told."""
-        while self.are_known and (len(self._listener) if until is None else self._seq < until):
-            match await self._listener.next():
-                case TasksQueued() | TasksStarted() | TasksFinished() | TasksFailed() as event:
-                    self.keys.update(dict.fromkeys([key.encode() for key in event.keys]))
-                case WorkerStarted() | WorkerStopped() | WorkerLost() as event:
-                    pass
-                case _:
-                    self.are_known = False
-                    return
-            self._seq = event.seq
+        if until is not None and until < self._seq:
+            self.are_known = False  # the server is back from data of a moment ago
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                while self.are_known and (len(self._listener) if until is None else self._seq < until):
+                    self._take(await self._listener.next())
+        except TimeoutError:
+            self.are_known = False
+
+    def _take(self, event: Event | None) -> None:
+        match event:
+            case TasksQueued() | TasksStarted() | TasksFinished() | TasksFailed():
+                self.keys.update(dict.fromkeys([key.encode() for key in event.keys]))
+                self._seq = event.seq
+            case WorkerStarted() | WorkerStopped() | WorkerLost():
+                self._seq = event.seq
+            case _:
+                self.are_known = False

@@ -124,7 +124,10 @@ async def test_what_is_told_is_what_is_there_whatever_breaks(rush: Rush, far: Ru
     async def read() -> None:
         while len(seen) < n:
             await far.fetch_finished_tasks()
-            await far.fetch_tasks()
+            frame = await far.fetch_tasks()
+            assert frame["keys"].n_unique() == frame.height
+            if choose.random() < 0.1:
+                far.reset_cache()
 
     async with RushWorker(rush.network_id, rush.config) as worker, far.events(TasksFinished, results=True) as events:
         work_and_reads = [asyncio.create_task(work(worker, at)) for at in range(10)]
@@ -171,3 +174,46 @@ async def test_nothing_is_told_where_nobody_follows(
     async with elsewhere.events():  # it watches for somebody else
         assert (await rush.fetch_new_tasks(timeout=0.01)).height == 0
         await wait_until(lambda: followers(raw, rush.network_id) == 0)
+
+
+async def test_what_is_told_is_not_spliced_on_what_was_lost(rush: Rush, far: Rush, raw: Any) -> None:
+    async with far.events(TasksFinished, results=True) as events:
+        for x in range(3):
+            await finish(rush, 2 * x, 2 * x + 1)
+            assert await results(events) == [2 * x, 2 * x + 1]
+        # A server that lost its last moment without having lost its connections.
+        raw.ltrim(NetworkKeys.of(rush.network_id).finished, 0, 3)
+        await finish(rush, 10, 11, 12)
+        assert await results(events) == [10, 11, 12]
+        assert (await far.fetch_finished_tasks())["x"].to_list() == [0, 1, 2, 3, 10, 11, 12]
+
+
+async def test_waiting_for_new_tasks_ends_when_the_server_goes_back(rush: Rush, far: Rush, proxy: Proxy, raw: Any) -> None:
+    names = NetworkKeys.of(rush.network_id)
+    keys = await finish(rush, *range(4))
+    seq = raw.hget(names.meta, "seq")
+    await finish(rush, 4)
+    await finish(rush, 5)
+    assert (await far.fetch_new_tasks()).height == 6
+    waiting = asyncio.create_task(far.fetch_new_tasks(timeout=None))
+    await wait_until(lambda: far._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+    raw.ltrim(names.finished, 0, 3)
+    raw.hset(names.meta, "seq", seq)
+    proxy.cut_all()
+    # Whatever was seen may be what was lost: all of it is new again.
+    assert (await asyncio.wait_for(waiting, SOON))["keys"].to_list() == keys
+
+
+async def test_of_two_who_wait_for_new_tasks_only_one_gets_them(rush: Rush, far: Rush) -> None:
+    await finish(rush, 0)
+    await far.fetch_new_tasks()
+    conditions = far._net.conditions  # pyright: ignore[reportPrivateUsage]
+    waits = [asyncio.create_task(far.fetch_new_tasks(timeout=None)) for _ in range(2)]
+    for x in (1, 2):
+        await wait_until(lambda left=3 - x: len(conditions._waiting) == left)  # pyright: ignore[reportPrivateUsage]
+        await finish(rush, x)
+        done, pending = await asyncio.wait(waits, timeout=SOON, return_when=asyncio.FIRST_COMPLETED)
+        assert len(pending) == 2 - x
+        waits = list(pending)
+        (first,) = done
+        assert first.result()["x"].to_list() == [x]

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rush_async import Rush, RushWorker
+from rush_async import NetworkStateError, Rush, RushWorker
+from rush_async.store.keys import NetworkKeys
+from rush_async.testing import wait_until
 from tests.proxy import Proxy
 
 XS = {"x1": 1.0, "x2": 2.0}
@@ -200,3 +202,105 @@ async def test_where_too_much_changes_all_is_read_in_one_step(
     assert frame["keys"].to_list()[:600] == keys
     assert frame.height == 6_600
     assert calls(raw, "hgetall") == 1
+
+
+@pytest.fixture
+def before_join(far: Rush, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Awaitable[Any]]], None]:
+    """Sets what is to happen once when `far` has read a view, and has not looked at it."""
+
+    def happens(work: Callable[[], Awaitable[Any]]) -> None:
+        left, tasks = [work], far._net.tasks  # pyright: ignore[reportPrivateUsage]
+        view_of_few = tasks.view_of_few
+
+        async def view_and_more(*args: Any) -> Any:
+            view = await view_of_few(*args)
+            if left:
+                await left.pop()()
+            return view
+
+        monkeypatch.setattr(tasks, "view_of_few", view_and_more)
+
+    return happens
+
+
+async def test_a_cache_that_is_dropped_while_a_view_is_on_its_way_is_read_anew(
+    rush: Rush, far: Rush, before_join: Callable[[Callable[[], Awaitable[Any]]], None]
+) -> None:
+    keys = await finish(rush, 5)
+    assert (await far.fetch_new_tasks())["keys"].to_list() == keys
+
+    async def drop() -> None:
+        far.reset_cache()
+
+    before_join(drop)
+    assert (await far.fetch_tasks())["keys"].to_list() == keys
+    assert (await far.fetch_finished_tasks())["keys"].to_list() == keys
+    assert (await far.fetch_new_tasks()).height == 0
+
+
+async def test_a_view_of_a_network_that_was_reset_before_is_read_anew(
+    rush: Rush, far: Rush, rush_worker: RushWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await finish(rush, 5)
+    assert (await far.fetch_finished_tasks()).height == 5
+    keys: list[str] = []
+    tasks = far._net.tasks  # pyright: ignore[reportPrivateUsage]
+    view_of_few = tasks.view_of_few
+
+    async def view_after_reset(*args: Any) -> Any:
+        if keys:
+            return await view_of_few(*args)
+        await rush.reset(workers=False)
+        keys.extend(await finish(rush, 6))
+        view = await view_of_few(*args)
+        await far.counts()  # the epoch is heard of
+        return view
+
+    monkeypatch.setattr(tasks, "view_of_few", view_after_reset)
+    assert (await far.fetch_tasks())["keys"].to_list() == keys
+
+
+async def test_steps_on_data_that_went_back_in_time_are_not_mixed(
+    rush: Rush, far: Rush, proxy: Proxy, raw: Any, during_scan: Callable[[Callable[[], Awaitable[Any]]], None]
+) -> None:
+    names = NetworkKeys.of(rush.network_id)
+    kept = await rush.push_failed_tasks([{"x": x, "pad": PAD} for x in range(600)])
+    lost = await rush.push_failed_tasks([{"x": 600, "pad": PAD}])
+
+    async def go_back() -> None:  # as a server does that has lost its last moment; it is heard later than it is read
+        raw.hdel(names.failed, *lost)
+        raw.hincrby(names.meta, "seq", -1)
+        proxy.cut_all("pubsub")
+
+    during_scan(go_back)
+    assert sorted((await far.fetch_failed_tasks())["keys"]) == sorted(kept)
+
+
+async def test_where_nobody_can_listen_all_is_read_in_one_step(
+    rush: Rush, far: Rush, proxy: Proxy, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rush_async.snapshot._STEP", 20)
+    monkeypatch.setattr("rush_async.snapshot._PATIENCE", 0.1)
+    keys = await rush.push_tasks([{"x": x, "pad": PAD} for x in range(600)])
+    proxy.refuse()  # the connection for commands stays
+    try:
+        assert (await asyncio.wait_for(far.fetch_queued_tasks(), 10))["keys"].to_list() == keys
+    finally:
+        proxy.refuse(False)
+    assert calls(raw, "hgetall") >= 1
+
+
+async def test_a_client_that_is_closed_while_it_reads_in_steps_says_so(
+    rush: Rush, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rush_async.snapshot._STEP", 20)
+    await rush.push_tasks([{"x": x, "pad": PAD} for x in range(600)])
+    far = await Rush(rush.network_id, proxy.url)
+    channels = far._net.link.subscription._channels  # pyright: ignore[reportPrivateUsage]
+    proxy.refuse()
+    fetching = asyncio.create_task(far.fetch_queued_tasks())
+    await wait_until(lambda: NetworkKeys.of(rush.network_id).events in channels)
+    await far.aclose()
+    with pytest.raises(NetworkStateError, match="closed"):
+        await asyncio.wait_for(fetching, 10)
+    proxy.refuse(False)
