@@ -7,7 +7,7 @@ from operator import index
 from typing import Any, cast
 
 from rush_async.events import EVENT_KINDS
-from rush_async.model import TASK_STATES, Failure, TaskState
+from rush_async.model import TASK_STATES, Failure, Task, TaskState
 
 __all__ = ["as_failures", "as_keys", "as_number", "as_states", "check_kinds", "check_lengths"]
 
@@ -27,6 +27,8 @@ def as_keys(keys: str | Iterable[str]) -> list[str]:
     """One key or several, as a list."""
     if isinstance(keys, str):
         return [keys]
+    if isinstance(keys, Task):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+        raise TypeError("a task's key is wanted, not the task: write task.key")
     found = list(keys)
     for key in found:
         if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed

@@ -215,7 +215,7 @@ async def end_block(worker: Holder, task: Task, error: BaseException | None, cat
 
 def _encode_outputs(worker: Holder, task: Task) -> bytes:
     if task.ys is None:
-        raise ValueError(f"the block of task {task.key!r} was left without setting task.ys: set it to a record of outputs")
+        raise ValueError("a task's block was left without setting task.ys: set it to a record of outputs")
     ys = as_record(task.ys, "ys")
     packed = encode_ended(ys, None if task.ys_extra is None else as_record(task.ys_extra, "ys_extra"), "ys")
     worker.check_size(packed, "ys")

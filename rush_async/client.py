@@ -301,11 +301,11 @@ class RushClient(Session):
             return
         reasons = "".join(
             f"\n  {entry.worker_id} {entry.state}"
-            + (f": {entry.failure.type}: {entry.failure.message}" if entry.failure else "")
+            + (f": {entry.failure.type or entry.failure.kind}: {entry.failure.message}" if entry.failure else "")
             for entry in entries[-5:]
         )
         raise TasksNotDoneError(
-            f"{len(pending):,} tasks have not ended and no worker is starting or running: {listed(pending)}. "
+            f"no worker is starting or running, and {len(pending):,} of these tasks have not ended: {listed(pending)}. "
             "Start workers, or wait with need_workers=False."
             + (f" Workers that ended:{reasons}" if reasons else " No worker was ever started."),
             pending,

@@ -63,8 +63,9 @@ def bind_loop(
     if not _is_async(function):
         if inspect.isasyncgenfunction(_core_of(function)):
             raise TypeError(f"the worker loop {name_of(function)} has a `yield`: it pushes its results, it does not yield them")
+        own_name = name_of(function).rpartition(".")[2].replace("<lambda>", "loop")
         raise TypeError(
-            f"the worker loop {name_of(function)} is not `async def`: write `async def {name_of(function)}(rush, ...)`, "
+            f"the worker loop {name_of(function)} is not `async def`: write `async def {own_name}(rush, ...)`, "
             "and in it `await asyncio.to_thread(f, **task.xs)` for an objective that releases the GIL, "
             "`await anyio.to_process.run_sync(...)` for one pure-Python call, or call it directly under on=Processes()"
         )

@@ -45,6 +45,9 @@ _PATIENCE = 5.0  # seconds beyond that after which a manager that closes gives u
 class Rush(RushClient):
     """The manager of a network: starts, watches and stops workers; pushes tasks and reads results.
 
+    When its block ends, the coroutine and process workers that it started are asked to stop, and killed after a second: where
+    they are to finish, wait for them with `join_workers`. Tasks and results stay in the database.
+
     ```python
     async with Rush("branin") as rush:
         await rush.start_workers(loop, n_workers=4)
@@ -207,7 +210,7 @@ class Rush(RushClient):
     async def wait_for_workers(
         self, n: int | None = None, *, worker_ids: str | Sequence[str] | None = None, timeout: float | None = None
     ) -> None:
-        """Waits until workers run, without polling.
+        """Waits until workers run, without polling: `n` of them, or those in `worker_ids`; one of the two is needed.
 
         Args:
             n: how many workers of the network; with `worker_ids`, how many of those (all by default).
@@ -269,7 +272,8 @@ class Rush(RushClient):
     async def join_workers(
         self, worker_ids: str | Sequence[str] | None = None, *, timeout: float | None = None, check: bool = True
     ) -> list[WorkerExit]:
-        """Waits until workers have ended; how each did, in order.
+        """Waits until workers have ended; how each did, in order. One that was killed or lost raises nothing here: its `state`
+        and `failure` tell.
 
         Args:
             worker_ids: which; those that this manager started by default.
@@ -384,7 +388,7 @@ class Rush(RushClient):
     # watching
 
     async def worker_info(self) -> pl.DataFrame:
-        """The workers of the network, those that ended too, in the order they registered.
+        """The workers of the network, those that ended too, by the moment they registered.
 
         Returns:
             A frame: `worker_id` (String), `pid` (Int64), `hostname` (String), `heartbeat` (Boolean), `state` (String: starting,
@@ -466,7 +470,7 @@ def _raise_failures(exits: Sequence[WorkerExit]) -> None:
     for how in failed:
         failure = how.failure or Failure()
         by_text.setdefault(failure.traceback or failure.message, []).append(how.worker_id)
-    shown = "\n".join(f"{', '.join(workers)}:\n{text}" for text, workers in by_text.items())
+    shown = "\n".join(f"{listed(workers)}:\n{text}" for text, workers in by_text.items())
     raise WorkerLoopError(f"the loops of {len(failed)} of {len(exits)} workers failed:\n{shown}")
 
 

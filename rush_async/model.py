@@ -105,7 +105,7 @@ class Task:
         xs_extra: what was stored beside the input, or None.
         ys: the output; None until finished.
         ys_extra: what was stored beside the output, or None.
-        failure: why it failed, or None.
+        failure: why it failed; of a task that is tried again, and has not ended yet, why it did not end before; else None.
         attempt: how often a worker took it, 1 for the first; 0 while it was never taken.
         worker_id: who runs or ran it, or None.
         created_at: when it was pushed, in the server's time (UTC).
@@ -150,7 +150,7 @@ class WorkerExit:
     Attributes:
         worker_id: which worker.
         state: `terminated` (by itself or on request), `failed`, `killed` or `lost`.
-        failure: the loop's error when it failed, else None.
+        failure: the loop's error, or what is known of its death; None where it ended by itself or on request.
     """
 
     worker_id: str

@@ -142,7 +142,7 @@ class Session:
         await self._close(error)
 
     async def aclose(self) -> None:
-        """Closes the client. Closing it again does nothing."""
+        """Closes the client, as leaving its block does. Closing it again does nothing."""
         await self._close(None)
 
     async def _close(self, error: BaseException | None) -> None:

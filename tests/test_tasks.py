@@ -594,6 +594,13 @@ async def test_xs_that_are_no_record_are_refused(
     assert await rush.is_running_task(key) == [True]
 
 
+async def test_a_task_where_its_key_is_meant_is_refused(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:
+    await rush.push_tasks([XS])
+    task: Any = await rush_worker.pop_task()
+    await refused(raw, TypeError, ["task.key"], lambda: rush_worker.finish_tasks(task, [XS]))
+    await refused(raw, TypeError, ["task.key"], lambda: rush.get_tasks(task))
+
+
 @pytest.mark.parametrize("bad", ["branin", b"branin", XS, Point(1.0, 2.0), 5, None], ids=repr)
 async def test_one_record_or_text_where_a_sequence_is_meant_is_refused(
     rush: Rush, rush_worker: RushWorker, raw: Any, bad: Any

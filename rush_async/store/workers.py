@@ -158,7 +158,7 @@ class WorkerStore:
         return dict(zip(worker_ids, leases, strict=True))
 
     async def read(self) -> list[WorkerEntry]:
-        """All workers that the network knows, in the order they registered."""
+        """All workers that the network knows, by the moment they registered."""
         flat = await self._connection.ask("HGETALL", self.keys.workers)
         entries = [_decode_entry(name, raw) for name, raw in zip(flat[::2], flat[1::2], strict=True)]
         return sorted(entries, key=lambda entry: (entry.started_at, entry.worker_id))

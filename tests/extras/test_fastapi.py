@@ -584,7 +584,7 @@ async def test_without_evaluators_an_evaluation_is_not_available(rush: Rush) -> 
         answer = await client.post("/v1/evaluate", json={"xs": {"x": 1}})
         assert (answer.status_code, answer.json()["detail"].partition(":")[0]) == (
             503,
-            "1 tasks have not ended and no worker is starting or running",
+            "no worker is starting or running, and 1 of these tasks have not ended",
         )
     assert (await rush.counts()).failed == 1
 
