@@ -15,7 +15,14 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
 
-from rush_async.errors import NetworkStateError, RushConnectionError, RushError, RushTimeoutError, WorkerLostError
+from rush_async.errors import (
+    NetworkStateError,
+    RushConnectionError,
+    RushError,
+    RushTimeoutError,
+    ServerFullError,
+    WorkerLostError,
+)
 from rush_async.events import Event, EventsMissed, NetworkReset, WorkerLost, WorkerStarted, WorkerStopped
 from rush_async.launch.executors import Submitter
 from rush_async.launch.handle import Launcher
@@ -80,7 +87,8 @@ class Service:
     async def open(self, objective: Objective | None, n_evaluators: int) -> None:
         """Starts the evaluators of the service's own queue."""
         await self._supervisor.open()
-        await self.rush.worker_info()  # loads what the first request would have to wait for
+        with contextlib.suppress(ServerFullError):
+            await self.rush.worker_info()  # loads what the first request would have to wait for
         if objective is not None:
             for _ in range(n_evaluators):
                 self._supervisor.start(self._keep_evaluator, objective)

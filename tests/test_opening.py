@@ -404,6 +404,13 @@ async def test_a_user_without_the_rights_is_told_the_rule_that_is_missing(direct
         assert "honey" not in str(caught.value)
 
 
+async def test_a_transaction_that_is_refused_says_why(directory: Path) -> None:
+    with user_with(directory, "~*", "&*", "+@all", "-hscan") as url:
+        async with Rush("net", url) as rush:
+            with pytest.raises(RushConnectionError, match=r"hscan.*ACL SETUSER <user> ~rush:\*"):
+                await rush.fetch_queued_tasks()
+
+
 async def test_a_user_with_the_rights_that_errors_name_can_do_everything(directory: Path) -> None:
     with user_with(directory, "resetchannels") as url:
         with pytest.raises(RushConnectionError) as caught:

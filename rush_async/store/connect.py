@@ -493,6 +493,7 @@ def refusal(reply: hiredis.ReplyError, config: RushConfig) -> Exception:
             f"{config.where} is full and refused the call, nothing of it was done: "
             f"raise its maxmemory, or reset networks that are not needed ({text})"
         )
-    if text.startswith("NOPERM") or "ACL failure" in text:
+    # In scripts, Redis 7.0 says it in its own way.
+    if text.startswith("NOPERM") or "ACL failure" in text or "can't run this command" in text:
         return RushConnectionError(f"{config.where} does not allow this user the call: {text}. {acl_remedy()}")
     return RushError(f"{config.where} refused a call: {text}")

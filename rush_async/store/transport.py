@@ -59,15 +59,22 @@ class Command:
 class FutureCommand(Command):
     """A command whose reply somebody awaits."""
 
-    __slots__ = ("future",)
+    __slots__ = ("_refusal", "future")
 
     def __init__(self, payload: bytes, n_replies: int = 1) -> None:
         super().__init__(payload, n_replies)
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._refusal: hiredis.ReplyError | None = None
 
     def answered(self, reply: Any) -> None:
+        if self._refusal is not None and isinstance(reply, hiredis.ReplyError):
+            reply = self._refusal  # a transaction that is discarded does not say why
         if not self.future.done():
             self.future.set_result(reply)
+
+    def passed(self, reply: Any) -> None:
+        if isinstance(reply, hiredis.ReplyError):
+            self._refusal = reply
 
     def failed(self, error: Exception) -> None:
         if not self.future.done():

@@ -69,7 +69,9 @@ async def test_tasks_that_others_run_are_running_trials_until_they_end(rush: Rus
         keys = await other.push_running_tasks(points, xss_extra=[extra] * 3)
         await shared.follow(rush_worker)
         assert states(shared) == ["RUNNING"] * 3
-        assert [trial.params for trial in shared.study.trials] == points
+        # Which comes first of those that run is up to the server.
+        keys = [keys[points.index(trial.params)] for trial in shared.study.trials]
+        assert len(set(keys)) == 3
 
         await other.finish_tasks(keys[1], [{"y": 7.0}])
         await other.fail_tasks(keys[0], "the oven was cold")
