@@ -361,7 +361,7 @@ class Rush(RushClient):
         if mode == "kill":
             await self._crew.kill(wanted)
             return
-        self._crew.stop(wanted, await network.workers.ask_to_stop(wanted))
+        self._crew.stop(wanted, set(await network.workers.ask_to_stop(wanted)))
         if timeout == 0:
             return
         with self._until_closed():

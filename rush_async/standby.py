@@ -15,6 +15,7 @@ import asyncio
 import itertools
 import logging
 import math
+from collections.abc import Collection
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
@@ -148,17 +149,15 @@ class Standby:
         else:
             post.is_stale = True
 
-    async def retire(self, worker_id: str) -> None:
-        """A worker leaves the network: what it was handed goes back. Returns when nothing can follow, or when the server does
-        not answer; then the worker's good-bye gives it back."""
-        for wait in [wait for wait, waiting in self._waiting.items() if waiting.worker_id == worker_id]:
+    async def retire(self, worker_id: str, waits: Collection[asyncio.Future[bool]]) -> None:
+        """A worker with these waits leaves the network: what it was handed goes back. Returns when nothing can follow, or when
+        the server does not answer; then the worker's good-bye gives it back."""
+        for wait in list(waits):
             self._abandon(wait)
         if (post := self._post) is not None and post.worker_id == worker_id:
             self._relieve(post)
             if not post.over.done():
                 await asyncio.wait([post.over], timeout=_PATIENCE)
-        if not any(resident.has_entered for resident in self._residents.by_id.values()):
-            self.close()
 
     def close(self) -> None:
         """Listens no more."""

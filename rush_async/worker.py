@@ -153,7 +153,7 @@ class RushWorker(RushClient):
             with anyio.move_on_after(_PATIENCE, shield=True):
                 if self._has_logged:
                     await network.pulse.flush()
-                await network.standby.retire(self._worker_id)
+                await network.standby.retire(self._worker_id, self._waits)
                 if self._lost_because is None:
                     await network.tasks.calls.quiet()  # it may be given tasks just now
                     await self._fail_held(failure or Failure("cancelled", None, "Its worker ended"))
@@ -166,6 +166,8 @@ class RushWorker(RushClient):
             logger.warning("worker %s could not say good-bye: %s", self._worker_id, reason)
         finally:
             network.residents.unsettle(self)
+            if not network.residents:
+                network.standby.close()
             if not is_gone:
                 network.residents.bury(self._worker_id, failure)
 

@@ -272,19 +272,20 @@ class Calls:
         """Waits until every call issued before this one has been answered, those of cancelled callers included, and what
         was given back then too. What others issue meanwhile is not waited for: there may be no end of it."""
         await self._until_over(self._under_way)
+        await self.settled()
 
     async def settled(self) -> None:
         """Waits until the calls of cancelled callers have been answered, and what they were granted was given back."""
-        await self._until_over(lambda: set(self._orphans))
+        for _ in range(2):
+            await self._until_over(self._orphans.copy)
 
     async def _until_over(self, under_way: Callable[[], set[Group]]) -> None:
-        for _ in range(2):
-            due = under_way()
-            while due:
-                self._progress.clear()
-                await self._progress.wait()
-                due &= under_way()
-            await asyncio.sleep(0)  # who was answered just now may give back what it was granted
+        due = under_way()
+        while due:
+            self._progress.clear()
+            await self._progress.wait()
+            due &= under_way()
+        await asyncio.sleep(0)  # who was answered just now may give back what it was granted
 
     def _under_way(self) -> set[Group]:
         calls = [call.groups for call in self._unanswered.values()]
