@@ -386,7 +386,7 @@ class Network:
 
     def _take_beat(self, beat: Beat, has_requests: bool) -> None:
         position = beat.position
-        if has_requests or beat.gone:
+        if (has_requests or beat.gone) and not self.link.is_over:
             self.link.supervisor.start(self._take_requests, beat.gone)
         self.tasks.calls.take_position(position)
         if self.is_watching and position.epoch == self.epoch and position.seq > self._heard_seq:

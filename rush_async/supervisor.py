@@ -54,17 +54,17 @@ class Supervisor:
         await asyncio.shield(ready)
 
     async def _run(self, ready: asyncio.Future[None]) -> None:
-        try:
-            # Not anyio's, which wants to know from which task work is started: ours is often started by a mere callback.
-            async with asyncio.TaskGroup() as group:
-                self._group = group
-                if not ready.done():
-                    ready.set_result(None)
+        # Not anyio's, which wants to know from which task work is started: ours is often started by a mere callback.
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            if not ready.done():
+                ready.set_result(None)
+            try:
                 await self._closing.wait()
-                for task in self._under_way:
-                    task.cancel()
-        finally:
-            self._group = None
+            finally:  # it may also be cancelled, with all tasks of an event loop that ends: its group takes nothing more then
+                self._group = None
+            for task in self._under_way:
+                task.cancel()
 
     @property
     def is_open(self) -> bool:

@@ -106,7 +106,8 @@ class Subscription:
             return
         if not channel.confirmed.done():
             channel.confirmed.set_result(None)
-        channel.on_confirmed()
+        if self._supervisor.is_open:  # else the event loop is ending
+            channel.on_confirmed()
 
     def _message(self, reply: list[Any]) -> None:
         if reply[0] == b"smessage" and (channel := self._channels.get(reply[1].decode())) is not None:
