@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import pytest_asyncio
@@ -35,24 +35,38 @@ async def far(rush: Rush, proxy: Proxy) -> AsyncIterator[Rush]:
         yield far
 
 
-@pytest.fixture
-def during_scan(far: Rush, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Awaitable[Any]]], None]:
-    """Sets what is to happen once while `far` reads in steps, each of few tasks."""
-    monkeypatch.setattr("rush_async.snapshot._STEP", 20)
+Happens: TypeAlias = Callable[[Callable[[], Awaitable[Any]]], None]
+
+
+def once_after(read: str, far: Rush, monkeypatch: pytest.MonkeyPatch) -> Happens:
+    """Sets what is to happen once when `far` has read something of its tasks, and has not looked at it."""
 
     def happens(work: Callable[[], Awaitable[Any]]) -> None:
         left, tasks = [work], far._net.tasks  # pyright: ignore[reportPrivateUsage]
-        scan = tasks.scan
+        plainly = getattr(tasks, read)
 
-        async def scan_and_more(*args: Any) -> Any:
-            found = await scan(*args)
+        async def and_more(*args: Any) -> Any:
+            found = await plainly(*args)
             if left:
                 await left.pop()()
             return found
 
-        monkeypatch.setattr(tasks, "scan", scan_and_more)
+        monkeypatch.setattr(tasks, read, and_more)
 
     return happens
+
+
+@pytest.fixture
+def during_scan(far: Rush, monkeypatch: pytest.MonkeyPatch) -> Happens:
+    """Sets what is to happen once while `far` reads in steps, each of few tasks."""
+    monkeypatch.setattr("rush_async.snapshot._STEP", 20)
+    return once_after("scan", far, monkeypatch)
+
+
+@pytest.fixture
+def before_join(far: Rush, monkeypatch: pytest.MonkeyPatch) -> Happens:
+    """Sets what is to happen once when `far` has read a view in one step."""
+    return once_after("view_of_few", far, monkeypatch)
 
 
 @pytest.mark.parametrize("step", [5_000, 20])
@@ -132,7 +146,7 @@ async def test_what_changes_while_it_is_read_is_read_again(
     far: Rush,
     rush_worker: RushWorker,
     raw: Any,
-    during_scan: Callable[[Callable[[], Awaitable[Any]]], None],
+    during_scan: Happens,
 ) -> None:
     queued = await rush.push_tasks([{"x": x, "pad": PAD} for x in range(600)], retries=1)
     running = await rush_worker.push_running_tasks([{"x": x, "pad": PAD} for x in range(600)])
@@ -163,7 +177,7 @@ async def test_where_changes_are_not_heard_of_all_is_read_in_one_step(
     far: Rush,
     proxy: Proxy,
     raw: Any,
-    during_scan: Callable[[Callable[[], Awaitable[Any]]], None],
+    during_scan: Happens,
     only: Any,
 ) -> None:
     keys = await rush.push_tasks([{"x": x, "pad": PAD} for x in range(600)])
@@ -179,7 +193,7 @@ async def test_where_changes_are_not_heard_of_all_is_read_in_one_step(
 
 @pytest.mark.parametrize("workers", [True, False])
 async def test_a_reset_while_it_is_read_leaves_what_came_then(
-    rush: Rush, far: Rush, during_scan: Callable[[Callable[[], Awaitable[Any]]], None], workers: bool
+    rush: Rush, far: Rush, during_scan: Happens, workers: bool
 ) -> None:
     await rush.push_tasks([{"x": x, "pad": PAD} for x in range(600)])
     keys: list[str] = []
@@ -192,9 +206,7 @@ async def test_a_reset_while_it_is_read_leaves_what_came_then(
     assert (await far.fetch_tasks())["keys"].to_list() == keys
 
 
-async def test_where_too_much_changes_all_is_read_in_one_step(
-    rush: Rush, far: Rush, raw: Any, during_scan: Callable[[Callable[[], Awaitable[Any]]], None]
-) -> None:
+async def test_where_too_much_changes_all_is_read_in_one_step(rush: Rush, far: Rush, raw: Any, during_scan: Happens) -> None:
     keys = await rush.push_tasks([{"x": x, "pad": PAD} for x in range(600)])
     during_scan(lambda: rush.push_tasks([{"x": x} for x in range(6_000)]))
     raw.config_resetstat()
@@ -204,27 +216,8 @@ async def test_where_too_much_changes_all_is_read_in_one_step(
     assert calls(raw, "hgetall") == 1
 
 
-@pytest.fixture
-def before_join(far: Rush, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Awaitable[Any]]], None]:
-    """Sets what is to happen once when `far` has read a view, and has not looked at it."""
-
-    def happens(work: Callable[[], Awaitable[Any]]) -> None:
-        left, tasks = [work], far._net.tasks  # pyright: ignore[reportPrivateUsage]
-        view_of_few = tasks.view_of_few
-
-        async def view_and_more(*args: Any) -> Any:
-            view = await view_of_few(*args)
-            if left:
-                await left.pop()()
-            return view
-
-        monkeypatch.setattr(tasks, "view_of_few", view_and_more)
-
-    return happens
-
-
 async def test_a_cache_that_is_dropped_while_a_view_is_on_its_way_is_read_anew(
-    rush: Rush, far: Rush, before_join: Callable[[Callable[[], Awaitable[Any]]], None]
+    rush: Rush, far: Rush, before_join: Happens
 ) -> None:
     keys = await finish(rush, 5)
     assert (await far.fetch_new_tasks())["keys"].to_list() == keys
@@ -261,7 +254,7 @@ async def test_a_view_of_a_network_that_was_reset_before_is_read_anew(
 
 
 async def test_steps_on_data_that_went_back_in_time_are_not_mixed(
-    rush: Rush, far: Rush, proxy: Proxy, raw: Any, during_scan: Callable[[Callable[[], Awaitable[Any]]], None]
+    rush: Rush, far: Rush, proxy: Proxy, raw: Any, during_scan: Happens
 ) -> None:
     names = NetworkKeys.of(rush.network_id)
     kept = await rush.push_failed_tasks([{"x": x, "pad": PAD} for x in range(600)])

@@ -45,10 +45,10 @@ class Script:
         self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
-PUSH = Script("push", last_key="granted", grows=True, founds=True, merges=True)
+PUSH = Script("push", "finished", last_key="granted", grows=True, founds=True, merges=True)
 POP = Script("pop", "records", last_key="alive", merges=True)
 WAIT = Script("wait", "records", last_key="granted")
-FINISH = Script("finish", "records", last_key="alive", merges=True, ends=True)
+FINISH = Script("finish", "records", "finished", last_key="alive", merges=True, ends=True)
 REMOVE = Script("remove", "records", last_key="alive")
 RETRY = Script("retry", "records", last_key="alive", grows=True)
 LOOK = Script("look", last_key="alive")

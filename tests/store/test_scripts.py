@@ -11,7 +11,7 @@ from rush_async.store.keys import NetworkKeys
 from rush_async.store.scripts import SCRIPTS, Script
 
 HERE = resources.files("rush_async.store") / "lua"
-PARTS = ("records", "workers")
+PARTS = ("finished", "records", "workers")
 TEXTS = {file.name.removesuffix(".lua"): file.read_text("utf-8") for file in HERE.iterdir() if file.name.endswith(".lua")}
 
 

@@ -7,12 +7,12 @@
 local META, CALLS, EVENTS, QUEUE, QUEUED, RUNNING, FINISHED, FAILED, ALIVE, STANDBY, GRANTED = unpack(KEYS)
 local CONTROL, WORKERS, PASSING, LEASES, PROCESSES, LOG, STARTS = unpack(KEYS, 12)
 local call, sub, char, byte, concat = redis.call, string.sub, string.char, string.byte, table.concat
-local WIRE, WINDOW, MESSAGE, MOST_WORDS, MOST_TOLD = '1', 64, 960, 4000, 16384
+local WIRE, WINDOW, MESSAGE, MOST_WORDS = '1', 64, 960, 4000
 local EPOCH, CLIENT, NUMBER = ARGV[1], ARGV[2], ARGV[3]
 local HEADER = 6 -- attempt u8, retries left u8 (high bit: a stale entry is left in the queue), length of created u32
 local NEVER_STARTED = '\192\192\192'
 local slot, now, stamp
-local appended, n_before -- records that this call appended to the finished ones, and how many there were before
+local told -- the message about what this call finished, for who follows that
 
 -- The server's time, as a number and as it stands in records.
 local function look_at_clock()
@@ -86,18 +86,6 @@ local function add(kind, worker, key)
 end
 local function has_moved() return n_parts > 0 or #events > 0 end
 
--- Tells finished records to whoever follows them, where they are small; others read them.
-local function tell_records()
-  local head, size = { EPOCH, n_before }, 0
-  for i = 1, #appended do
-    head[i + 2] = #appended[i]
-    size = size + #appended[i]
-  end
-  if size > MOST_TOLD then return end
-  head = cmsgpack.pack(head)
-  redis.pcall('SPUBLISH', EVENTS .. ':results', struct.pack('>H', #head) .. head .. concat(appended))
-end
-
 -- Publishes the groups in messages of about a KiB at most. The last thing a script does.
 local function publish(seq, n)
   local last, first = 0, seq - #events
@@ -128,7 +116,7 @@ local function leave(answer, extra)
     call('HSET', CALLS, slot, NUMBER .. ' ' .. answer)
   end
   local n = counts()
-  if appended then tell_records() end -- before the event, so that whoever hears of a task has it
+  if told then redis.pcall('SPUBLISH', EVENTS .. ':results', told) end -- before the event: who hears of a task has it
   if moved > 0 then publish(seq, n) end
   return reply(seq, n, answer, extra)
 end
@@ -155,17 +143,4 @@ local function leases_of(workers)
     for i = first, last do found[names[i]] = leases[i - first + 1] end
   end
   return found
-end
-
--- Appends finished records. The largest that is not small is noted, so that readers can size their chunks.
-local SMALL = 512
-local function append_finished(records)
-  local largest = SMALL
-  for i = 1, #records do
-    if #records[i] > largest then largest = #records[i] end
-  end
-  if largest > SMALL and largest > tonumber(call('HGET', META, 'largest') or 0) then
-    call('HSET', META, 'largest', largest)
-  end
-  if #records > 0 then appended, n_before = records, call('RPUSH', FINISHED, unpack(records)) - #records end
 end
