@@ -135,6 +135,12 @@ async def test_many_tasks_are_read_in_steps_and_few_in_one(rush: Rush, rush_work
     assert (await rush.fetch_running_tasks()).height == 12_000
     assert calls(raw, "hscan") >= 4
     assert calls(raw, "hgetall") == 0
+    await rush_worker.fail_tasks((await rush.keys_with_state("running"))["running"], "no")
+    raw.config_resetstat()
+    assert len(await rush.retry_tasks()) == 12_000  # likewise the keys of what has failed
+    assert calls(raw, "hscan") >= 4
+    assert calls(raw, "hkeys") == 0
+    await rush.reset(workers=False)
     queued = await rush.push_tasks([XS] * 3_000)
     raw.config_resetstat()
     assert (await rush.fetch_queued_tasks())["keys"].to_list() == queued

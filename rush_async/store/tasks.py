@@ -263,7 +263,7 @@ class TaskStore:
     async def retry(self, keys: Sequence[str] | None) -> list[str]:
         """Queues failed tasks again, all of them when no keys are given."""
         if keys is None:
-            keys = [key.decode() for key in await self._connection.ask("HKEYS", self.keys.failed)]
+            keys = [key.decode() for key in await self.scan("failed", MOST_TASKS)]
         groups = [Group(RETRY, chunk, n_tasks=len(chunk)) for chunk in _slices(keys, _SWEPT)]
         return await self._moved(groups)
 
