@@ -17,7 +17,7 @@ from benchmarks.reads import fill, measure_archive_memory
 from benchmarks.report import Row, Table
 from benchmarks.tasks import propose_and_report
 from rush_async import Coroutines, Processes, Rush, RushWorker
-from rush_async.store.link import Link
+from rush_async.wire.link import Link
 
 RATES, CPU, TRAVEL = "Tasks a second, proposed and reported", "The server's CPU for a task", "What travels for a task"
 GROWTH = "Time over what is finished already"

@@ -17,7 +17,7 @@ import time
 from benchmarks.measure import facts, resident_memory
 from benchmarks.report import Row, Table
 from rush_async import Processes, Rush, RushWorker
-from rush_async.store.link import Link
+from rush_async.wire.link import Link
 
 __all__ = ["measure_deaths", "measure_idle"]
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rush_async.store.link import Link
+from rush_async.wire.link import Link
 
 __all__ = ["Usage", "facts", "resident_memory", "rounds", "timed", "usage"]
 

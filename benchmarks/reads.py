@@ -17,7 +17,7 @@ from benchmarks.report import Row, Table, ratio
 from benchmarks.tasks import ping
 from rush_async import Rush, RushWorker, TasksFinished
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.link import Link
+from rush_async.wire.link import Link
 
 __all__ = ["fill", "measure_archive_memory", "measure_reads", "measure_seen_elsewhere"]
 

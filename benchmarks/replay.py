@@ -13,8 +13,8 @@ import hiredis
 
 from rush_async import RushClient
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.link import Link
-from rush_async.store.transport import Command, Transport
+from rush_async.wire.link import Link
+from rush_async.wire.transport import Command, Transport
 
 __all__ = ["record_and_replay"]
 

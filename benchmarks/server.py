@@ -12,7 +12,7 @@ from benchmarks.measure import facts, timed
 from benchmarks.report import Row, Table, ratio
 from benchmarks.tasks import subscriber
 from rush_async import Rush, RushWorker
-from rush_async.store.link import Link
+from rush_async.wire.link import Link
 
 __all__ = ["measure_deaf_subscribers", "measure_stalls", "measure_start"]
 

@@ -17,9 +17,9 @@ from benchmarks.replay import record_and_replay
 from benchmarks.report import Row, Table, ratio
 from rush_async import Rush, RushConfig, RushWorker
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.link import Link
 from rush_async.store.scripts import FINISH, PUSH
-from rush_async.store.transport import pack
+from rush_async.wire.link import Link
+from rush_async.wire.transport import pack
 
 __all__ = ["COROUTINES", "measure_counters", "measure_fetching_loop", "measure_tasks", "ping", "subscriber"]
 

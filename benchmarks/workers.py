@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.measure import usage
 from rush_async import Processes, Rush, RushWorker
-from rush_async.store.link import Link
+from rush_async.wire.link import Link
 
 SLEEP = 0.02
 

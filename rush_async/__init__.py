@@ -1,6 +1,7 @@
 """Asynchronous, decentralised optimisation: many workers, one Redis or Valkey database, no central controller."""
 
-from rush_async.client import RushClient
+from rush_async.client.client import RushClient
+from rush_async.client.event_stream import EventStream
 from rush_async.config import RushConfig
 from rush_async.errors import (
     DecodeError,
@@ -32,15 +33,14 @@ from rush_async.events import (
     WorkerStopped,
 )
 from rush_async.launch.coroutines import Coroutines
-from rush_async.launch.executors import Pool
 from rush_async.launch.handle import Launcher
+from rush_async.launch.pools import Pool
 from rush_async.launch.processes import Processes
-from rush_async.manager import Rush, rsh
+from rush_async.manager.manager import Rush, rsh
 from rush_async.model import Counts, Failure, FailureKind, Task, TaskState, WorkerExit, WorkerState
 from rush_async.plan import Plan, current_plan, rush_plan
-from rush_async.runtime import run_worker
-from rush_async.streams import EventStream
-from rush_async.worker import RushWorker
+from rush_async.worker.run import run_worker
+from rush_async.worker.worker import RushWorker
 
 __version__ = "0.1.0"
 

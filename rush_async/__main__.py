@@ -2,7 +2,7 @@
 
 import sys
 
-from rush_async.cli import main
+from rush_async.cli.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,7 +23,8 @@ RushError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 
 __all__ = [
     "DecodeError",
@@ -41,6 +42,7 @@ __all__ = [
     "WorkerLoopError",
     "WorkerLostError",
     "WorkersNotReadyError",
+    "listed",
 ]
 
 
@@ -119,3 +121,8 @@ class TasksNotDoneError(RushTimeoutError):
 
 class WorkerLoopError(RushError):
     """Loops of joined workers failed; the message shows each distinct traceback once."""
+
+
+def listed(names: Collection[str]) -> str:
+    """Names in a sentence, the first five of many."""
+    return ", ".join(islice(names, 5)) + (", ..." if len(names) > 5 else "")

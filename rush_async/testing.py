@@ -17,9 +17,9 @@ import pytest
 import pytest_asyncio
 
 from rush_async.config import RushConfig
-from rush_async.manager import Rush
-from rush_async.store.server import acquire
-from rush_async.worker import RushWorker
+from rush_async.embedded.server import acquire
+from rush_async.manager.manager import Rush
+from rush_async.worker.worker import RushWorker
 
 __all__ = ["rush", "rush_server", "rush_worker", "wait_until"]
 

@@ -13,8 +13,8 @@ import pytest
 
 from rush_async import Rush, RushWorker, TasksFinished
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.transport import pack
 from rush_async.testing import wait_until
+from rush_async.wire.transport import pack
 
 XS, YS = {"x1": 0.25, "x2": 0.5}, {"y": 0.75}
 

@@ -18,7 +18,7 @@ import rush_async
 import rush_async.testing
 from docs.hooks import MissingPieceError, definitions, with_pieces
 from docs.run_pages import Block, PageError, Reader, all_pages, blocks_of, why_left_out
-from rush_async.cli import main
+from rush_async.cli.program import main
 from rush_async.testing import wait_until
 
 ROOT = Path(__file__).parents[1]

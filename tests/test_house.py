@@ -27,7 +27,7 @@ class Floor:
     """A floor: the modules and packages (with all that is in them) that live on it.
 
     Attributes:
-        name: as DESIGN.md numbers it; a landing has a letter.
+        name: the folder, or what its modules are together.
         rooms: modules or packages, without the name of ours.
         neighbours: whether modules of one room, or of the floor where rooms are single modules, may import one another.
     """
@@ -37,30 +37,22 @@ class Floor:
     neighbours: bool = False
 
 
-# From the ground up. A landing (2a) stands on its floor (2): what decodes records on the store's codec, a client on its
-# session, a worker on the blocks of its tasks, `__main__` on the cli.
+# From the ground up: a line a floor. A folder is one floor; what is in it may import its neighbours.
 FLOORS = (
-    Floor(
-        "1",
-        frozenset({"errors", "model", "events", "config", "plan", "loops", "supervisor", "waiting", "names", "arguments"}),
-        neighbours=True,
-    ),
-    Floor("2", frozenset({"store"}), neighbours=True),
-    Floor("2a", frozenset({"archive", "columns", "listeners", "heartbeat", "logs"}), neighbours=True),
-    Floor("2b", frozenset({"reader", "residents"})),
-    Floor("2c", frozenset({"standby"})),
-    Floor("3", frozenset({"network"})),
-    Floor("4", frozenset({"session", "snapshot", "streams"})),
-    Floor("4a", frozenset({"client"})),
-    Floor("5", frozenset({"blocks"})),
-    Floor("5a", frozenset({"worker"})),
-    Floor("6", frozenset({"runtime"})),
-    Floor("7", frozenset({"launch"}), neighbours=True),
-    Floor("7a", frozenset({"crew"})),
-    Floor("8", frozenset({"manager"})),
-    Floor("8a", frozenset({"service"})),
-    Floor("9", frozenset({"cli", "testing", "extras"})),
-    Floor("9a", frozenset({"__main__"})),
+    Floor("the ground", frozenset({"errors", "model", "events", "config", "plan", "supervisor"}), neighbours=True),
+    Floor("embedded", frozenset({"embedded"}), neighbours=True),
+    Floor("wire", frozenset({"wire"}), neighbours=True),
+    Floor("store", frozenset({"store"}), neighbours=True),
+    Floor("frames", frozenset({"frames"}), neighbours=True),
+    Floor("heartbeat", frozenset({"heartbeat"}), neighbours=True),
+    Floor("network", frozenset({"network"}), neighbours=True),
+    Floor("client", frozenset({"client"}), neighbours=True),
+    Floor("worker", frozenset({"worker"}), neighbours=True),
+    Floor("launch", frozenset({"launch"}), neighbours=True),
+    Floor("manager", frozenset({"manager"}), neighbours=True),
+    Floor("cli", frozenset({"cli"}), neighbours=True),
+    Floor("the edges", frozenset({"testing", "extras"})),
+    Floor("the program", frozenset({"__main__"})),
     Floor("the roof", frozenset({""})),
 )
 
@@ -174,7 +166,7 @@ def own_imports(house: House) -> Iterator[tuple[str, Import, str]]:
 def strangers(house: House) -> list[str]:
     """Modules without a floor."""
     return [
-        f"{file} has no floor: give it one in FLOORS of tests/test_house.py and say so in the design"
+        f"{file} has no floor: give it one in FLOORS of tests/test_house.py"
         for file in house
         if floor_of(module_of(file)) is None
     ]
@@ -223,12 +215,12 @@ def smuggled_libraries(house: House) -> list[str]:
     for file, source in house.items():
         for found in imports_of(file, source):
             match found.library:
-                case "redis" | "hiredis" if not file.startswith("store/"):
-                    rule = "only store/ talks to the server"
+                case "redis" | "hiredis" if not file.startswith(("wire/", "store/")):
+                    rule = "only wire/ and store/ talk to the server"
                 case "msgpack" if file != "store/codec.py":
                     rule = "only store/codec.py knows the wire format"
-                case "polars" if found.eager and file not in {"archive.py", "columns.py"}:
-                    rule = "only archive.py and columns.py may at module level, for it is loaded with the first frame"
+                case "polars" if found.eager and not file.startswith("frames/"):
+                    rule = "only frames/ may at module level, for it is loaded with the first frame"
                 case _:
                     continue
             complaints.append(f"{file}:{found.line} imports {found.library}: {rule}")
@@ -308,25 +300,25 @@ def test_importing_the_package_does_not_load_polars() -> None:
 
 def test_a_house_in_order_has_no_complaints() -> None:
     in_order = {
-        "__init__.py": "from rush_async.manager import Rush\nfrom rush_async.errors import RushError",
+        "__init__.py": "from rush_async.manager.manager import Rush\nfrom rush_async.errors import RushError",
         "errors.py": "",
         "model.py": "from rush_async import errors\nfrom rush_async.errors import RushError",
         "events.py": "from rush_async.model import Task",
         "supervisor.py": "import asyncio\nasyncio.create_task(work())",
+        "wire/transport.py": "import hiredis\nfrom redis.asyncio import connection",
         "store/__init__.py": "",
         "store/codec.py": "import msgpack\nfrom rush_async.errors import DecodeError",
-        "store/transport.py": "import hiredis\nfrom redis.asyncio import connection",
-        "store/tasks.py": "from . import codec\nfrom .transport import Transport\nfrom ..model import Task",
-        "columns.py": "import polars as pl",
-        "archive.py": "import polars as pl\nfrom rush_async.columns import unify\nfrom rush_async.store import codec",
-        "network.py": "def archive():\n    from rush_async.archive import Archive\n    import polars",
-        "client.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import polars as pl",
+        "store/tasks.py": "from . import codec\nfrom ..wire.transport import Transport\nfrom ..model import Task",
+        "frames/columns.py": "import polars as pl",
+        "frames/archive.py": "import polars as pl\nfrom rush_async.frames.columns import unify",
+        "network/network.py": "def archive():\n    from rush_async.frames.archive import Archive\n    import polars",
+        "client/client.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import polars as pl",
         "launch/handle.py": "",
         "launch/processes.py": "from rush_async.launch.handle import WorkerHandle",
-        "manager.py": "from rush_async.launch import processes",
-        "cli.py": "import argparse",
-        "__main__.py": "from rush_async.cli import main",
-        "extras/optuna.py": "import optuna\nfrom rush_async.manager import Rush",
+        "manager/manager.py": "from rush_async.launch import processes",
+        "cli/program.py": "import argparse",
+        "__main__.py": "from rush_async.cli.program import main",
+        "extras/optuna.py": "import optuna\nfrom rush_async.manager.manager import Rush",
     }
     assert {check.__name__: check(in_order) for check in CHECKS} == {check.__name__: [] for check in CHECKS}
 
@@ -342,37 +334,45 @@ def test_a_new_module_is_told_to_get_a_floor() -> None:
         (
             "errors.py",
             "from rush_async.store.codec import encode",
-            "errors.py:1 (floor 1) imports rush_async.store.codec",
+            "errors.py:1 (floor the ground) imports rush_async.store.codec",
         ),
-        ("store/tasks.py", "\nfrom ..network import Network", "store/tasks.py:2 (floor 2) imports rush_async.network"),
-        ("store/tasks.py", "from rush_async.archive import Archive", "(floor 2a)"),
-        ("model.py", "from rush_async import events\nfrom rush_async import Rush", "model.py:2 (floor 1)"),
-        ("cli.py", "import rush_async", "imports rush_async (floor the roof)"),
+        ("store/tasks.py", "\nfrom ..network import network", "store/tasks.py:2 (floor store) imports rush_async.network"),
+        ("store/tasks.py", "from rush_async.frames.archive import Archive", "(floor frames)"),
+        ("model.py", "from rush_async import events\nfrom rush_async import Rush", "model.py:2 (floor the ground)"),
+        ("cli/program.py", "import rush_async", "imports rush_async (floor the roof)"),
         (
-            "worker.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import rush_async.manager",
-            "worker.py:3",
+            "worker/worker.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import rush_async.manager.manager",
+            "worker/worker.py:3",
         ),
-        ("worker.py", "import typing\nif typing.TYPE_CHECKING:\n    from .manager import Rush", "worker.py:3"),
-        ("client.py", "def late():\n    from rush_async.worker import RushWorker", "client.py:2"),
-        ("client.py", "class C:\n    async def late(self):\n        from . import worker", "client.py:3"),
-        ("client.py", "import importlib\nimportlib.import_module('rush_async.manager')", "client.py:2"),
-        ("logs.py", "import rush_async.session", "this one goes up"),
+        (
+            "worker/worker.py",
+            "import typing\nif typing.TYPE_CHECKING:\n    from ..manager.manager import Rush",
+            "worker/worker.py:3",
+        ),
+        ("client/client.py", "def late():\n    from rush_async.worker.worker import RushWorker", "client/client.py:2"),
+        ("client/client.py", "class C:\n    async def late(self):\n        from ..worker import worker", "client/client.py:3"),
+        (
+            "client/client.py",
+            "import importlib\nimportlib.import_module('rush_async.manager.manager')",
+            "client/client.py:2",
+        ),
+        ("frames/archive.py", "import rush_async.client.client", "this one goes up"),
         ("extras/plots.py", "from rush_async.extras import dashboard", "this one goes across"),
-        ("cli.py", "import rush_async.testing as testing", "this one goes across"),
-        ("plan.py", "from rush_async.manager import Rush", "plan.py:1 (floor 1) imports rush_async.manager"),
+        ("testing.py", "import rush_async.extras.dashboard", "this one goes across"),
+        ("plan.py", "from rush_async.manager.manager import Rush", "plan.py:1 (floor the ground) imports rush_async.manager"),
     ],
 )
 def test_an_import_that_does_not_go_down_is_named(file: str, source: str, words: str) -> None:
-    modules = ("__init__", "errors", "model", "events", "store/__init__", "store/codec", "network", "archive", "client")
-    above = ("worker", "manager", "heartbeat", "cli", "testing", "extras/__init__", "extras/dashboard")
+    modules = ("__init__", "errors", "model", "events", "store/__init__", "store/codec", "network/network", "frames/archive")
+    above = ("client/client", "worker/worker", "manager/manager", "testing", "extras/__init__", "extras/dashboard")
     (complaint,) = climbs({**{f"{module}.py": "" for module in (*modules, *above)}, file: source})
     assert words in complaint
 
 
 def test_an_upward_import_of_a_module_that_is_not_there_yet_is_named() -> None:
-    (complaint,) = climbs({"errors.py": "from rush_async.manager import Rush"})
-    assert "imports rush_async.manager (floor 8)" in complaint
+    (complaint,) = climbs({"errors.py": "from rush_async.manager.manager import Rush"})
+    assert "imports rush_async.manager.manager (floor manager)" in complaint
 
 
 @pytest.mark.parametrize(
@@ -394,12 +394,12 @@ def test_a_circle_is_named(circular: House) -> None:
 @pytest.mark.parametrize(
     ("file", "source", "words"),
     [
-        ("heartbeat.py", "import redis.asyncio", "imports redis: only store/"),
+        ("heartbeat/thread.py", "import redis.asyncio", "imports redis: only wire/ and store/"),
         ("client.py", "def late():\n    from redis import Redis", "client.py:2 imports redis"),
-        ("network.py", "from hiredis import Reader", "imports hiredis: only store/"),
+        ("network.py", "from hiredis import Reader", "imports hiredis: only wire/ and store/"),
         ("store/tasks.py", "import msgpack", "imports msgpack: only store/codec.py"),
         ("logs.py", "if TYPE_CHECKING:\n    import msgpack", "logs.py:2 imports msgpack"),
-        ("client.py", "import polars as pl", "imports polars: only archive.py"),
+        ("client.py", "import polars as pl", "imports polars: only frames/"),
         (
             "store/codec.py",
             "try:\n    from polars import DataFrame\nexcept ImportError: ...",

@@ -42,7 +42,7 @@ from pathlib import Path
 from benchmarks.peers.comparison import FULL, NAMES, QUICK, compare
 from benchmarks.peers.environments import DEFAULT_DIRECTORY, PEERS, install, python_of
 from benchmarks.report import Table
-from rush_async.store.server import acquire
+from rush_async.embedded.server import acquire
 
 __all__ = ["main", "measure"]
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from io import FileIO, TextIOWrapper
 
 from rush_async.config import RushConfig
-from rush_async.heartbeat import own_this_process
-from rush_async.launch.parcels import Parcel, unwrap
-from rush_async.loops import WorkerLoop
+from rush_async.heartbeat.heartbeat import own_this_process
+from rush_async.launch.payload import Parcel, unwrap
 from rush_async.model import Failure, WorkerExit
-from rush_async.runtime import live
 from rush_async.supervisor import Supervisor
-from rush_async.worker import RushWorker
+from rush_async.worker.loop import WorkerLoop
+from rush_async.worker.run import live
+from rush_async.worker.worker import RushWorker
 
 __all__ = ["Orders", "main"]
 

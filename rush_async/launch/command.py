@@ -24,9 +24,9 @@ import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 
 from rush_async.config import RushConfig, redact_url, without_password
 from rush_async.errors import DecodeError, EncodeError, RushConfigError
-from rush_async.launch.parcels import Parcel, aunwrap, wrap
-from rush_async.loops import WorkerLoop, bind_loop, name_of
+from rush_async.launch.payload import Parcel, aunwrap, wrap
 from rush_async.store.codec import decode, encode
+from rush_async.worker.loop import WorkerLoop, bind_loop, name_of
 
 __all__ = ["Command", "Start", "bind", "import_loop", "prepare_command", "read_start"]
 

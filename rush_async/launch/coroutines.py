@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from rush_async.launch.handle import Launch, WorkerHandle
 from rush_async.model import Failure, WorkerExit
-from rush_async.runtime import live
 from rush_async.supervisor import Supervisor
-from rush_async.worker import RushWorker
+from rush_async.worker.run import live
+from rush_async.worker.worker import RushWorker
 
 __all__ = ["Coroutines"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from rush_async.config import RushConfig
-from rush_async.loops import WorkerLoop
 from rush_async.model import Failure, WorkerExit
 from rush_async.supervisor import Supervisor
+from rush_async.worker.loop import WorkerLoop
 
 __all__ = ["Launch", "Launcher", "WorkerHandle"]
 

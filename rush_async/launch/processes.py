@@ -19,11 +19,11 @@ from typing import Any, ClassVar, cast
 import anyio
 import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 
-from rush_async.arguments import as_number
+from rush_async.client.arguments import as_number
 from rush_async.errors import EncodeError
 from rush_async.launch.child import Orders
 from rush_async.launch.handle import Launch, WorkerHandle
-from rush_async.launch.parcels import Parcel, adiscard, awrap
+from rush_async.launch.payload import Parcel, adiscard, awrap
 from rush_async.model import Failure, WorkerExit
 
 __all__ = ["Processes", "pack"]

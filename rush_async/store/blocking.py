@@ -13,9 +13,9 @@ from redis.retry import Retry
 
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError
-from rush_async.store.connect import connection_options
 from rush_async.store.scripts import Script, ScriptCaller
-from rush_async.store.transport import Word, pack
+from rush_async.wire.opening import connection_options
+from rush_async.wire.transport import Word, pack
 
 __all__ = ["BlockingConnection"]
 

@@ -13,10 +13,11 @@ import hiredis
 
 from rush_async.errors import RushConnectionError, RushError
 from rush_async.model import Counts
-from rush_async.store.connect import Connection, gave_up, refusal
 from rush_async.store.keys import client_id
 from rush_async.store.scripts import WIRE_VERSION, Script, ScriptCaller
-from rush_async.store.transport import Command, Word, pack
+from rush_async.wire.connection import Connection, gave_up
+from rush_async.wire.refusals import refusal
+from rush_async.wire.transport import Command, Word, pack
 
 __all__ = ["Answer", "Calls", "Group", "Position"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib import resources
 
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.transport import Word, pack
+from rush_async.wire.transport import Word, pack
 
 __all__ = ["SCRIPTS", "WIRE_VERSION", "Script", "ScriptCaller"]
 

@@ -12,7 +12,6 @@ from rush_async.errors import RushConnectionError, RushError, ServerFullError
 from rush_async.model import Counts, Failure, TaskState
 from rush_async.store.calls import MOST_BYTES, MOST_TASKS, Answer, Calls, Group, Position, wire_mismatch
 from rush_async.store.codec import encode_failure
-from rush_async.store.connect import Connection, acl_remedy
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.scripts import (
     BYE,
@@ -29,7 +28,9 @@ from rush_async.store.scripts import (
     Script,
     ScriptCaller,
 )
-from rush_async.store.transport import Word
+from rush_async.wire.connection import Connection
+from rush_async.wire.refusals import acl_remedy
+from rush_async.wire.transport import Word
 
 __all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "NewTask", "Popped", "Standing", "Target", "TaskStore", "View"]
 

@@ -11,10 +11,10 @@ from rush_async.errors import DecodeError
 from rush_async.model import Counts, Failure, WorkerState
 from rush_async.store.calls import MOST_TASKS, Calls, Group, Position
 from rush_async.store.codec import decode_all, encode, encode_failure
-from rush_async.store.connect import Connection
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.scripts import BEAT, BYE, ENTER, LOSE, PART, PREPARE, STOP, ScriptCaller
-from rush_async.store.transport import Word
+from rush_async.wire.connection import Connection
+from rush_async.wire.transport import Word
 
 __all__ = ["FAILURES", "KILLED", "LOST_WORKER", "Beat", "Lease", "LoseStep", "WorkerEntry", "WorkerStore", "beat_args"]
 

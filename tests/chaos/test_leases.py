@@ -19,15 +19,15 @@ import pytest_asyncio
 import redis
 
 from rush_async import Counts, Failure, Rush, RushConfig, RushConfigError, RushWorker, WorkerLost, WorkerLostError
-from rush_async.heartbeat import Pulse
-from rush_async.network import Network
+from rush_async.embedded.server import acquire
+from rush_async.heartbeat.heartbeat import Pulse
+from rush_async.network.network import Network
 from rush_async.store.calls import Group
-from rush_async.store.connect import acl_remedy
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.scripts import FINISH, LOSE
-from rush_async.store.server import acquire
 from rush_async.store.workers import KILLED, LOST_WORKER, Lease, LoseStep
 from rush_async.testing import wait_until
+from rush_async.wire.refusals import acl_remedy
 from tests.proxy import Command, Proxy
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ async def test_two_event_loops_of_a_process_are_two_leases(slow: Rush, quick: Ru
 BLOCKED = """
 import asyncio, sys
 from rush_async import RushConfig, RushWorker
-from rush_async.heartbeat import own_this_process
+from rush_async.heartbeat.heartbeat import own_this_process
 from tests.launch.loops_of_tests import block
 
 async def main():
@@ -196,7 +196,7 @@ async def test_a_loop_that_hangs_for_too_long_is_given_up_and_a_process_of_its_o
     slow: Rush, whose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = BLOCKED.replace(
-        "import asyncio, sys\n", "import asyncio, sys\nfrom rush_async import heartbeat\nheartbeat._PATIENCE = 0.1\n"
+        "import asyncio, sys\n", "import asyncio, sys\nfrom rush_async.heartbeat import heartbeat\nheartbeat._PATIENCE = 0.1\n"
     )
     words = [sys.executable, "-c", script, slow.network_id, str(slow.config.url), "0.2", whose]
     process = subprocess.Popen(words, cwd=ROOT)  # noqa: ASYNC220 - it is waited for
@@ -359,7 +359,7 @@ async def test_workers_that_a_leaving_process_could_not_report_are_found(slow: R
 async def test_a_worker_that_could_not_say_good_bye_is_lost_though_its_neighbour_keeps_their_lease_alive(
     slow: Rush, quick: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rush_async.worker._PATIENCE", 0.1)
+    monkeypatch.setattr("rush_async.worker.worker._PATIENCE", 0.1)
     async with Proxy(str(quick.url), directory) as proxy:
         config = replace(quick, url=proxy.url)
         async with RushWorker(slow.network_id, config, worker_id="stays"):
@@ -377,7 +377,7 @@ async def test_a_worker_that_could_not_say_good_bye_is_lost_though_its_neighbour
 ENDING = """
 import asyncio, os, signal
 from rush_async import RushConfig, RushWorker
-from rush_async.store.server import acquire
+from rush_async.embedded.server import acquire
 
 lease = acquire()
 
@@ -641,7 +641,7 @@ async def test_a_user_with_the_rights_that_are_named_can_do_everything(quick: Ru
 async def test_a_client_closes_in_time_though_its_thread_waits_for_a_server_that_hangs(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for room in ("network", "worker"):
+    for room in ("network.network", "worker.worker"):
         monkeypatch.setattr(f"rush_async.{room}._PATIENCE", 0.2)
     lease = acquire(directory)
     try:
@@ -669,7 +669,8 @@ async def test_a_client_closes_in_time_though_its_thread_waits_for_a_server_that
 
 FORKING = """
 import asyncio, os, sys
-from rush_async import RushConfig, RushWorker, heartbeat
+from rush_async import RushConfig, RushWorker
+from rush_async.heartbeat import heartbeat
 heartbeat.own_this_process()
 config = RushConfig(url=sys.argv[2], heartbeat_period=0.002, heartbeat_expire=0.4)
 

@@ -18,8 +18,8 @@ from redis.asyncio.connection import parse_url
 from rush_async import DecodeError, EncodeError, RushConfig, RushConfigError, RushWorker
 from rush_async.config import with_password_of_environment, without_password
 from rush_async.launch.command import Command, Start, import_loop, prepare_command, read_start
-from rush_async.loops import WorkerLoop, bind_loop
 from rush_async.store.codec import encode
+from rush_async.worker.loop import WorkerLoop, bind_loop
 from tests.launch.loops_of_tests import note_arguments, serve, show_arguments
 
 URL = "redis://server:6379/0"

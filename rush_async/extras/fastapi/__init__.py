@@ -40,11 +40,11 @@ from rush_async.extras.fastapi.bodies import (
     event_view,
 )
 from rush_async.extras.fastapi.dependencies import RunDep, RushDep, ServiceDep, StreamDep, network_of
+from rush_async.extras.fastapi.service import Objective, RunLoop, Service, follow, state_of
 from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, TellingRoute, checked_task
-from rush_async.launch.executors import Submitter
 from rush_async.launch.handle import Launcher
-from rush_async.manager import Rush
-from rush_async.service import Objective, RunLoop, Service, follow, state_of
+from rush_async.launch.pools import Submitter
+from rush_async.manager.manager import Rush
 
 __all__ = ["RushDep", "rush_lifespan", "rush_router"]
 

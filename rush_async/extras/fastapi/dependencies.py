@@ -8,11 +8,11 @@ from typing import Annotated
 
 from fastapi import Depends, Header, HTTPException, Path, Query, Request
 
+from rush_async.client.event_stream import EventStream
 from rush_async.events import Event
 from rush_async.extras.fastapi.bodies import RunId
-from rush_async.manager import Rush
-from rush_async.service import Service
-from rush_async.streams import EventStream
+from rush_async.extras.fastapi.service import Service
+from rush_async.manager.manager import Rush
 
 __all__ = ["RunDep", "RushDep", "ServiceDep", "StreamDep", "network_of"]
 

@@ -1,0 +1,1 @@
+"""What manager and worker share."""

@@ -1,0 +1,437 @@
+"""What manager and worker share: tasks, waiting, reading and events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+from rush_async.client.arguments import as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
+from rush_async.client.event_stream import EventStream
+from rush_async.client.session import Schema, Session, describe
+from rush_async.client.snapshot import take_snapshot
+from rush_async.errors import EncodeError, RushTimeoutError, TasksNotDoneError, listed
+from rush_async.events import Event, EventsMissed, TasksFailed, TasksFinished
+from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
+from rush_async.network.network import Network
+from rush_async.store.codec import (
+    as_extras,
+    as_records,
+    check_names,
+    decode_task,
+    encode_created,
+    encode_ended,
+    encode_failure,
+    header,
+)
+from rush_async.store.keys import task_key
+from rush_async.store.tasks import LOST, NewTask, Target
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["RushClient"]
+
+logger = logging.getLogger(__name__)
+
+E = TypeVar("E")
+
+
+class RushClient(Session):
+    """A client of one network: `Rush` manages it, `RushWorker` works in it."""
+
+    # tasks
+
+    async def push_tasks(self, xss: Iterable[Any], *, xss_extra: Iterable[Any] | None = None, retries: int = 0) -> list[str]:
+        """Queues tasks for workers to pop, first in first out.
+
+        Args:
+            xss: the inputs, a record each: a mapping with string names, a dataclass instance, or anything with `model_dump()`.
+            xss_extra: what to store beside each input, in the same order.
+            retries: how often a task goes back to the head of the queue when its worker is lost or killed; 0 - 127.
+
+        Returns:
+            The keys, in the order of `xss`.
+
+        Raises:
+            EncodeError: a value cannot be stored, or a record is larger than `max_record_size`.
+            ServerFullError: the server is at its `maxmemory`; no task is left in the queue.
+        """
+        retries = as_number(retries, "retries", 127)
+        return await self._push("Q", self._new_tasks(xss, xss_extra, retries=retries))
+
+    async def push_finished_tasks(
+        self,
+        xss: Iterable[Any],
+        yss: Iterable[Any],
+        *,
+        xss_extra: Iterable[Any] | None = None,
+        yss_extra: Iterable[Any] | None = None,
+    ) -> list[str]:
+        """Adds tasks that are finished already, such as results from elsewhere; their keys."""
+        tasks = self._new_tasks(xss, xss_extra, has_header=False)
+        ends = self._encode_ends(yss, yss_extra)
+        check_lengths("xss", tasks, "yss", ends)
+        ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
+        return await self._push("F", ended)
+
+    async def push_failed_tasks(
+        self, xss: Iterable[Any], failures: Any = None, *, xss_extra: Iterable[Any] | None = None
+    ) -> list[str]:
+        """Adds tasks that have failed already; their keys.
+
+        Args:
+            xss: the inputs.
+            failures: one for all or one for each: an exception, a string or a `Failure`.
+            xss_extra: what to store beside each input.
+        """
+        tasks = self._new_tasks(xss, xss_extra)
+        ends = [encode_failure(failure) for failure in as_failures(failures, len(tasks), "xss")]
+        ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
+        return await self._push("X", ended)
+
+    async def _push(self, target: Target, tasks: Sequence[NewTask]) -> list[str]:
+        keys = await self._net.tasks.push(target, tasks) if tasks else []
+        assert keys is not LOST
+        return cast("list[str]", keys)
+
+    def _new_tasks(
+        self, xss: Iterable[Any], xss_extra: Iterable[Any] | None, *, retries: int = 0, has_header: bool = True
+    ) -> list[NewTask]:
+        """Checks and encodes inputs; nothing is sent before all of them are good."""
+        self._net  # noqa: B018 - a client that is not open says so before it complains about values
+        records = as_records(xss, "xss")
+        if len(records) == 1 and xss_extra is None:
+            return [self._new_task(records[0], None, "xs", retries, has_header)]
+        extras = self._extras(xss_extra, records, "xss")
+        pairs = enumerate(zip(records, extras, strict=True))
+        return [self._new_task(record, extra, f"xss[{at}]", retries, has_header) for at, (record, extra) in pairs]
+
+    def _new_task(
+        self, record: dict[str, Any], extra: dict[str, Any] | None, what: str, retries: int = 0, has_header: bool = True
+    ) -> NewTask:
+        """Checks and encodes one input."""
+        check_names(record, what)
+        key = task_key()
+        created = encode_created(key, record, extra, what)
+        self.check_size(created, what)
+        return NewTask(key, header(created, retries=retries) + created if has_header else created)
+
+    def _encode_ends(self, yss: Iterable[Any], yss_extra: Iterable[Any] | None) -> list[bytes]:
+        records = as_records(yss, "yss")
+        if len(records) == 1 and yss_extra is None:
+            return [self._encode_end(records[0], None, "ys")]
+        extras = self._extras(yss_extra, records, "yss")
+        pairs = enumerate(zip(records, extras, strict=True))
+        return [self._encode_end(record, extra, f"yss[{at}]") for at, (record, extra) in pairs]
+
+    def _encode_end(self, record: dict[str, Any], extra: dict[str, Any] | None, what: str) -> bytes:
+        packed = encode_ended(record, extra, what)
+        self.check_size(packed, what)
+        return packed
+
+    @staticmethod
+    def _extras(extras: Iterable[Any] | None, records: Sequence[Any], what: str) -> Sequence[dict[str, Any] | None]:
+        if extras is None:
+            return [None] * len(records)
+        found = as_extras(extras, f"{what}_extra")
+        check_lengths(what, records, f"{what}_extra", found)
+        return found
+
+    def check_size(self, packed: bytes, what: str) -> None:
+        """Refuses what is larger than `max_record_size`, before a byte of it is sent."""
+        if len(packed) > self._config.max_record_size:
+            raise EncodeError(
+                f"{what} takes {len(packed):,} bytes, max_record_size allows {self._config.max_record_size:,}: "
+                "store the large part elsewhere and push where it is, or raise RushConfig(max_record_size=...)"
+            )
+
+    async def empty_queue(self) -> list[str]:
+        """Fails what is queued, with kind `removed` and the message "Removed from queue"; the keys that moved."""
+        return await self._net.tasks.empty_queue(Failure("removed", None, "Removed from queue"))
+
+    async def retry_tasks(self, keys: str | Sequence[str] | None = None) -> list[str]:
+        """Queues failed tasks again, at the end; all of them without `keys`. The keys that moved."""
+        return await self._net.tasks.retry(None if keys is None else as_keys(keys))
+
+    async def cancel_tasks(self, keys: str | Sequence[str]) -> list[str]:
+        """Fails tasks that are queued or running, with kind `cancelled`; the keys that moved.
+
+        Where a worker runs one in a block (`rush.task(...)` or `async with task`), the block is cancelled and ends quietly, and
+        its loop goes on. Of one that is run without a block, a later `finish_tasks` moves nothing.
+        """
+        return await self._net.tasks.cancel(as_keys(keys), CANCELLED)
+
+    async def counts(self) -> Counts:
+        """How many tasks are in each state, asked of the server: exact, one round trip."""
+        return (await self._net.tasks.look()).counts
+
+    async def get_tasks(self, keys: str | Sequence[str]) -> list[Task | None]:
+        """Tasks by key, in the order of `keys`; None for a key that the network does not know."""
+        keys = as_keys(keys)
+        network = self._net
+        found: dict[str, Task] = {
+            key: decode_task(state, record) for key, (state, record) in (await network.tasks.find(keys)).items()
+        }
+        if missing := [key for key in keys if key not in found]:
+            found |= (await network.reader.archive()).find(missing)
+        return [found.get(key) for key in keys]
+
+    async def keys_with_state(self, *states: TaskState) -> dict[TaskState, list[str]]:
+        """The keys of the tasks in these states (all four without any), in one consistent view."""
+        states = as_states(states)
+        with self._until_closed():
+            view = await take_snapshot(self._net, states)
+        return {state: view.keys(state) for state in states}
+
+    async def is_running_task(self, keys: str | Sequence[str]) -> list[bool]:
+        """For each key whether that task is running."""
+        return await self._is_in(as_keys(keys), "running")
+
+    async def is_failed_task(self, keys: str | Sequence[str]) -> list[bool]:
+        """For each key whether that task has failed."""
+        return await self._is_in(as_keys(keys), "failed")
+
+    async def _is_in(self, keys: list[str], state: TaskState) -> list[bool]:
+        found = await self._net.tasks.find(keys)
+        return [key in found and found[key][0] == state for key in keys]
+
+    # waiting
+
+    async def wait_until(self, predicate: Callable[[Counts], bool], *, timeout: float | None = None) -> Counts:
+        """Waits until the counts of the network satisfy `predicate`, without polling; the first counts that do.
+
+        Raises:
+            RushTimeoutError: they did not within `timeout` seconds; the message shows them.
+        """
+        network = self._net
+        looks_once = timeout is not None and timeout <= 0
+        try:
+            with self._until_closed(), network.watched:
+                async with asyncio.timeout(None if looks_once else timeout):
+                    await (network.tasks.look() if looks_once else network.watch())
+                    if predicate(network.counts):
+                        return network.counts
+                    if looks_once:
+                        raise TimeoutError
+                    with network.conditions.waiter(predicate) as future:
+                        counts = await future
+                        assert counts is not None
+                        return counts
+        except TimeoutError:
+            if timeout is None:
+                raise  # the predicate's own
+            if predicate(network.counts):
+                return network.counts
+            raise RushTimeoutError(
+                f"the condition did not hold within {timeout:g} s: there are {describe(network.counts)}"
+            ) from None
+
+    async def wait_for_tasks(
+        self, keys: str | Sequence[str], *, timeout: float | None = None, need_workers: bool = True
+    ) -> list[Task]:
+        """Waits until all these tasks are finished or failed; the tasks in the order of `keys`, each with `ys` or `failure`.
+
+        Args:
+            keys: one key or several.
+            timeout: seconds to wait; None waits for ever.
+            need_workers: whether to give up when tasks are queued and no worker is starting or running.
+
+        Raises:
+            KeyError: a key that the network does not know, or does not know any more.
+            TasksNotDoneError: the time is up, or nobody is there to run what is queued; `pending` has the keys.
+        """
+        keys = as_keys(keys)
+        network = self._net
+        done: dict[str, Task] = {}
+        looks_once = timeout is not None and timeout <= 0
+        try:
+            with self._until_closed(), network.watched:
+                async with asyncio.timeout(None if looks_once else timeout):
+                    if not looks_once:
+                        await network.watch()
+                    await self._wait_for_ends_of(network, keys, done, need_workers=need_workers, looks_once=looks_once)
+        except TasksNotDoneError:
+            raise  # nobody is there to run them: a timeout by its class, not by its cause
+        except TimeoutError:
+            pending = [key for key in keys if key not in done]
+            raise TasksNotDoneError(
+                f"{len(pending):,} of {len(keys):,} tasks did not end within {timeout:g} s: {listed(pending)}", pending
+            ) from None
+        return [done[key] for key in keys]
+
+    async def _wait_for_ends_of(
+        self, network: Network, keys: Sequence[str], done: dict[str, Task], *, need_workers: bool, looks_once: bool
+    ) -> None:
+        with network.end_wait(keys) as wait:
+            while True:
+                is_in_queue = await self._look_for_ends([key for key in keys if key not in done], done)
+                wait.pending.difference_update(done)
+                if len(done) == len(set(keys)):
+                    return
+                if looks_once:
+                    raise TimeoutError
+                if need_workers and is_in_queue:
+                    await self._check_workers([key for key in keys if key not in done])
+                if wait.pending:
+                    await wait.changed()
+                else:
+                    # Events said that all ended, and one was queued again before we looked.
+                    wait.pending.update(key for key in keys if key not in done)
+
+    async def _look_for_ends(self, keys: Sequence[str], done: dict[str, Task]) -> bool:
+        """Adds those that have ended to `done`; whether one of the others is queued."""
+        is_in_queue = False
+        for key, task in zip(keys, await self.get_tasks(keys), strict=True):
+            if task is None:
+                raise KeyError(f"network {self._network_id!r} has no task {key!r}: it never existed, or was deleted by a reset")
+            if task.state in ("finished", "failed"):
+                done[key] = task
+            elif task.state == "queued":
+                is_in_queue = True
+        return is_in_queue
+
+    async def _check_workers(self, pending: list[str]) -> None:
+        entries = await self._net.workers.read()
+        if any(entry.state in ("starting", "running") for entry in entries):
+            return
+        reasons = "".join(
+            f"\n  {entry.worker_id} {entry.state}"
+            + (f": {entry.failure.type or entry.failure.kind}: {entry.failure.message}" if entry.failure else "")
+            for entry in entries[-5:]
+        )
+        raise TasksNotDoneError(
+            f"no worker is starting or running, and {len(pending):,} of these tasks have not ended: {listed(pending)}. "
+            "Start workers, or wait with need_workers=False."
+            + (f" Workers that ended:{reasons}" if reasons else " No worker was ever started."),
+            pending,
+        )
+
+    # reading
+
+    async def fetch_finished_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """The finished tasks in the order they finished. Cached: only what is new travels.
+
+        Args:
+            times: whether to add `created_at`, `started_at`, `ended_at` (Datetime in UTC) and `attempt` (Int64).
+            schema: columns that always exist, with their dtypes; those given to the client by default.
+
+        Returns:
+            A frame of your own: `worker_id` (String), a column for each input, output and extra, `keys` (String).
+
+        Raises:
+            SchemaError: a value does not fit `schema`.
+        """
+        archive = await self._net.reader.archive()
+        return archive.frame(times=times, schema=schema or self._schema)
+
+    async def fetch_new_tasks(
+        self, *, timeout: float | None = 0.0, times: bool = False, schema: Schema | None = None
+    ) -> pl.DataFrame:
+        """The tasks that finished since this client last called this, each once; all of them at first, and after a server was
+        restored from a moment ago.
+
+        Args:
+            timeout: seconds to wait for one if there is none, without polling; None waits for ever.
+            times: as in `fetch_finished_tasks`.
+            schema: as in `fetch_finished_tasks`.
+        """
+        network = self._net
+        loop = asyncio.get_running_loop()
+        deadline = math.inf if timeout is None else loop.time() + timeout
+        archive = await network.reader.archive()
+        while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
+            history = network.history
+            with network.followed, suppress(RushTimeoutError):
+                network.follow()
+                await self.wait_until(
+                    lambda counts, n=n, history=history: counts.finished > n or network.history != history,
+                    timeout=None if timeout is None else left,
+                )
+            if len(archive) <= n or network.history != history:  # else it came by itself
+                archive = await network.reader.archive()
+            if len(archive) <= n and network.history == history:
+                break  # otherwise another call may have taken what is new, or what is waited for is still to come
+        first = self._first_new(network, len(archive))
+        frame = archive.frame(first, times=times, schema=schema or self._schema)
+        self._n_seen = len(archive)
+        return frame
+
+    def _first_new(self, network: Network, length: int) -> int:
+        if self._seen_history != network.history or self._n_seen > length:
+            self._seen_history, self._n_seen = network.history, 0
+        return self._n_seen
+
+    async def fetch_tasks_with_state(
+        self, *states: TaskState, times: bool = False, schema: Schema | None = None
+    ) -> pl.DataFrame:
+        """The tasks in these states (all four without any) in one consistent view: no task appears twice or is left out.
+
+        Returns:
+            A frame as that of `fetch_finished_tasks` with a column `state` in front; where failed tasks were asked for, with
+            `condition` (Struct of kind, type, message, traceback). States come in the order asked for.
+        """
+        states = as_states(states)
+        return await self._frame(states, with_state=True, times=times, schema=schema)
+
+    async def fetch_queued_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """The queued tasks, the next one first."""
+        return await self._frame(("queued",), with_state=False, times=times, schema=schema)
+
+    async def fetch_running_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """The running tasks."""
+        return await self._frame(("running",), with_state=False, times=times, schema=schema)
+
+    async def fetch_failed_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """The failed tasks; `condition` (Struct of kind, type, message, traceback) says why."""
+        return await self._frame(("failed",), with_state=False, times=times, schema=schema)
+
+    async def fetch_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
+        """All tasks in one consistent view, with a column `state` in front."""
+        return await self._frame(TASK_STATES, with_state=True, times=times, schema=schema)
+
+    async def _frame(
+        self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Schema | None
+    ) -> pl.DataFrame:
+        with self._until_closed():
+            view = await take_snapshot(self._net, states)
+        return view.frame(states, with_state=with_state, times=times, schema=schema or self._schema)
+
+    def reset_cache(self) -> None:
+        """Drops what this process holds of the network, for all its clients; the next read fetches it anew."""
+        self._net.reader.drop()
+
+    # events
+
+    @overload
+    def events(self, *, results: bool = False, buffer: int = 10_000) -> EventStream[Event]: ...
+
+    @overload
+    def events(self, *kinds: type[E], results: bool = False, buffer: int = 10_000) -> EventStream[E | EventsMissed]: ...
+
+    def events(self, *kinds: type[Any], results: bool = False, buffer: int = 10_000) -> EventStream[Any]:
+        """What happens in the network, from the moment the block opens.
+
+        ```python
+        async with rush.events(TasksFinished, results=True) as events:
+            async for event in events: ...
+        ```
+
+        Args:
+            kinds: the classes wanted, all without any. `EventsMissed` comes in any case where events were missed.
+            results: whether finished and failed events carry their `tasks`. Small finished ones come along, others cost a read.
+            buffer: how many events may wait for a slow listener before the rest is reported as missed.
+        """
+        check_kinds(kinds)
+        if buffer < 1:
+            raise ValueError(f"buffer must be at least 1, not {buffer}")
+        return EventStream(lambda: self._net, self._until_closed, kinds, buffer, self._tasks_of if results else None)
+
+    async def _tasks_of(self, event: TasksFinished | TasksFailed) -> Sequence[Task]:
+        if isinstance(event, TasksFinished):
+            found = await self._net.reader.find(event.keys)
+            return [found[key] for key in event.keys if key in found]
+        return [task for task in await self.get_tasks(event.keys) if task is not None]

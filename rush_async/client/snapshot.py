@@ -1,0 +1,161 @@
+"""Tasks of several states as they were at one moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rush_async.errors import RushConnectionError
+from rush_async.events import (
+    Event,
+    TasksFailed,
+    TasksFinished,
+    TasksQueued,
+    TasksStarted,
+    WorkerLost,
+    WorkerStarted,
+    WorkerStopped,
+)
+from rush_async.model import TaskState
+from rush_async.network.listener import Listener
+from rush_async.network.network import Network
+from rush_async.store.codec import complete, decode_task
+from rush_async.store.tasks import View
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from rush_async.frames.archive import Archive
+
+__all__ = ["Snapshot", "take_snapshot"]
+
+_STEP = 5_000  # tasks of a state that are read in one step, which keeps the server for about a millisecond
+_MOST_TOUCHED = 5_000  # tasks that may change while others are read
+_TRIES = 10
+_PATIENCE = 2.0  # seconds in which events are to be heard; else all is read in one step
+_BUFFER = 100_000  # events that may wait while a step is looked through
+
+
+class Snapshot:
+    """Tasks of several states as they were at one moment.
+
+    Args:
+        view: what was read.
+        archive: where finished tasks were asked for, what is finished.
+        n_finished: how many were finished at that moment.
+    """
+
+    def __init__(self, view: View, archive: Archive | None, n_finished: int) -> None:
+        self._records: dict[TaskState, list[bytes]] = {
+            state: [records.pop(key) for key in view.queue if key in records] if state == "queued" else list(records.values())
+            for state, records in view.records.items()
+        }
+        self._archive = archive
+        self._n_finished = n_finished
+
+    def keys(self, state: TaskState) -> list[str]:
+        """The keys of the tasks in a state."""
+        if state == "finished":
+            return [] if self._archive is None else self._archive.keys(0, self._n_finished)
+        return [decode_task(state, record).key for record in self._records[state]]
+
+    def frame(
+        self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Mapping[str, Any] | None
+    ) -> pl.DataFrame:
+        """The tasks as a frame, the states in the order given."""
+        from rush_async.frames.archive import frame_of
+
+        others: dict[TaskState, list[bytes]] = {
+            state: [complete(state, record) for record in records] for state, records in self._records.items()
+        }
+        if self._archive is None:
+            groups: list[tuple[TaskState, list[bytes]]] = [(state, others[state]) for state in states]
+            return frame_of(groups, with_state=with_state, times=times, schema=schema)
+        return self._archive.snapshot(self._n_finished, others, states, with_state=with_state, times=times, schema=schema)
+
+
+async def take_snapshot(network: Network, states: Sequence[TaskState]) -> Snapshot:
+    """All tasks in these states as they were at one moment. Finished ones come from the archive; only what is new of them
+    travels."""
+    reader, tasks = network.reader, network.tasks
+    while True:
+        if "finished" in states:
+            await reader.archive()
+        start = reader.resumes_at
+        view = await tasks.view_of_few(states, start, _STEP) or await _view_in_steps(network, states, start)
+        if view is None:
+            view = await tasks.view(states, start)
+        if "finished" not in states:
+            return Snapshot(view, None, 0)
+        # Others may have read on meanwhile; what both read is the same unless the network was reset.
+        if (archive := reader.join(view.epoch, start, view.finished)) is not None:
+            return Snapshot(view, archive, start + len(view.finished))
+
+
+async def _view_in_steps(network: Network, states: Sequence[TaskState], finished_from: int) -> View | None:
+    """The view of many tasks, without keeping the server for long: they are read step by step, and those that have changed
+    meanwhile once more in a last step. None where too much changes, or changes are not heard of."""
+    tasks = network.tasks
+    with network.watched, network.listening((), _BUFFER) as listener:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await network.watch()
+        except (RushConnectionError, TimeoutError):
+            return None
+        begun = await tasks.look()
+        listener.begin(begun.epoch, begun.seq)
+        changes = _Changes(listener, begun.seq)
+        records: dict[TaskState, dict[bytes, bytes]] = {
+            state: await tasks.scan(state, _STEP) for state in states if state != "finished"
+        }
+        for _ in range(_TRIES):
+            await changes.hear()
+            touched = list(changes.keys)
+            if len(touched) > _MOST_TOUCHED or not changes.are_known:
+                return None
+            view = await tasks.view_of_some(states, finished_from, touched or [b""])
+            await changes.hear(view.seq)
+            if view.epoch == begun.epoch and changes.are_known and len(changes.keys) == len(touched):
+                for state, found in records.items():
+                    for key in touched:
+                        found.pop(key, None)
+                    found |= view.records[state]
+                return view._replace(records=records)
+    return None
+
+
+class _Changes:
+    """Which tasks have changed, as events tell.
+
+    Attributes:
+        keys: of these tasks.
+        are_known: whether nothing was missed.
+    """
+
+    def __init__(self, listener: Listener, seq: int) -> None:
+        self.keys: dict[bytes, None] = {}
+        self.are_known = True
+        self._listener = listener
+        self._seq = seq
+
+    async def hear(self, until: int | None = None) -> None:
+        """Hears what has happened up to an event, or what has been told."""
+        if until is not None and until < self._seq:
+            self.are_known = False  # the server is back from data of a moment ago
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                while self.are_known and (len(self._listener) if until is None else self._seq < until):
+                    self._take(await self._listener.next())
+        except TimeoutError:
+            self.are_known = False
+
+    def _take(self, event: Event | None) -> None:
+        match event:
+            case TasksQueued() | TasksStarted() | TasksFinished() | TasksFailed():
+                self.keys.update(dict.fromkeys([key.encode() for key in event.keys]))
+                self._seq = event.seq
+            case WorkerStarted() | WorkerStopped() | WorkerLost():
+                self._seq = event.seq
+            case _:
+                self.are_known = False

@@ -1,0 +1,1 @@
+"""Finished records as polars frames."""

@@ -1,0 +1,1 @@
+"""The manager, the group of workers it started, and their log."""

@@ -1,0 +1,1 @@
+"""The one view of a network in an event loop."""

@@ -1,0 +1,181 @@
+"""The finished tasks of a network as one event loop reads them: each record once, whoever asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, cast
+
+from rush_async.errors import DecodeError, RushConnectionError
+from rush_async.model import Task
+from rush_async.store.codec import decode
+from rush_async.store.tasks import FinishedChunk, TaskStore
+
+if TYPE_CHECKING:
+    from rush_async.frames.archive import Archive
+
+__all__ = ["Reader"]
+
+logger = logging.getLogger(__name__)
+
+
+class Reader:
+    """Reads what is finished into the archive that all clients of an event loop share.
+
+    Attributes:
+        n_setbacks: how often the server turned out to have lost what was finished last.
+    """
+
+    def __init__(self, network_id: str, tasks: TaskStore) -> None:
+        self.n_setbacks = 0
+        self._network_id = network_id
+        self._tasks = tasks
+        self._archive: Archive | None = None
+        self._reading: _Read | None = None
+        self._n_reads = 0
+        self._n_last_read = 0
+        self._n_before = 0  # reads that had begun when what is told was heard from a new connection
+
+    async def archive(self) -> Archive:
+        """The archive with all that was finished when this was called. Concurrent calls share one read."""
+        number = self._n_reads + 1  # the next read to begin covers this call; one that is under way may not
+        while self._n_last_read < number or self._archive is None:
+            if self._reading is None:
+                await self._read_for_all()
+            else:
+                read = self._reading
+                await read.over.wait()  # wakes all who wait in one tick, where a lock would take a tick for each
+                if read.error is not None and read.number >= number:  # who was there when it began has waited as long
+                    raise RushConnectionError(str(read.error)) from read.error
+        return self._archive
+
+    async def find(self, keys: Collection[str]) -> dict[str, Task]:
+        """Finished tasks by key; those that are here are not asked for again."""
+        found = {} if self._archive is None else self._archive.find(keys)
+        return found if len(found) == len(keys) else (await self.archive()).find(keys)
+
+    def forget(self) -> None:
+        """The network is in another epoch."""
+        if self._archive is not None:
+            self._archive.clear()
+
+    def drop(self) -> None:
+        """Forgets what was read, and that it was read: whoever waits for a read begins another one."""
+        self._n_last_read = 0
+        self.forget()
+
+    def go_back(self) -> None:
+        """The server has lost what was finished last, and what was read with it."""
+        self.n_setbacks += 1
+        self.drop()
+
+    # what is told
+
+    def confirmed(self) -> None:
+        """From here on finished records are told. What was told before was not heard, so there is a read to come first."""
+        self._n_before = self._n_reads
+
+    def take(self, data: bytes) -> None:
+        """Takes finished records that are told; they are kept where they follow on what is here. Others are read in time."""
+        archive, calls = self._archive, self._tasks.calls
+        if archive is None or self._n_last_read <= self._n_before:
+            return
+        behind = 2 + int.from_bytes(data[:2])
+        try:
+            epoch, start, *lengths = cast("list[Any]", decode(data[2:behind]))
+            records = [data[first:last] for first, last in pairwise(accumulate(lengths, initial=behind))]
+            if int(epoch) == calls.epoch and self._is_same(archive, int(start), records):
+                archive.extend(records[len(archive) - int(start) :])
+        except (DecodeError, TypeError, ValueError) as error:
+            logger.error("what is told of network %r is malformed: %s", self._network_id, error)
+
+    # reading
+
+    async def _read_for_all(self) -> None:
+        read = self._reading = _Read(self._n_reads + 1)
+
+        def begin() -> None:
+            self._n_reads = read.number
+
+        try:
+            await self._read_to_end(begin)
+            self._n_last_read = read.number
+        except RushConnectionError as error:
+            read.error = error
+            raise
+        finally:  # if it failed otherwise, the first of the others tries for itself
+            self._reading = None
+            read.over.set()
+
+    async def _read_to_end(self, begin: Callable[[], None]) -> None:
+        """Reads all there is; `begin` is called when the question leaves, so that whoever asks in the same tick is covered."""
+        if self._archive is None:
+            from rush_async.frames.archive import Archive  # polars takes its time: it is imported for the first frame
+
+            self._archive = Archive()
+        archive, calls = self._archive, self._tasks.calls
+        ahead: Callable[[], Awaitable[FinishedChunk]] | None = None
+        asked_at = overlap = 0
+        while True:
+            if ahead is None:
+                # One record is read again: that it is the same shows that the list only grew.
+                asked_at, overlap = calls.highest_epoch, min(len(archive), 1)
+                ahead = self._tasks.read_finished(len(archive) - overlap, begin)
+            chunk = await ahead()
+            ahead = None
+            if chunk.epoch != calls.epoch:
+                calls.hear_epoch(chunk.epoch, asked_at)
+                continue
+            n_known = len(archive) - chunk.start  # that one, and what was told while the chunk was on its way
+            if n_known < overlap:
+                continue  # the network was reset, or the cache dropped, meanwhile
+            if len(chunk.records) < overlap or not self._is_same(archive, chunk.start, chunk.records):
+                logger.warning("the finished tasks of network %r are not those read before: reading anew", self._network_id)
+                self.n_setbacks += 1
+                archive.clear()
+                continue
+            end = chunk.start + len(chunk.records)
+            if end < chunk.total:  # the server reads the next chunk while this one is decoded
+                asked_at, overlap = calls.highest_epoch, 1
+                ahead = self._tasks.read_finished(end - 1)
+            archive.extend(chunk.records[n_known:])
+            if end >= chunk.total:
+                return
+
+    @property
+    def resumes_at(self) -> int:
+        """From which position on to read beside something else, for `join`: the last record is read again."""
+        return max(len(self._archive) - 1, 0) if self._archive is not None else 0
+
+    def join(self, epoch: int, start: int, records: Sequence[bytes]) -> Archive | None:
+        """Takes what was read from `resumes_at` on; None if it does not follow on what is here, which may have changed."""
+        archive = self._archive
+        if archive is None or epoch != self._tasks.calls.epoch or not self._is_same(archive, start, records):
+            return None
+        if len(archive) > start and not records:
+            return None  # it was to be read again, and is not there
+        archive.extend(records[len(archive) - start :])
+        return archive
+
+    @staticmethod
+    def _is_same(archive: Archive, start: int, records: Sequence[bytes]) -> bool:
+        """Whether records that begin at `start` follow on what is here: without a gap, and the same as far as both reach."""
+        n_both = min(len(archive) - start, len(records))
+        return n_both >= 0 and records[:n_both] == archive.raw(start, start + n_both)
+
+
+class _Read:
+    """One read of what is finished, for all who ask for it.
+
+    Attributes:
+        number: it covers those who asked for this number or a lower one.
+        over: set when it has ended.
+        error: what kept it from that, where the server cannot be reached.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.over = asyncio.Event()
+        self.error: RushConnectionError | None = None

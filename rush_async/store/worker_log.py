@@ -1,0 +1,77 @@
+"""What workers logged, as it stands in the network: a capped stream that only grows at its end."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, cast
+
+from rush_async.errors import DecodeError
+from rush_async.store.codec import decode, encode
+from rush_async.store.keys import NetworkKeys
+from rush_async.wire.connection import Connection
+
+__all__ = ["Journal", "LogEntry"]
+
+_CHUNK = 1_000
+
+
+class LogEntry(NamedTuple):
+    """One record that a worker logged.
+
+    Attributes:
+        worker_id: who.
+        level: the name of its level.
+        timestamp: when, by the clock of the worker's machine (UTC).
+        logger: the logger's name.
+        caller: `module.function:line`.
+        msg: the message, with the traceback if there was one.
+    """
+
+    worker_id: str
+    level: str
+    timestamp: datetime
+    logger: str
+    caller: str
+    msg: str
+
+    def packed(self) -> bytes:
+        """The entry as it travels."""
+        return encode([self.worker_id, self.level, self.timestamp.timestamp(), self.logger, self.caller, self.msg], "log")
+
+    @classmethod
+    def of(cls, packed: bytes) -> LogEntry:
+        """The entry that travelled.
+
+        Raises:
+            DecodeError: it is none of ours.
+        """
+        values: Any = decode(packed)
+        try:
+            worker_id, level, created, logger, caller, msg = values
+            if {type(text) for text in (worker_id, level, logger, caller, msg)} == {str}:
+                return cls(worker_id, level, datetime.fromtimestamp(created, UTC), logger, caller, msg)
+        except (TypeError, ValueError, OverflowError, OSError):
+            pass
+        raise DecodeError(f"a log record of the network is malformed: {packed!r:.200}")
+
+
+class Journal:
+    """The log of one network."""
+
+    def __init__(self, connection: Connection, keys: NetworkKeys) -> None:
+        self._connection = connection
+        self._key = keys.log
+
+    async def read(self, after: str = "0") -> tuple[str, list[LogEntry]]:
+        """All entries after a place in the log, in order, and the place behind them."""
+        entries: list[LogEntry] = []
+        while True:
+            chunk = cast(
+                "list[tuple[bytes, list[bytes]]]",
+                await self._connection.ask("XRANGE", self._key, f"({after}", "+", "COUNT", _CHUNK),
+            )
+            entries += [LogEntry.of(fields[1]) for _, fields in chunk]
+            if chunk:
+                after = chunk[-1][0].decode()
+            if len(chunk) < _CHUNK:
+                return after, entries

@@ -1,0 +1,1 @@
+"""Bytes: connections to a server."""

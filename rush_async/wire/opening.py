@@ -1,0 +1,245 @@
+"""How a server is reached: the only room that knows URLs, TLS, users and passwords.
+
+redis-py opens a connection (it knows URLs, AUTH, credential providers and TLS) and hands it over to our transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import anyio
+import hiredis
+from redis.asyncio.connection import (
+    Connection as TCPConnection,
+)
+from redis.asyncio.connection import (
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
+
+from rush_async.config import RushConfig
+from rush_async.errors import RushConfigError, RushConnectionError
+from rush_async.wire.refusals import acl_remedy
+from rush_async.wire.transport import FutureCommand, Transport, pack
+
+__all__ = ["connection_options", "open_transport", "url_db"]
+
+logger = logging.getLogger(__name__)
+
+_PAUSE = 0.05  # seconds between two looks at a server that loads its data
+_OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
+
+
+class _HandsOver:
+    """What our subclasses of redis-py's connections add: giving the open connection away."""
+
+    _reader: asyncio.StreamReader | None
+    _writer: asyncio.StreamWriter | None
+
+    def hand_over(self, transport: Transport) -> None:
+        assert self._writer is not None
+        transport.adopt(cast("asyncio.Transport", self._writer.transport), self._forget)
+
+    def _forget(self) -> None:
+        # The stream's writer closes its connection when it is collected, so it is kept until the connection is gone.
+        self._reader = self._writer = None
+
+
+class _TCP(_HandsOver, TCPConnection):
+    pass
+
+
+class _TLS(_HandsOver, SSLConnection):
+    pass
+
+
+class _Unix(_HandsOver, UnixDomainSocketConnection):
+    pass
+
+
+def _options(config: RushConfig) -> dict[str, Any]:
+    assert config.url is not None
+    try:
+        options = dict(parse_url(config.url))
+    except (ValueError, TypeError) as error:
+        raise RushConfigError(f"the URL {config.where!r} cannot be used: {error}") from None
+    options.pop("connection_class", None)
+    return options
+
+
+def url_db(config: RushConfig) -> int:
+    """The number of the database that the URL selects."""
+    return int(_options(config).get("db") or 0)
+
+
+def connection_options(config: RushConfig) -> dict[str, Any]:
+    """What any connection of redis-py to this server is made with."""
+    options = _options(config)
+    assert config.url is not None
+    options |= {
+        "protocol": 2,  # no push frame may ever stand between two answers
+        "socket_connect_timeout": config.connect_timeout,
+        "driver_info": None,
+    }
+    if config.url.startswith("rediss:"):
+        options |= {
+            "ssl_ca_certs": config.tls_ca_file,
+            "ssl_certfile": config.tls_cert_file,
+            "ssl_keyfile": config.tls_key_file,
+            "ssl_check_hostname": config.tls_check_hostname,
+        }
+    return options
+
+
+def _connection(config: RushConfig) -> _TCP | _TLS | _Unix:
+    assert config.url is not None
+    scheme = config.url.partition("://")[0]
+    kind: type[_TCP | _TLS | _Unix] = {"redis": _TCP, "rediss": _TLS, "unix": _Unix}[scheme]
+    options = connection_options(config)
+    options |= {"socket_timeout": None, "retry": Retry(NoBackoff(), 0)}
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise RushConfigError(f"the URL {config.where!r} has an option that the connection does not know: {error}") from None
+
+
+async def open_transport(
+    config: RushConfig,
+    scripts: Sequence[str],
+    on_lost: Callable[[Transport, Exception | None], None],
+    on_push: Callable[[list[Any]], None] | None = None,
+    on_writable: Callable[[], None] | None = None,
+) -> Transport:
+    """Opens a connection, checks who answers, and teaches the server these scripts.
+
+    Raises:
+        RushConnectionError: the server cannot be reached within `connect_timeout`, refuses us, or is too old.
+        RushConfigError: the URL cannot be used.
+    """
+    loading: RushConnectionError | None = None
+    try:
+        with anyio.fail_after(config.connect_timeout):
+            while True:
+                try:
+                    return await _open_transport(config, scripts, on_lost, on_push, on_writable)
+                except RushConnectionError as error:
+                    if not _is_loading(error):
+                        raise
+                    loading = error
+                await asyncio.sleep(_PAUSE)  # nothing tells when a server has loaded its data
+    except TimeoutError as error:
+        if loading is not None:
+            raise RushConnectionError(
+                f"{config.where} was still loading its data after {config.connect_timeout:g} s: "
+                "connect_timeout sets how long to wait"
+            ) from loading
+        raise RushConnectionError(
+            f"no answer from {config.where} within {config.connect_timeout:g} s: is a Redis or Valkey server there? "
+            "connect_timeout sets how long to wait"
+        ) from error
+
+
+def _is_loading(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, BusyLoadingError) or (isinstance(error, hiredis.ReplyError) and str(error).startswith("LOADING")):
+            return True
+        error = error.__cause__
+    return False
+
+
+async def _open_transport(
+    config: RushConfig,
+    scripts: Sequence[str],
+    on_lost: Callable[[Transport, Exception | None], None],
+    on_push: Callable[[list[Any]], None] | None,
+    on_writable: Callable[[], None] | None,
+) -> Transport:
+    connection = _connection(config)
+    transport = Transport(on_lost, on_push, on_writable)
+    try:
+        await connection.connect()
+        connection.hand_over(transport)
+        await _greet(transport, config, scripts)
+    except (RedisError, OSError) as error:
+        transport.drop()
+        if isinstance(error, RushConnectionError):
+            raise  # whoever answers there was reached
+        if any(isinstance(each, AuthenticationError) for each in (error, error.__cause__, error.__context__)):
+            raise RushConnectionError(
+                f"{config.where} refuses this user or password ({error}): write them as redis://user:password@host"
+            ) from error
+        raise RushConnectionError(
+            f"cannot reach {config.where}: {str(error).rstrip('.')}. Start a Redis or Valkey server there, "
+            "name another with the url, or leave the url out to use the embedded server"
+        ) from error
+    except BaseException:
+        transport.drop()
+        raise
+    return transport
+
+
+async def _greet(transport: Transport, config: RushConfig, scripts: Sequence[str]) -> None:
+    commands = [
+        FutureCommand(pack(("HELLO",))),
+        FutureCommand(pack(("INFO", "memory"))),
+    ]
+    commands += [FutureCommand(pack(("SCRIPT", "LOAD", script))) for script in scripts]
+    for command in commands:
+        command.future.add_done_callback(_retrieve)
+    # An old server stops understanding at the second command, so the first one is answered before the others leave.
+    transport.write(commands[:1])
+    _check_version(await commands[0].future, config)
+    transport.write(commands[1:])
+    for command in commands[2:]:
+        reply = await command.future
+        if isinstance(reply, hiredis.ReplyError):
+            raise RushConnectionError(f"{config.where} does not take our scripts: {reply}. {acl_remedy()}")
+    _warn_of_eviction(await commands[1].future, config)
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _check_version(hello: Any, config: RushConfig) -> None:
+    if isinstance(hello, hiredis.ReplyError):
+        code = str(hello).partition(" ")[0]
+        if code in ("NOAUTH", "WRONGPASS"):
+            raise RushConnectionError(
+                f"{config.where} wants a user or password ({hello}): write them as redis://user:password@host"
+            )
+        if code != "ERR":
+            raise RushConnectionError(f"{config.where} answers {hello}")
+        raise RushConnectionError(f"{config.where} is older than Redis 7.0, the oldest server supported: {hello}")
+    try:
+        pairs = {key.decode(): value for key, value in zip(hello[::2], hello[1::2], strict=True)}
+        name, version = pairs["server"].decode(), pairs["version"].decode()
+        numbers = tuple(int(part) for part in version.split(".")[:2])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RushConnectionError(f"what answers at {config.where} is neither Redis nor Valkey: {hello!r:.100}") from error
+    oldest = _OLDEST.get(name, (7, 0))
+    if numbers < oldest:
+        wanted = ".".join(map(str, oldest))
+        raise RushConnectionError(f"{config.where} is {name} {version}: {wanted} or newer is needed, please upgrade it")
+
+
+def _warn_of_eviction(info: Any, config: RushConfig) -> None:
+    if not isinstance(info, bytes):
+        return  # this user may not ask
+    facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if facts.get("maxmemory", "0") != "0" and policy.startswith("allkeys"):
+        logger.warning(
+            "%s evicts keys when its memory is full (maxmemory-policy %s), which loses tasks: "
+            "set maxmemory-policy to noeviction",
+            config.where,
+            policy,
+        )

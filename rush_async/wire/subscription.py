@@ -1,0 +1,155 @@
+"""The one listening connection of an event loop to a server, open only while somebody listens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import hiredis
+from redis.backoff import ExponentialWithJitterBackoff
+
+from rush_async.config import RushConfig
+from rush_async.errors import RushConnectionError
+from rush_async.supervisor import Supervisor
+from rush_async.wire.opening import open_transport
+from rush_async.wire.refusals import acl_remedy
+from rush_async.wire.transport import FutureCommand, Transport, pack
+
+__all__ = ["Subscription"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Channel:
+    name: str
+    on_message: Callable[[bytes], None]
+    on_confirmed: Callable[[], None]
+    confirmed: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Subscription:
+    """Listens on shard channels. After a lost connection it comes back by itself; every confirmation, the first and those
+    after a reconnect, is told to the channel's listener, since what was published in between is gone."""
+
+    def __init__(self, config: RushConfig, supervisor: Supervisor) -> None:
+        self._config = config
+        self._supervisor = supervisor
+        self._channels: dict[str, _Channel] = {}
+        self._transport: Transport | None = None
+        self._gone = asyncio.Event()
+        self._gone.set()
+        self._is_running = False
+        self._is_closed = False
+
+    def subscribe(self, name: str, on_message: Callable[[bytes], None], on_confirmed: Callable[[], None]) -> None:
+        """Listens on a channel from the next confirmation on."""
+        self._channels[name] = _Channel(name, on_message, on_confirmed)
+        if not self._is_running:
+            self._is_running = True
+            self._supervisor.start(self._run)
+        elif self._transport is not None and self._transport.is_open:
+            self._ask(self._transport, [self._channels[name]])
+
+    def unsubscribe(self, name: str) -> None:
+        """Stops listening; with the last channel the connection is closed."""
+        channel = self._channels.pop(name, None)
+        if channel is not None and not channel.confirmed.done():
+            channel.confirmed.cancel()
+        if self._transport is not None and self._transport.is_open:
+            if self._channels:
+                self._transport.write([FutureCommand(pack(("SUNSUBSCRIBE", name)))])
+            else:
+                self._transport.drop()
+
+    def renew(self) -> None:
+        """Drops the connection, so that it is opened and every subscription confirmed anew."""
+        if self._transport is not None:
+            self._transport.drop()
+
+    async def confirmed(self, name: str) -> None:
+        """Waits until the server confirmed the subscription for the first time.
+
+        Raises:
+            RushConnectionError: the server cannot be reached within the deadline, or refuses.
+        """
+        channel = self._channels[name]
+        try:
+            async with asyncio.timeout(self._config.retry_deadline + self._config.connect_timeout):
+                await asyncio.shield(channel.confirmed)
+        except TimeoutError:
+            raise RushConnectionError(f"{self._config.where} did not confirm a subscription in time") from None
+
+    def _ask(self, transport: Transport, channels: list[_Channel]) -> None:
+        # One command a channel: the channels of different networks may lie in different slots.
+        commands: list[FutureCommand] = []
+        for channel in channels:
+            command = FutureCommand(pack(("SSUBSCRIBE", channel.name)))
+            command.future.add_done_callback(lambda future, channel=channel: self._confirm(channel, future))
+            commands.append(command)
+        transport.write(commands)
+
+    def _confirm(self, channel: _Channel, future: asyncio.Future[Any]) -> None:
+        if future.cancelled() or future.exception() is not None or self._channels.get(channel.name) is not channel:
+            return
+        reply = future.result()
+        if isinstance(reply, hiredis.ReplyError):
+            error = RushConnectionError(
+                f"{self._config.where} does not let this user listen on {channel.name}: {reply}. {acl_remedy()}"
+            )
+            logger.error("%s", error)
+            if not channel.confirmed.done():
+                channel.confirmed.set_exception(error)
+                channel.confirmed.exception()
+            return
+        if not channel.confirmed.done():
+            channel.confirmed.set_result(None)
+        if self._supervisor.is_open:  # else the event loop is ending
+            channel.on_confirmed()
+
+    def _message(self, reply: list[Any]) -> None:
+        if reply[0] == b"smessage" and (channel := self._channels.get(reply[1].decode())) is not None:
+            channel.on_message(reply[2])
+
+    def _lost(self, transport: Transport, error: Exception | None) -> None:
+        transport.fail_unanswered(self._config.where, error)
+        if transport is self._transport:  # else it broke while it was being opened
+            self._gone.set()
+
+    async def _run(self) -> None:
+        backoff, failures = ExponentialWithJitterBackoff(base=0.01, cap=1.0), 0
+        try:
+            while self._channels and not self._is_closed:
+                try:
+                    transport = await open_transport(self._config, (), self._lost, self._message)
+                except RushConnectionError as error:
+                    failures += 1
+                    logger.debug("cannot listen yet: %s", error)
+                    await asyncio.sleep(backoff.compute(failures))
+                    continue
+                failures = 0
+                self._transport = transport
+                if not transport.is_open:
+                    continue
+                self._gone.clear()
+                if self._channels and not self._is_closed:
+                    self._ask(transport, list(self._channels.values()))
+                else:
+                    transport.drop()
+                await self._gone.wait()
+        finally:
+            self._is_running = False
+            if self._transport is not None:
+                self._transport.drop()
+
+    async def aclose(self) -> None:
+        """Stops listening on everything."""
+        self._is_closed = True
+        for name in list(self._channels):
+            self.unsubscribe(name)
+        if self._transport is not None:
+            self._transport.drop()
+            await self._gone.wait()

@@ -1,0 +1,1 @@
+"""A worker: a client with an identity, and its life."""

@@ -1,0 +1,193 @@
+"""The life of one worker, wherever it was started: enter, run the loop, leave with the end reported."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rush_async.client.arguments import as_keys, as_number
+from rush_async.config import RushConfig
+from rush_async.errors import NetworkStateError, RushConfigError, WorkerLostError
+from rush_async.model import Failure, WorkerExit
+from rush_async.plan import resolve_config
+from rush_async.supervisor import Supervisor
+from rush_async.worker.log_capture import capture, speak_as
+from rush_async.worker.loop import WorkerLoop, bind_loop
+from rush_async.worker.names import worker_name
+from rush_async.worker.worker import RushWorker
+
+__all__ = ["live", "run_worker"]
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 2.0  # seconds that a cancelled loop has to end
+
+
+async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, str | int] | None = None) -> WorkerExit:
+    """Runs one worker from its registration to its good-bye, and returns how it ended: nothing that its loop raises is lost.
+    What it logs at `log_levels` is kept in the network.
+
+    What it still runs fails with the loop's error. The loop of a worker that is shut out by a kill or a reset is cancelled, and
+    so it is when `live` is cancelled. One that swallows its cancellation is left to itself after two seconds.
+    """
+    end: WorkerExit | None = None
+    try:
+        async with worker:
+            with capture(worker.worker_id, log_levels, worker.log):
+                end = await _run(worker, loop)
+            if worker.is_shut_out:
+                end = await worker.end_seen_by_others()
+            worker.end_as(end.state, end.failure)
+    except asyncio.CancelledError:
+        if end is None:
+            raise  # before it had entered
+    except Exception as error:
+        # It could not enter, or not say good-bye.
+        if end is None or end.state == "terminated":
+            end = WorkerExit(worker.worker_id, "failed", Failure.of(error))
+    return end
+
+
+async def _run(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
+    """Runs the loop as a task of its own: it is cancelled once, as asyncio does it, so that its own clean-up may await; and a
+    worker can leave a loop behind that does not end."""
+    clock = asyncio.get_running_loop()
+    over: asyncio.Future[None] = clock.create_future()
+    running = Supervisor.spawn(_see_end(worker, loop), name=f"loop of worker {worker.worker_id}")
+    patience: list[asyncio.TimerHandle] = []
+
+    def finish(_: object = None) -> None:
+        if not over.done():
+            over.set_result(None)
+
+    def cancel() -> None:
+        if not patience:
+            patience.append(clock.call_later(_PATIENCE, finish))
+            running.cancel()
+
+    running.add_done_callback(finish)
+    worker.on_shut_out = cancel
+    if worker.is_shut_out:
+        cancel()
+    while not over.done():
+        try:
+            await asyncio.wait([over])
+        except asyncio.CancelledError:
+            # Whoever cancels a worker's life cancels its loop; how that ends is what they get.
+            cancel()
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()
+    for timer in patience:
+        timer.cancel()
+    if running.done():
+        return _end_of(worker, running)
+    logger.error(
+        "worker %s swallows its cancellation: it leaves the network, and its loop is left to itself; "
+        "let the loop end on asyncio.CancelledError",
+        worker.worker_id,
+    )
+    running.add_done_callback(_note_late_end)
+    return WorkerExit(worker.worker_id, "terminated")
+
+
+async def _see_end(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
+    """Runs the loop; an error is its end."""
+    speak_as(worker.worker_id)
+    try:
+        await loop(worker)
+    except WorkerLostError as error:
+        if not worker.is_shut_out:  # another worker's, that the loop opened
+            return WorkerExit(worker.worker_id, "failed", Failure.of(error))
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        why = "the loop was cancelled from within: something it awaited had been cancelled"
+        return WorkerExit(worker.worker_id, "failed", replace(Failure.of(error, "cancelled"), message=why))
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # `sys.exit()` in a loop is to end the loop, not the process with all its workers
+        return WorkerExit(worker.worker_id, "failed", Failure.of(error))
+    return WorkerExit(worker.worker_id, "terminated")
+
+
+def _end_of(worker: RushWorker, running: asyncio.Task[WorkerExit]) -> WorkerExit:
+    if running.cancelled():
+        return WorkerExit(worker.worker_id, "terminated")
+    if (error := running.exception()) is not None:
+        return WorkerExit(worker.worker_id, "failed", Failure.of(error))
+    return running.result()
+
+
+def _note_late_end(running: asyncio.Task[WorkerExit]) -> None:
+    if not running.cancelled():
+        logger.debug("%s has ended at last", running.get_name(), exc_info=running.exception())
+
+
+def run_worker(
+    loop: Callable[..., Awaitable[Any]],
+    network_id: str,
+    config: RushConfig | str | None = None,
+    *,
+    n_workers: int = 1,
+    worker_ids: Sequence[str] | None = None,
+    args: Mapping[str, Any] | None = None,
+    log_levels: Mapping[str, str | int] | None = None,
+    heartbeat_period: float | None = None,
+    heartbeat_expire: float | None = None,
+    **kwargs: Any,
+) -> list[WorkerExit]:
+    """Runs workers in this process until their loops have ended: what any engine can call to start workers somewhere.
+
+    A plain function with an event loop of its own.
+
+    Args:
+        loop: `async def loop(rush: RushWorker, ...)`.
+        network_id: the network to work in.
+        config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else the embedded server.
+        n_workers: how many, as coroutines of one event loop; where `worker_ids` are given, they say how many.
+        worker_ids: their names, new in the network; random by default.
+        args: the loop's arguments.
+        log_levels: the loggers whose records `Rush.read_log` is to show, with their levels.
+        heartbeat_period: seconds between two heartbeats; that of the configuration by default.
+        heartbeat_expire: seconds after which a silent process is believed dead; likewise.
+        kwargs: more of the loop's arguments.
+
+    Returns:
+        How each worker ended, in order. A loop that raises is an end as `failed`, with its `failure`.
+
+    Raises:
+        TypeError: the loop is not `async def`, or does not take these arguments.
+        NetworkStateError: an event loop is running already in this thread.
+    """
+    bound = bind_loop(loop, args, kwargs, _OPTIONS, of="run_worker")
+    names = [worker_name() for _ in range(as_number(n_workers, "n_workers"))] if worker_ids is None else as_keys(worker_ids)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RushConfigError(f"worker_ids names {twice[0]!r} twice: each worker has a name of its own")
+    resolved = resolve_config(config).beating(heartbeat_period, heartbeat_expire)
+    if _is_in_event_loop():
+        raise NetworkStateError(
+            "run_worker runs an event loop of its own, and one is running here: "
+            "`await rush.start_workers(loop)`, or `await asyncio.to_thread(run_worker, loop, network_id)`"
+        )
+
+    async def run_all() -> list[WorkerExit]:
+        workers = [RushWorker(network_id, resolved, worker_id=name) for name in names]
+        return await asyncio.gather(*[live(worker, bound, log_levels) for worker in workers])
+
+    return asyncio.run(run_all())
+
+
+_OPTIONS = frozenset(inspect.signature(run_worker).parameters) - {"kwargs"}
+
+
+def _is_in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,639 @@
+"""The FastAPI service, run by uvicorn in processes of its own and asked by HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import httpx
+import psutil
+import pytest
+import pytest_asyncio
+import redis
+from fastapi import FastAPI
+
+from rush_async import Rush, RushConfig
+from rush_async.extras.fastapi import RushDep, rush_lifespan, rush_router
+from rush_async.testing import wait_until
+from tests.extras.fastapi.service_of_tests import LOOPS, create_app, objective, orderly
+from tests.proxy import Proxy
+
+ROOT = Path(__file__).parents[2]
+NOBODY = "0123456789abcdef"
+
+
+class Server:
+    """uvicorn in a process of its own, on a unix socket."""
+
+    def __init__(
+        self, directory: Path, name: str, app: str = "tests.extras.fastapi.service_of_tests:create_app", *words: str, **env: str
+    ):
+        self.socket = directory / f"{name}.sock"
+        self.log = directory / f"{name}.log"
+        left_out = ("RUSH_URL", "REDIS_URL", "RUSH_PASSWORD")
+        environment = {key: value for key, value in os.environ.items() if key not in left_out} | env
+        factory = ["--factory"] if app.endswith(":create_app") else []
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error", "-m", "uvicorn", app, "--uds", str(self.socket), *factory, *words],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 30
+        while b"Application startup complete" not in self.log.read_bytes() or not self._answers():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.socket)) == 0
+
+    def client(self) -> httpx.AsyncClient:
+        transport = httpx.AsyncHTTPTransport(uds=str(self.socket))
+        return httpx.AsyncClient(transport=transport, base_url="http://service", timeout=20)
+
+    def end(self, number: int = signal.SIGTERM, timeout: float = 15) -> float:
+        """Signals the process and waits for its end; how long that took, in seconds."""
+        start = time.monotonic()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        return time.monotonic() - start
+
+    def errors(self) -> list[str]:
+        """What the log has that should not be there. How the loop of a worker failed is told there on purpose."""
+        lines = [line for line in self.log.read_text().splitlines() if not line.startswith("the loop of worker")]
+        return [line for line in lines if "Traceback" in line or line.startswith("ERROR")]
+
+
+class Message(NamedTuple):
+    """A message of a stream; a comment has no event."""
+
+    event: str | None
+    id: str | None
+    data: Any
+
+
+async def messages(answer: httpx.Response) -> AsyncIterator[Message]:
+    """The messages of a stream, comments too."""
+    fields: dict[str, str] = {}
+    async for line in answer.aiter_lines():
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        else:
+            yield Message(fields.get("event"), fields.get("id"), json.loads(fields.get("data", "null")))
+            fields = {}
+
+
+@asynccontextmanager
+async def stream(client: httpx.AsyncClient, run: str, **params: Any) -> AsyncGenerator[AsyncIterator[Message]]:
+    async with client.stream("GET", f"/runs/{run}/events", params=params) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        yield messages(answer)
+
+
+async def start(client: httpx.AsyncClient, loop: str, evals: int = 1000, n_workers: int = 1) -> str:
+    answer = await client.post("/runs", json={"loop": loop, "evals": evals, "n_workers": n_workers})
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["location"] == f"/runs/{answer.json()['id']}"
+    return answer.json()["id"]
+
+
+async def status(client: httpx.AsyncClient, run: str) -> dict[str, Any]:
+    answer = await client.get(f"/runs/{run}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def stop(client: httpx.AsyncClient, run: str, **params: Any) -> dict[str, Any]:
+    answer = await client.delete(f"/runs/{run}", params=params)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """Two processes of one service, which share a data directory."""
+    directory = tmp_path_factory.mktemp("s", numbered=True)
+    both = [Server(directory, name, RUSH_DATA_DIR=str(directory / "data")) for name in "ab"]
+    try:
+        for server in both:
+            server.wait_until_ready()
+        yield both[0], both[1]
+        for server in both:
+            assert server.end() < 5
+            assert server.errors() == []
+    finally:
+        for server in both:
+            server.end(signal.SIGKILL)
+
+
+@pytest_asyncio.fixture
+async def here(servers: tuple[Server, Server]) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the first process."""
+    async with servers[0].client() as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def there(servers: tuple[Server, Server]) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the second process."""
+    async with servers[1].client() as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def inside(servers: tuple[Server, Server]) -> AsyncIterator[Rush]:
+    """A manager of the service's own network, in this process."""
+    async with Rush("service", RushConfig(data_dir=servers[0].log.parent / "data")) as rush:
+        yield rush
+
+
+# runs
+
+
+async def test_a_run_finishes_as_many_tasks_as_its_budget_has_and_its_stream_tells_of_each(here: httpx.AsyncClient) -> None:
+    run = await start(here, "search", evals=30, n_workers=3)
+    async with stream(here, run, results=True) as events:
+        told = [message async for message in events if message.event is not None]
+    (first, *middle, last) = told
+    assert first.event == "status"
+    assert (last.event, last.id) == ("end", "end")
+    assert last.data["state"] == "ended"
+    assert last.data["counts"] == {"queued": 0, "running": 0, "finished": 30, "failed": 0}
+    assert last.data["workers"] == {"terminated": 3}
+    assert last.data["best"]["ys"]["y"] == -10
+    assert last.data["best"]["xs"] == {"x": 10}
+    seqs = [int(message.id or 0) for message in middle]
+    assert seqs == sorted(set(seqs))
+    finished = [message.data for message in middle if message.event == "TasksFinished"]
+    assert first.data["counts"]["finished"] + sum(len(data["keys"]) for data in finished) >= 30
+    assert all(task["state"] == "finished" and "y" in task["ys"] for data in finished for task in data["tasks"])
+    assert await status(here, run) == last.data
+
+
+async def test_a_run_of_one_process_is_shown_and_stopped_by_the_other(
+    here: httpx.AsyncClient, there: httpx.AsyncClient, inside: Rush
+) -> None:
+    run = await start(here, "orderly", n_workers=2)
+    async with stream(there, run) as events:
+        assert (await anext(events)).data["state"] == "running"
+        names = set[str | None]()
+        async for message in events:
+            names.add(message.event)
+            if {"TasksStarted", "TasksFinished"} <= names:
+                break
+        shown = await status(there, run)
+        assert (shown["state"], shown["workers"]) == ("running", {"running": 2})
+        ended = await stop(there, run)
+        rest = [message.event async for message in events]
+    assert rest[-1] == "end"
+    assert rest.count("WorkerStopped") == 2
+    assert (ended["state"], ended["workers"]) == ("ended", {"terminated": 2})
+    assert (ended["counts"]["running"], ended["counts"]["failed"]) == (0, 0)
+    assert (await stop(here, run, forget=True))["counts"] == ended["counts"]
+    for client in (here, there):
+        assert (await client.get(f"/runs/{run}")).status_code == 404
+    assert inside.config.url is not None
+    with redis.Redis.from_url(inside.config.url) as raw:  # pyright: ignore[reportUnknownMemberType]
+        assert not raw.keys(f"*{run}*")  # pyright: ignore[reportUnknownMemberType]
+
+
+async def test_workers_that_do_not_stop_in_time_are_killed_from_any_process(
+    here: httpx.AsyncClient, there: httpx.AsyncClient
+) -> None:
+    run = await start(here, "stuck", n_workers=2)
+    await wait_until(lambda: running(there, run, 2))
+    ended = await stop(there, run, timeout=0.1)
+    assert ended["workers"] == {"killed": 2}
+    assert (ended["counts"]["running"], ended["counts"]["failed"]) == (0, 2)
+
+
+async def running(client: httpx.AsyncClient, run: str, n: int) -> bool:
+    return (await status(client, run))["counts"]["running"] == n
+
+
+async def test_a_run_whose_loop_fails_says_why(here: httpx.AsyncClient) -> None:
+    run = await start(here, "broken", n_workers=2)
+    async with stream(here, run) as events:
+        last = [message async for message in events][-1]
+    assert last.data["workers"] == {"failed": 2}
+    assert last.data["failures"] == ["the loop is broken"]
+
+
+async def test_a_stream_of_a_run_that_has_ended_ends_at_once_and_is_not_opened_again(here: httpx.AsyncClient) -> None:
+    run = await start(here, "search", evals=1)
+    async with stream(here, run) as events:
+        assert [message.event async for message in events][-1] == "end"
+    async with stream(here, run) as events:
+        assert [message.event async for message in events] == ["status", "end"]
+    again = await here.get(f"/runs/{run}/events", headers={"Last-Event-ID": "end"})
+    assert (again.status_code, again.content) == (204, b"")
+
+
+async def test_an_idle_stream_is_kept_alive_by_comments(here: httpx.AsyncClient) -> None:
+    run = await start(here, "queue")
+    async with stream(here, run) as events:
+        kinds = [(await anext(events)).event for _ in range(4)]
+    assert kinds.count(None) >= 2
+    await stop(here, run)
+
+
+async def test_a_client_that_leaves_a_stream_leaves_nothing_behind(
+    here: httpx.AsyncClient, there: httpx.AsyncClient, inside: Rush
+) -> None:
+    run = await start(here, "orderly")  # it has no budget, so nobody listens to its events but whoever streams
+    assert inside.config.url is not None
+    with redis.Redis.from_url(inside.config.url) as raw:  # pyright: ignore[reportUnknownMemberType]
+
+        def listeners() -> int:
+            channel = f"rush:{{service.{run}}}:events"
+            return cast("Any", raw).execute_command("PUBSUB", "SHARDNUMSUB", channel)[1]
+
+        async def n_tasks() -> int:
+            return (await there.get("/n-tasks")).json()
+
+        before = await n_tasks()
+        async with stream(there, run) as one, stream(there, run) as other:
+            for events in (one, other):
+                while (await anext(events)).event != "TasksFinished":
+                    pass
+            assert listeners() == 1  # a process has one subscription, however many listen
+            assert await n_tasks() > before
+        await wait_until(lambda: listeners() == 0)
+        await wait_until(lambda: is_at_most(n_tasks, before))
+    assert (await status(here, run))["state"] == "running"
+    await stop(here, run)
+
+
+async def is_at_most(ask: Any, most: int) -> bool:
+    return await ask() <= most
+
+
+# tasks and evaluations
+
+
+async def test_tasks_are_queued_for_a_run_at_any_process(here: httpx.AsyncClient, there: httpx.AsyncClient) -> None:
+    run = await start(here, "queue")
+    answer = await there.post("/tasks", json={"xss": [{"x": 1}, {"x": 2}], "run": run})
+    assert answer.status_code == 202
+    keys = answer.json()
+
+    async def tasks() -> list[dict[str, Any]]:
+        return (await there.get("/tasks", params={"key": [*keys, "unknown"], "run": run})).json()
+
+    await wait_until(lambda: all_finished(tasks))
+    *both, unknown = await tasks()
+    assert [(task["xs"], task["ys"]["y"]) for task in both] == [({"x": 1}, -1), ({"x": 2}, -2)]
+    assert unknown is None
+    assert (await status(there, run))["best"]["key"] == keys[1]
+    await stop(here, run)
+
+
+async def all_finished(ask: Any) -> bool:
+    return all(task is None or task["state"] == "finished" for task in await ask())
+
+
+async def test_an_evaluation_is_answered_with_its_result(here: httpx.AsyncClient) -> None:
+    answers = await asyncio.gather(*[here.post("/evaluate", json={"xs": {"x": x}}) for x in range(8)])
+    assert [(answer.status_code, answer.json()["ys"]["y"]) for answer in answers] == [(200, -x) for x in range(8)]
+    (task,) = (await here.get("/tasks", params={"key": answers[3].json()["key"]})).json()
+    assert task == answers[3].json()
+    assert task["xs"] == {"x": 3}
+
+
+async def test_an_evaluation_may_use_the_workers_of_a_run(here: httpx.AsyncClient, there: httpx.AsyncClient) -> None:
+    run = await start(here, "queue")
+    answer = await there.post("/evaluate", json={"xs": {"x": 5}, "run": run})
+    assert (answer.status_code, answer.json()["ys"]["y"]) == (200, -5)
+    await stop(here, run)
+    late = await there.post("/evaluate", json={"xs": {"x": 5}, "run": run})
+    assert late.status_code == 503
+    assert "no worker" in late.json()["detail"]
+    assert (await status(here, run))["counts"]["queued"] == 0  # it was withdrawn
+
+
+async def test_an_evaluation_that_fails_says_why_and_the_evaluators_go_on(here: httpx.AsyncClient) -> None:
+    for _ in range(5):  # there are four evaluators in all
+        answer = await here.post("/evaluate", json={"xs": {"fail": "too deep"}})
+        assert answer.status_code == 500
+        assert "(error): ArithmeticError: too deep" in answer.json()["detail"]
+    assert (await here.post("/evaluate", json={"xs": {"x": 1}})).status_code == 200
+
+
+async def test_an_evaluation_that_takes_too_long_is_withdrawn(here: httpx.AsyncClient) -> None:
+    answer = await here.post("/evaluate", json={"xs": {"sleep": 3600}, "timeout": 0.1})
+    assert answer.status_code == 504
+    key = answer.json()["detail"].split()[1]
+    (task,) = (await here.get("/tasks", params={"key": key})).json()
+    assert (task["state"], task["failure"]["kind"]) == ("failed", "cancelled")
+
+
+async def test_an_evaluation_whose_client_leaves_is_withdrawn(here: httpx.AsyncClient, inside: Rush) -> None:
+    asking = asyncio.create_task(here.post("/evaluate", json={"xs": {"sleep": 3600, "mark": "left"}}))
+    await inside.wait_until(lambda counts: counts.running == 1, timeout=5)
+    asking.cancel()
+    await asyncio.wait([asking])
+    await inside.wait_until(lambda counts: counts.running == 0, timeout=5)
+    tasks = await inside.fetch_failed_tasks()
+    assert tasks.filter(tasks["mark"] == "left")["condition"].struct.field("kind").to_list() == ["cancelled"]
+
+
+async def test_an_evaluation_whose_network_is_reset_is_not_found(here: httpx.AsyncClient, inside: Rush) -> None:
+    run = await start(here, "queue")
+    asking = asyncio.create_task(here.post("/evaluate", json={"xs": {"sleep": 3600}, "run": run}))
+    await wait_until(lambda: running(here, run, 1))
+    async with Rush(f"service.{run}", inside.config) as of_run:
+        await of_run.reset(workers=False)
+    answer = await asking
+    assert answer.status_code == 404
+    assert "deleted by a reset" in answer.json()["detail"]
+    await stop(here, run, timeout=0.1)
+
+
+async def test_evaluators_that_are_lost_are_replaced(here: httpx.AsyncClient, inside: Rush) -> None:
+    evaluators = (await inside.worker_info()).filter(state="running")["worker_id"].to_list()
+    assert len(evaluators) == 4
+    await inside.stop_workers(evaluators, mode="kill")
+    await inside.wait_for_workers(4, timeout=10)
+    assert (await here.post("/evaluate", json={"xs": {"x": 1}})).status_code == 200
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", f"/runs/{NOBODY}", None),
+        ("DELETE", f"/runs/{NOBODY}", None),
+        ("GET", f"/runs/{NOBODY}/events", None),
+        ("GET", f"/tasks?key=k&run={NOBODY}", None),
+        ("POST", "/tasks", {"xss": [{"x": 1}], "run": NOBODY}),
+        ("POST", "/evaluate", {"xs": {"x": 1}, "run": NOBODY}),
+    ],
+)
+async def test_an_unknown_run_is_not_found(here: httpx.AsyncClient, method: str, path: str, body: Any) -> None:
+    answer = await here.request(method, path, json=body)
+    assert (answer.status_code, answer.json()) == (404, {"detail": f"there is no run {NOBODY}"})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/runs", {"loop": "unheard", "evals": 1}, "choose from broken, orderly, queue, search, stuck"),
+        ("/runs", {"loop": "search", "evals": 0}, "greater than 0"),
+        ("/runs", {"loop": "search", "evals": 1, "n_workers": 1_000}, "less than or equal to 256"),
+        ("/tasks", {"xss": []}, "at least 1 item"),
+        ("/tasks", {"xss": [{"keys": 1}]}, "which is the name of a column of every frame"),
+        ("/evaluate", {"xs": {"keys": 1}}, "which is the name of a column of every frame"),
+        ("/evaluate", {"xs": [1]}, "valid dictionary"),
+        ("/evaluate", {"xs": {}, "run": "../keys"}, "should match pattern"),
+        ("/evaluate", {"xs": {}, "timeout": 0}, "greater than 0"),
+    ],
+)
+async def test_bad_input_is_refused(here: httpx.AsyncClient, path: str, body: Any, words: str) -> None:
+    answer = await here.post(path, json=body)
+    assert answer.status_code == 422
+    assert words in answer.text
+
+
+# the end of a process
+
+
+async def left_behind(config: RushConfig, *networks: str) -> dict[str, tuple[int, list[str]]]:
+    """How many tasks of each network run, and the states of its workers; deletes them."""
+    found: dict[str, tuple[int, list[str]]] = {}
+    for network in networks:
+        async with Rush(network, config) as rush:
+            found[network] = (await rush.counts()).running, sorted((await rush.worker_info())["state"].unique())
+            await rush.reset()
+    return found
+
+
+async def test_sigterm_drains_the_workers_then_ends_the_streams_and_the_process(
+    rush_server: RushConfig, directory: Path
+) -> None:
+    assert rush_server.url is not None
+    server = Server(directory, "a", RUSH_URL=rush_server.url, DRAIN="1")
+    try:
+        server.wait_until_ready()
+        async with server.client() as client, Rush("service", rush_server) as inside:
+            run, late = await start(client, "orderly", n_workers=2), await start(client, "stuck")
+            await wait_until(lambda: running(client, late, 1))
+            asking = asyncio.create_task(client.post("/evaluate", json={"xs": {"x": 3, "sleep": 0.5}}))
+            asking_long = asyncio.create_task(client.post("/evaluate", json={"xs": {"sleep": 3600}, "retries": 0}))
+            await inside.wait_until(lambda counts: counts.running == 2, timeout=5)
+            async with (
+                Rush(f"service.{NOBODY}", rush_server) as elsewhere,
+                stream(client, run) as events,
+                stream(client, late) as events_of_late,
+            ):
+                await elsewhere.start_workers(orderly, evals=1)
+                async with stream(client, NOBODY) as events_from_elsewhere:
+                    for each in (events, events_from_elsewhere):
+                        while (await anext(each)).event != "TasksFinished":
+                            pass
+                    assert (await anext(events_of_late)).event == "status"
+                    end = asyncio.create_task(asyncio.to_thread(server.end))
+                    rest = [message async for message in events]
+                    rest_of_late = [message async for message in events_of_late if message.event is not None]
+                    # A run that lives elsewhere goes on, and so its stream has no `end`.
+                    assert "end" not in [message.event async for message in events_from_elsewhere]
+                assert (await elsewhere.worker_info())["state"].to_list() == ["running"]
+            assert (rest[-1].event, rest[-1].data["workers"]) == ("end", {"terminated": 2})
+            assert rest[-1].data["counts"]["failed"] == 0
+            assert (rest_of_late[-1].event, rest_of_late[-1].data["workers"]) == ("end", {"killed": 1})
+            assert (await asking).json()["ys"]["y"] == -3  # what runs is finished and answered
+            assert (await asking_long).status_code == 503
+            assert 1 <= await end < 6
+        assert server.process.returncode == -signal.SIGTERM
+        assert server.errors() == []
+    finally:
+        server.end(signal.SIGKILL)
+    own, one, other, third = "service", f"service.{run}", f"service.{late}", f"service.{NOBODY}"
+    assert await left_behind(rush_server, own, one, other, third) == {
+        third: (0, ["terminated"]),
+        own: (0, ["killed", "terminated"]),
+        one: (0, ["terminated"]),
+        other: (0, ["killed"]),
+    }
+
+
+async def test_when_one_of_two_processes_is_killed_the_other_tells_and_goes_on(
+    rush_server: RushConfig, directory: Path
+) -> None:
+    assert rush_server.url is not None
+    one, other = servers = [Server(directory, name, RUSH_URL=rush_server.url) for name in "ab"]
+    try:
+        for server in servers:
+            server.wait_until_ready()
+        async with one.client() as here, other.client() as there, Rush("service", rush_server) as inside:
+            run = await start(here, "orderly", n_workers=2)
+            kept = await start(there, "orderly")
+            await inside.wait_for_workers(4)
+            # Two evaluators live in each process, so of four evaluations two run in the one that dies.
+            asking = [asyncio.create_task(there.post("/evaluate", json={"xs": {"x": x, "sleep": 1}})) for x in range(4)]
+            await inside.wait_until(lambda counts: counts.running == 4, timeout=5)
+            async with stream(there, run) as events, stream(there, kept) as events_of_kept:
+                assert (await anext(events)).data["state"] == "running"
+                one.end(signal.SIGKILL)
+                rest = [message async for message in events]
+                assert (rest[-1].event, rest[-1].data["workers"]) == ("end", {"lost": 2})
+                assert [message.event for message in rest].count("WorkerLost") == 2
+                assert rest[-1].data["counts"]["running"] == 0
+                answers = [await answer for answer in asking]
+                assert [(answer.status_code, answer.json()["ys"]["y"]) for answer in answers] == [(200, -x) for x in range(4)]
+                assert {answer.json()["ys"]["pid"] for answer in answers} == {other.process.pid}
+                assert (await status(there, kept))["state"] == "running"
+                assert (await anext(events_of_kept)).event == "status"
+                await stop(there, kept)
+        assert other.end() < 5
+        assert other.errors() == []
+    finally:
+        for server in servers:
+            server.end(signal.SIGKILL)
+    await left_behind(rush_server, "service", f"service.{run}", f"service.{kept}")
+
+
+async def test_the_example_runs_in_two_workers_of_uvicorn(directory: Path) -> None:
+    server = Server(directory, "e", "examples.fastapi_service.app:app", "--workers", "2", RUSH_DATA_DIR=str(directory / "data"))
+    try:
+        server.wait_until_ready()
+        await wait_until(lambda: server.log.read_text().count("Application startup complete") == 2, timeout=20)
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        async with server.client() as client:
+            run = await start(client, "random-search", evals=40, n_workers=4)
+        for _ in range(12):  # a new connection each, which either process may take
+            async with server.client() as client:
+                assert (await status(client, run))["id"] == run
+        async with server.client() as client:
+            async with stream(client, run) as events:
+                last = [message async for message in events][-1]
+            assert last.data["counts"]["finished"] == 40
+            assert 0.39 < last.data["best"]["ys"]["y"] < 30
+            answer = await client.post("/evaluate", json={"xs": {"x1": 3.14, "x2": 2.27}})
+            assert answer.json()["ys"]["y"] == pytest.approx(0.398, abs=0.001)
+            assert (await client.get("/health")).json() == {"evaluated": 1}
+            refused = await client.post("/tasks", json={"xss": [{"x1": 11, "x2": 2}]})
+            assert refused.status_code == 422
+            assert refused.json()["detail"][0]["loc"] == ["body", "xss", 0, "x1"]
+            schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+            assert schemas["Point"]["properties"]["x1"]["maximum"] == 10
+        server.end()
+        assert server.errors() == []
+        assert psutil.wait_procs(children, timeout=5)[1] == []
+    finally:
+        server.end(signal.SIGKILL)
+
+
+# in this process
+
+
+@asynccontextmanager
+async def opened(app: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
+    """A client of an application in this process, within its lifespan."""
+    async with app.router.lifespan_context(app) as state:
+
+        async def with_state(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, "state": dict(state or {})}, receive, send)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://service") as client:
+            yield client
+
+
+async def test_endpoints_of_your_own_get_the_rush_of_the_lifespan(rush: Rush) -> None:
+    app = FastAPI(lifespan=rush_lifespan(rush.network_id, rush.config))
+
+    @app.get("/counts")
+    async def counts(rush: RushDep) -> tuple[str, int]:
+        return rush.network_id, (await rush.counts()).queued
+
+    await rush.push_tasks([{"x": 1}])
+    async with opened(app) as client:
+        assert (await client.get("/counts")).json() == [rush.network_id, 1]
+
+
+async def test_without_evaluators_an_evaluation_is_not_available(rush: Rush) -> None:
+    app = FastAPI(lifespan=rush_lifespan(rush.network_id, rush.config))
+    app.include_router(rush_router(LOOPS), prefix="/v1")
+    async with opened(app) as client:
+        answer = await client.post("/v1/evaluate", json={"xs": {"x": 1}})
+        assert (answer.status_code, answer.json()["detail"].partition(":")[0]) == (
+            503,
+            "no worker is starting or running, and 1 of these tasks have not ended",
+        )
+    assert (await rush.counts()).failed == 1
+
+
+async def test_a_database_that_is_away_is_a_503_without_its_address(rush: Rush, proxy: Proxy) -> None:
+    app = FastAPI(lifespan=rush_lifespan(rush.network_id, RushConfig(proxy.url, retry_deadline=0.1, connect_timeout=0.5)))
+    app.include_router(rush_router(LOOPS))
+    async with opened(app) as client:
+        proxy.refuse()
+        proxy.cut_all()
+        answer = await client.get(f"/runs/{NOBODY}")
+        proxy.refuse(False)
+        assert (answer.status_code, answer.json()) == (503, {"detail": "the database does not answer, try again"})
+
+
+async def test_the_best_task_may_be_the_largest_of_any_output(rush: Rush) -> None:
+    app = FastAPI(lifespan=rush_lifespan(rush.network_id, rush.config, objective=objective))
+    app.include_router(rush_router(LOOPS, best="score", maximize=True))
+    async with opened(app) as client:
+        run = await start(client, "queue")
+        async with Rush(f"{rush.network_id}.{run}", rush.config) as inside:
+            assert (await status(client, run))["best"] is None
+            yss: list[dict[str, Any]] = [{"score": 1}, {"score": float("nan")}, {"score": 2.5, "data": b"\xff"}, {"y": 9}]
+            keys = await inside.push_finished_tasks([{"x": x} for x in range(4)], yss)
+            best = (await status(client, run))["best"]
+            assert (best["key"], best["ys"]) == (keys[2], {"score": 2.5, "data": "/w=="})
+            found = (await client.get("/tasks", params={"key": keys[1], "run": run})).json()
+            assert found[0]["ys"] == {"score": None}
+        await stop(client, run, forget=True)
+
+
+async def test_a_router_without_the_lifespan_says_what_to_write() -> None:
+    app = FastAPI()
+    app.include_router(rush_router(LOOPS))
+    async with opened(app) as client:
+        with pytest.raises(RuntimeError, match="lifespan=rush_lifespan"):
+            await client.get(f"/runs/{NOBODY}")
+
+
+def test_the_schema_tells_of_every_endpoint() -> None:
+    schema = create_app().openapi()
+    assert {path: sorted(methods) for path, methods in schema["paths"].items() if path != "/n-tasks"} == {
+        "/runs": ["post"],
+        "/runs/{run_id}": ["delete", "get"],
+        "/runs/{run_id}/events": ["get"],
+        "/tasks": ["get", "post"],
+        "/evaluate": ["post"],
+    }
+    answers = schema["paths"]["/evaluate"]["post"]["responses"]
+    assert sorted(answers) == ["200", "404", "409", "422", "500", "503", "504"]
+    assert answers["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/TaskView"}
+    assert "text/event-stream" in schema["paths"]["/runs/{run_id}/events"]["get"]["responses"]["200"]["content"]

@@ -1,0 +1,98 @@
+"""A service without HTTP: what it does when things come at the wrong moment."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+import anyio
+import pytest
+
+from rush_async import Coroutines, NetworkStateError, Rush, RushWorker
+from rush_async.extras.fastapi.service import Service
+from rush_async.launch.handle import Launch, WorkerHandle
+from rush_async.testing import wait_until
+
+
+async def until_stopped(rush: RushWorker, evals: int) -> None:
+    await rush.pop_task(None)
+
+
+async def objective(xs: dict[str, Any]) -> dict[str, Any]:
+    return {"y": 1}
+
+
+class SlowStart:
+    """Starts coroutines when it is told to."""
+
+    is_local: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def launch(self, launch: Launch) -> list[WorkerHandle]:
+        self.begun.set()
+        await self.go_on.wait()
+        return await Coroutines().launch(launch)
+
+
+async def test_a_run_that_is_being_started_while_the_service_ends_is_not_left_running(rush: Rush) -> None:
+    service, slowly = Service(rush, 0.5), SlowStart()
+    await service.open(None, 0)
+    starting = asyncio.ensure_future(service.start_run(until_stopped, 1, 1, slowly))
+    await slowly.begun.wait()
+    await service.aclose()
+    slowly.go_on.set()
+    with pytest.raises(NetworkStateError, match="shutting down"):
+        await starting
+    others = [name for name in await networks(rush) if name != rush.network_id]
+    assert len(others) == 1
+    async with Rush(others[0], rush.config) as run:
+        assert "running" not in (await run.worker_info())["state"].to_list()
+        await run.reset()
+
+
+async def networks(rush: Rush) -> list[str]:
+    """The networks there are."""
+    found = await rush._net.link.connection.ask("KEYS", "rush:{*}:workers")  # pyright: ignore[reportPrivateUsage]
+    return sorted(name.decode().partition("{")[2].rpartition("}")[0] for name in found)
+
+
+@pytest.mark.parametrize("way", ["asyncio", "anyio"])
+async def test_a_task_whose_caller_is_cancelled_is_withdrawn(rush: Rush, rush_worker: RushWorker, way: str) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    service = Service(rush, 0.5)
+    await service.open(None, 0)
+
+    async def evaluate() -> None:
+        await service.evaluate(rush, {"x": 1}, timeout=60, retries=0, left=never)
+
+    if way == "asyncio":
+        asking = asyncio.ensure_future(evaluate())
+        await rush.wait_until(lambda counts: counts.queued == 1, timeout=5)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    else:
+        async with anyio.create_task_group() as group:
+            group.start_soon(evaluate)
+            await rush.wait_until(lambda counts: counts.queued == 1, timeout=5)
+            group.cancel_scope.cancel()
+    assert await rush.counts() == (0, 0, 0, 1)
+    await service.aclose()
+
+
+async def test_evaluators_come_once_a_full_server_has_room_again(rush: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rush_async.extras.fastapi.service._PAUSE", 0.01)
+    service = Service(rush, 0.5)
+    raw.config_set("maxmemory", 1)
+    try:
+        await service.open(objective, 2)
+        # Both have tried in vain by now.
+        await wait_until(lambda: raw.info("stats")["total_commands_processed"] and rush.counts())
+    finally:
+        raw.config_set("maxmemory", 0)
+    await rush.wait_for_workers(2, timeout=10)
+    await service.aclose()

@@ -1,0 +1,399 @@
+"""Start arguments that are too large to travel: refused, or laid down in a file that the worker reads."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import pickle
+import stat
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rush_async import DecodeError, EncodeError, Processes, Rush, RushConfig, RushConfigError, RushWorker
+from rush_async.launch.payload import Parcel, aremove_all, aunwrap, awrap, discard, remove_all, unwrap, wrap
+from rush_async.launch.pools import Pool
+from rush_async.store.codec import decode, encode
+
+LARGE = os.urandom(2_000)
+
+
+@pytest.fixture
+def config(directory: Path) -> RushConfig:
+    """Settings by which a thousand bytes travel, and more is laid down."""
+    return RushConfig(max_start_args_size=1_000, large_objects_path=directory / "large")
+
+
+def files_in(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if not path.is_dir()]
+
+
+def large_parcel(config: RushConfig, network_id: str = "net") -> tuple[Parcel, Path]:
+    parcel = wrap(LARGE, network_id, config, "the loop f")
+    assert parcel.path is not None
+    return parcel, Path(parcel.path)
+
+
+# wrapping and unwrapping
+
+
+@pytest.mark.parametrize("n", [0, 1, 1_000])
+async def test_what_is_small_travels_itself(config: RushConfig, directory: Path, n: int) -> None:
+    for parcel in (wrap(b"x" * n, "net", config, "the loop f"), await awrap(b"x" * n, "net", config, "the loop f")):
+        assert parcel == Parcel("the loop f", n, b"x" * n)
+        assert unwrap(parcel) == await aunwrap(parcel) == b"x" * n
+    assert not (directory / "large").exists()
+
+
+async def test_what_is_large_lies_in_a_file_and_its_digest_travels(config: RushConfig, directory: Path) -> None:
+    for parcel in (wrap(LARGE, "net", config, "the loop f"), await awrap(LARGE, "net", config, "the loop f")):
+        assert (parcel.inline, parcel.size, parcel.sha256) == (None, 2_000, hashlib.sha256(LARGE).hexdigest())
+        assert parcel.path is not None
+        assert files_in(directory)
+        assert unwrap(parcel) == await aunwrap(parcel) == LARGE
+    assert len(files_in(directory)) == 2  # each has a name of its own
+
+
+def test_what_is_large_by_one_byte_lies_in_a_file(config: RushConfig) -> None:
+    assert wrap(b"x" * 1_001, "net", config, "the loop f").inline is None
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_parcel_travels_as_pickle_and_as_plain_values(config: RushConfig, inline: bool) -> None:
+    parcel = wrap(b"small" if inline else LARGE, "net", config, "the loop f")
+    assert pickle.loads(pickle.dumps(parcel)) == parcel
+    assert Parcel.of_record(decode(encode(parcel.as_record(), "parcel"))) == parcel
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"what": 7},
+        {"size": "7"},
+        {"inline": "text"},
+        {"inline": b"both"},
+        {"path": None},
+        {"path": b"/bytes"},
+        {"sha256": None},
+        {"path": None, "sha256": None},
+    ],
+    ids=str,
+)
+def test_plain_values_that_are_no_parcel_are_refused(change: dict[str, Any]) -> None:
+    record = Parcel("the loop f", 7, None, "/path", "digest").as_record()
+    assert Parcel.of_record(record).path == "/path"
+    with pytest.raises(DecodeError, match="no parcel of start arguments"):
+        Parcel.of_record(record | change)
+
+
+def test_the_repr_of_a_parcel_does_not_show_its_contents() -> None:
+    assert "xxx" not in repr(Parcel("the loop f", 9, b"x" * 9))
+
+
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_only_their_owner_may_look_at_directories_and_files(config: RushConfig, directory: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        _, path = large_parcel(config)
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(each.stat().st_mode) for each in (directory / "large", path.parent, path)]
+    assert [oct(mode) for mode in modes] == ["0o700", "0o700", "0o600"]
+
+
+async def test_a_path_counts_from_the_directory_of_the_manager(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(directory)
+    parcel, path = large_parcel(RushConfig(max_start_args_size=1_000, large_objects_path="large"))
+    assert path.is_relative_to(directory / "large")
+    monkeypatch.chdir("/")
+    assert unwrap(parcel) == LARGE
+
+
+IDS = ["a", "A", "a/b", "a-b", "..", "../../etc", "/", ".", "-", "ü" * 200, "x" * 200, "a b", "a\\b", "~", "*", "net", "net "]
+
+
+def test_every_network_has_a_directory_of_its_own_whatever_its_name(config: RushConfig, directory: Path) -> None:
+    paths = [large_parcel(config, network_id)[1] for network_id in IDS]
+    folders = {path.parent for path in paths}
+    assert {folder.parent for folder in folders} == {directory / "large"}
+    assert len({folder.name.lower() for folder in folders}) == len(IDS)
+    assert all(folder.name.isascii() and len(folder.name) < 100 for folder in folders)
+    assert folders == set((directory / "large").iterdir())
+
+
+# what goes wrong
+
+
+@pytest.mark.parametrize("wrap_", [wrap, awrap])
+async def test_row_5_what_is_too_large_names_both_sizes_and_the_remedies(wrap_: Callable[..., Any]) -> None:
+    config = RushConfig(max_start_args_size=1_000)
+    with pytest.raises(EncodeError) as caught:
+        result = wrap_(LARGE, "net", config, "the loop f")
+        await result
+    for words in ("the loop f: 2,000 bytes", "1,000 bytes", "in the loop itself", "large_objects_path", "max_start_args_size"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_a_directory_that_cannot_be_written_is_named(config: RushConfig, directory: Path, what: str) -> None:
+    root = directory / "large"
+    if what == "file":
+        root.write_text("a file")
+    else:
+        root.symlink_to(directory / "gone")
+    with pytest.raises(RushConfigError, match=f"cannot be written to the large_objects_path {root}: .*this user may write to"):
+        wrap(LARGE, "net", config, "the loop f")
+
+
+def test_a_directory_whose_parent_is_not_there_is_not_made(directory: Path) -> None:
+    # It may be a share that is not mounted.
+    config = RushConfig(max_start_args_size=1_000, large_objects_path=directory / "share" / "large")
+    with pytest.raises(RushConfigError, match="No such file or directory"):
+        wrap(LARGE, "net", config, "the loop f")
+    assert list(directory.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_finished_leaves_nothing(
+    config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", no_space)
+    with pytest.raises(RushConfigError, match="No space left on device"):
+        wrap(LARGE, "net", config, "the loop f")
+    assert files_in(directory) == []
+
+
+async def test_a_cancelled_wrap_leaves_no_file(config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = asyncio.get_running_loop()
+    wrapping = asyncio.ensure_future(awrap(LARGE, "net", config, "the loop f"))
+    write = os.rename
+
+    def cancel_and_rename(*args: Any, **options: Any) -> None:
+        cancelled = threading.Event()
+        here.call_soon_threadsafe(wrapping.cancel)
+        here.call_soon_threadsafe(here.call_soon, cancelled.set)
+        assert cancelled.wait(10)
+        write(*args, **options)
+
+    monkeypatch.setattr(os, "rename", cancel_and_rename)
+    with pytest.raises(asyncio.CancelledError):
+        await wrapping
+    assert files_in(directory) == []
+    assert (directory / "large").exists()  # it had come that far
+
+
+def test_a_file_that_is_gone_says_why_it_may_be(config: RushConfig) -> None:
+    parcel, path = large_parcel(config)
+    path.unlink()
+    with pytest.raises(DecodeError) as caught:
+        unwrap(parcel)
+    for words in ("the loop f", str(path), "is not there", "reset", "not shared with this machine"):
+        assert words in str(caught.value)
+
+
+def altered(path: Path) -> None:
+    path.write_bytes(LARGE[:-1] + bytes([LARGE[-1] ^ 1]))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(LARGE[:-1])
+
+
+def grown(path: Path) -> None:
+    path.write_bytes(LARGE + b"x")
+
+
+def a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("change", [altered, cut, grown, a_directory, a_pipe])
+def test_a_file_that_was_altered_is_not_used(config: RushConfig, change: Callable[[Path], None]) -> None:
+    parcel, path = large_parcel(config)
+    change(path)
+    with pytest.raises(DecodeError, match=r"the loop f: the file .* has been altered since it was written"):
+        unwrap(parcel)
+
+
+def test_a_link_in_the_place_of_a_file_is_not_followed(config: RushConfig, directory: Path) -> None:
+    parcel, path = large_parcel(config)
+    path.rename(directory / "moved")
+    path.symlink_to(directory / "moved")
+    with pytest.raises(DecodeError, match="cannot be read on"):
+        unwrap(parcel)
+
+
+def test_a_link_in_the_place_of_the_network_s_directory_is_not_followed(config: RushConfig, directory: Path) -> None:
+    parcel, path = large_parcel(config)
+    path.parent.rename(directory / "elsewhere")
+    path.parent.symlink_to(directory / "elsewhere")
+    with pytest.raises(RushConfigError, match="Not a directory"):
+        wrap(LARGE, "net", config, "the loop f")
+    remove_all("net", directory / "large")
+    assert (directory / "elsewhere" / path.name).exists()
+    assert unwrap(parcel) == LARGE
+
+
+# removing
+
+
+async def test_removing_all_removes_the_files_of_one_network_and_their_directory(config: RushConfig, directory: Path) -> None:
+    paths = [large_parcel(config, network_id)[1] for network_id in [*IDS, *IDS]]
+    (paths[0].parent / ".part").write_bytes(b"of a manager that was killed")
+    await aremove_all(IDS[0], directory / "large")
+    remove_all(IDS[1], directory / "large")
+    assert set(files_in(directory)) == {path for at, path in enumerate(paths) if at % len(IDS) > 1}
+    assert not paths[0].parent.exists()
+
+
+def test_removing_all_of_nothing_does_nothing(config: RushConfig, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    remove_all("net", directory / "large")
+    large_parcel(config)
+    remove_all("another", directory / "large")
+    assert len(files_in(directory)) == 1
+    assert caplog.records == []
+
+
+def test_removing_all_leaves_what_is_behind_a_link_and_what_is_not_ours(
+    config: RushConfig, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, path = large_parcel(config)
+    (directory / "kept").mkdir()
+    (directory / "kept" / "file").write_text("kept")
+    (path.parent / "link").symlink_to(directory / "kept")
+    (path.parent / "other").symlink_to(directory / "kept" / "file")
+    (path.parent / "folder").mkdir()
+    (path.parent / "folder" / "file").write_text("not ours")
+    with caplog.at_level(logging.WARNING):
+        remove_all("net", directory / "large")
+    assert set(files_in(directory)) == {directory / "kept" / "file", path.parent / "folder" / "file"}
+    assert "is not removed: Directory not empty" in caplog.text
+
+
+def test_a_write_beside_a_removal_finds_its_directory_again(
+    config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+    n_removed = 0
+
+    def remove_and_rename(*args: Any, **options: Any) -> None:
+        nonlocal n_removed
+        if n_removed < 2:
+            n_removed += 1
+            remove_all("net", directory / "large")
+        rename(*args, **options)
+
+    monkeypatch.setattr(os, "rename", remove_and_rename)
+    parcel, _ = large_parcel(config)
+    assert n_removed == 2
+    assert unwrap(parcel) == LARGE
+    assert len(files_in(directory)) == 1
+
+
+def test_a_parcel_that_nobody_will_read_can_be_discarded(config: RushConfig, directory: Path) -> None:
+    parcel, _ = large_parcel(config)
+    discard(parcel)
+    discard(parcel)
+    discard(wrap(b"small", "net", config, "the loop f"))
+    assert files_in(directory) == []
+
+
+# on the way to processes
+
+
+def note_digest() -> Callable[..., Awaitable[None]]:
+    """A loop that travels as a whole: a process need not import this module."""
+
+    async def note_digest(rush: RushWorker, data: bytes) -> None:
+        await rush.push_finished_tasks([{"n": len(data)}], [{"digest": hashlib.sha256(data).hexdigest()}])
+
+    return note_digest
+
+
+async def test_row_5_processes_read_large_arguments_from_the_directory(rush: Rush, config: RushConfig, directory: Path) -> None:
+    settings = replace(config, url=rush.config.url)
+    async with Rush(rush.network_id, settings) as manager:
+        await manager.start_workers(note_digest(), 2, on=Processes(), data=LARGE)
+        await manager.join_workers(timeout=60)
+        tasks = await manager.fetch_finished_tasks()
+        assert tasks["n"].to_list() == [2_000, 2_000]
+        assert set(tasks["digest"]) == {hashlib.sha256(LARGE).hexdigest()}
+        (path,) = files_in(directory / "large")  # both have read the same
+        remove_all(rush.network_id, directory / "large")
+        assert not path.exists()
+
+
+async def test_row_5_a_pool_reads_large_arguments_from_the_directory(rush: Rush, config: RushConfig, directory: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        async with Rush(rush.network_id, replace(config, url=rush.config.url)) as manager:
+            await manager.start_workers(note_digest(), 1, on=Pool(pool), data=LARGE)
+            await manager.join_workers(timeout=60)
+            assert (await manager.fetch_finished_tasks())["digest"].to_list() == [hashlib.sha256(LARGE).hexdigest()]
+    assert len(files_in(directory)) == 1
+
+
+async def test_row_5_a_reset_leaves_no_file_of_the_network(rush: Rush, config: RushConfig, directory: Path) -> None:
+    settings = replace(config, url=rush.config.url)
+    _, of_another = large_parcel(config, "another")
+    async with Rush(rush.network_id, settings) as manager:
+        await manager.start_workers(note_digest(), 1, on=Processes(), data=LARGE)
+        await manager.join_workers(timeout=60)
+        assert len(files_in(directory)) == 2
+        await manager.reset(workers=False)
+        assert len(files_in(directory)) == 2  # workers that go on may start others
+        await manager.reset()
+        assert files_in(directory) == [of_another]
+
+
+async def test_row_5_too_large_arguments_start_no_process(rush: Rush) -> None:
+    settings = RushConfig(url=rush.config.url, max_start_args_size=1_000)
+    async with Rush(rush.network_id, settings) as manager:
+        with pytest.raises(EncodeError, match=r"the worker loop .*note_digest with its arguments: \d,\d{3} bytes.*1,000 bytes"):
+            await manager.start_workers(note_digest(), 1, on=Processes(), data=LARGE)
+        assert (await manager.worker_info())["state"].to_list() == ["failed"]
+
+
+async def test_row_5_a_worker_whose_arguments_are_gone_ends_with_that_error(
+    rush: Rush, config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rush_async.launch import processes
+
+    async def wrap_and_lose(*args: Any) -> Parcel:
+        parcel = await awrap(*args)
+        discard(parcel)
+        return parcel
+
+    monkeypatch.setattr(processes, "awrap", wrap_and_lose)
+    async with Rush(rush.network_id, replace(config, url=rush.config.url)) as manager:
+        await manager.start_workers(note_digest(), 1, on=Processes(), data=LARGE)
+        (end,) = await manager.join_workers(timeout=60, check=False)
+    assert end.state == "failed"
+    assert end.failure is not None
+    assert end.failure.type is not None
+    assert "DecodeError" in end.failure.type
+    assert "is not there" in end.failure.message
+
+
+async def test_a_start_that_fails_leaves_no_file(
+    rush: Rush, config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", str(directory / "no-python"))
+    async with Rush(rush.network_id, replace(config, url=rush.config.url)) as manager:
+        with pytest.raises(FileNotFoundError):
+            await manager.start_workers(note_digest(), 1, on=Processes(), data=LARGE)
+    assert files_in(directory) == []

@@ -1,0 +1,219 @@
+"""Finished tasks that are told while somebody follows them: what needs no asking, and what happens when something is missed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rush_async import EventsMissed, NetworkReset, Rush, RushWorker, TasksFinished
+from rush_async.store.keys import NetworkKeys
+from rush_async.testing import wait_until
+from tests.proxy import Proxy
+
+SOON = 10.0
+
+
+@pytest_asyncio.fixture
+async def far(rush: Rush, proxy: Proxy) -> AsyncIterator[Rush]:
+    """A client of the network of `rush` behind the proxy, with a view of its own."""
+    async with Rush(rush.network_id, proxy.url) as far:
+        yield far
+
+
+def followers(raw: Any, network_id: str) -> int:
+    """How many listen to finished tasks of a network."""
+    return raw.execute_command("PUBSUB", "SHARDNUMSUB", NetworkKeys.of(network_id).results)[1]
+
+
+async def finish(rush: Rush, *values: Any) -> list[str]:
+    return await rush.push_finished_tasks([{"x": value} for value in values], [{"y": 1}] * len(values))
+
+
+async def results(events: Any) -> list[Any]:
+    """The inputs that the next event tells."""
+    event = await asyncio.wait_for(anext(events), SOON)
+    assert isinstance(event, TasksFinished)
+    assert event.tasks is not None
+    assert tuple(task.key for task in event.tasks) == event.keys
+    return [task.xs["x"] for task in event.tasks]
+
+
+async def test_finished_tasks_come_with_their_events(rush: Rush, far: Rush, proxy: Proxy) -> None:
+    async with far.events(TasksFinished, results=True) as events:
+        await finish(rush, 0)
+        assert await results(events) == [0]  # the first is read, with all that was finished before
+        before = proxy.count("LRANGE")
+        for x in range(1, 20):
+            await finish(rush, x, -x)
+            assert await results(events) == [x, -x]
+        assert proxy.count("LRANGE") == before
+    assert (await far.fetch_finished_tasks())["x"].to_list() == [0, *(sign * x for x in range(1, 20) for sign in (1, -1))]
+
+
+async def test_waiting_for_new_tasks_reads_nothing_more(rush: Rush, far: Rush, proxy: Proxy, raw: Any) -> None:
+    for x in range(3):
+        before = proxy.count("LRANGE")
+        waiting = asyncio.create_task(far.fetch_new_tasks(timeout=None))
+        await wait_until(lambda before=before: proxy.count("LRANGE") > before)  # what is finished when it begins
+        before = proxy.count("LRANGE")
+        await wait_until(lambda: followers(raw, rush.network_id) == 1)
+        await finish(rush, x)
+        assert (await asyncio.wait_for(waiting, SOON))["x"].to_list() == [x]
+        if x:  # while the first was waiting, what is told began to be heard
+            assert proxy.count("LRANGE") == before
+
+
+async def test_what_is_large_is_read_and_what_follows_is_told_again(rush: Rush, far: Rush, proxy: Proxy) -> None:
+    async with far.events(TasksFinished, results=True) as events:
+        for x in (1, "x" * 20_000, 2, 3):
+            await finish(rush, x)
+            before = proxy.count("LRANGE")
+            assert await results(events) == [x]
+        assert proxy.count("LRANGE") == before
+
+
+async def test_what_is_told_goes_on_after_a_reset(rush: Rush, far: Rush, rush_worker: RushWorker) -> None:
+    async with far.events(TasksFinished, NetworkReset, results=True) as events:
+        for x in range(3):
+            await finish(rush, x, x + 10)
+            assert await results(events) == [x, x + 10]
+            await rush.reset(workers=False)
+            assert isinstance(await asyncio.wait_for(anext(events), SOON), NetworkReset)
+            assert (await far.fetch_finished_tasks()).height == 0
+
+
+async def test_after_a_cut_what_was_told_before_is_checked(
+    rush: Rush, far: Rush, proxy: Proxy, raw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with far.events(TasksFinished, results=True) as events:
+        for x in range(4):
+            await finish(rush, x)
+            assert await results(events) == [x]
+        # A server that lost its last moment and went on, while nobody heard it.
+        proxy.refuse()
+        proxy.cut_all("pubsub")
+        name = NetworkKeys.of(rush.network_id).finished
+        raw.ltrim(name, 0, 1)
+        await finish(rush, 4, 5)
+        proxy.refuse(False)
+        assert isinstance(await asyncio.wait_for(anext(events), SOON), EventsMissed)
+        await finish(rush, 6)
+        assert await results(events) == [6]
+        assert (await far.fetch_finished_tasks())["x"].to_list() == [0, 1, 4, 5, 6]
+    assert any("reading anew" in text for text in caplog.messages)
+
+
+async def test_what_is_told_is_what_is_there_whatever_breaks(rush: Rush, far: Rush, proxy: Proxy, raw: Any) -> None:
+    n, seen = 300, list[str]()
+    choose = random.Random(5)
+
+    async def work(worker: RushWorker, at: int) -> None:
+        for _ in range(n // 10):
+            (key,) = await worker.push_running_tasks([{"x": "x" * choose.choice([1, 50, 5_000, 20_000])}])
+            await worker.finish_tasks(key, [{"y": at}])
+
+    async def follow() -> None:
+        while len(seen) < n:
+            seen.extend((await far.fetch_new_tasks(timeout=SOON))["keys"])
+
+    async def read() -> None:
+        while len(seen) < n:
+            await far.fetch_finished_tasks()
+            frame = await far.fetch_tasks()
+            assert frame["keys"].n_unique() == frame.height
+            if choose.random() < 0.1:
+                far.reset_cache()
+
+    async with RushWorker(rush.network_id, rush.config) as worker, far.events(TasksFinished, results=True) as events:
+        work_and_reads = [asyncio.create_task(work(worker, at)) for at in range(10)]
+        work_and_reads += [asyncio.create_task(follow()), asyncio.create_task(read())]
+        told = 0
+        while told < n:
+            event = await asyncio.wait_for(anext(events), SOON)
+            if isinstance(event, TasksFinished):
+                told += len(event.keys)
+                assert event.tasks is not None
+                assert tuple(task.key for task in event.tasks) == event.keys
+            else:
+                told = (await rush.counts()).finished  # at least, by now
+            if choose.random() < 0.05:
+                proxy.cut_all(choose.choice(["pubsub", "commands"]))
+        await asyncio.gather(*work_and_reads)
+    assert sorted(seen) == sorted(set(seen))
+    archive = await far._net.reader.archive()  # pyright: ignore[reportPrivateUsage]
+    assert archive.raw(0, n) == raw.lrange(NetworkKeys.of(rush.network_id).finished, 0, -1)
+    assert seen == archive.keys(0, n)
+
+
+async def test_what_is_told_wrongly_is_logged_and_read(
+    rush: Rush, far: Rush, raw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = NetworkKeys.of(rush.network_id).results
+    async with far.events(TasksFinished, results=True) as events:
+        await finish(rush, 1)
+        assert await results(events) == [1]
+        for message in (b"", b"\0", b"\0\1\xc0", b"\0\3\x93\1\2", b"\0\1\x90", b"\xff\xff\x93", b"\0\4\x93\xa1x\1\2"):
+            raw.spublish(channel, message)
+        await finish(rush, 2)
+        assert await results(events) == [2]
+    assert len([text for text in caplog.messages if "malformed" in text]) >= 5
+
+
+async def test_nothing_is_told_where_nobody_follows(
+    rush: Rush, elsewhere: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rush_async.network.network._LINGER", 0.05)
+    async with rush.events(results=True), elsewhere.events(TasksFinished):
+        await wait_until(lambda: followers(raw, rush.network_id) == 1)
+    await wait_until(lambda: followers(raw, rush.network_id) == 0)
+    async with elsewhere.events():  # it watches for somebody else
+        assert (await rush.fetch_new_tasks(timeout=0.01)).height == 0
+        await wait_until(lambda: followers(raw, rush.network_id) == 0)
+
+
+async def test_what_is_told_is_not_spliced_on_what_was_lost(rush: Rush, far: Rush, raw: Any) -> None:
+    async with far.events(TasksFinished, results=True) as events:
+        for x in range(3):
+            await finish(rush, 2 * x, 2 * x + 1)
+            assert await results(events) == [2 * x, 2 * x + 1]
+        # A server that lost its last moment without having lost its connections.
+        raw.ltrim(NetworkKeys.of(rush.network_id).finished, 0, 3)
+        await finish(rush, 10, 11, 12)
+        assert await results(events) == [10, 11, 12]
+        assert (await far.fetch_finished_tasks())["x"].to_list() == [0, 1, 2, 3, 10, 11, 12]
+
+
+async def test_waiting_for_new_tasks_ends_when_the_server_goes_back(rush: Rush, far: Rush, proxy: Proxy, raw: Any) -> None:
+    names = NetworkKeys.of(rush.network_id)
+    keys = await finish(rush, *range(4))
+    seq = raw.hget(names.meta, "seq")
+    await finish(rush, 4)
+    await finish(rush, 5)
+    assert (await far.fetch_new_tasks()).height == 6
+    waiting = asyncio.create_task(far.fetch_new_tasks(timeout=None))
+    await wait_until(lambda: far._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+    raw.ltrim(names.finished, 0, 3)
+    raw.hset(names.meta, "seq", seq)
+    proxy.cut_all()
+    # Whatever was seen may be what was lost: all of it is new again.
+    assert (await asyncio.wait_for(waiting, SOON))["keys"].to_list() == keys
+
+
+async def test_of_two_who_wait_for_new_tasks_only_one_gets_them(rush: Rush, far: Rush) -> None:
+    await finish(rush, 0)
+    await far.fetch_new_tasks()
+    conditions = far._net.conditions  # pyright: ignore[reportPrivateUsage]
+    waits = [asyncio.create_task(far.fetch_new_tasks(timeout=None)) for _ in range(2)]
+    for x in (1, 2):
+        await wait_until(lambda left=3 - x: len(conditions._waiting) == left)  # pyright: ignore[reportPrivateUsage]
+        await finish(rush, x)
+        done, pending = await asyncio.wait(waits, timeout=SOON, return_when=asyncio.FIRST_COMPLETED)
+        assert len(pending) == 2 - x
+        waits = list(pending)
+        (first,) = done
+        assert first.result()["x"].to_list() == [x]

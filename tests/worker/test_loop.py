@@ -1,0 +1,100 @@
+"""What may be a worker loop, and what is said about what may not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from rush_async.worker.loop import bind_loop, name_of
+
+
+async def with_rate(rush: object, rate: float, steps: int = 3) -> tuple[object, float, int]:
+    return rush, rate, steps
+
+
+class Loop:
+    async def __call__(self, rush: object, rate: float) -> tuple[object, float]:
+        return rush, rate
+
+    async def method(self, rush: object, rate: float) -> tuple[object, float]:
+        return rush, rate
+
+
+@pytest.mark.parametrize(
+    ("loop", "name", "given"),
+    [
+        (with_rate, "with_rate", ("worker", 0.5, 3)),
+        (functools.partial(with_rate, steps=7), "with_rate", ("worker", 0.5, 7)),
+        (functools.partial(functools.partial(with_rate, steps=1), steps=2), "with_rate", ("worker", 0.5, 2)),
+        (Loop(), "Loop", ("worker", 0.5)),
+        (functools.partial(Loop()), "Loop", ("worker", 0.5)),
+        (Loop().method, "Loop.method", ("worker", 0.5)),
+    ],
+)
+async def test_whatever_is_awaited_when_called_is_a_loop(loop: Callable[..., Any], name: str, given: Any) -> None:
+    bound = bind_loop(loop, {"rate": 0.5}, {})
+    assert bound.name == name
+    assert await bound("worker") == given
+
+
+async def test_arguments_may_be_given_as_args_and_as_keywords() -> None:
+    assert await bind_loop(with_rate, {"rate": 0.5}, {"steps": 9})("worker") == ("worker", 0.5, 9)
+
+
+def not_async(rush: object) -> None: ...
+
+
+async def generator(rush: object) -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("loop", "args", "words"),
+    [
+        (not_async, {}, r"not_async is not `async def`.*asyncio\.to_thread.*to_process.*on=Processes\(\)"),
+        (functools.partial(not_async), {}, "not_async is not `async def`"),
+        (generator, {}, "has a `yield`"),
+        ("a string", {}, "is a coroutine function, not str: 'a string'"),
+        (with_rate, {}, r"with_rate\(.*\).* cannot be called with no arguments beside the worker: missing .*'rate'"),
+        (with_rate, {"rate": 1, "speed": 2}, r"\['rate', 'speed'\].*unexpected keyword argument 'speed'"),
+        (with_rate, {"rate": 1, "rush": 2}, "multiple values for argument 'rush'"),
+        (Loop, {"rate": 1}, "not `async def`"),
+    ],
+)
+def test_what_cannot_be_called_is_refused(loop: Any, args: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        bind_loop(loop, args, {})
+
+
+def test_an_argument_given_twice_is_refused() -> None:
+    with pytest.raises(TypeError, match="'rate' is given twice"):
+        bind_loop(with_rate, {"rate": 1}, {"rate": 2})
+
+
+async def with_option(rush: object, on: str = "here") -> str:
+    return on
+
+
+async def test_a_parameter_that_bears_an_options_name_is_refused_with_the_remedy() -> None:
+    words = r"parameter 'on', which is an option of start_workers: pass it as args=\{'on': ...\} or with functools\.partial"
+    with pytest.raises(TypeError, match=words):
+        bind_loop(with_option, None, {}, {"on"})
+    assert await bind_loop(with_option, {"on": "there"}, {}, {"on"})("worker") == "there"
+    assert await bind_loop(functools.partial(with_option, on="elsewhere"), None, {}, {"on"})("worker") == "elsewhere"
+
+
+async def test_a_parameter_that_takes_whatever_comes_bears_no_name() -> None:
+    async def anything(rush: object, *args: object, **on: object) -> dict[str, object]:
+        return on
+
+    assert await bind_loop(anything, None, {"x": 1}, {"args", "on"})("worker") == {"x": 1}
+
+
+def test_the_worker_itself_may_bear_any_name() -> None:
+    async def loop(on: object) -> None: ...
+
+    assert bind_loop(loop, None, {}, {"on"}).name.endswith("loop")
+    assert name_of(functools.partial(with_rate, rate=1)) == "with_rate"

@@ -1,0 +1,198 @@
+"""The life of one worker, wherever it was started."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from rush_async import (
+    NetworkStateError,
+    Rush,
+    RushConfigError,
+    RushWorker,
+    WorkerExit,
+    WorkerLostError,
+    run_worker,
+)
+from rush_async.worker.loop import bind_loop
+from rush_async.worker.run import live
+
+
+async def start_living(
+    rush: Rush, loop: Callable[..., Awaitable[Any]], **arguments: Any
+) -> tuple[RushWorker, asyncio.Task[WorkerExit]]:
+    worker = RushWorker(rush.network_id, rush.config)
+    life = asyncio.create_task(live(worker, bind_loop(loop, None, arguments)))
+    return worker, life
+
+
+async def state_of(rush: Rush, worker: RushWorker) -> str:
+    info = await rush.worker_info()
+    return dict(zip(info["worker_id"], info["state"], strict=True))[worker.worker_id]
+
+
+async def hold(rush: RushWorker, seen: list[str]) -> None:
+    await rush.push_running_tasks([{"x": 1}])
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        seen.append("cancelled")
+        raise
+    finally:
+        await asyncio.sleep(0.01)  # a clean-up that awaits
+        seen.append("cleaned up")
+
+
+async def test_a_kill_cancels_the_loop_once_so_that_its_clean_up_may_await(rush: Rush) -> None:
+    seen: list[str] = []
+    worker, life = await start_living(rush, hold, seen=seen)
+    await rush.wait_until(lambda counts: counts.running == 1)
+    await rush.stop_workers(worker.worker_id, mode="kill")
+    end = await life
+    assert (end.state, seen) == ("killed", ["cancelled", "cleaned up"])
+    assert await state_of(rush, worker) == "killed"
+
+
+async def test_whoever_cancels_a_life_gets_its_end(rush: Rush) -> None:
+    seen: list[str] = []
+    worker, life = await start_living(rush, hold, seen=seen)
+    await rush.wait_until(lambda counts: counts.running == 1)
+    life.cancel()
+    assert await life == WorkerExit(worker.worker_id, "terminated")
+    assert seen == ["cancelled", "cleaned up"]
+    assert await state_of(rush, worker) == "terminated"
+    failed = await rush.fetch_failed_tasks()
+    assert failed["condition"][0]["kind"] == "cancelled"
+
+
+async def test_an_error_while_the_loop_cleans_up_is_its_end(rush: Rush) -> None:
+    async def loop(rush: RushWorker) -> None:
+        try:
+            await rush.pop_task(timeout=None)
+        finally:
+            raise RuntimeError("the file is gone")
+
+    worker, life = await start_living(rush, loop)
+    await rush.wait_for_workers(1)
+    life.cancel()
+    end = await life
+    assert end.state == "failed"
+    assert end.failure is not None
+    assert end.failure.message == "the file is gone"
+    assert await state_of(rush, worker) == "failed"
+
+
+async def leave_the_process(rush: RushWorker) -> None:
+    await rush.push_running_tasks([{"x": 1}])
+    sys.exit("nothing to do")
+
+
+async def await_what_is_cancelled(rush: RushWorker) -> None:
+    await rush.push_running_tasks([{"x": 1}])
+    gone = asyncio.get_running_loop().create_future()
+    gone.cancel()
+    await gone
+
+
+async def use_another_worker_that_was_killed(rush: RushWorker) -> None:
+    await rush.push_running_tasks([{"x": 1}])
+    raise WorkerLostError("another worker")
+
+
+@pytest.mark.parametrize(
+    ("loop", "kind", "type_", "words"),
+    [
+        (leave_the_process, "error", "SystemExit", "nothing to do"),
+        (await_what_is_cancelled, "cancelled", "CancelledError", "cancelled from within"),
+        (use_another_worker_that_was_killed, "error", "WorkerLostError", "another worker"),
+    ],
+)
+async def test_whatever_leaves_a_loop_is_its_end_and_nobody_elses(
+    rush: Rush, loop: Callable[..., Awaitable[Any]], kind: str, type_: str, words: str
+) -> None:
+    worker, life = await start_living(rush, loop)
+    end = await life
+    assert end.state == await state_of(rush, worker) == "failed"
+    assert end.failure is not None
+    assert (end.failure.kind, end.failure.type) == (kind, type_)
+    assert words in end.failure.message
+    condition = (await rush.fetch_failed_tasks())["condition"][0]
+    assert (condition["kind"], condition["type"], condition["message"]) == (kind, type_, end.failure.message)
+
+
+async def test_a_loop_that_swallows_its_cancellation_is_left_behind_without_its_worker(
+    rush: Rush, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    go_on = asyncio.Event()
+
+    async def loop(rush: RushWorker) -> None:
+        await rush.push_running_tasks([{"x": 1}])
+        while not go_on.is_set():
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                continue
+        try:
+            await rush.push_running_tasks([{"x": 2}])
+        except NetworkStateError as error:
+            refused.set_result(str(error))
+
+    worker, life = await start_living(rush, loop)
+    await rush.wait_until(lambda counts: counts.running == 1)
+    life.cancel()
+    assert (await life).state == "terminated"
+    assert f"worker {worker.worker_id} swallows its cancellation" in caplog.text
+    assert await state_of(rush, worker) == "terminated"
+    go_on.set()
+    assert "is closed" in await refused
+    assert (await rush.counts()) == (0, 0, 0, 1)
+
+
+async def test_a_name_that_is_taken_is_a_failed_end(rush: Rush, rush_worker: RushWorker) -> None:
+    async def loop(rush: RushWorker) -> None: ...
+
+    worker = RushWorker(rush.network_id, rush.config, worker_id=rush_worker.worker_id)
+    end = await live(worker, bind_loop(loop, None, {}))
+    assert end.state == "failed"
+    assert end.failure is not None
+    assert "is or was in use" in end.failure.message
+    assert await state_of(rush, rush_worker) == "running"
+
+
+# run_worker
+
+
+async def do_one(rush: RushWorker, n: int = 1) -> None:
+    async with rush.task({"x": n}) as task:
+        task.ys = {"y": n * 2}
+
+
+def run(rush: Rush, loop: Callable[..., Awaitable[Any]], **options: Any) -> Awaitable[list[WorkerExit]]:
+    return asyncio.to_thread(functools.partial(run_worker, loop, rush.network_id, rush.config, **options))
+
+
+async def test_run_worker_takes_one_name_or_several(rush: Rush) -> None:
+    assert await run(rush, do_one, worker_ids="alone") == [WorkerExit("alone", "terminated")]
+    assert [end.worker_id for end in await run(rush, do_one, worker_ids=["b", "a"], args={"n": 4})] == ["b", "a"]
+    assert await run(rush, do_one, n_workers=0) == []
+    assert (await rush.fetch_finished_tasks())["y"].to_list() == [2, 8, 8]
+
+
+async def test_run_worker_refuses_what_cannot_be_meant(rush: Rush) -> None:
+    async def with_config(rush: RushWorker, config: str) -> None: ...
+
+    with pytest.raises(RushConfigError, match="names 'a' twice"):
+        await run(rush, do_one, worker_ids=["a", "a"])
+    with pytest.raises(TypeError, match="n_workers must be a whole number"):
+        await run(rush, do_one, n_workers="2")
+    with pytest.raises(TypeError, match=r"'config', which is an option of run_worker: pass it as args="):
+        await run(rush, with_config)
+    with pytest.raises(NetworkStateError, match=r"await rush\.start_workers"):
+        run_worker(do_one, rush.network_id, rush.config)
+    assert (await rush.worker_info()).is_empty()
