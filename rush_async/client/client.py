@@ -345,14 +345,12 @@ class RushClient(Session):
         archive = await network.reader.archive()
         while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
             history = network.history
-            with network.followed, suppress(RushTimeoutError):
-                network.follow()
+            with suppress(RushTimeoutError):
                 await self.wait_until(
                     lambda counts, n=n, history=history: counts.finished > n or network.history != history,
                     timeout=None if timeout is None else left,
                 )
-            if len(archive) <= n or network.history != history:  # else it came by itself
-                archive = await network.reader.archive()
+            archive = await network.reader.archive()
             if len(archive) <= n and network.history == history:
                 break  # otherwise another call may have taken what is new, or what is waited for is still to come
         first = self._first_new(network, len(archive))
@@ -422,7 +420,8 @@ class RushClient(Session):
 
         Args:
             kinds: the classes wanted, all without any. `EventsMissed` comes in any case where events were missed.
-            results: whether finished and failed events carry their `tasks`. Small finished ones come along, others cost a read.
+            results: whether finished and failed events carry their `tasks`, which are read when an event comes; the listeners
+                of an event loop share the read.
             buffer: how many events may wait for a slow listener before the rest is reported as missed.
         """
         check_kinds(kinds)

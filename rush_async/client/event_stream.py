@@ -46,9 +46,6 @@ class EventStream(Generic[E_co]):
         with ExitStack() as stack, self._until_closed():
             stack.enter_context(network.watched)
             await network.watch()
-            if self._tasks_of is not None and (not self._kinds or TasksFinished in self._kinds):
-                stack.enter_context(network.followed)
-                network.follow()
             # First gather, then look where the network stands: what comes in between is neither missed nor seen twice.
             listener = stack.enter_context(network.listening(self._kinds, self._buffer))
             position = await network.tasks.look()

@@ -30,11 +30,6 @@ class Resident(Beating, Protocol):
     @property
     def is_shut_out(self) -> bool: ...
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether it holds no task."""
-        ...
-
     def held_keys(self) -> list[str]:
         """The tasks it holds."""
         ...
@@ -69,11 +64,6 @@ class Residents:
 
     def __len__(self) -> int:
         return len(self.by_id)
-
-    @property
-    def are_idle(self) -> bool:
-        """Whether none of them holds a task."""
-        return all(resident.is_idle for resident in self.by_id.values())
 
     @property
     def leases_in_use(self) -> set[str]:

@@ -20,7 +20,6 @@ from rush_async.model import Counts
 from rush_async.network.listener import EventMessage, Listener, ResetMessage, decode_message
 from rush_async.network.local_workers import Residents
 from rush_async.network.results import Reader
-from rush_async.network.standby import Standby
 from rush_async.network.waiting import Conditions, Line
 from rush_async.store.calls import Position
 from rush_async.store.keys import NetworkKeys
@@ -58,10 +57,8 @@ class Network:
         n_workers: how many workers are running, likewise.
         watched: a block in which somebody depends on `watch`.
         residents: the workers that live in this event loop.
-        standby: which of them stands by for the next task.
         pulse: this event loop's part of the heartbeat.
         reader: its finished tasks.
-        followed: a block in which finished tasks come by themselves once `follow` was called.
     """
 
     def __init__(self, network_id: str, link: Link) -> None:
@@ -84,7 +81,6 @@ class Network:
         self._listeners: set[Listener] = set()
         self._end_waits: set[EndWait] = set()
         self.residents = Residents(link, self.keys, self.tasks, self.workers, self._take_reset)
-        self.standby = Standby(link, self.keys, self.tasks, self.residents, self.queue_line)
         self.pulse = Pulse(
             *(link.config, self.keys, self.residents.by_id),
             epoch=lambda: self.epoch,
@@ -92,8 +88,7 @@ class Network:
             on_beat=self._take_beat,
         )
         self._heard_seq = 0
-        self.watched, self.followed = _Users(self._leave_soon), _Users(self._leave_soon)
-        self._is_following = False
+        self.watched = _Users(self._leave_soon)
         self._unwatched_at = 0.0
         self._linger: asyncio.TimerHandle | None = None
         self._readers: set[Callable[[], None]] = set()
@@ -137,9 +132,7 @@ class Network:
             if self._linger is not None:
                 self._linger.cancel()
             self.link.subscription.unsubscribe(self.keys.events)
-            self.link.subscription.unsubscribe(self.keys.results)
             self.link.subscription.unsubscribe(self.keys.control)
-            self.standby.close()
             try:
                 await self.pulse.aclose()
                 # What cancelled callers were granted is given back before the connection may close.
@@ -169,8 +162,6 @@ class Network:
             listener.go_back(epoch, 0, datetime.now(UTC))
         if epoch == 0:
             self.n_workers = 0
-        else:
-            self.standby.renew()
         self._set_counts(Counts())
 
     def _set_counts(self, counts: Counts) -> None:
@@ -250,13 +241,6 @@ class Network:
             self._watching = asyncio.Event()
             self.link.subscription.subscribe(self.keys.events, self._on_message, self._on_confirmed)
 
-    def follow(self) -> None:
-        """From soon on, what is finished is told to `reader` as well where it is small, so that it need not be asked for, as
-        long as the caller is in a block of `followed`, and a while longer."""
-        if not self._is_following:
-            self._is_following = True
-            self.link.subscription.subscribe(self.keys.results, self.reader.take, self.reader.confirmed)
-
     def _leave_soon(self) -> None:
         """Nobody may be watching any more: events cost everybody who gets them, and fill the server where nobody reads."""
         self._unwatched_at = self._loop.time()
@@ -271,9 +255,6 @@ class Network:
         if left > 0:
             self._linger = self._loop.call_later(left, self._leave)
             return
-        if self._is_following and not self.followed.n:
-            self._is_following = False
-            self.link.subscription.unsubscribe(self.keys.results)
         if self._watching is not None and not self.watched.n:
             self._watching = None
             self.link.subscription.unsubscribe(self.keys.events)

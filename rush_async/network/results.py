@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from rush_async.errors import DecodeError, RushConnectionError
+from rush_async.errors import RushConnectionError
 from rush_async.model import Task
-from rush_async.store.codec import decode
 from rush_async.store.tasks import FinishedChunk, TaskStore
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ class Reader:
         self._reading: _Read | None = None
         self._n_reads = 0
         self._n_last_read = 0
-        self._n_before = 0  # reads that had begun when what is told was heard from a new connection
 
     async def archive(self) -> Archive:
         """The archive with all that was finished when this was called. Concurrent calls share one read."""
@@ -70,26 +67,6 @@ class Reader:
         """The server has lost what was finished last, and what was read with it."""
         self.n_setbacks += 1
         self.drop()
-
-    # what is told
-
-    def confirmed(self) -> None:
-        """From here on finished records are told. What was told before was not heard, so there is a read to come first."""
-        self._n_before = self._n_reads
-
-    def take(self, data: bytes) -> None:
-        """Takes finished records that are told; they are kept where they follow on what is here. Others are read in time."""
-        archive, calls = self._archive, self._tasks.calls
-        if archive is None or self._n_last_read <= self._n_before:
-            return
-        behind = 2 + int.from_bytes(data[:2])
-        try:
-            epoch, start, *lengths = cast("list[Any]", decode(data[2:behind]))
-            records = [data[first:last] for first, last in pairwise(accumulate(lengths, initial=behind))]
-            if int(epoch) == calls.epoch and self._is_same(archive, int(start), records):
-                archive.extend(records[len(archive) - int(start) :])
-        except (DecodeError, TypeError, ValueError) as error:
-            logger.error("what is told of network %r is malformed: %s", self._network_id, error)
 
     # reading
 
@@ -128,7 +105,7 @@ class Reader:
             if chunk.epoch != calls.epoch:
                 calls.hear_epoch(chunk.epoch, asked_at)
                 continue
-            n_known = len(archive) - chunk.start  # that one, and what was told while the chunk was on its way
+            n_known = len(archive) - chunk.start
             if n_known < overlap:
                 continue  # the network was reset, or the cache dropped, meanwhile
             if len(chunk.records) < overlap or not self._is_same(archive, chunk.start, chunk.records):

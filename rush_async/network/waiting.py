@@ -70,19 +70,13 @@ class Line:
                 self._granted += 1
                 free -= 1
 
-    async def turn(
-        self,
-        timeout: float | None,
-        waits: set[asyncio.Future[bool]],
-        begin: Callable[[asyncio.Future[bool]], None] | None = None,
-    ) -> bool:
+    async def turn(self, timeout: float | None, waits: set[asyncio.Future[bool]]) -> bool:
         """Waits in line. True: it is the caller's turn, and it calls `done` after its attempt. False: the time is up, or
         somebody ended the wait.
 
         Args:
             timeout: seconds; None waits for ever.
             waits: the waits of the caller's worker, by which others end this one.
-            begin: told of the wait when it begins.
         """
         if not self._line and self._available(self._counts) > self._granted:
             self._granted += 1
@@ -93,8 +87,6 @@ class Line:
         self._line[future] = None
         waits.add(future)
         try:
-            if begin is not None:
-                begin(future)
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.result():

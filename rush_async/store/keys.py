@@ -27,8 +27,6 @@ class NetworkKeys(NamedTuple):
     finished: str
     failed: str
     alive: str
-    standby: str
-    granted: str
     control: str
     workers: str
     passing: str
@@ -42,11 +40,6 @@ class NetworkKeys(NamedTuple):
         """The keys of a network. Channels know no database number, so that of another than 0 is in their names."""
         suffix = f":{db}" if db else ""
         return cls(*(f"rush:{{{network_id}}}:{name}{suffix if name in ('events', 'control') else ''}" for name in cls._fields))
-
-    @property
-    def results(self) -> str:
-        """The channel of finished records."""
-        return f"{self.events}:results"
 
 
 def check_network_id(network_id: object) -> str:

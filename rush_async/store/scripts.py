@@ -45,9 +45,8 @@ class Script:
         self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
-PUSH = Script("push", "finished", last_key="granted", grows=True, founds=True, merges=True)
+PUSH = Script("push", "finished", last_key="alive", grows=True, founds=True, merges=True)
 POP = Script("pop", "records", last_key="alive", merges=True)
-WAIT = Script("wait", "records", last_key="granted")
 FINISH = Script("finish", "records", "finished", last_key="alive", merges=True, ends=True)
 REMOVE = Script("remove", "records", last_key="alive")
 RETRY = Script("retry", "records", last_key="alive", grows=True)
@@ -55,7 +54,7 @@ LOOK = Script("look", last_key="alive")
 RESET = Script("reset")
 CANCEL = Script("cancel", "records", "workers")
 ENTER = Script("enter", "workers", grows=True, founds=True, merges=True)
-BYE = Script("bye", "records", "workers", merges=True, ends=True)
+BYE = Script("bye", "workers", merges=True, ends=True)
 LOSE = Script("lose", "records", "workers")
 STOP = Script("stop", "workers")
 BEAT = Script("beat", "workers")
@@ -63,7 +62,7 @@ PART = Script("part", "workers")
 LOG = Script("log", grows=True)
 PREPARE = Script("prepare", grows=True, founds=True)
 SCRIPTS = (
-    *(PUSH, POP, WAIT, FINISH, REMOVE, RETRY, CANCEL, LOOK, RESET),
+    *(PUSH, POP, FINISH, REMOVE, RETRY, CANCEL, LOOK, RESET),
     *(ENTER, BYE, LOSE, STOP, BEAT, PART, LOG, PREPARE),
 )
 

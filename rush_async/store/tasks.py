@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,7 +23,6 @@ from rush_async.store.scripts import (
     REMOVE,
     RESET,
     RETRY,
-    WAIT,
     Script,
     ScriptCaller,
 )
@@ -32,7 +30,7 @@ from rush_async.wire.connection import Connection
 from rush_async.wire.refusals import acl_remedy
 from rush_async.wire.transport import Word
 
-__all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "NewTask", "Popped", "Standing", "Target", "TaskStore", "View"]
+__all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "NewTask", "Popped", "Target", "TaskStore", "View"]
 
 T = TypeVar("T")
 
@@ -58,10 +56,6 @@ class Popped(NamedTuple):
 
     key: str
     record: bytes
-
-
-# Whether a worker stands by; or the task that it was handed. None when the network was reset.
-Standing: TypeAlias = "bool | Popped | None"
 
 
 class Ended(NamedTuple):
@@ -203,20 +197,6 @@ class TaskStore:
                 self.put_back(popped, worker_id)
 
         return await self.calls.call(Group(POP, [worker_id, want], n_tasks=want, give_back=put_back))
-
-    def stand_by(
-        self, what: Literal["in", "out"], worker_id: str, post: int, deliver: Callable[[Popped], None]
-    ) -> asyncio.Future[Standing]:
-        """A waiting worker stands by for the next task that is pushed, or no longer; see `wait.lua`. A task that is told when
-        the future has failed already goes to `deliver`."""
-
-        def take(standing: Any) -> None:
-            if isinstance(standing, Popped):
-                deliver(standing)
-
-        group = Group(WAIT, [what, worker_id, post], survives_reset=False, give_back=take)
-        self.calls.give_back(group)  # a worker that leaves waits for the answer
-        return group.future
 
     def put_back(self, popped: Sequence[Popped], worker_id: str) -> None:
         """Tasks that nobody has seen return to the head of the queue."""
@@ -427,13 +407,6 @@ def _split_pops(answer: Answer, groups: list[Group]) -> list[Any]:
     return results
 
 
-def _split_standing(answer: Answer, groups: list[Group]) -> list[Any]:
-    state, _, key = answer.text.partition(b" ")
-    if state == b"T" and answer.extra[0]:
-        return [Popped(key.decode(), answer.extra[0])]
-    return [state == b"W"]
-
-
 def _split_characters(answer: Answer, groups: list[Group]) -> list[Any]:
     text, at, results = answer.text.decode(), 0, list[Any]()
     for group in groups:
@@ -445,7 +418,6 @@ def _split_characters(answer: Answer, groups: list[Group]) -> list[Any]:
 _SPLIT: dict[Script, Callable[[Answer, list[Group]], list[Any]]] = {
     PUSH: _split_pushes,
     POP: _split_pops,
-    WAIT: _split_standing,
     FINISH: _split_characters,
     ENTER: _split_characters,
     BYE: _split_characters,

@@ -153,7 +153,6 @@ class RushWorker(RushClient):
             with anyio.move_on_after(_PATIENCE, shield=True):
                 if self._has_logged:
                     await network.pulse.flush()
-                await network.standby.retire(self._worker_id, self._waits)
                 if self._lost_because is None:
                     await network.tasks.calls.quiet()  # it may be given tasks just now
                     await self._fail_held(failure or Failure("cancelled", None, "Its worker ended"))
@@ -166,8 +165,6 @@ class RushWorker(RushClient):
             logger.warning("worker %s could not say good-bye: %s", self._worker_id, reason)
         finally:
             network.residents.unsettle(self)
-            if not network.residents:
-                network.standby.close()
             if not is_gone:
                 network.residents.bury(self._worker_id, failure)
 
@@ -189,11 +186,6 @@ class RushWorker(RushClient):
     def lease_id(self) -> str:
         """The lease it lives under."""
         return self._lease_id
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it holds no task."""
-        return not self._held
 
     def held_keys(self) -> list[str]:
         """The tasks it holds."""
@@ -284,11 +276,10 @@ class RushWorker(RushClient):
         return self._hold(await network.tasks.push("R", tasks, worker_id=self._worker_id, budget=budget))
 
     def _begin(self) -> Network:
-        """The network, for a call that takes a task: nobody in this event loop stands by any more."""
+        """The network, for a call that takes a task."""
         network = self._net
         if not self._has_entered:
             raise NetworkStateError(f"worker {self._worker_id} is leaving network {self._network_id!r}: open a new one")
-        network.standby.stand_down()
         return network
 
     def _hold(self, keys: list[str] | Lost) -> list[str]:
@@ -394,16 +385,14 @@ class RushWorker(RushClient):
             deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
             while not self._is_terminated:
                 left = None if deadline is None else deadline - asyncio.get_running_loop().time()
-                is_our_turn, handed = await network.standby.turn(self._worker_id, left, self._waits)
+                if not await network.queue_line.turn(left, self._waits):
+                    break
                 try:
-                    if handed is not None:
-                        return self._took([handed])
-                    if not is_our_turn or self._is_terminated:
+                    if self._is_terminated:
                         break
                     popped = self._took(await self._begin().tasks.pop(self._worker_id))
                 finally:
-                    if is_our_turn:
-                        network.queue_line.done()
+                    network.queue_line.done()
                 if popped is not None:
                     return popped
         return self._nothing()

@@ -15,10 +15,8 @@ from rush_async.store import calls as store_calls
 from rush_async.store import scripts
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.scripts import Script
-from rush_async.store.tasks import Popped, Standing
 from rush_async.store.workers import WorkerStore
 from rush_async.testing import wait_until
-from tests.posts import ask
 from tests.proxy import Command, Fault, LateCopy, Predicate, Proxy, named
 
 TIMEOUT = 10.0
@@ -64,9 +62,6 @@ class Stage:
     def far_workers(self) -> WorkerStore:
         return self.far._net.workers  # pyright: ignore[reportPrivateUsage]
 
-    async def standing(self, what: Literal["in", "out"]) -> Standing:
-        return await ask(self.worker, what, self.worker.worker_id)
-
     def dump(self) -> dict[str, Any]:
         """All that the server holds of the network, but for the answers it keeps."""
         raw, keys = self.raw, self.keys
@@ -84,8 +79,6 @@ class Stage:
             "leases": raw.zrange(keys.leases, 0, -1),
             "processes": raw.hgetall(keys.processes),
             "starts": raw.hgetall(keys.starts),
-            "standby": raw.hkeys(keys.standby),
-            "granted": raw.hgetall(keys.granted),
         }
 
     def shape(self) -> dict[str, Any]:
@@ -154,25 +147,6 @@ async def finish(stage: Stage, keys: list[str]) -> Any:
     return stage.named(moved), [task.ys for task in await stage.near.get_tasks(keys) if task]
 
 
-async def stand_by(stage: Stage, _: Any) -> Any:
-    return await stage.standing("in")
-
-
-async def stand_by_again(stage: Stage, keys: list[str]) -> Any:
-    standing = await stage.standing("in")
-    return isinstance(standing, Popped) and standing.key == keys[0]
-
-
-async def stand_down(stage: Stage, keys: list[str]) -> Any:
-    standing = await stage.standing("out")
-    return isinstance(standing, Popped) and standing.key == keys[0]
-
-
-async def push_handed(stage: Stage, _: Any) -> Any:
-    (key,) = await stage.far.push_tasks([{"x": 0}])
-    return await stage.near.is_running_task(key)
-
-
 async def fail(stage: Stage, keys: list[str]) -> Any:
     moved = await stage.worker.fail_tasks(keys[:2], ["a", "b"])
     return stage.named(moved), [task.state for task in await stage.near.get_tasks(keys) if task]
@@ -235,15 +209,6 @@ async def three_queued(stage: Stage) -> list[str]:
     return await stage.pushed(3)
 
 
-async def one_standing(stage: Stage) -> bool:
-    return bool(await ask(stage.near, "in", stage.near.worker_id))
-
-
-async def one_handed(stage: Stage) -> list[str]:
-    assert await stage.standing("in") is True
-    return await stage.near.push_tasks([{"x": 0}])
-
-
 async def three_running(stage: Stage) -> list[str]:
     return await stage.running(3)
 
@@ -259,10 +224,6 @@ CALLS = {
     "push_finished": Call(scripts.PUSH, push_finished),
     "push_failed": Call(scripts.PUSH, push_failed),
     "pop": Call(scripts.POP, pop, three_queued),
-    "stand_by": Call(scripts.WAIT, stand_by),
-    "stand_by_again": Call(scripts.WAIT, stand_by_again, one_handed),
-    "stand_down": Call(scripts.WAIT, stand_down, one_handed),
-    "push_handed": Call(scripts.PUSH, push_handed, one_standing),
     "finish": Call(scripts.FINISH, finish, three_running),
     "fail": Call(scripts.FINISH, fail, three_running),
     "empty_queue": Call(scripts.REMOVE, empty_queue, three_queued),

@@ -322,7 +322,7 @@ async def test_waiting_for_new_tasks_asks_nothing(rush: Rush, proxy: Proxy) -> N
     async with Rush(rush.network_id, proxy.url) as far:
         await far.fetch_new_tasks(timeout=0.01)
         waiting = asyncio.create_task(far.fetch_new_tasks(timeout=60))
-        await wait_until(lambda: proxy.count("SSUBSCRIBE") == 2 and far._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: proxy.count("SSUBSCRIBE") == 1 and far._net.is_watching)  # pyright: ignore[reportPrivateUsage]
         await far.counts()
         before = len(proxy.commands)
         done, _ = await asyncio.wait([waiting], timeout=0.3)

@@ -1,10 +1,11 @@
-"""Finished tasks that are told while somebody follows them: what needs no asking, and what happens when something is missed."""
+"""Finished tasks are read once an event loop, each once for a caller, also when the server lost some or went back in time."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -25,17 +26,12 @@ async def far(rush: Rush, proxy: Proxy) -> AsyncIterator[Rush]:
         yield far
 
 
-def followers(raw: Any, network_id: str) -> int:
-    """How many listen to finished tasks of a network."""
-    return raw.execute_command("PUBSUB", "SHARDNUMSUB", NetworkKeys.of(network_id).results)[1]
-
-
 async def finish(rush: Rush, *values: Any) -> list[str]:
     return await rush.push_finished_tasks([{"x": value} for value in values], [{"y": 1}] * len(values))
 
 
 async def results(events: Any) -> list[Any]:
-    """The inputs that the next event tells."""
+    """The inputs in the next event."""
     event = await asyncio.wait_for(anext(events), SOON)
     assert isinstance(event, TasksFinished)
     assert event.tasks is not None
@@ -45,39 +41,31 @@ async def results(events: Any) -> list[Any]:
 
 async def test_finished_tasks_come_with_their_events(rush: Rush, far: Rush, proxy: Proxy) -> None:
     async with far.events(TasksFinished, results=True) as events:
-        await finish(rush, 0)
-        assert await results(events) == [0]  # the first is read, with all that was finished before
-        before = proxy.count("LRANGE")
-        for x in range(1, 20):
+        for x in range(20):
             await finish(rush, x, -x)
             assert await results(events) == [x, -x]
-        assert proxy.count("LRANGE") == before
-    assert (await far.fetch_finished_tasks())["x"].to_list() == [0, *(sign * x for x in range(1, 20) for sign in (1, -1))]
+    assert (await far.fetch_finished_tasks())["x"].to_list() == [sign * x for x in range(20) for sign in (1, -1)]
 
 
-async def test_waiting_for_new_tasks_reads_nothing_more(rush: Rush, far: Rush, proxy: Proxy, raw: Any) -> None:
-    for x in range(3):
-        before = proxy.count("LRANGE")
-        waiting = asyncio.create_task(far.fetch_new_tasks(timeout=None))
-        await wait_until(lambda before=before: proxy.count("LRANGE") > before)  # what is finished when it begins
-        before = proxy.count("LRANGE")
-        await wait_until(lambda: followers(raw, rush.network_id) == 1)
-        await finish(rush, x)
-        assert (await asyncio.wait_for(waiting, SOON))["x"].to_list() == [x]
-        if x:  # while the first was waiting, what is told began to be heard
-            assert proxy.count("LRANGE") == before
-
-
-async def test_what_is_large_is_read_and_what_follows_is_told_again(rush: Rush, far: Rush, proxy: Proxy) -> None:
-    async with far.events(TasksFinished, results=True) as events:
-        for x in (1, "x" * 20_000, 2, 3):
-            await finish(rush, x)
+async def test_listeners_of_one_event_loop_share_the_read_of_an_event(rush: Rush, far: Rush, proxy: Proxy) -> None:
+    async with AsyncExitStack() as stack:
+        listeners = [await stack.enter_async_context(far.events(TasksFinished, results=True)) for _ in range(10)]
+        for x in range(5):
             before = proxy.count("LRANGE")
+            reads = [asyncio.create_task(results(events)) for events in listeners]
+            await finish(rush, x)
+            assert await asyncio.gather(*reads) == [[x]] * 10
+            assert proxy.count("LRANGE") == before + 1
+
+
+async def test_large_results_come_with_their_events(rush: Rush, far: Rush) -> None:
+    async with far.events(TasksFinished, results=True) as events:
+        for x in (1, "x" * 20_000, 2):
+            await finish(rush, x)
             assert await results(events) == [x]
-        assert proxy.count("LRANGE") == before
 
 
-async def test_what_is_told_goes_on_after_a_reset(rush: Rush, far: Rush, rush_worker: RushWorker) -> None:
+async def test_results_come_with_events_after_a_reset(rush: Rush, far: Rush, rush_worker: RushWorker) -> None:
     async with far.events(TasksFinished, NetworkReset, results=True) as events:
         for x in range(3):
             await finish(rush, x, x + 10)
@@ -87,7 +75,7 @@ async def test_what_is_told_goes_on_after_a_reset(rush: Rush, far: Rush, rush_wo
             assert (await far.fetch_finished_tasks()).height == 0
 
 
-async def test_after_a_cut_what_was_told_before_is_checked(
+async def test_results_are_read_anew_after_the_server_lost_some_while_disconnected(
     rush: Rush, far: Rush, proxy: Proxy, raw: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with far.events(TasksFinished, results=True) as events:
@@ -108,7 +96,7 @@ async def test_after_a_cut_what_was_told_before_is_checked(
     assert any("reading anew" in text for text in caplog.messages)
 
 
-async def test_what_is_told_is_what_is_there_whatever_breaks(rush: Rush, far: Rush, proxy: Proxy, raw: Any) -> None:
+async def test_every_finished_task_is_seen_once_whatever_breaks(rush: Rush, far: Rush, proxy: Proxy, raw: Any) -> None:
     n, seen = 300, list[str]()
     choose = random.Random(5)
 
@@ -132,15 +120,15 @@ async def test_what_is_told_is_what_is_there_whatever_breaks(rush: Rush, far: Ru
     async with RushWorker(rush.network_id, rush.config) as worker, far.events(TasksFinished, results=True) as events:
         work_and_reads = [asyncio.create_task(work(worker, at)) for at in range(10)]
         work_and_reads += [asyncio.create_task(follow()), asyncio.create_task(read())]
-        told = 0
-        while told < n:
+        n_seen = 0
+        while n_seen < n:
             event = await asyncio.wait_for(anext(events), SOON)
             if isinstance(event, TasksFinished):
-                told += len(event.keys)
+                n_seen += len(event.keys)
                 assert event.tasks is not None
                 assert tuple(task.key for task in event.tasks) == event.keys
             else:
-                told = (await rush.counts()).finished  # at least, by now
+                n_seen = (await rush.counts()).finished  # at least, by now
             if choose.random() < 0.05:
                 proxy.cut_all(choose.choice(["pubsub", "commands"]))
         await asyncio.gather(*work_and_reads)
@@ -150,33 +138,7 @@ async def test_what_is_told_is_what_is_there_whatever_breaks(rush: Rush, far: Ru
     assert seen == archive.keys(0, n)
 
 
-async def test_what_is_told_wrongly_is_logged_and_read(
-    rush: Rush, far: Rush, raw: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    channel = NetworkKeys.of(rush.network_id).results
-    async with far.events(TasksFinished, results=True) as events:
-        await finish(rush, 1)
-        assert await results(events) == [1]
-        for message in (b"", b"\0", b"\0\1\xc0", b"\0\3\x93\1\2", b"\0\1\x90", b"\xff\xff\x93", b"\0\4\x93\xa1x\1\2"):
-            raw.spublish(channel, message)
-        await finish(rush, 2)
-        assert await results(events) == [2]
-    assert len([text for text in caplog.messages if "malformed" in text]) >= 5
-
-
-async def test_nothing_is_told_where_nobody_follows(
-    rush: Rush, elsewhere: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rush_async.network.network._LINGER", 0.05)
-    async with rush.events(results=True), elsewhere.events(TasksFinished):
-        await wait_until(lambda: followers(raw, rush.network_id) == 1)
-    await wait_until(lambda: followers(raw, rush.network_id) == 0)
-    async with elsewhere.events():  # it watches for somebody else
-        assert (await rush.fetch_new_tasks(timeout=0.01)).height == 0
-        await wait_until(lambda: followers(raw, rush.network_id) == 0)
-
-
-async def test_what_is_told_is_not_spliced_on_what_was_lost(rush: Rush, far: Rush, raw: Any) -> None:
+async def test_results_are_read_anew_after_the_server_lost_some_while_connected(rush: Rush, far: Rush, raw: Any) -> None:
     async with far.events(TasksFinished, results=True) as events:
         for x in range(3):
             await finish(rush, 2 * x, 2 * x + 1)
@@ -188,7 +150,9 @@ async def test_what_is_told_is_not_spliced_on_what_was_lost(rush: Rush, far: Rus
         assert (await far.fetch_finished_tasks())["x"].to_list() == [0, 1, 2, 3, 10, 11, 12]
 
 
-async def test_waiting_for_new_tasks_ends_when_the_server_goes_back(rush: Rush, far: Rush, proxy: Proxy, raw: Any) -> None:
+async def test_waiting_for_new_tasks_ends_when_the_server_is_restored_from_older_data(
+    rush: Rush, far: Rush, proxy: Proxy, raw: Any
+) -> None:
     names = NetworkKeys.of(rush.network_id)
     keys = await finish(rush, *range(4))
     seq = raw.hget(names.meta, "seq")

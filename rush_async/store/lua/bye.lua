@@ -1,6 +1,5 @@
 -- A worker leaves by itself, holding nothing any more: it is not alive from here on, its end is kept in `workers`. A worker
--- that never came to run is reported in the same way by who started it. What it was handed while it stood by, and never saw,
--- returns to the head of the queue.
+-- that never came to run is reported in the same way by who started it.
 -- ARGV  ... then workers: id, state (terminated, failed, killed, lost), failure or nil (msgpack), who says so: self or starter
 -- answer: a character a worker: 1 left, 0 was not there, 2 is alive, so that only itself may say so
 local refusal, known = enter()
@@ -16,15 +15,6 @@ for i = 4, #ARGV, 4 do
     answer[#answer + 1] = '2'
   elseif entry and (alive or sub(entry, 1, 9) == 'starting ') then
     answer[#answer + 1] = '1'
-    local note = call('HGET', GRANTED, worker)
-    local key = note and string.match(note, ' (.+)$')
-    local record = key and call('HGET', RUNNING, key)
-    if record and held_end(record, packed(worker)) then
-      call('HDEL', RUNNING, key)
-      call('HSET', QUEUED, key, as_untaken(record))
-      call('LPUSH', QUEUE, key)
-      add('Q', worker, key)
-    end
     bury(worker)
     call('HDEL', PASSING, worker)
     local space = string.find(entry, ' ', 1, true)

@@ -1,18 +1,17 @@
 -- What every script begins with: the keys by name, the guard of a numbered call (enter) and its end (leave).
--- KEYS  meta calls events queue queued running finished failed alive standby granted
+-- KEYS  meta calls events queue queued running finished failed alive
 --       control workers passing leases processes log starts      (or as many of them as the script needs)
 -- ARGV  epoch client number ...            the epoch the caller knows, who calls, and the number of the call
 -- A reply is {epoch, seq, n_queued, n_running, n_finished, n_failed, n_workers, answer, ...}, or {'EPOCH', epoch, wire}: another
 -- epoch, not executed; or {'OLD'}: a late copy of a call that was answered long ago, not executed.
-local META, CALLS, EVENTS, QUEUE, QUEUED, RUNNING, FINISHED, FAILED, ALIVE, STANDBY, GRANTED = unpack(KEYS)
-local CONTROL, WORKERS, PASSING, LEASES, PROCESSES, LOG, STARTS = unpack(KEYS, 12)
+local META, CALLS, EVENTS, QUEUE, QUEUED, RUNNING, FINISHED, FAILED, ALIVE = unpack(KEYS)
+local CONTROL, WORKERS, PASSING, LEASES, PROCESSES, LOG, STARTS = unpack(KEYS, 10)
 local call, sub, char, byte, concat = redis.call, string.sub, string.char, string.byte, table.concat
 local WIRE, WINDOW, MESSAGE, MOST_WORDS = '1', 64, 960, 4000
 local EPOCH, CLIENT, NUMBER = ARGV[1], ARGV[2], ARGV[3]
 local HEADER = 6 -- attempt u8, retries left u8 (high bit: a stale entry is left in the queue), length of created u32
 local NEVER_STARTED = '\192\192\192'
 local slot, now, stamp
-local told -- the message about what this call finished, for who follows that
 
 -- The server's time, as a number and as it stands in records.
 local function look_at_clock()
@@ -116,7 +115,6 @@ local function leave(answer, extra)
     call('HSET', CALLS, slot, NUMBER .. ' ' .. answer)
   end
   local n = counts()
-  if told then redis.pcall('SPUBLISH', EVENTS .. ':results', told) end -- before the event: who hears of a task has it
   if moved > 0 then publish(seq, n) end
   return reply(seq, n, answer, extra)
 end

@@ -1,7 +1,5 @@
 -- Creates tasks: queued (Q), running (R), finished (F) or failed (X). A worker's group needs the worker alive; a group with a
--- budget takes as many as find a place (queued + running + finished < budget), none once max_failed have failed. Where nothing
--- is queued, new tasks are handed to workers that stand by: they run from here on, and the worker's client is told on a channel of
--- its own, where it listens; what is told and not heard is asked for (see wait).
+-- budget takes as many as find a place (queued + running + finished < budget), none once max_failed have failed.
 -- ARGV  ... last_known, then groups: target, worker or '', budget or '', max_failed or '', n; then n tasks: key, header + created
 --       (F: created alone), ended or ''
 -- answer: a number taken for each group, L for a worker that is not alive
@@ -9,7 +7,6 @@ local refusal, known = enter()
 if refusal then return refusal end
 if known then return repeated(known) end
 
-local LARGEST_HANDED, MOST_HANDED = 16384, 100 -- bytes; workers in one call
 local taken = {}
 local queue, queued, running, finished, failed = {}, {}, {}, {}, {}
 local used, n_failed
@@ -61,31 +58,6 @@ while at <= #ARGV do
   if used and target ~= 'X' then used = used + take end
 end
 if has_moved() then found(ARGV[4]) end
-
-local ready = #queue > 0 and call('HRANDFIELD', STANDBY, math.min(#queue, MOST_HANDED), 'WITHVALUES') or {}
-if #ready > 0 and call('HLEN', QUEUED) == 0 then
-  local names, handed = {}, 0
-  for i = 1, #ready, 2 do names[#names + 1] = ready[i] end
-  leases = leases_of(names)
-  for i = 1, #ready, 2 do
-    local worker, key, record = ready[i], queue[handed + 1], queued[2 * handed + 2]
-    local lease = leases[worker]
-    local client, post = string.match(ready[i + 1], '^(%S+) (%S+)$')
-    if lease and client and sub(lease, -5) ~= ' stop' and #record <= LARGEST_HANDED then
-      record = '\1' .. sub(record, 2) .. packed(worker) .. '\1' .. stamp
-      local head = cmsgpack.pack({ EPOCH, post, key })
-      local n = redis.pcall('SPUBLISH', STANDBY .. ':' .. client, struct.pack('>H', #head) .. head .. record)
-      if type(n) == 'number' and n > 0 then -- else nobody listens there, or this user may not tell
-        handed = handed + 1
-        running[#running + 1], running[#running + 2] = key, record
-        call('HSET', GRANTED, worker, post .. ' ' .. key)
-        add('S', worker, key)
-      end
-    end
-  end
-  call('HDEL', STANDBY, unpack(names))
-  queue, queued = { unpack(queue, handed + 1) }, { unpack(queued, 2 * handed + 1) }
-end
 if #queue > 0 then
   call('HSET', QUEUED, unpack(queued))
   call('RPUSH', QUEUE, unpack(queue))

@@ -6,7 +6,7 @@ local head = call('HGET', META, 'epoch') or '0'
 if head ~= EPOCH then return { 'EPOCH', head, call('HGET', META, 'wire') or WIRE } end
 look_at_clock()
 local next_epoch = string.format('%.0f', math.max(math.floor(now * 1e6), tonumber(EPOCH) + 1))
-call('UNLINK', QUEUE, QUEUED, RUNNING, FINISHED, FAILED, CALLS, STANDBY, GRANTED)
+call('UNLINK', QUEUE, QUEUED, RUNNING, FINISHED, FAILED, CALLS)
 local exists = 1
 if ARGV[4] == 'all' then
   call('UNLINK', META, ALIVE, WORKERS, PASSING, LEASES, PROCESSES, LOG, STARTS)

@@ -12,8 +12,6 @@ end
 -- A worker that is not alive any more.
 local function bury(worker)
   call('HDEL', ALIVE, worker)
-  call('HDEL', STANDBY, worker)
-  call('HDEL', GRANTED, worker)
 end
 
 -- Shuts a worker out: none of its calls moves anything any more, and what it runs is cleared next.
