@@ -48,7 +48,7 @@ from rush_async.store.keys import check_network_id
 from rush_async.supervisor import Supervisor
 from rush_async.worker.names import worker_name
 from rush_async.worker.run import live
-from rush_async.worker.worker import RushWorker
+from rush_async.worker.worker import RushWorker, membership_of
 
 __all__ = ["main"]
 
@@ -359,7 +359,7 @@ class _Drain:
         # Between any two instructions of the main thread: nothing here may wait for a lock.
         self.signal = number
         for worker in self._workers:
-            worker.note_stop()
+            membership_of(worker).note_stop()
         self._news.put("signal")
 
     # in the event loop
@@ -367,7 +367,7 @@ class _Drain:
     def _stop(self) -> None:
         logger.info("asked to end by %s: workers finish what they run", signal.Signals(self.signal or 0).name)
         for worker in self._workers:
-            worker.stop_requested()
+            membership_of(worker).request_stop()
 
     def _cancel(self) -> None:
         self._news.put("taken")

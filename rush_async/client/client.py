@@ -13,22 +13,16 @@ from rush_async.client.arguments import as_failures, as_keys, as_number, as_stat
 from rush_async.client.event_stream import EventStream
 from rush_async.client.session import Schema, Session, describe
 from rush_async.client.snapshot import take_snapshot
-from rush_async.errors import EncodeError, RushTimeoutError, TasksNotDoneError, listed
+from rush_async.errors import RushTimeoutError, TasksNotDoneError, listed
 from rush_async.events import Event, EventsMissed, TasksFailed, TasksFinished
 from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.network.network import Network
-from rush_async.store.codec import (
-    as_extras,
-    as_records,
-    check_names,
+from rush_async.store.records import (
+    NewTask,
     decode_task,
-    encode_created,
-    encode_ended,
     encode_failure,
-    header,
 )
-from rush_async.store.keys import task_key
-from rush_async.store.tasks import LOST, NewTask, Target
+from rush_async.store.tasks import LOST, Target
 
 if TYPE_CHECKING:
     import polars as pl
@@ -61,7 +55,8 @@ class RushClient(Session):
             ServerFullError: the server is at its `maxmemory`; no task is left in the queue.
         """
         retries = as_number(retries, "retries", 127)
-        return await self._push("Q", self._new_tasks(xss, xss_extra, retries=retries))
+        network = self._net
+        return await self._push(network, "Q", self._encoder.tasks(xss, xss_extra, retries=retries))
 
     async def push_finished_tasks(
         self,
@@ -72,11 +67,12 @@ class RushClient(Session):
         yss_extra: Iterable[Any] | None = None,
     ) -> list[str]:
         """Adds tasks that are finished already, such as results from elsewhere; their keys."""
-        tasks = self._new_tasks(xss, xss_extra, has_header=False)
-        ends = self._encode_ends(yss, yss_extra)
+        network = self._net
+        tasks = self._encoder.tasks(xss, xss_extra, has_header=False)
+        ends = self._encoder.ends(yss, yss_extra)
         check_lengths("xss", tasks, "yss", ends)
         ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
-        return await self._push("F", ended)
+        return await self._push(network, "F", ended)
 
     async def push_failed_tasks(
         self, xss: Iterable[Any], failures: Any = None, *, xss_extra: Iterable[Any] | None = None
@@ -88,66 +84,16 @@ class RushClient(Session):
             failures: one for all or one for each: an exception, a string or a `Failure`.
             xss_extra: what to store beside each input.
         """
-        tasks = self._new_tasks(xss, xss_extra)
+        network = self._net
+        tasks = self._encoder.tasks(xss, xss_extra)
         ends = [encode_failure(failure) for failure in as_failures(failures, len(tasks), "xss")]
         ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
-        return await self._push("X", ended)
+        return await self._push(network, "X", ended)
 
-    async def _push(self, target: Target, tasks: Sequence[NewTask]) -> list[str]:
-        keys = await self._net.tasks.push(target, tasks) if tasks else []
+    async def _push(self, network: Network, target: Target, tasks: Sequence[NewTask]) -> list[str]:
+        keys = await network.tasks.push(target, tasks) if tasks else []
         assert keys is not LOST
         return cast("list[str]", keys)
-
-    def _new_tasks(
-        self, xss: Iterable[Any], xss_extra: Iterable[Any] | None, *, retries: int = 0, has_header: bool = True
-    ) -> list[NewTask]:
-        """Checks and encodes inputs; nothing is sent before all of them are good."""
-        self._net  # noqa: B018 - a client that is not open says so before it complains about values
-        records = as_records(xss, "xss")
-        if len(records) == 1 and xss_extra is None:
-            return [self._new_task(records[0], None, "xs", retries, has_header)]
-        extras = self._extras(xss_extra, records, "xss")
-        pairs = enumerate(zip(records, extras, strict=True))
-        return [self._new_task(record, extra, f"xss[{at}]", retries, has_header) for at, (record, extra) in pairs]
-
-    def _new_task(
-        self, record: dict[str, Any], extra: dict[str, Any] | None, what: str, retries: int = 0, has_header: bool = True
-    ) -> NewTask:
-        """Checks and encodes one input."""
-        check_names(record, what)
-        key = task_key()
-        created = encode_created(key, record, extra, what)
-        self.check_size(created, what)
-        return NewTask(key, header(created, retries=retries) + created if has_header else created)
-
-    def _encode_ends(self, yss: Iterable[Any], yss_extra: Iterable[Any] | None) -> list[bytes]:
-        records = as_records(yss, "yss")
-        if len(records) == 1 and yss_extra is None:
-            return [self._encode_end(records[0], None, "ys")]
-        extras = self._extras(yss_extra, records, "yss")
-        pairs = enumerate(zip(records, extras, strict=True))
-        return [self._encode_end(record, extra, f"yss[{at}]") for at, (record, extra) in pairs]
-
-    def _encode_end(self, record: dict[str, Any], extra: dict[str, Any] | None, what: str) -> bytes:
-        packed = encode_ended(record, extra, what)
-        self.check_size(packed, what)
-        return packed
-
-    @staticmethod
-    def _extras(extras: Iterable[Any] | None, records: Sequence[Any], what: str) -> Sequence[dict[str, Any] | None]:
-        if extras is None:
-            return [None] * len(records)
-        found = as_extras(extras, f"{what}_extra")
-        check_lengths(what, records, f"{what}_extra", found)
-        return found
-
-    def check_size(self, packed: bytes, what: str) -> None:
-        """Refuses what is larger than `max_record_size`, before a byte of it is sent."""
-        if len(packed) > self._config.max_record_size:
-            raise EncodeError(
-                f"{what} takes {len(packed):,} bytes, max_record_size allows {self._config.max_record_size:,}: "
-                "store the large part elsewhere and push where it is, or raise RushConfig(max_record_size=...)"
-            )
 
     async def empty_queue(self) -> list[str]:
         """Fails what is queued, with kind `removed` and the message "Removed from queue"; the keys that moved."""

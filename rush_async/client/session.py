@@ -20,6 +20,7 @@ from rush_async.model import Counts
 from rush_async.network.network import Network
 from rush_async.plan import locate
 from rush_async.store.keys import check_network_id, random_network_id
+from rush_async.store.records import RecordEncoder
 from rush_async.supervisor import see_through
 from rush_async.wire.link import process_generation
 
@@ -80,6 +81,7 @@ class Session:
         self._network_id = random_network_id() if network_id is None else check_network_id(network_id)
         self._config, self._origin = locate(config)
         self._schema = dict(schema) if schema else None
+        self._encoder = RecordEncoder(self._config.max_record_size)
         self._network: Network | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._generation = 0

@@ -25,7 +25,7 @@ import polars as pl
 from rush_async.errors import SchemaError
 from rush_async.frames.columns import Column, Layout, Maker, Seen, Values, nulls, text, values_of
 from rush_async.model import Task, TaskState
-from rush_async.store.codec import FIELDS, RESERVED_NAMES, decode_flat, decode_task
+from rush_async.store.records import FIELDS, RESERVED_NAMES, decode_flat, decode_task
 
 __all__ = ["Archive", "frame_of"]
 

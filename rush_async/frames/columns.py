@@ -37,7 +37,7 @@ import polars as pl
 
 from rush_async.errors import DecodeError
 from rush_async.model import TaskState
-from rush_async.store.codec import FIELDS, RESERVED_NAMES
+from rush_async.store.records import FIELDS, RESERVED_NAMES
 
 __all__ = ["Column", "Layout", "Seen", "Slot", "Values", "nulls", "text", "values_of"]
 

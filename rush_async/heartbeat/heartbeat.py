@@ -56,7 +56,7 @@ class Resident(Protocol):
     def worker_id(self) -> str: ...
 
     @property
-    def has_entered(self) -> bool: ...
+    def is_registered(self) -> bool: ...
 
     @property
     def lease_id(self) -> str: ...
@@ -64,7 +64,7 @@ class Resident(Protocol):
     def note_stop(self) -> None:
         """Is called from any thread: `terminated` is true from here on."""
 
-    def stop_requested(self) -> None: ...
+    def request_stop(self) -> None: ...
 
     def shut_out(self, why: str) -> None: ...
 
@@ -298,7 +298,7 @@ class Pulse:
 
     def _holders(self, connection: BlockingConnection) -> dict[str, bytes | None]:
         """The leases of the workers that live here; None for one that is not alive."""
-        names = [resident.worker_id for resident in list(self._residents.values()) if resident.has_entered]
+        names = [resident.worker_id for resident in list(self._residents.values()) if resident.is_registered]
         found: list[bytes | None] = connection.ask("HMGET", self._keys.alive, *names) if names else []
         return dict(zip(names, found, strict=True))
 
@@ -319,7 +319,7 @@ class Pulse:
 
     def _bury(self, connection: BlockingConnection) -> None:
         """The loop ended without having closed its clients: what their workers ran is cleared."""
-        residents = [resident.worker_id for resident in list(self._residents.values()) if resident.has_entered]
+        residents = [resident.worker_id for resident in list(self._residents.values()) if resident.is_registered]
         if residents:
             logger.warning("the event loop of workers ended without closing them: %s", listed(residents))
             self._lose(connection, LoseStep.begin("lost", LOST_WORKER, None, residents), self._epoch())

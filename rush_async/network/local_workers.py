@@ -34,7 +34,7 @@ class Resident(Beating, Protocol):
         """The tasks it holds."""
         ...
 
-    def task_cancelled(self, key: str) -> None: ...
+    def cancel_task(self, key: str) -> None: ...
 
 
 class Residents:
@@ -102,13 +102,13 @@ class Residents:
                 case ["stop", _, *worker_ids]:
                     for worker_id in worker_ids:
                         if worker_id in self.by_id:
-                            self.by_id[worker_id].stop_requested()
+                            self.by_id[worker_id].request_stop()
                 case ["out", _, state, *worker_ids]:
                     self._shut_out(worker_ids, str(state))
                 case ["cancel", _, worker_id, *keys]:
                     if (resident := self.by_id.get(worker_id)) is not None:
                         for key in keys:
-                            resident.task_cancelled(str(key))
+                            resident.cancel_task(str(key))
                 case other:
                     logger.error("a request on %s is malformed: %r", self._channel, other)
         except (DecodeError, TypeError, ValueError) as error:
@@ -125,19 +125,19 @@ class Residents:
 
     async def take_requests(self) -> None:
         """What was asked of these workers, and may not have been heard of, stands beside their leases and in their tasks."""
-        worker_ids = [worker_id for worker_id, resident in self.by_id.items() if resident.has_entered]
+        worker_ids = [worker_id for worker_id, resident in self.by_id.items() if resident.is_registered]
         holders = await self._link.sooner_or_later(lambda: self._workers.holders(worker_ids))
         missing = [worker_id for worker_id, holder in holders.items() if holder is None]
         entries = await self._link.sooner_or_later(lambda: self._workers.read_some(missing))
         for worker_id, holder in holders.items():
             resident = self.by_id.get(worker_id)
-            if resident is None or not resident.has_entered:
+            if resident is None or not resident.is_registered:
                 continue
             if holder is None:
                 entry = entries.get(worker_id)
                 resident.shut_out(_RESET if entry is None else "killed" if entry.state == "killed" else "lost")
             elif holder.endswith(b" stop"):
-                resident.stop_requested()
+                resident.request_stop()
         await self._drop_cancelled()
 
     async def _drop_cancelled(self) -> None:
@@ -146,4 +146,4 @@ class Residents:
         running = await self._link.sooner_or_later(lambda: self._tasks.are_running(list(held)))
         for key, resident in held.items():
             if key not in running:
-                resident.task_cancelled(key)
+                resident.cancel_task(key)

@@ -1,9 +1,4 @@
-"""Records as bytes and back: msgpack, with extension types of ours for what msgpack does not know.
-
-A complete record is ten msgpack values one after another: key, xs, xs_extra, created_at | worker_id, attempt, started_at |
-ys or failure, ys_extra, ended_at. The three times are appended by the scripts. While a task is queued, running or failed, a
-header of six bytes stands in front: attempt, retries left, length of the first part.
-"""
+"""Values as bytes and back: msgpack, with extension types of ours for what msgpack does not know."""
 
 from __future__ import annotations
 
@@ -11,92 +6,55 @@ import dataclasses
 import enum
 import struct
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from operator import contains
 from typing import Any, cast
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
 
 from rush_async.errors import DecodeError, EncodeError
-from rush_async.model import FAILURE_KINDS, Failure, Task, TaskState
 
 __all__ = [
-    "FIELDS",
-    "RESERVED_NAMES",
-    "as_extras",
-    "as_record",
-    "as_records",
-    "check_names",
-    "complete",
+    "as_mapping",
     "decode",
     "decode_all",
-    "decode_flat",
-    "decode_task",
     "encode",
-    "encode_created",
-    "encode_ended",
-    "encode_failure",
-    "header",
-    "task_of",
+    "is_plain_mapping",
+    "refuse_timestamps",
+    "to_msgpack",
+    "to_plain",
+    "unpack",
 ]
 
-RESERVED_NAMES = frozenset({"state", "worker_id", "condition", "created_at", "started_at", "ended_at", "attempt", "keys"})
-FIELDS = 10
-
-_HEADER = struct.Struct(">BBI")
 _ORDINAL = struct.Struct(">i")
-_TIME_LENGTH = 9
 _DEEPEST = 100
-_LONGEST_TEXT = 50_000  # characters of a message or traceback
-_NIL = b"\xc0"
-_FIXSTR, _STR8 = 0xA0, 0xD9
+_MOST_DIGITS = 4_300  # of an integer: Python refuses to write or read longer ones by default
+_MOST_BITS = 14_285  # any integer of fewer bits has at most 4,300 digits and a sign
 
-# Types that msgpack writes as they are, whatever their value, but for integers beyond 64 bits and lone surrogates.
+# Types that msgpack writes unchanged, whatever their value, but for integers beyond 64 bits and lone surrogates.
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
 _LISTS: frozenset[type] = frozenset({list, tuple})
-_DICTS: frozenset[type] = frozenset({dict})
 _NAMES: frozenset[type] = frozenset({str})
 
 _INT, _DECIMAL, _UUID, _AWARE, _NAIVE, _DATE, _TIME, _DELTA = range(1, 9)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive ones stay naive
+_NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive datetimes stay naive
 _MICROSECOND = timedelta(microseconds=1)
 
 _new_packer: Callable[..., Any] = cast("Any", msgpack).Packer
 _ExtType: Any = cast("Any", msgpack).ExtType
 
 
-def _pack(value: Any) -> bytes:
-    # A packer for each call: one that is shared mixes what two threads, or a finaliser in the middle of a call, pack with it.
-    # Its small first buffer (it grows) makes that as cheap as keeping a packer for each thread.
+def to_msgpack(value: Any) -> bytes:
+    """The msgpack bytes of what msgpack knows."""
+    # A packer for each call: threads, or a finaliser in the middle of a call, would mix their bytes in a shared one.
+    # Its small first buffer, which grows, makes that as cheap as a packer for each thread.
     return _new_packer(buf_size=512).pack(value)
 
 
-# records
-
-
-def as_record(value: Any, what: str, at: int | None = None) -> dict[str, Any]:
-    """The value as a new dict with string names: a mapping, a dataclass instance, or anything with `model_dump()`."""
-    # Most are dicts, and asking whether something else is a Mapping takes longer than encoding it.
-    record: dict[Any, Any] | None = value.copy() if type(value) in _DICTS else _as_mapping(value)
-    if record is not None and _NAMES.issuperset(map(type, record)):
-        return record
-    if at is not None:
-        what = f"{what}[{at}]"
-    if record is None:
-        raise TypeError(
-            f"{what} must be a record (a mapping with string names, a dataclass instance, or anything with model_dump()), "
-            f"not {type(value).__name__}: {value!r:.80}"
-        )
-    for name in record:
-        if not isinstance(name, str):
-            raise TypeError(f"{what} has the name {name!r:.80} of type {type(name).__name__}: names are strings")
-    return record
-
-
-def _as_mapping(value: object) -> dict[Any, Any] | None:
+def as_mapping(value: object) -> dict[Any, Any] | None:
+    """A mapping, a dataclass instance or anything with `model_dump()` as a new dict; None for anything else."""
     opened = cast("Any", value) if isinstance(value, Mapping) else _opened(value)
     return dict(cast("Mapping[Any, Any]", opened)) if isinstance(opened, Mapping) else None
 
@@ -111,93 +69,16 @@ def _opened(value: object) -> object:
     return dump() if callable(dump) else None
 
 
-def as_records(values: object, what: str) -> list[dict[str, Any]]:
-    """Each entry as a record. A string, bytes or a single record where a sequence is meant is refused."""
-    return [as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what))]
-
-
-def as_extras(values: object, what: str) -> list[dict[str, Any] | None]:
-    """As `as_records`, for what may be None for an entry."""
-    return [None if value is None else as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what))]
-
-
-def _as_sequence(values: object, what: str) -> Iterable[Any]:
-    if type(values) is list:
-        return cast("list[Any]", values)  # as most are
-    if isinstance(values, str | bytes) or _as_mapping(values) is not None or not isinstance(values, Iterable):
-        raise TypeError(
-            f"{what} must be a sequence of records, not {type(values).__name__}: {values!r:.80}; "
-            "a single record goes in a list, [record]"
-        )
-    return cast("Iterable[Any]", values)
-
-
-def check_names(record: dict[str, Any], what: str) -> None:
-    """Refuses inputs whose names are those of fixed columns."""
-    if RESERVED_NAMES.isdisjoint(record):
-        return
-    for name in record:
-        if name in RESERVED_NAMES:
-            raise ValueError(
-                f"{what} has an input named {name!r}, which is the name of a column of every frame: rename it "
-                f"(reserved are {', '.join(sorted(RESERVED_NAMES))})"
-            )
-
-
 # encoding
-
-
-def encode_created(key: str, xs: dict[str, Any], xs_extra: dict[str, Any] | None, what: str = "xs") -> bytes:
-    """The first part of a record, without its time."""
-    # The values of a short list stand one after another behind one byte, so a part is packed in one call.
-    try:
-        if _is_plain_mapping(xs) and (xs_extra is None or _is_plain_mapping(xs_extra)):
-            return _pack([key, xs, xs_extra])[1:]
-    except (OverflowError, UnicodeEncodeError):
-        pass  # the careful way stores the integer, or names the text
-    return _pack([_plain(key, "key", 0), _plain(xs, what, 0), _plain(xs_extra, _extra_of(what), 0)])[1:]
-
-
-def encode_ended(ys: dict[str, Any], ys_extra: dict[str, Any] | None, what: str = "ys") -> bytes:
-    """The last part of a record, without its time."""
-    try:
-        if _is_plain_mapping(ys) and (ys_extra is None or _is_plain_mapping(ys_extra)):
-            return _pack([ys, ys_extra])[1:]
-    except (OverflowError, UnicodeEncodeError):
-        pass
-    return _pack([_plain(ys, what, 0), _plain(ys_extra, _extra_of(what), 0)])[1:]
-
-
-def _extra_of(what: str) -> str:
-    """`xss_extra[3]` for `xss[3]`."""
-    name, bracket, rest = what.partition("[")
-    return f"{name}_extra{bracket}{rest}"
-
-
-def encode_failure(failure: Failure) -> bytes:
-    """The last part of the record of a failed task, without its time."""
-    fields = {"kind": failure.kind, "type": failure.type, "message": failure.message, "traceback": failure.traceback}
-    # A traceback may quote anything, a whole data set as well; what no encoding knows is shown as it would be in a listing.
-    for name, value in fields.items():
-        if value is not None:
-            if len(value) > _LONGEST_TEXT:
-                half = _LONGEST_TEXT // 2
-                value = f"{value[:half]}\n[... {len(value) - 2 * half:,} characters left out ...]\n{value[-half:]}"
-            fields[name] = value.encode("utf-8", "backslashreplace").decode()
-    return _pack(fields) + _NIL
 
 
 def encode(value: object, what: str) -> bytes:
     """Any value; raises `EncodeError` with the path from `what` to what cannot be stored."""
-    return _pack(_plain(value, what, 0))
+    return to_msgpack(to_plain(value, what, 0))
 
 
-def header(created: bytes, *, retries: int = 0) -> bytes:
-    """What stands before the record of a task that is not finished."""
-    return _HEADER.pack(0, retries, len(created) + _TIME_LENGTH)
-
-
-def _is_plain_mapping(mapping: Any, depth: int = 0) -> bool:
+def is_plain_mapping(mapping: Any, depth: int = 0) -> bool:
+    """Whether msgpack writes this mapping with string names unchanged."""
     return _NAMES.issuperset(map(type, mapping)) and _are_plain(mapping.values(), depth)
 
 
@@ -213,12 +94,12 @@ def _are_plain(values: Iterable[Any], depth: int = 0) -> bool:
         if type(value) in _LISTS:
             if not _are_plain(value, depth + 1):
                 return False
-        elif type(value) is not dict or not _is_plain_mapping(value, depth + 1):
+        elif type(value) is not dict or not is_plain_mapping(value, depth + 1):
             return False
     return True
 
 
-def _plain(value: Any, path: str, depth: int) -> Any:
+def to_plain(value: Any, path: str, depth: int) -> Any:
     """The value in what msgpack knows, or an error that names its path."""
     if depth > _DEEPEST:
         raise EncodeError(f"{path[:80]}... is nested more than {_DEEPEST} deep, or contains itself: flatten it")
@@ -226,12 +107,11 @@ def _plain(value: Any, path: str, depth: int) -> Any:
         case None | bool():
             return value
         case enum.Enum():
-            return _plain(value.value, path, depth + 1)
+            return to_plain(value.value, path, depth + 1)
         case float():
             return float(value)
         case int():
-            number = int(value)
-            return number if -(2**63) <= number < 2**64 else _ExtType(_INT, _digits_of(number))
+            return _plain_int(int(value), path)
         case str():
             try:
                 value.encode()
@@ -248,15 +128,26 @@ def _plain(value: Any, path: str, depth: int) -> Any:
             return _plain_object(value, path, depth)
 
 
+def _plain_int(number: int, path: str) -> Any:
+    if -(2**63) <= number < 2**64:
+        return number
+    if number.bit_length() > _MOST_BITS or len(digits := _digits_of(number).lstrip(b"-")) > _MOST_DIGITS:
+        raise EncodeError(
+            f"{path}: an integer of {number.bit_length():,} bits cannot be stored: {_MOST_DIGITS:,} digits are possible, "
+            "store it as bytes"
+        )
+    return _ExtType(_INT, digits if number > 0 else b"-" + digits)
+
+
 def _plain_list(items: list[Any], path: str, depth: int) -> list[Any]:
     if depth < _DEEPEST and _PLAIN.issuperset(map(type, items)):
         try:
-            _pack(items)  # much faster than a look at each
+            to_msgpack(items)  # much faster than a look at each
         except (OverflowError, UnicodeEncodeError):
             pass
         else:
             return items
-    return [_plain(item, f"{path}[{at}]", depth + 1) for at, item in enumerate(items)]
+    return [to_plain(item, f"{path}[{at}]", depth + 1) for at, item in enumerate(items)]
 
 
 def _plain_mapping(value: Mapping[Any, Any], path: str, depth: int) -> dict[str, Any]:
@@ -266,7 +157,7 @@ def _plain_mapping(value: Mapping[Any, Any], path: str, depth: int) -> dict[str,
             raise EncodeError(
                 f"{path} has the key {name!r:.80} of type {type(name).__name__}: keys are strings, write str(key)"
             )
-        plain[_plain(name, path, depth)] = _plain(entry, f"{path}[{name!r}]", depth + 1)
+        plain[to_plain(name, path, depth)] = to_plain(entry, f"{path}[{name!r}]", depth + 1)
     return plain
 
 
@@ -278,9 +169,9 @@ def _plain_object(value: Any, path: str, depth: int) -> Any:
     if extension is not None:
         return extension
     if _name_of(value).startswith("numpy.") and hasattr(value, "tolist"):
-        return _plain(_plain_numpy(value, path), path, depth + 1)
+        return to_plain(_plain_numpy(value, path), path, depth + 1)
     if (opened := _opened(value)) is not None:
-        return _plain(opened, path, depth + 1)
+        return to_plain(opened, path, depth + 1)
     raise EncodeError(
         f"{path}: {_name_of(value)} cannot be stored: use numbers, strings, bytes, lists, mappings, dates, "
         "or store the object elsewhere and push where it is"
@@ -339,7 +230,7 @@ def _microseconds(delta: timedelta) -> bytes:
 
 
 def _digits_of(number: int) -> bytes:
-    # By way of Decimal, for Python itself refuses to write integers of more than 4,300 digits, or to read them.
+    # By way of Decimal: Python itself may be set to refuse integers of fewer than 4,300 digits.
     return str(Decimal(number)).encode()
 
 
@@ -371,6 +262,8 @@ def _extension(code: int, data: bytes) -> Any:
 def _number_of(data: bytes) -> int:
     if not data.removeprefix(b"-").isdigit():  # a Decimal may also be text like 1E999999999, and that a huge integer
         raise DecodeError(f"{data[:80]!r} is no integer")
+    if len(data) > _MOST_DIGITS + 1:  # reading takes time that grows with the square of the length
+        raise DecodeError(f"an integer of {len(data):,} digits: this library writes at most {_MOST_DIGITS:,}")
     return int(Decimal(data.decode()))
 
 
@@ -380,7 +273,8 @@ _OPTIONS: dict[str, Any] = {"ext_hook": _extension}
 _unpackb: Callable[..., Any] = cast("Any", msgpack).unpackb
 
 
-def _unpack(data: bytes) -> Any:
+def unpack(data: bytes) -> Any:
+    """One value, without the check for timestamps of msgpack's own."""
     try:
         return _unpackb(data, **_OPTIONS)
     except DecodeError:
@@ -393,7 +287,8 @@ _Timestamp: type[Any] = cast("Any", msgpack).Timestamp
 _TIMESTAMPS = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")
 
 
-def _refuse_timestamps(value: Any, data: bytes) -> None:
+def refuse_timestamps(value: Any, data: bytes) -> None:
+    """Raises `DecodeError` where a value holds a timestamp of msgpack's own."""
     # msgpack makes its own timestamps, which we never write, an object of its own without asking our hook. What they begin
     # with may also be the middle of a number, so the values decide.
     if b"\xff" not in data or not any(mark in data for mark in _TIMESTAMPS):
@@ -411,8 +306,8 @@ def _refuse_timestamps(value: Any, data: bytes) -> None:
 
 def decode(data: bytes) -> Any:
     """One value. Raises `DecodeError` for anything that is not one."""
-    value = _unpack(data)
-    _refuse_timestamps(value, data)
+    value = unpack(data)
+    refuse_timestamps(value, data)
     return value
 
 
@@ -432,116 +327,5 @@ def decode_all(data: bytes) -> list[Any]:
         raise DecodeError(f"not values of this library: {type(error).__name__}: {error}; {data[:80]!r}") from error
     if end != len(data):
         raise DecodeError(f"values of this library are cut off: {data[:80]!r}")
-    _refuse_timestamps(values, data)
+    refuse_timestamps(values, data)
     return values
-
-
-_ARRAY = struct.Struct(">BI")
-_OPTIONAL_RECORD = frozenset({dict, type(None)})
-_OPTIONAL_TIME = frozenset({float, type(None)})
-_KINDS: tuple[frozenset[type], ...] = (
-    _NAMES,
-    frozenset({dict}),
-    _OPTIONAL_RECORD,
-    frozenset({float}),
-    frozenset({str, type(None)}),
-    frozenset({int, type(None)}),
-    _OPTIONAL_TIME,
-    _OPTIONAL_RECORD,
-    _OPTIONAL_RECORD,
-    _OPTIONAL_TIME,
-)
-_RECORDS = (1, 2, 7, 8)  # which of the ten values have names
-
-
-def decode_flat(chunk: bytes, n: int) -> list[Any]:
-    """The ten values of each of `n` complete records, all in one list, in one call.
-
-    The ten have their types and names are strings. For speed nobody looks further into inputs and outputs: from a foreign
-    writer there may be a `msgpack.Timestamp` in them, which whoever looks at each value's type anyway has to refuse.
-    """
-    flat: list[Any] = _unpack(_ARRAY.pack(0xDD, n * FIELDS) + chunk)
-    # Records mostly look alike, and to compare their types with those of the first costs less than a look at each value.
-    types: list[type] = list(map(type, flat))
-    alike = types == types[:FIELDS] * n
-    if not flat:
-        return flat
-    if alike:
-        good = all(map(contains, _KINDS, types))
-    else:
-        good = all(kinds.issuperset(types[at::FIELDS]) for at, kinds in enumerate(_KINDS))
-    if not good:
-        raise DecodeError(f"a record of this library has a value of the wrong type: {chunk[:80]!r}")
-    names = set[Any]()
-    for at in _RECORDS:
-        if not alike or types[at] is dict:
-            names.update(*filter(None, flat[at::FIELDS]))
-    if not _NAMES.issuperset(map(type, names)):
-        raise DecodeError(f"a record of this library has names that are no strings: {chunk[:80]!r}")
-    return flat
-
-
-def complete(state: TaskState, raw: bytes) -> bytes:
-    """A stored record of any state as ten values: without its header, what is missing as nil."""
-    if state == "finished":
-        return raw
-    end = len(raw) if state == "failed" else _attempt_end(state, raw)
-    return raw[_HEADER.size : end] + _NIL * {"queued": 6, "running": 3, "failed": 0}[state]
-
-
-def _attempt_end(state: TaskState, raw: bytes) -> int:
-    """Where the record of a queued or running task ends. The failure of an earlier attempt may stand behind it."""
-    if len(raw) < _HEADER.size:
-        raise DecodeError(f"the record of a {state} task is too short: {raw!r}")
-    created_end = _HEADER.size + _HEADER.unpack_from(raw)[2]
-    if state == "queued":
-        return created_end
-    first, second = raw[created_end : created_end + 2].ljust(2, _NIL)
-    owner = second + 2 if first == _STR8 else first - _FIXSTR + 1
-    return created_end + owner + 1 + _TIME_LENGTH
-
-
-def decode_task(state: TaskState, raw: bytes) -> Task:
-    """A stored record as a task."""
-    failed_before = state in ("queued", "running") and len(raw) > _attempt_end(state, raw)
-    fields = decode_flat(raw[_HEADER.size :] if failed_before else complete(state, raw), 1)
-    _refuse_timestamps(fields, raw)
-    if fields[5] is None and state != "finished":
-        fields[5] = raw[0]  # not running: the attempts so far stand in the header
-    return task_of(state, fields)
-
-
-def task_of(state: TaskState, fields: Sequence[Any]) -> Task:
-    """The ten values of a record as a task."""
-    key, xs, xs_extra, created, worker_id, attempt, started, end, ys_extra, ended = fields
-    if (ended is None or end is None) if state in ("finished", "failed") else (state == "running" and worker_id is None):
-        raise DecodeError(f"the record of the {state} task {key!r:.80} ends too early")
-    try:
-        return Task(
-            key,
-            state,
-            xs,
-            xs_extra,
-            end if state == "finished" else None,
-            ys_extra,
-            _failure_of(key, end) if state != "finished" and end is not None else None,
-            attempt or 0,
-            worker_id,
-            datetime.fromtimestamp(created, UTC),
-            None if started is None else datetime.fromtimestamp(started, UTC),
-            None if ended is None else datetime.fromtimestamp(ended, UTC),
-        )
-    except (ValueError, OverflowError, OSError) as error:
-        if isinstance(error, DecodeError):
-            raise
-        raise DecodeError(f"the record of task {key!r:.80} has a time that is none: {created}, {started}, {ended}") from error
-
-
-def _failure_of(key: str, end: dict[str, Any]) -> Failure:
-    match end:
-        case {"kind": kind, "type": str() | None as name, "message": str(message), "traceback": str() | None as trace}:
-            if len(end) == 4 and kind in FAILURE_KINDS:
-                return Failure(kind, name, message, trace)
-        case _:
-            pass
-    raise DecodeError(f"the record of the failed task {key!r:.80} holds no failure of this version of the library")

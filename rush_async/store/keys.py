@@ -1,18 +1,16 @@
-"""What things are called in the database: the keys of a network, its ids, and the keys of tasks."""
+"""What things are called in the database: the keys of a network, and its ids."""
 
 from __future__ import annotations
 
-import itertools
-import os
 import secrets
 import unicodedata
 from typing import NamedTuple
 
 from rush_async.errors import RushConfigError
 
-__all__ = ["NetworkKeys", "check_network_id", "check_worker_id", "client_id", "random_network_id", "task_key"]
+__all__ = ["ALPHABET", "NetworkKeys", "check_network_id", "check_worker_id", "client_id", "random_network_id"]
 
-_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class NetworkKeys(NamedTuple):
@@ -75,39 +73,4 @@ def random_network_id() -> str:
 
 def client_id() -> str:
     """A new name for the sender of numbered calls: 60 random bits in 10 characters."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(10))
-
-
-def _base62(number: int) -> str:
-    digits = ""
-    while number:
-        number, digit = divmod(number, 62)
-        digits = _ALPHABET[digit] + digits
-    return digits or "0"
-
-
-class _TaskKeys:
-    """Unique task keys at 0.2 us each: nine random characters a process (53 bits), then a counter."""
-
-    def __init__(self) -> None:
-        self._stamp()
-
-    def _stamp(self) -> None:
-        self._prefix = client_id()[:9]
-        self._high = itertools.count()
-        self._low = iter(())
-
-    def __call__(self) -> str:
-        for low in self._low:
-            return low
-        head = self._prefix + _base62(next(self._high))
-        self._low = iter([head + a + b for a in _ALPHABET for b in _ALPHABET])
-        return next(self._low)
-
-    def renew(self) -> None:
-        """Begins a new series: a forked child must not repeat its parent's keys."""
-        self._stamp()
-
-
-task_key = _TaskKeys()
-os.register_at_fork(after_in_child=task_key.renew)
+    return "".join(secrets.choice(ALPHABET) for _ in range(10))

@@ -10,8 +10,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 from rush_async.errors import RushConnectionError, RushError, ServerFullError
 from rush_async.model import Counts, Failure, TaskState
 from rush_async.store.calls import MOST_BYTES, MOST_TASKS, Answer, Calls, Group, Position, wire_mismatch
-from rush_async.store.codec import encode_failure
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.records import NewTask, encode_failure
 from rush_async.store.scripts import (
     BYE,
     CANCEL,
@@ -30,7 +30,7 @@ from rush_async.wire.connection import Connection
 from rush_async.wire.refusals import acl_remedy
 from rush_async.wire.transport import Word
 
-__all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "NewTask", "Popped", "Target", "TaskStore", "View"]
+__all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "Popped", "Target", "TaskStore", "View"]
 
 T = TypeVar("T")
 
@@ -41,14 +41,6 @@ _WAVE = 8  # chunks of one bulk push that are under way together
 _SWEPT = 500  # tasks that a call ends, removes or tries again: it rewrites their records, and is to be over in 10 ms
 _CHUNK = 2_000
 _FIRST_CHUNK = 100  # as long as nobody told how large the records are
-
-
-class NewTask(NamedTuple):
-    """A task to push: its key, its record as created (with a header unless it is pushed as finished), its end if any."""
-
-    key: str
-    created: bytes
-    ended: bytes = b""
 
 
 class Popped(NamedTuple):

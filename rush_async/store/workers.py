@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, cast
 from rush_async.errors import DecodeError
 from rush_async.model import Counts, Failure, WorkerState
 from rush_async.store.calls import MOST_TASKS, Calls, Group, Position
-from rush_async.store.codec import decode_all, encode, encode_failure
+from rush_async.store.codec import decode_all, encode
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.records import encode_failure, encode_worker_failure
 from rush_async.store.scripts import BEAT, BYE, ENTER, LOSE, PART, PREPARE, STOP, ScriptCaller
 from rush_async.wire.connection import Connection
 from rush_async.wire.transport import Word
@@ -257,14 +258,6 @@ def beat_args(leases: Iterable[tuple[str, float]], vouched: Iterable[str]) -> li
 def _coming(state: str, lease: Lease | None, worker_id: str, info: bytes) -> list[Word]:
     times: list[Word] = ["", "", ""] if lease is None else [lease.lease_id, repr(lease.period), repr(lease.expire)]
     return [state, *times, worker_id, info]
-
-
-def encode_worker_failure(failure: Failure | None) -> bytes:
-    """A failure or nil, as it stands in a worker's entry."""
-    if failure is None:
-        return b"\xc0"
-    fields = {"kind": failure.kind, "type": failure.type, "message": failure.message, "traceback": failure.traceback}
-    return encode(fields, "failure")
 
 
 def _decode_entry(name: bytes, raw: bytes) -> WorkerEntry:

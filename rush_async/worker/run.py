@@ -18,7 +18,7 @@ from rush_async.supervisor import Supervisor
 from rush_async.worker.log_capture import capture, speak_as
 from rush_async.worker.loop import WorkerLoop, bind_loop
 from rush_async.worker.names import worker_name
-from rush_async.worker.worker import RushWorker
+from rush_async.worker.worker import RushWorker, membership_of
 
 __all__ = ["live", "run_worker"]
 
@@ -35,18 +35,19 @@ async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, st
     so it is when `live` is cancelled. One that swallows its cancellation is left to itself after two seconds.
     """
     end: WorkerExit | None = None
+    membership = membership_of(worker)
     try:
         async with worker:
-            with capture(worker.worker_id, log_levels, worker.log):
+            with capture(worker.worker_id, log_levels, membership.log):
                 end = await _run(worker, loop)
-            if worker.is_shut_out:
-                end = await worker.end_seen_by_others()
-            worker.end_as(end.state, end.failure)
+            if membership.is_shut_out:
+                end = await membership.end_seen_by_network()
+            membership.end = (end.state, end.failure)
     except asyncio.CancelledError:
         if end is None:
-            raise  # before it had entered
+            raise  # before it had registered
     except Exception as error:
-        # It could not enter, or not say good-bye.
+        # It could not register, or not deregister.
         if end is None or end.state == "terminated":
             end = WorkerExit(worker.worker_id, "failed", Failure.of(error))
     return end
@@ -54,35 +55,30 @@ async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, st
 
 async def _run(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
     """Runs the loop as a task of its own: it is cancelled once, as asyncio does it, so that its own clean-up may await; and a
-    worker can leave a loop behind that does not end."""
+    worker can leave behind a loop that does not end."""
     clock = asyncio.get_running_loop()
-    over: asyncio.Future[None] = clock.create_future()
     running = Supervisor.spawn(_see_end(worker, loop), name=f"loop of worker {worker.worker_id}")
-    patience: list[asyncio.TimerHandle] = []
-
-    def finish(_: object = None) -> None:
-        if not over.done():
-            over.set_result(None)
-
-    def cancel() -> None:
-        if not patience:
-            patience.append(clock.call_later(_PATIENCE, finish))
-            running.cancel()
-
-    running.add_done_callback(finish)
-    worker.on_shut_out = cancel
-    if worker.is_shut_out:
-        cancel()
-    while not over.done():
-        try:
-            await asyncio.wait([over])
-        except asyncio.CancelledError:
-            # Whoever cancels a worker's life cancels its loop; how that ends is what they get.
-            cancel()
-            if (task := asyncio.current_task()) is not None:
-                task.uncancel()
-    for timer in patience:
-        timer.cancel()
+    membership_of(worker).run(running)
+    expelled = Supervisor.spawn(membership_of(worker).expelled())
+    deadline: float | None = None
+    try:
+        while not running.done() and (deadline is None or clock.time() < deadline):
+            is_cancelled = False
+            try:
+                left = None if deadline is None else deadline - clock.time()
+                waited = [running] if deadline is not None else [running, expelled]
+                await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:
+                # Who cancels a worker's life cancels its loop; how that ends is what they get.
+                is_cancelled = True
+                if (task := asyncio.current_task()) is not None:
+                    task.uncancel()
+            if deadline is None and (is_cancelled or expelled.done()) and not running.done():
+                deadline = clock.time() + _PATIENCE
+                if not expelled.done():
+                    running.cancel()
+    finally:
+        expelled.cancel()
     if running.done():
         return _end_of(worker, running)
     logger.error(
@@ -100,7 +96,7 @@ async def _see_end(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
     try:
         await loop(worker)
     except WorkerLostError as error:
-        if not worker.is_shut_out:  # another worker's, that the loop opened
+        if not membership_of(worker).is_shut_out:  # another worker's, that the loop opened
             return WorkerExit(worker.worker_id, "failed", Failure.of(error))
     except asyncio.CancelledError as error:
         task = asyncio.current_task()

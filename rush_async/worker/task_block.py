@@ -1,21 +1,22 @@
-"""A task as a block: whatever leaves the block ends the task."""
+"""A task as a block: opening it takes a place for the task, and whatever leaves it ends the task."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import anyio
 
 from rush_async.errors import RushError, WorkerLostError
 from rush_async.model import CANCELLED, Failure, FailureKind, Task
-from rush_async.store.codec import as_record, encode_ended, encode_failure
-from rush_async.store.tasks import Ended, EndKind
+from rush_async.network.network import Network
+from rush_async.store.records import NewTask, RecordEncoder, as_record, decode_task, encode_failure
+from rush_async.store.tasks import Ended, EndKind, Lost, Popped
+from rush_async.worker.membership import Membership
 
-__all__ = ["Catch", "Guard", "Holder", "TaskBlock", "Ticks", "end_block"]
+__all__ = ["Catch", "Place", "TaskBlock", "TaskBlocks"]
 
 _PATIENCE = 5.0  # seconds that ending the task of a cancelled block may take
 
@@ -24,127 +25,219 @@ Opened = TypeVar("Opened", covariant=True)
 Caught = TypeVar("Caught", covariant=True)
 
 
-class Ticks:
-    """Tells whether an event loop has gone on since: all blocks that open in one turn of it share one mark."""
+class TaskBlocks:
+    """The tasks that one worker takes, and how their blocks end. It is the holder of each popped task.
 
-    __slots__ = ("_is_due", "n")
+    Args:
+        membership: the worker.
+        encoder: encodes inputs and outputs.
+    """
 
-    def __init__(self) -> None:
-        self.n = 0
-        self._is_due = False
+    def __init__(self, membership: Membership, encoder: RecordEncoder) -> None:
+        self.membership = membership
+        self.encoder = encoder
 
-    def mark(self) -> int:
-        """The number of the present turn, as far as anybody asks."""
-        if not self._is_due:
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._pass)
-        return self.n
+    def took(self, popped: list[Popped] | Lost) -> Task | None:
+        """The task that a pop gave to the worker, or None.
 
-    def _pass(self) -> None:
-        self._is_due = False
-        self.n += 1
+        Raises:
+            WorkerLostError: the worker is not alive.
+        """
+        if isinstance(popped, Lost):
+            raise self.membership.lost_error()
+        if not popped:
+            return None
+        key, record = popped[0]
+        self.membership.hold([key])
+        task = decode_task("running", record)
+        task._holder = self  # pyright: ignore[reportPrivateUsage]
+        return task
 
+    async def look_in_queue(self, network: Network) -> Task | None:
+        """The next queued task, without waiting for one."""
+        while not self.membership.terminated:
+            self.membership.check()
+            task = self.took(await network.tasks.pop(self.membership.worker_id))
+            # A call skips a thousand stale entries of the queue at the most, and then leaves off.
+            if task is not None or not network.counts.queued:
+                return task
+        return None
 
-class Guard:
-    """Lets the network cancel what runs in a block, as `asyncio.timeout` lets the clock."""
+    async def watch(self, network: Network) -> None:
+        """Waits until what happens in the network is heard here, or the worker is asked to stop."""
+        stop: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.membership.waits.add(stop)
+        try:
+            with anyio.CancelScope() as scope:
+                stop.add_done_callback(lambda _: scope.cancel())
+                await network.watch()
+        finally:
+            self.membership.waits.discard(stop)
 
-    __slots__ = ("_begun", "_cancelling", "_is_cancelled", "_is_left", "_task", "_tick", "_ticks")
+    def enter_block(self, task: Task) -> None:
+        """A task's block opens."""
+        self.membership.enter_block(task.key)
 
-    def __init__(self, ticks: Ticks) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._cancelling = task.cancelling()
-        self._is_cancelled = False
-        self._is_left = False
-        self._begun = time.monotonic()
-        self._ticks = ticks
-        self._tick = ticks.mark()
+    async def leave_block(self, task: Task, error: BaseException | None) -> bool:
+        """Ends a popped task whose block was left with `error` or without; whether the error ends here."""
+        return await self.end(task, error, ())
 
-    def cancel(self) -> None:
-        """The task of the block was cancelled: so is what runs in it."""
-        if not self._is_cancelled and not self._is_left:
-            self._is_cancelled = True
-            self._task.cancel()
-
-    @property
-    def blocked_for(self) -> float:
-        """Seconds for which the block let nothing else run; 0 if it did."""
-        return time.monotonic() - self._begun if self._tick == self._ticks.n else 0.0
-
-    def leave(self) -> bool:
-        """The block is left: whether the network had cancelled it. From here on it does not."""
-        self._is_left = True
-        return self._is_cancelled
-
-    async def was_all(self, error: BaseException | None) -> bool:
-        """Whether the error with which a cancelled block was left was nothing but the cancellation, which ends here."""
+    async def end(self, task: Task, error: BaseException | None, catch: Catch, kind: FailureKind = "error") -> bool:
+        """Ends a task whose block was left with `error` or without; whether the error ends here."""
+        guard = self.membership.leave_block(task.key)
+        if guard is not None and guard.leave():
+            is_only_cause = await guard.was_only_cause(error)
+            task.state, task.failure = "failed", CANCELLED
+            return is_only_cause or (isinstance(error, Exception) and isinstance(error, catch))
         if error is None:
-            # The cancellation may still be on its way, when nothing in the block awaited.
+            await self._finish(task)
+            return False
+        if isinstance(error, WorkerLostError) and self.membership.is_shut_out:
+            return False  # what the worker ran has been failed
+        if not isinstance(error, Exception):
+            await self._fail_shielded(task, error)
+            return False  # no `catch` ends a cancellation
+        is_caught = isinstance(error, catch)
+        try:
+            await self._fail(task, Failure.of(error, kind))
+        except RushError as reason:
+            if is_caught:
+                raise
+            error.add_note(f"task {task.key} could not be failed: {reason}")
+        return is_caught
+
+    async def _finish(self, task: Task) -> None:
+        try:
+            if task.ys is None:
+                raise ValueError("a task's block was left without setting task.ys: set it to a record of outputs")
+            ended = self.encoder.end(task.ys, task.ys_extra)
+        except Exception as reason:
+            await self.end(task, reason, ())
+            raise
+        try:
+            if await self._end_as("F", task, ended):
+                task.state = "finished"
+        except asyncio.CancelledError as reason:
+            # It may have been too late to finish; then nothing is left to fail.
+            await self._fail_shielded(task, reason)
+            raise
+
+    async def _fail_shielded(self, task: Task, error: BaseException) -> None:
+        kind: FailureKind = "error"
+        if isinstance(error, asyncio.CancelledError):
+            kind = "killed" if self.membership.was_killed else "cancelled"
+        failure = Failure.of(error, kind)
+        with anyio.move_on_after(_PATIENCE, shield=True):
             try:
-                await asyncio.sleep(0)
-            except asyncio.CancelledError:
-                if self._task.uncancel() > self._cancelling:
-                    raise
-                return False
-        is_all = self._task.uncancel() <= self._cancelling
-        return is_all and isinstance(error, asyncio.CancelledError)
+                await self._fail(task, failure, quietly=True)
+            except WorkerLostError:
+                pass  # what the worker ran has been failed
+            except RushError as reason:
+                error.add_note(f"task {task.key} could not be failed: {reason}")
+
+    async def _fail(self, task: Task, failure: Failure, *, quietly: bool = False) -> None:
+        if await self._end_as("X", task, encode_failure(failure), quietly=quietly):
+            task.state = "failed"
+            task.failure = failure
+
+    async def _end_as(self, kind: EndKind, task: Task, ended: bytes, *, quietly: bool = False) -> list[str]:
+        item = Ended(kind, task.key, self.membership.worker_id, ended)
+        return await self.membership.end_tasks((item,), quietly=quietly)
 
 
-class Holder(Protocol):
-    """The worker that holds the task of a block."""
+class Place:
+    """A place for one task, perhaps within a budget.
 
-    @property
-    def worker_id(self) -> str: ...
+    Args:
+        network: the network.
+        blocks: the worker that takes the task.
+        xs: the input.
+        xs_extra: what is stored beside it.
+        budget: how many tasks may be queued, running or finished; None for no limit.
+        max_failed: with a budget, how many tasks may have failed.
+    """
 
-    @property
-    def was_killed(self) -> bool: ...
+    def __init__(
+        self, network: Network, blocks: TaskBlocks, xs: Any, xs_extra: Any, budget: int | None, max_failed: int | None
+    ) -> None:
+        self._network = network
+        self._blocks = blocks
+        self._membership = blocks.membership
+        self._xs = xs
+        self._xs_extra = xs_extra
+        self._budget = budget
+        self._max_failed = max_failed
 
-    @property
-    def is_shut_out(self) -> bool: ...
+    async def take(self) -> Task | None:
+        """A task that the worker runs from here on; None when the budget is spent or a stop was requested."""
+        record = as_record(self._xs, "xs")
+        extra = None if self._xs_extra is None else as_record(self._xs_extra, "xs_extra")
+        new = self._blocks.encoder.task(record, extra)
+        task = Task(
+            *(new.key, "running", record, extra),
+            attempt=1,
+            worker_id=self._membership.worker_id,
+            _holder=self._blocks,
+        )
+        self._membership.check()
+        if self._budget is None:
+            await self._push(new)
+            return task
+        with self._network.watched, self._network.budget_line(self._budget, self._max_failed) as line:
+            is_our_turn = False
+            while not self._membership.terminated:
+                try:
+                    if await self._push(new):
+                        return task
+                    counts = self._network.counts
+                    if counts.finished >= self._budget:
+                        return None
+                    if self._max_failed is not None and counts.failed >= self._max_failed:
+                        return None
+                    if counts.queued and (queued := await self._blocks.look_in_queue(self._network)) is not None:
+                        return queued
+                finally:
+                    if is_our_turn:
+                        line.done()
+                        is_our_turn = False
+                await self._blocks.watch(self._network)
+                if not self._membership.terminated:
+                    is_our_turn = await line.turn(None, self._membership.waits)
+            if is_our_turn:
+                line.done()
+        if self._membership.is_shut_out:
+            raise self._membership.lost_error()
+        return None
 
-    def open_task(self, xs: Any, xs_extra: Any, budget: int | None, max_failed: int | None) -> Awaitable[Task | None]: ...
-
-    def enter_block(self, task: Task) -> None: ...
-
-    def leave_guard(self, task: Task) -> Guard | None: ...
-
-    def end_tasks(self, items: Sequence[Ended], *, quietly: bool = False) -> Awaitable[Sequence[str]]: ...
-
-    def check_size(self, packed: bytes, what: str) -> None: ...
+    async def _push(self, new: NewTask) -> bool:
+        taken = await self._network.tasks.push_one(new, self._membership.worker_id, self._budget, self._max_failed)
+        if isinstance(taken, Lost):
+            raise self._membership.lost_error()
+        if taken:
+            self._membership.hold([new.key])
+        return taken > 0
 
 
 class TaskBlock(Generic[Opened, Caught]):
     """What `RushWorker.task` gives: `async with rush.task(xs) as task: task.ys = ...`.
 
     The first parameter is what the block opens with: `Task`, or with a budget `Task | None`. The second tells type checkers
-    whether an exception may end at the block: `bool` when it was told what to catch, else `None`.
+    whether an exception may end at the block: `bool` where it was given exceptions to catch, else `None`.
     """
 
-    __slots__ = ("_asked", "_catch", "_task", "_timeout", "_worker")
+    __slots__ = ("_blocks", "_catch", "_place", "_task", "_timeout")
 
-    def __init__(
-        self,
-        worker: Holder,
-        xs: Any,
-        xs_extra: Any,
-        budget: int | None,
-        max_failed: int | None,
-        catch: Catch,
-        timeout: float | None,
-    ) -> None:
-        if max_failed is not None and budget is None:
-            raise ValueError("max_failed goes with a budget: give both")
-        self._worker = worker
-        self._asked = (xs, xs_extra, budget, max_failed)
+    def __init__(self, blocks: TaskBlocks, place: Place, catch: Catch, timeout: float | None) -> None:
+        self._blocks = blocks
+        self._place = place
         self._catch = catch
         self._timeout = None if timeout is None else asyncio.timeout(timeout)
         self._task: Task | None = None
 
     async def __aenter__(self) -> Opened:
-        task = self._task = await self._worker.open_task(*self._asked)
+        task = self._task = await self._place.take()
         if task is not None:
-            self._worker.enter_block(task)
+            self._blocks.enter_block(task)
             if self._timeout is not None:
                 await self._timeout.__aenter__()
         return cast("Opened", task)
@@ -155,7 +248,7 @@ class TaskBlock(Generic[Opened, Caught]):
         if self._task is None or self._timeout is not None:
             ending = self._end(self._task, self._timeout, kind, error, trace)
         else:
-            ending = end_block(self._worker, self._task, error, self._catch)
+            ending = self._blocks.end(self._task, error, self._catch)
         return cast("Coroutine[Any, Any, Caught]", ending)
 
     async def _end(
@@ -172,72 +265,7 @@ class TaskBlock(Generic[Opened, Caught]):
             try:
                 await timeout.__aexit__(kind, error, trace)
             except TimeoutError as expired:
-                if await end_block(self._worker, task, expired, self._catch, "timeout"):
+                if await self._blocks.end(task, expired, self._catch, "timeout"):
                     return True
                 raise expired from error
-        return await end_block(self._worker, task, error, self._catch)
-
-
-async def end_block(worker: Holder, task: Task, error: BaseException | None, catch: Catch, kind: FailureKind = "error") -> bool:
-    """Ends a task whose block was left with `error` or without; whether the error ends here."""
-    if (guard := worker.leave_guard(task)) is not None and guard.leave():
-        is_all = await guard.was_all(error)
-        task.state, task.failure = "failed", CANCELLED
-        return is_all or (isinstance(error, Exception) and isinstance(error, catch))
-    if error is None:
-        try:
-            ended = _encode_outputs(worker, task)
-        except Exception as reason:
-            await end_block(worker, task, reason, ())
-            raise
-        try:
-            if await worker.end_tasks((Ended("F", task.key, worker.worker_id, ended),)):
-                task.state = "finished"
-        except asyncio.CancelledError as reason:
-            # It may have been too late to finish; then there is nothing left to fail.
-            await _fail_shielded(worker, task, reason)
-            raise
-        return False
-    if isinstance(error, WorkerLostError) and worker.is_shut_out:
-        return False  # what it ran has been failed
-    if not isinstance(error, Exception):
-        await _fail_shielded(worker, task, error)
-        return False  # a cancellation is nobody's to catch
-    is_caught = isinstance(error, catch)
-    try:
-        await _end(worker, task, "X", Failure.of(error, kind))
-    except RushError as reason:
-        if is_caught:
-            raise
-        error.add_note(f"task {task.key} could not be failed: {reason}")
-    return is_caught
-
-
-def _encode_outputs(worker: Holder, task: Task) -> bytes:
-    if task.ys is None:
-        raise ValueError("a task's block was left without setting task.ys: set it to a record of outputs")
-    ys = as_record(task.ys, "ys")
-    packed = encode_ended(ys, None if task.ys_extra is None else as_record(task.ys_extra, "ys_extra"), "ys")
-    worker.check_size(packed, "ys")
-    return packed
-
-
-async def _fail_shielded(worker: Holder, task: Task, error: BaseException) -> None:
-    kind: FailureKind = "error"
-    if isinstance(error, asyncio.CancelledError):
-        kind = "killed" if worker.was_killed else "cancelled"
-    failure = Failure.of(error, kind)
-    with anyio.move_on_after(_PATIENCE, shield=True):
-        try:
-            await _end(worker, task, "X", failure, quietly=True)
-        except WorkerLostError:
-            pass  # what it ran has been failed
-        except RushError as reason:
-            error.add_note(f"task {task.key} could not be failed: {reason}")
-
-
-async def _end(worker: Holder, task: Task, kind: EndKind, failure: Failure, *, quietly: bool = False) -> None:
-    ended = Ended(kind, task.key, worker.worker_id, encode_failure(failure))
-    if await worker.end_tasks([ended], quietly=quietly):
-        task.state = "failed"
-        task.failure = failure
+        return await self._blocks.end(task, error, self._catch)

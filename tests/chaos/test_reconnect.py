@@ -35,6 +35,7 @@ from rush_async.store import calls as store_calls
 from rush_async.store import scripts
 from rush_async.store.keys import NetworkKeys
 from rush_async.testing import wait_until
+from rush_async.worker.worker import membership_of
 from tests.proxy import Proxy, named
 
 TIMEOUT = 10.0
@@ -678,7 +679,7 @@ async def test_what_is_granted_to_a_worker_that_leaves_during_an_outage_does_not
         with pytest.raises(RushConnectionError):
             await call
     closing = asyncio.create_task(far.aclose())
-    await wait_until(lambda: not far.has_entered)
+    await wait_until(lambda: not membership_of(far).is_registered)
     proxy.refuse(False)
     await closing
     await asyncio.wait([call])

@@ -24,6 +24,7 @@ from rush_async import (
     WorkerLostError,
 )
 from rush_async.testing import wait_until
+from rush_async.worker.worker import membership_of
 
 TIMEOUT = 15.0
 
@@ -102,7 +103,7 @@ async def test_a_reset_amid_everything_leaves_nothing_behind_and_nobody_waiting(
         else:
             await wait_until(lambda: all(not task.done() for task in busy))
             for worker in crew:
-                worker.stop_requested()
+                membership_of(worker).request_stop()
             await asyncio.gather(*busy)
         waiting = others[1:]
         await asyncio.sleep(0)

@@ -13,6 +13,7 @@ import pytest
 
 from rush_async import Counts, Rush, RushWorker, SchemaError
 from rush_async.testing import wait_until
+from rush_async.worker.worker import membership_of
 from tests.proxy import Proxy
 
 XS = {"x1": 1.0, "x2": 2.0}
@@ -496,5 +497,5 @@ async def test_what_is_finished_by_a_caller_that_is_cancelled_is_not_held(rush: 
     finishing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await finishing
-    assert not rush_worker.held_keys()
+    assert not membership_of(rush_worker).held_keys()
     await rush.wait_until(lambda counts: counts.finished == 1, timeout=5)

@@ -22,7 +22,8 @@ from rush_async.errors import DecodeError, SchemaError
 from rush_async.frames.archive import Archive, frame_of
 from rush_async.frames.columns import text
 from rush_async.model import Failure
-from rush_async.store.codec import encode, encode_created, encode_ended, encode_failure
+from rush_async.store.codec import encode
+from rush_async.store.records import encode_created, encode_ended, encode_failure
 
 _AT = 1_760_000_000.123456
 

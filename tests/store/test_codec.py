@@ -22,17 +22,15 @@ from hypothesis import strategies as st
 
 from rush_async import DecodeError, EncodeError, Failure
 from rush_async.model import TaskState
-from rush_async.store.codec import (
+from rush_async.store.codec import decode, decode_all, encode
+from rush_async.store.records import (
     RESERVED_NAMES,
     as_record,
     as_records,
     check_names,
     complete,
-    decode,
-    decode_all,
     decode_flat,
     decode_task,
-    encode,
     encode_created,
     encode_ended,
     encode_failure,
@@ -309,8 +307,20 @@ def test_row_17_values_at_the_edges_travel(value: Any, expected: Any) -> None:
     assert type(found) is type(expected)
 
 
-def test_row_17_integers_too_long_for_text_travel() -> None:
-    assert there_and_back([10**5000, -(10**5000)]) == [10**5000, -(10**5000)]
+def test_row_17_integers_of_4300_digits_come_back_equal() -> None:
+    largest = 10**4300 - 1
+    assert there_and_back([largest, -largest]) == [largest, -largest]
+
+
+@pytest.mark.parametrize("number", [10**4300, -(10**4300), 1 << 1_000_000], ids=["positive", "negative", "huge"])
+def test_longer_integers_are_refused_with_their_path(number: int) -> None:
+    with pytest.raises(EncodeError, match=r"xs\['n'\]: an integer of [\d,]+ bits cannot be stored: 4,300 digits"):
+        encode({"n": number}, "xs")
+
+
+def test_longer_integers_of_other_writers_are_refused_at_once() -> None:
+    with pytest.raises(DecodeError, match="an integer of 1,000,000 digits: this library writes at most 4,300"):
+        decode(b"\xc9" + struct.pack(">IB", 1_000_000, 1) + b"9" * 1_000_000)
 
 
 ZONES = st.builds(timezone, st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59)))

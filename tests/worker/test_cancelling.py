@@ -13,6 +13,7 @@ import pytest
 
 from rush_async import Failure, Rush, RushWorker, Task, TasksFailed
 from rush_async.testing import wait_until
+from rush_async.worker.worker import membership_of
 from tests.proxy import Proxy, named
 
 CANCELLED = Failure("cancelled", None, "Task was cancelled")
@@ -119,7 +120,7 @@ async def test_a_task_that_was_cancelled_before_its_block_opens(rush: Rush, rush
     task = await rush_worker.pop_task()
     assert task is not None
     await rush.cancel_tasks(key)
-    await wait_until(lambda: not rush_worker.held_keys())
+    await wait_until(lambda: not membership_of(rush_worker).held_keys())
     reached: list[str] = []
     async with task:
         reached.append("begins")
@@ -133,7 +134,7 @@ async def test_a_task_that_was_cancelled_before_its_block_opens(rush: Rush, rush
     again = await rush_worker.pop_task(0) if await rush.retry_tasks(key) else None
     assert again is not None
     await rush.cancel_tasks(key)
-    await wait_until(lambda: not rush_worker.held_keys())
+    await wait_until(lambda: not membership_of(rush_worker).held_keys())
     async with again:
         again.ys = {"y": 1}
     await asyncio.sleep(0)  # no cancellation is left over
@@ -187,7 +188,7 @@ async def test_a_cancellation_from_outside_at_the_same_time_goes_on(rush: Rush, 
     running = asyncio.create_task(loop())
     task = await opened
     # Both in one tick: the request, and whoever owns the loop.
-    rush_worker.task_cancelled(task.key)
+    membership_of(rush_worker).cancel_task(task.key)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -248,7 +249,7 @@ async def test_a_worker_that_blocks_a_shared_loop_is_told_once(
     rush: Rush, rush_worker: RushWorker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic()
-    monkeypatch.setattr("rush_async.worker.task_block.time.monotonic", lambda: now)
+    monkeypatch.setattr("rush_async.worker.guard.time.monotonic", lambda: now)
     async with RushWorker(rush.network_id, rush.config) as other:
         for _ in range(2):
             async with other.task({"x": 1}) as task:
@@ -274,7 +275,7 @@ async def test_a_block_that_ends_in_the_moment_of_a_cancellation_from_outside_do
         task = await rush_worker.pop_task(0)
         assert task is not None
         await rush.cancel_tasks(key)
-        await wait_until(lambda: not rush_worker.held_keys())
+        await wait_until(lambda: not membership_of(rush_worker).held_keys())
         me = asyncio.current_task()
         assert me is not None
         asyncio.get_running_loop().call_soon(me.cancel)

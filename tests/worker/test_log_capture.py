@@ -17,6 +17,7 @@ from rush_async.store.keys import NetworkKeys
 from rush_async.store.worker_log import LogEntry
 from rush_async.testing import wait_until
 from rush_async.worker.log_capture import capture, speak_as
+from rush_async.worker.worker import membership_of
 from tests.launch.loops_of_tests import log_some
 
 COLUMNS = ["worker_id", "level", "timestamp", "logger", "caller", "msg"]
@@ -125,7 +126,9 @@ async def test_print_log_passes_on_what_is_new_through_the_logger_it_came_from(r
         await rush.print_log()
         assert others.records == []
         async with RushWorker(rush.network_id, rush.config) as worker:
-            worker.log(LogEntry("someone", "NOTICE", datetime.now(UTC), "root", "a.b:none", "100 % new").packed())
+            membership_of(worker).log(
+                LogEntry("someone", "NOTICE", datetime.now(UTC), "root", "a.b:none", "100 % new").packed()
+            )
         await rush.print_log()
         assert [record.getMessage() for record in others.records] == ["someone: 100 % new"]
     finally:
@@ -134,11 +137,11 @@ async def test_print_log_passes_on_what_is_new_through_the_logger_it_came_from(r
 
 async def test_a_reset_deletes_the_log_and_a_late_record_does_not_bring_it_back(rush: Rush, raw: Any) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
-        worker.log(LogEntry("a", "INFO", datetime.now(UTC), "x", "a.b:1", "before").packed())
+        membership_of(worker).log(LogEntry("a", "INFO", datetime.now(UTC), "x", "a.b:1", "before").packed())
         await worker._net.pulse.flush()  # pyright: ignore[reportPrivateUsage]
         assert raw.xlen(NetworkKeys.of(rush.network_id).log) == 1
         await rush._net.tasks.reset(workers=True)  # pyright: ignore[reportPrivateUsage]
-        worker.log(LogEntry("a", "INFO", datetime.now(UTC), "x", "a.b:1", "too late").packed())
+        membership_of(worker).log(LogEntry("a", "INFO", datetime.now(UTC), "x", "a.b:1", "too late").packed())
         await worker._net.pulse.flush()  # pyright: ignore[reportPrivateUsage]
         assert raw.keys("*") == []
 
@@ -146,7 +149,7 @@ async def test_a_reset_deletes_the_log_and_a_late_record_does_not_bring_it_back(
 async def test_records_go_on_after_the_tasks_were_reset(rush: Rush) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         await rush.reset(workers=False)
-        worker.log(LogEntry("a", "INFO", datetime.now(UTC), "x", "a.b:1", "goes on").packed())
+        membership_of(worker).log(LogEntry("a", "INFO", datetime.now(UTC), "x", "a.b:1", "goes on").packed())
         await worker._net.pulse.flush()  # pyright: ignore[reportPrivateUsage]
         await wait_until(lambda: has_logged(rush))
 
@@ -158,7 +161,7 @@ async def has_logged(rush: Rush) -> bool:
 async def test_more_records_than_one_call_takes_come_in_order(rush: Rush) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         for n in range(2_345):
-            worker.log(LogEntry("a", "INFO", datetime.now(UTC), "x", "a.b:1", str(n)).packed())
+            membership_of(worker).log(LogEntry("a", "INFO", datetime.now(UTC), "x", "a.b:1", str(n)).packed())
     assert (await rush.read_log())["msg"].to_list() == [str(n) for n in range(2_345)]
 
 

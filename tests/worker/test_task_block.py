@@ -27,6 +27,7 @@ from rush_async import (
     WorkerLostError,
 )
 from rush_async.testing import wait_until
+from rush_async.worker.worker import membership_of
 
 XS = {"x1": 1.0, "x2": 2.0}
 
@@ -364,15 +365,17 @@ async def test_a_block_of_a_killed_worker_has_the_kind_killed(rush: Rush) -> Non
                 opened.set_result(task)
                 await asyncio.Event().wait()
 
-        def cancel() -> None:
+        async def cancel() -> None:
+            await membership_of(worker).expelled()
             running.cancel()
 
         running = asyncio.create_task(run())
+        cancelling = asyncio.create_task(cancel())
         task = await opened
-        worker.on_shut_out = cancel
         await kill(rush, worker)
         with pytest.raises(asyncio.CancelledError):
             await running
+        await cancelling
         assert await failure_of(rush, task.key) == Failure("killed", None, "Worker was killed")
         with pytest.raises(WorkerLostError, match=worker.worker_id):
             await worker.push_running_tasks([XS])

@@ -12,6 +12,7 @@ import pytest_asyncio
 from rush_async import Rush, RushConfig, RushWorker, Task
 from rush_async.store import scripts
 from rush_async.testing import wait_until
+from rush_async.worker.worker import membership_of
 from tests.proxy import Proxy, named
 
 TIMEOUT = 10.0
@@ -113,7 +114,7 @@ async def test_cancelled_pops_lose_no_task(rush: Rush, far: RushWorker) -> None:
     for at in range(n):
         keys += await rush.push_tasks([{"x": at}])
     await rush.wait_for_tasks(keys, timeout=TIMEOUT, need_workers=False)
-    far.stop_requested()
+    membership_of(far).request_stop()
     await serving
     assert sorted(seen) == sorted(keys)
 
@@ -149,6 +150,6 @@ async def test_a_waiting_pop_ends_in_time_while_the_server_is_away(
     proxy.refuse()
     proxy.cut_all()
     if ends == "by a stop":
-        far.stop_requested()
+        membership_of(far).request_stop()
     assert await asyncio.wait_for(pop, 5) is None  # a call is given up after 30 s
     proxy.refuse(False)

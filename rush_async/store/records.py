@@ -1,0 +1,398 @@
+"""Records of tasks as bytes and back, and the one encoder of what callers push and finish.
+
+A complete record is ten msgpack values one after another: key, xs, xs_extra, created_at | worker_id, attempt, started_at |
+ys or failure, ys_extra, ended_at. The scripts append the three times. While a task is queued, running or failed, a header of
+six bytes precedes the record: attempt, retries left, length of the first part.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from operator import contains
+from typing import Any, NamedTuple, cast
+
+from rush_async.errors import DecodeError, EncodeError
+from rush_async.model import FAILURE_KINDS, Failure, Task, TaskState
+from rush_async.store.codec import as_mapping, is_plain_mapping, refuse_timestamps, to_msgpack, to_plain, unpack
+from rush_async.store.keys import ALPHABET, client_id
+
+__all__ = [
+    "FIELDS",
+    "RESERVED_NAMES",
+    "NewTask",
+    "RecordEncoder",
+    "as_extras",
+    "as_record",
+    "as_records",
+    "check_names",
+    "complete",
+    "decode_flat",
+    "decode_task",
+    "encode_created",
+    "encode_ended",
+    "encode_failure",
+    "encode_worker_failure",
+    "header",
+    "task_key",
+    "task_of",
+]
+
+RESERVED_NAMES = frozenset({"state", "worker_id", "condition", "created_at", "started_at", "ended_at", "attempt", "keys"})
+FIELDS = 10
+
+_HEADER = struct.Struct(">BBI")
+_TIME_LENGTH = 9
+_LONGEST_TEXT = 50_000  # characters of a message or traceback
+_NIL = b"\xc0"
+_FIXSTR, _STR8 = 0xA0, 0xD9
+_DICTS: frozenset[type] = frozenset({dict})
+_NAMES: frozenset[type] = frozenset({str})
+
+
+def _base62(number: int) -> str:
+    digits = ""
+    while number:
+        number, digit = divmod(number, 62)
+        digits = ALPHABET[digit] + digits
+    return digits or "0"
+
+
+class _TaskKeys:
+    """Unique task keys at 0.2 us each: nine random characters a process (53 bits), then a counter."""
+
+    def __init__(self) -> None:
+        self._stamp()
+
+    def _stamp(self) -> None:
+        self._prefix = client_id()[:9]
+        self._high = itertools.count()
+        self._low = iter(())
+
+    def __call__(self) -> str:
+        for low in self._low:
+            return low
+        head = self._prefix + _base62(next(self._high))
+        self._low = iter([head + a + b for a in ALPHABET for b in ALPHABET])
+        return next(self._low)
+
+    def renew(self) -> None:
+        """Begins a new series: a forked child must not repeat its parent's keys."""
+        self._stamp()
+
+
+task_key = _TaskKeys()
+os.register_at_fork(after_in_child=task_key.renew)
+
+
+class NewTask(NamedTuple):
+    """A task to push: its key, its record as created (with a header unless it is pushed as finished), its end if any."""
+
+    key: str
+    created: bytes
+    ended: bytes = b""
+
+
+class RecordEncoder:
+    """Turns what callers push and finish into the arguments of a script; nothing is sent before all of it is good.
+
+    Args:
+        max_record_size: the largest part of a record, in bytes.
+    """
+
+    def __init__(self, max_record_size: int) -> None:
+        self._max_size = max_record_size
+
+    def tasks(
+        self, xss: Iterable[Any], xss_extra: Iterable[Any] | None = None, *, retries: int = 0, has_header: bool = True
+    ) -> list[NewTask]:
+        """Inputs as new tasks.
+
+        Raises:
+            EncodeError: a value cannot be stored, or a record is too large.
+            ValueError: a name is reserved, or the lengths differ.
+        """
+        records = as_records(xss, "xss")
+        if len(records) == 1 and xss_extra is None:
+            return [self.task(records[0], None, "xs", retries, has_header)]
+        pairs = enumerate(_paired(records, xss_extra, "xss"))
+        return [self.task(record, extra, f"xss[{at}]", retries, has_header) for at, (record, extra) in pairs]
+
+    def task(
+        self,
+        record: dict[str, Any],
+        extra: dict[str, Any] | None,
+        what: str = "xs",
+        retries: int = 0,
+        has_header: bool = True,
+    ) -> NewTask:
+        """One input as a new task."""
+        check_names(record, what)
+        key = task_key()
+        created = encode_created(key, record, extra, what)
+        if len(created) > self._max_size:
+            raise self._too_large(created, what)
+        if has_header:
+            created = header(created, retries=retries) + created
+        return NewTask(key, created)
+
+    def ends(self, yss: Iterable[Any], yss_extra: Iterable[Any] | None = None) -> list[bytes]:
+        """Outputs as ends of records."""
+        records = as_records(yss, "yss")
+        if len(records) == 1 and yss_extra is None:
+            return [self._end(records[0], None, "ys")]
+        pairs = enumerate(_paired(records, yss_extra, "yss"))
+        return [self._end(record, extra, f"yss[{at}]") for at, (record, extra) in pairs]
+
+    def end(self, ys: Any, ys_extra: Any = None) -> bytes:
+        """One output as the end of a record."""
+        return self._end(as_record(ys, "ys"), None if ys_extra is None else as_record(ys_extra, "ys_extra"), "ys")
+
+    def _end(self, record: dict[str, Any], extra: dict[str, Any] | None, what: str) -> bytes:
+        ended = encode_ended(record, extra, what)
+        if len(ended) > self._max_size:
+            raise self._too_large(ended, what)
+        return ended
+
+    def _too_large(self, packed: bytes, what: str) -> EncodeError:
+        return EncodeError(
+            f"{what} takes {len(packed):,} bytes, max_record_size allows {self._max_size:,}: "
+            "store the large part elsewhere and push where it is, or raise RushConfig(max_record_size=...)"
+        )
+
+
+def _paired(
+    records: Sequence[dict[str, Any]], extras: Iterable[Any] | None, what: str
+) -> Iterable[tuple[dict[str, Any], dict[str, Any] | None]]:
+    if extras is None:
+        return [(record, None) for record in records]
+    found = as_extras(extras, f"{what}_extra")
+    if len(found) != len(records):
+        raise ValueError(f"{what} has {len(records):,} entries and {what}_extra has {len(found):,}: give one for each")
+    return zip(records, found, strict=True)
+
+
+def as_record(value: Any, what: str, at: int | None = None) -> dict[str, Any]:
+    """The value as a new dict with string names: a mapping, a dataclass instance, or anything with `model_dump()`."""
+    # Most are dicts, and asking whether something else is a Mapping takes longer than encoding it.
+    record: dict[Any, Any] | None = value.copy() if type(value) in _DICTS else as_mapping(value)
+    if record is not None and _NAMES.issuperset(map(type, record)):
+        return record
+    if at is not None:
+        what = f"{what}[{at}]"
+    if record is None:
+        raise TypeError(
+            f"{what} must be a record (a mapping with string names, a dataclass instance, or anything with model_dump()), "
+            f"not {type(value).__name__}: {value!r:.80}"
+        )
+    for name in record:
+        if not isinstance(name, str):
+            raise TypeError(f"{what} has the name {name!r:.80} of type {type(name).__name__}: names are strings")
+    return record
+
+
+def as_records(values: object, what: str) -> list[dict[str, Any]]:
+    """Each entry as a record. A string, bytes or a single record where a sequence is meant is refused."""
+    return [as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what))]
+
+
+def as_extras(values: object, what: str) -> list[dict[str, Any] | None]:
+    """As `as_records`, for what may be None for an entry."""
+    return [None if value is None else as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what))]
+
+
+def _as_sequence(values: object, what: str) -> Iterable[Any]:
+    if type(values) is list:
+        return cast("list[Any]", values)  # as most are
+    if isinstance(values, str | bytes) or as_mapping(values) is not None or not isinstance(values, Iterable):
+        raise TypeError(
+            f"{what} must be a sequence of records, not {type(values).__name__}: {values!r:.80}; "
+            "a single record goes in a list, [record]"
+        )
+    return cast("Iterable[Any]", values)
+
+
+def check_names(record: dict[str, Any], what: str) -> None:
+    """Refuses inputs whose names are those of fixed columns."""
+    if RESERVED_NAMES.isdisjoint(record):
+        return
+    for name in record:
+        if name in RESERVED_NAMES:
+            raise ValueError(
+                f"{what} has an input named {name!r}, which is the name of a column of every frame: rename it "
+                f"(reserved are {', '.join(sorted(RESERVED_NAMES))})"
+            )
+
+
+# encoding
+
+
+def encode_created(key: str, xs: dict[str, Any], xs_extra: dict[str, Any] | None, what: str = "xs") -> bytes:
+    """The first part of a record, without its time."""
+    # The values of a short list stand one after another behind one byte, so a part is packed in one call.
+    try:
+        if is_plain_mapping(xs) and (xs_extra is None or is_plain_mapping(xs_extra)):
+            return to_msgpack([key, xs, xs_extra])[1:]
+    except (OverflowError, UnicodeEncodeError):
+        pass  # the careful way stores the integer, or names the text
+    return to_msgpack([to_plain(key, "key", 0), to_plain(xs, what, 0), to_plain(xs_extra, _extra_of(what), 0)])[1:]
+
+
+def encode_ended(ys: dict[str, Any], ys_extra: dict[str, Any] | None, what: str = "ys") -> bytes:
+    """The last part of a record, without its time."""
+    try:
+        if is_plain_mapping(ys) and (ys_extra is None or is_plain_mapping(ys_extra)):
+            return to_msgpack([ys, ys_extra])[1:]
+    except (OverflowError, UnicodeEncodeError):
+        pass
+    return to_msgpack([to_plain(ys, what, 0), to_plain(ys_extra, _extra_of(what), 0)])[1:]
+
+
+def _extra_of(what: str) -> str:
+    """`xss_extra[3]` for `xss[3]`."""
+    name, bracket, rest = what.partition("[")
+    return f"{name}_extra{bracket}{rest}"
+
+
+def encode_failure(failure: Failure) -> bytes:
+    """The last part of the record of a failed task, without its time."""
+    return _failure(failure) + _NIL
+
+
+def encode_worker_failure(failure: Failure | None) -> bytes:
+    """A failure or nil, as the entry of a worker holds it."""
+    return _NIL if failure is None else _failure(failure)
+
+
+def _failure(failure: Failure) -> bytes:
+    fields = {"kind": failure.kind, "type": failure.type, "message": failure.message, "traceback": failure.traceback}
+    # A traceback may quote anything, also a whole data set or text that has no encoding.
+    for name, value in fields.items():
+        if value is not None:
+            if len(value) > _LONGEST_TEXT:
+                half = _LONGEST_TEXT // 2
+                value = f"{value[:half]}\n[... {len(value) - 2 * half:,} characters left out ...]\n{value[-half:]}"
+            fields[name] = value.encode("utf-8", "backslashreplace").decode()
+    return to_msgpack(fields)
+
+
+def header(created: bytes, *, retries: int = 0) -> bytes:
+    """What precedes the record of a task that is not finished."""
+    return _HEADER.pack(0, retries, len(created) + _TIME_LENGTH)
+
+
+# decoding
+
+
+_ARRAY = struct.Struct(">BI")
+_OPTIONAL_RECORD = frozenset({dict, type(None)})
+_OPTIONAL_TIME = frozenset({float, type(None)})
+_KINDS: tuple[frozenset[type], ...] = (
+    _NAMES,
+    frozenset({dict}),
+    _OPTIONAL_RECORD,
+    frozenset({float}),
+    frozenset({str, type(None)}),
+    frozenset({int, type(None)}),
+    _OPTIONAL_TIME,
+    _OPTIONAL_RECORD,
+    _OPTIONAL_RECORD,
+    _OPTIONAL_TIME,
+)
+_RECORDS = (1, 2, 7, 8)  # which of the ten values have names
+
+
+def decode_flat(chunk: bytes, n: int) -> list[Any]:
+    """The ten values of each of `n` complete records, all in one list, in one call.
+
+    The ten have their types and names are strings. For speed nobody looks further into inputs and outputs: from a foreign
+    writer there may be a `msgpack.Timestamp` in them, which whoever looks at each value's type anyway has to refuse.
+    """
+    flat: list[Any] = unpack(_ARRAY.pack(0xDD, n * FIELDS) + chunk)
+    # Records mostly look alike, and to compare their types with those of the first costs less than a look at each value.
+    types: list[type] = list(map(type, flat))
+    alike = types == types[:FIELDS] * n
+    if not flat:
+        return flat
+    if alike:
+        good = all(map(contains, _KINDS, types))
+    else:
+        good = all(kinds.issuperset(types[at::FIELDS]) for at, kinds in enumerate(_KINDS))
+    if not good:
+        raise DecodeError(f"a record of this library has a value of the wrong type: {chunk[:80]!r}")
+    names = set[Any]()
+    for at in _RECORDS:
+        if not alike or types[at] is dict:
+            names.update(*filter(None, flat[at::FIELDS]))
+    if not _NAMES.issuperset(map(type, names)):
+        raise DecodeError(f"a record of this library has names that are no strings: {chunk[:80]!r}")
+    return flat
+
+
+def complete(state: TaskState, raw: bytes) -> bytes:
+    """A stored record of any state as ten values: without its header, what is missing as nil."""
+    if state == "finished":
+        return raw
+    end = len(raw) if state == "failed" else _attempt_end(state, raw)
+    return raw[_HEADER.size : end] + _NIL * {"queued": 6, "running": 3, "failed": 0}[state]
+
+
+def _attempt_end(state: TaskState, raw: bytes) -> int:
+    """Where the record of a queued or running task ends. The failure of an earlier attempt may stand behind it."""
+    if len(raw) < _HEADER.size:
+        raise DecodeError(f"the record of a {state} task is too short: {raw!r}")
+    created_end = _HEADER.size + _HEADER.unpack_from(raw)[2]
+    if state == "queued":
+        return created_end
+    first, second = raw[created_end : created_end + 2].ljust(2, _NIL)
+    owner = second + 2 if first == _STR8 else first - _FIXSTR + 1
+    return created_end + owner + 1 + _TIME_LENGTH
+
+
+def decode_task(state: TaskState, raw: bytes) -> Task:
+    """A stored record as a task."""
+    failed_before = state in ("queued", "running") and len(raw) > _attempt_end(state, raw)
+    fields = decode_flat(raw[_HEADER.size :] if failed_before else complete(state, raw), 1)
+    refuse_timestamps(fields, raw)
+    if fields[5] is None and state != "finished":
+        fields[5] = raw[0]  # not running: the attempts so far stand in the header
+    return task_of(state, fields)
+
+
+def task_of(state: TaskState, fields: Sequence[Any]) -> Task:
+    """The ten values of a record as a task."""
+    key, xs, xs_extra, created, worker_id, attempt, started, end, ys_extra, ended = fields
+    if (ended is None or end is None) if state in ("finished", "failed") else (state == "running" and worker_id is None):
+        raise DecodeError(f"the record of the {state} task {key!r:.80} ends too early")
+    try:
+        return Task(
+            key,
+            state,
+            xs,
+            xs_extra,
+            end if state == "finished" else None,
+            ys_extra,
+            _failure_of(key, end) if state != "finished" and end is not None else None,
+            attempt or 0,
+            worker_id,
+            datetime.fromtimestamp(created, UTC),
+            None if started is None else datetime.fromtimestamp(started, UTC),
+            None if ended is None else datetime.fromtimestamp(ended, UTC),
+        )
+    except (ValueError, OverflowError, OSError) as error:
+        if isinstance(error, DecodeError):
+            raise
+        raise DecodeError(f"the record of task {key!r:.80} has a time that is none: {created}, {started}, {ended}") from error
+
+
+def _failure_of(key: str, end: dict[str, Any]) -> Failure:
+    match end:
+        case {"kind": kind, "type": str() | None as name, "message": str(message), "traceback": str() | None as trace}:
+            if len(end) == 4 and kind in FAILURE_KINDS:
+                return Failure(kind, name, message, trace)
+        case _:
+            pass
+    raise DecodeError(f"the record of the failed task {key!r:.80} holds no failure of this version of the library")

@@ -1,0 +1,245 @@
+"""A worker's membership in its network: its lease, the tasks it holds, and what the network asks of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence, Sized
+from typing import Any
+
+from rush_async.errors import NetworkStateError, WorkerLostError, listed
+from rush_async.heartbeat.heartbeat import Pulse
+from rush_async.model import Failure, WorkerExit, WorkerState
+from rush_async.store.records import encode_failure
+from rush_async.store.tasks import Ended, Lost, TaskStore
+from rush_async.store.workers import KILLED, WorkerStore
+from rush_async.worker.guard import Guard, LoopTurns
+
+__all__ = ["Membership"]
+
+logger = logging.getLogger(__name__)
+
+_LONG = 1.0  # seconds for which a worker may block an event loop that it shares
+
+
+class Membership:
+    """What the network needs of a worker, and the worker of the network.
+
+    The heartbeat thread reads `worker_id`, `lease_id` and `is_registered` and calls `note_stop`; everything else happens in
+    the worker's event loop.
+
+    Attributes:
+        worker_id: the worker's name.
+        lease_id: the lease it lives under.
+        is_registered: whether the network counts the worker as running, or did until it was shut out.
+        terminated: whether the worker is to take nothing new.
+        shut_out_because: why the network shut the worker out (`lost`, `killed`, a reset); None while it has not.
+        end: the state and failure to report when the worker leaves; None until they are known.
+        has_logged: whether log records of the worker are on their way.
+        waits: the waits of the worker for a task or a place; a stop ends them with False.
+    """
+
+    def __init__(self, network_id: str, worker_id: str) -> None:
+        self.network_id = network_id
+        self.worker_id = worker_id
+        self.lease_id = ""
+        self.is_registered = False
+        self.terminated = False
+        self.shut_out_because: str | None = None
+        self.end: tuple[WorkerState, Failure | None] | None = None
+        self.has_logged = False
+        self.waits: set[asyncio.Future[bool]] = set()
+        self._expelled = asyncio.Event()
+        self._loop: asyncio.Task[Any] | None = None
+        self._held: dict[str, None] = {}
+        self._guards: dict[str, Guard] = {}
+        self._has_warned = False
+        self._has_left = False
+        self._tasks: TaskStore
+        self._workers: WorkerStore
+        self._pulse: Pulse | None = None
+        self._turns: LoopTurns
+        self._neighbours: Sized
+
+    def join(self, tasks: TaskStore, workers: WorkerStore, pulse: Pulse, turns: LoopTurns, neighbours: Sized) -> None:
+        """The network counts the worker as running from here on.
+
+        Args:
+            tasks: where its tasks are ended.
+            workers: where its end can be read.
+            pulse: writes its log.
+            turns: counts the turns of its event loop.
+            neighbours: the workers of this event loop, this one among them.
+        """
+        self._tasks, self._workers, self._pulse, self._turns, self._neighbours = tasks, workers, pulse, turns, neighbours
+        self.is_registered = True
+
+    def check(self) -> None:
+        """Raises where the worker is leaving, for a call that takes a task."""
+        if not self.is_registered:
+            raise NetworkStateError(f"worker {self.worker_id} is leaving network {self.network_id!r}: open a new one")
+
+    def leave(self) -> None:
+        """The worker has left: what it logs from here on is dropped, and it ends no task any more."""
+        self._pulse = None
+        self._has_left = True
+
+    def log(self, record: bytes) -> None:
+        """Keeps a packed log record in the network; from any thread."""
+        if (pulse := self._pulse) is not None:
+            self.has_logged = True
+            pulse.log(record)
+
+    # what the network asks of it
+
+    def note_stop(self) -> None:
+        """Sets `terminated`, from any thread: the event loop may be computing."""
+        self.terminated = True
+
+    def request_stop(self) -> None:
+        """Sets `terminated` and ends the worker's waits."""
+        self.terminated = True
+        for future in list(self.waits):
+            if not future.done():
+                future.set_result(False)
+
+    def shut_out(self, why: str) -> None:
+        """The network does not count the worker as alive any more."""
+        if self.shut_out_because is None and self.is_registered:
+            self.shut_out_because = why
+            self._held.clear()
+            self.request_stop()
+            # A worker that was lost may come back: it learns by `WorkerLostError` and may go on under another name.
+            if why != "lost":
+                self._expelled.set()
+                if self._loop is not None:
+                    self._loop.cancel()  # at once: a later cancellation would meet the clean-up of a loop whose wait has ended
+
+    @property
+    def is_shut_out(self) -> bool:
+        """Whether the network shut the worker out."""
+        return self.shut_out_because is not None
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a kill request shut the worker out."""
+        return self.shut_out_because == "killed"
+
+    def run(self, loop: asyncio.Task[Any]) -> None:
+        """The task that runs the worker's loop: a kill or a reset cancels it."""
+        self._loop = loop
+        if self._expelled.is_set():
+            loop.cancel()
+
+    async def expelled(self) -> None:
+        """Waits until a kill or a reset shuts the worker out."""
+        await self._expelled.wait()
+
+    def lost_error(self) -> WorkerLostError:
+        """The error for a worker whose call the network refused because it is not alive."""
+        self.shut_out("lost")
+        return WorkerLostError(
+            f"worker {self.worker_id} is not alive in network {self.network_id!r} any more "
+            f"({self.shut_out_because or 'lost'}): its tasks have been failed. Open a new RushWorker to go on"
+        )
+
+    async def end_seen_by_network(self) -> WorkerExit:
+        """How the network sees the end of a worker that it shut out: killed, lost, or terminated by a reset."""
+        if self.was_killed:  # a reset may have followed, and deleted its entry
+            return WorkerExit(self.worker_id, "killed", KILLED)
+        entry = (await self._workers.read_some([self.worker_id])).get(self.worker_id)
+        if entry is None or entry.state in ("starting", "running"):
+            return WorkerExit(self.worker_id, "terminated")
+        if entry.state == "killed":
+            return WorkerExit(self.worker_id, "killed", KILLED)
+        return WorkerExit(self.worker_id, entry.state, entry.failure)
+
+    # the tasks it holds
+
+    def held_keys(self) -> list[str]:
+        """The keys of the tasks that the worker holds."""
+        return list(self._held)
+
+    def hold(self, keys: list[str] | Lost) -> list[str]:
+        """Takes note of tasks that the network gave to the worker.
+
+        Raises:
+            WorkerLostError: it gave none, because the worker is not alive.
+        """
+        if isinstance(keys, Lost):
+            raise self.lost_error()
+        for key in keys:
+            self._held[key] = None
+        return keys
+
+    def cancel_task(self, key: str) -> None:
+        """The network has failed a task: the block that runs it is cancelled."""
+        if self._held.pop(key, self) is None and (guard := self._guards.get(key)) is not None:
+            guard.cancel()
+
+    async def end_tasks(self, items: Sequence[Ended], *, quietly: bool = False) -> list[str]:
+        """Ends tasks that the worker holds; the keys that moved. Those that did not are named in a warning.
+
+        Raises:
+            WorkerLostError: the worker is not alive.
+        """
+        if not items:
+            return []
+        if self._has_left:
+            raise NetworkStateError(f"worker {self.worker_id} has left network {self.network_id!r}: it is closed")
+        try:
+            marks = await self._tasks.end(items) or "0" * len(items)
+        except asyncio.CancelledError:
+            self._release(items)  # the end is on its way
+            raise
+        self._release(items)
+        if marks == "1":  # the usual case of a loop
+            return [items[0].key]
+        moved = [item.key for item, mark in zip(items, marks, strict=True) if mark == "1"]
+        if len(moved) == len(items):
+            return moved
+        if "L" in marks:
+            raise self.lost_error()
+        if not quietly:
+            missed = [item.key for item, mark in zip(items, marks, strict=True) if mark != "1"]
+            verb = "finished" if items[0].kind == "F" else "failed"
+            logger.warning(
+                "worker %s does not run %s: not %s (ended before, held by another worker, unknown, or deleted by a reset)",
+                self.worker_id,
+                listed(missed),
+                verb,
+            )
+        return moved
+
+    def _release(self, items: Sequence[Ended]) -> None:
+        for item in items:
+            self._held.pop(item.key, None)
+
+    async def fail_held(self, failure: Failure) -> None:
+        """Fails what the worker still holds."""
+        if keys := list(self._held):
+            self._held.clear()
+            ended = encode_failure(failure)
+            await self._tasks.end([Ended("X", key, self.worker_id, ended) for key in keys])
+
+    # their blocks
+
+    def enter_block(self, key: str) -> None:
+        """A task's block opens: from here on `cancel_task` cancels it."""
+        guard = self._guards[key] = Guard(self._turns)
+        if key not in self._held and self.shut_out_because is None:
+            guard.cancel()  # it was cancelled before its block opened
+
+    def leave_block(self, key: str) -> Guard | None:
+        """A task's block is being left; its guard. Warns once where the block kept the neighbours from running."""
+        guard = self._guards.pop(key, None)
+        if guard is not None and not self._has_warned and guard.blocked_for > _LONG and len(self._neighbours) > 1:
+            self._has_warned = True
+            logger.warning(
+                "worker %s blocked the event loop that it shares with others for %.1f s: "
+                "`await asyncio.to_thread(f, **task.xs)` for an objective that releases the GIL, "
+                "`await anyio.to_process.run_sync(...)` for one pure-Python call, or start workers with on=Processes()",
+                self.worker_id,
+                guard.blocked_for,
+            )
+        return guard
