@@ -333,7 +333,8 @@ def test_a_new_module_is_told_to_get_a_floor() -> None:
     [
         (
             "errors.py",
-            "from rush_async.store.codec import encodeerrors.py:1 (floor the ground) imports rush_async.store.codec",
+            "from rush_async.store.codec import encode",
+            "errors.py:1 (floor the ground) imports rush_async.store.codec",
         ),
         ("store/tasks.py", "\nfrom ..network import network", "store/tasks.py:2 (floor store) imports rush_async.network"),
         ("store/tasks.py", "from rush_async.frames.archive import Archive", "(floor frames)"),
