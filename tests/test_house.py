@@ -214,7 +214,7 @@ def assert_within(goal: Goal, measured: Measured) -> None:
 
 
 @pytest.mark.parametrize("goal", [goal for goal in GOALS if goal.measure is not None], ids=lambda goal: goal.name)
-def test_a_goal_is_reached_or_nearer_than_before(repository: Repository, goal: Goal) -> None:
+def test_a_figure_is_within_its_limit(repository: Repository, goal: Goal) -> None:
     assert goal.measure is not None
     assert_within(goal, goal.measure(repository))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from benchmarks.house.sources import PACKAGE, Function, House, has_fields, parse
 
-__all__ = ["public_classes", "unlisted_names"]
+__all__ = ["public_classes", "public_names", "unlisted_names"]
 
 _DIRECTIVE = re.compile(rf"^::: {PACKAGE}\.(\w+)\n((?:[ ]+.*\n|\n(?= ))*)", flags=re.MULTILINE)
 
@@ -27,22 +27,21 @@ def unlisted_names(house: House, pages: Mapping[str, str]) -> list[str]:
     Returns:
         `Class.name` of each.
     """
-    classes = {node.name: node for source in house.values() for node in parse(source).body if isinstance(node, ast.ClassDef)}
+    classes = _classes(house)
     directives = {name: options for page in pages.values() for name, options in _DIRECTIVE.findall(page + "\n")}
     found: list[str] = []
     for public in public_classes(house):
         family = _with_bases(public, classes)
-        names = {name for each in family for name in _names(each)}
         listed = {name for each in family for name in _listed(each, directives.get(each.name))}
         if public in directives:
             listed |= {name for each in family if has_fields(each) for name in _fields(each)}
-        found += [f"{public}.{name}" for name in sorted(names - listed)]
+        found += [f"{public}.{name}" for name in sorted(public_names(house, public) - listed)]
     return found
 
 
 def public_classes(house: House) -> list[str]:
     """Lists the classes among the names in `__all__` of the package."""
-    classes = {node.name for source in house.values() for node in parse(source).body if isinstance(node, ast.ClassDef)}
+    classes = _classes(house)
     for node in parse(house["__init__.py"]).body:
         match node:
             case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
@@ -50,6 +49,16 @@ def public_classes(house: House) -> list[str]:
             case _:
                 pass
     return []
+
+
+def public_names(house: House, name: str) -> set[str]:
+    """Returns the public names of a class, those of its instances and bases included."""
+    family = _with_bases(name, _classes(house))
+    return {member for each in family for member, _ in _members(each) if not member.startswith("_")}
+
+
+def _classes(house: House) -> dict[str, ast.ClassDef]:
+    return {node.name: node for source in house.values() for node in parse(source).body if isinstance(node, ast.ClassDef)}
 
 
 def _with_bases(name: str, classes: Mapping[str, ast.ClassDef]) -> list[ast.ClassDef]:
@@ -78,10 +87,6 @@ def _members(each: ast.ClassDef) -> Iterator[tuple[str, bool]]:
                 yield name, isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             case _:
                 pass
-
-
-def _names(each: ast.ClassDef) -> set[str]:
-    return {name for name, _ in _members(each) if not name.startswith("_")}
 
 
 def _listed(each: ast.ClassDef, options: str | None) -> set[str]:
