@@ -26,10 +26,10 @@ pytest_plugins = ["rush_async.testing"]
 
 @pytest.fixture(scope="session")
 def raw(rush_server: RushConfig) -> Iterator[redis.Redis]:
-    """A plain client of the test server, to look at what is really there."""
+    """A plain client of the test server, which reads and writes keys without the library."""
     assert rush_server.url is not None
     with redis.Redis.from_url(rush_server.url) as client:  # pyright: ignore[reportUnknownMemberType]
-        # What opens files once a process and keeps them does so before anybody counts: this client, and polars' engine.
+        # This client and polars' engine open files once a process and keep them: before the tests count files.
         client.keys()  # pyright: ignore[reportUnknownMemberType]
         pl.concat([pl.LazyFrame({"a": [1]})] * 2).collect()
         yield client
@@ -45,14 +45,14 @@ def leaves_no_key(raw: Any) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def leaves_no_thread_or_process(raw: redis.Redis) -> Iterator[None]:
-    # The server of the test session and its watchdog are there before, and stay.
+    # The server of the test session and its watchdog run before the test, and after it.
     processes = {process.pid for process in psutil.Process().children(recursive=True)}
     threads = set(threading.enumerate())
     files = psutil.Process().num_fds()
     yield
     gc.collect()
-    gc.freeze()  # what is left is not looked through again after every further test, which would take a quarter of the time
-    # The network knows of the end of a pool's worker before its thread of the pool has closed what its event loop had open.
+    gc.freeze()  # later collections skip what is left; without this they take a quarter of the time of all tests
+    # A pool's worker deregisters before its thread has closed the files of its event loop.
     deadline = time.monotonic() + 5
 
     def left() -> list[threading.Thread]:
@@ -75,7 +75,7 @@ async def leaves_no_task() -> AsyncIterator[None]:
     before = asyncio.all_tasks()
     yield
 
-    from rush_async.testing import wait_until  # later than pytest_plugins, which wants to load it first
+    from rush_async.testing import wait_until  # pytest_plugins has to load it first
 
     def left() -> set[asyncio.Task[Any]]:
         return asyncio.all_tasks() - before - {asyncio.current_task()}  # pyright: ignore[reportOperatorIssue]
@@ -86,14 +86,14 @@ async def leaves_no_task() -> AsyncIterator[None]:
 @pytest_asyncio.fixture
 async def elsewhere(rush: Rush) -> AsyncIterator[Rush]:
     """A client of the network of `rush` with a connection and a view of its own, as in another process."""
-    # What is set otherwise makes another connection, even in the same loop.
+    # Clients with different settings share no connection, even in one event loop.
     async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
         yield elsewhere
 
 
 @pytest_asyncio.fixture
 async def proxy(rush_server: RushConfig, directory: Path) -> AsyncIterator[Proxy]:
-    """A proxy before the test server; what reaches it by `proxy.url` can be counted and broken."""
+    """A proxy in front of the test server; it counts and breaks what clients of `proxy.url` send."""
     assert rush_server.url is not None
     async with Proxy(rush_server.url, directory) as proxy:
         yield proxy
@@ -101,5 +101,5 @@ async def proxy(rush_server: RushConfig, directory: Path) -> AsyncIterator[Proxy
 
 @pytest.fixture
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a path short enough for sockets."""
+    """A directory with a path that is short enough for sockets."""
     return tmp_path_factory.mktemp("d", numbered=True)

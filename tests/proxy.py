@@ -5,10 +5,10 @@
         ...  # a client of proxy.url sends RPUSH: the server executes it, the client loses its connection
         assert lost.hit.is_set() and proxy.count("RPUSH") == 1
 
-The proxy cuts both streams into frames of the Redis protocol (RESP2 and RESP3) and matches replies to requests first in
-first out, so a fault hits one command exactly, whatever is pipelined around it. A connection that leaves that order
-(SUBSCRIBE and its kin, MONITOR, SYNC, CLIENT REPLY) is passed through as it is: its commands are still seen and can be
-cut, but a fault that needs a reply never takes them.
+The proxy cuts both streams into frames of the Redis protocol (RESP2 and RESP3) and matches replies to requests first in,
+first out, so a fault strikes exactly one command, whatever is pipelined around it. On a connection whose replies do not
+come in that order (after SUBSCRIBE, MONITOR, SYNC, CLIENT REPLY ...) the proxy forwards everything: it still records
+commands and can cut the connection, but faults that need a reply do not strike there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def named(name: str, *args: str | bytes) -> Predicate:
 
     Args:
         name: the command in any case; several words for a subcommand, as in `"CLIENT SETINFO"`.
-        args: what must follow the name, byte for byte.
+        args: the first arguments, byte for byte.
     """
     words = tuple(word.upper() for word in name.encode().split())
     rest = tuple(arg.encode() if isinstance(arg, str) else arg for arg in args)
@@ -64,12 +64,12 @@ def named(name: str, *args: str | bytes) -> Predicate:
 
 
 class Fault:
-    """An armed fault: it strikes at the first command its predicate accepts, once.
+    """An armed fault: it strikes once, at the first command that its predicate accepts.
 
     Attributes:
-        hit: set when it has struck.
-        command: the command it struck, None before.
-        reply: the raw reply that the client did not get, for a dropped reply that has struck.
+        hit: set when the fault has struck.
+        command: the command that it struck; None before.
+        reply: the raw reply that the client did not receive; only of a dropped reply, after it has struck.
     """
 
     needs_reply = False
@@ -99,7 +99,7 @@ class DropReply(Fault):
 
 
 class LateCopy(Fault):
-    """Cuts the client's connection and holds the request for a server that knows nothing of the cut."""
+    """Cuts the client's connection and holds the request, to send it to the server later."""
 
     needs_reply = True
 
@@ -110,14 +110,14 @@ class LateCopy(Fault):
         self._request = b""
 
     def hold(self, connection: _Connection, request: bytes) -> None:
-        """Keeps what `deliver` needs."""
+        """Keeps the connection and the request for `deliver`."""
         self._connection, self._request = connection, request
 
     async def deliver(self) -> bytes:
-        """Sends the held request on the old connection to the server; may be called again for another copy.
+        """Sends the held request on the old connection to the server; a second call sends another copy.
 
         Returns:
-            The server's raw reply, which no client gets.
+            The server's raw reply, which no client receives.
 
         Raises:
             RuntimeError: no request is held yet.
@@ -130,26 +130,26 @@ class LateCopy(Fault):
 
 
 class Frames:
-    """Cuts a stream of RESP into whole frames; `inline` also takes the lines that servers accept as requests."""
+    """Cuts a stream of RESP into whole frames; with `inline` also the plain lines that servers accept as requests."""
 
     def __init__(self, *, inline: bool = False) -> None:
         self._inline = inline
         self._buffer = bytearray()
-        self._pos: int = 0  # the part of the buffer before it is scanned
+        self._pos: int = 0  # where scanning continues
         self._due = 1  # values still missing from the frame
 
     def feed(self, data: bytes) -> None:
-        """Appends what was read."""
+        """Appends bytes of the stream."""
         self._buffer += data
 
     def rest(self) -> bytes:
-        """Takes everything that is left, whole frames or not."""
+        """Takes all bytes that are left, whole frames or not."""
         rest = bytes(self._buffer)
         self._cut(len(self._buffer))
         return rest
 
     def next(self) -> bytes | None:
-        """Takes the next whole frame, None when it is not here yet.
+        """Takes the next whole frame; None when it is not complete yet.
 
         Raises:
             ValueError: the stream is not RESP.
@@ -173,7 +173,7 @@ class Frames:
                 values = max(self._size(end), 0) * (2 if kind in _PAIRS else 1)
             elif kind not in b"+-:_,#(":
                 raise ValueError(f"The stream is not RESP: a value starts with {bytes(self._buffer[self._pos : end][:40])!r}.")
-            # An attribute stands before the value that it describes and is none itself.
+            # An attribute comes before the value that it describes, and is no value itself.
             self._due += values - (kind != ord("|"))
             self._pos = stop
         frame = bytes(self._buffer[: self._pos])
@@ -190,7 +190,7 @@ class Frames:
 
 
 def parse_request(frame: bytes) -> Command:
-    """The name and arguments in one whole request; empty for the empty requests that servers skip without a reply."""
+    """Returns the name and arguments of a whole request; empty for an empty request, which servers skip without a reply."""
     if frame[:1] != b"*":
         return tuple(frame.split())
     parts: list[bytes] = []
@@ -208,7 +208,7 @@ def _leaves_order(command: Command) -> bool:
 
 
 class _Expected:
-    """The place of one reply in the order: what is to be done with it, if not delivered."""
+    """A reply that the server owes: the fault that drops it, or the late copy that awaits it, or neither."""
 
     __slots__ = ("drop", "late")
 
@@ -227,7 +227,7 @@ class _Connection:
         self.upstream: asyncio.StreamWriter | None = None
         self.expected: deque[_Expected] = deque()
         self.without_order = False
-        self.held = False  # the client is cut and a late copy may still go to the server
+        self.held = False  # the client's side is cut, the server's side is kept for a late copy
         self.task = asyncio.create_task(self._run())
 
     @property
@@ -235,7 +235,7 @@ class _Connection:
         return not self.writer.is_closing()
 
     def cut(self) -> None:
-        """Closes both sides at once; nothing that is under way is delivered any more."""
+        """Closes both sides at once and drops what was not delivered yet."""
         self.writer.transport.abort()
         if self.upstream is not None:
             self.upstream.transport.abort()
@@ -254,7 +254,7 @@ class _Connection:
             try:
                 reader, self.upstream = await self.proxy.connect_upstream()
             except OSError:
-                return  # a server that is down: the client sees its connection closed
+                return  # the server is down: the client's connection is closed
             async with asyncio.TaskGroup() as pumps:
                 up = pumps.create_task(self._pump_up())
                 down = pumps.create_task(self._pump_down(reader))
@@ -284,7 +284,7 @@ class _Connection:
         with suppress(OSError):
             while data := await self.reader.read(_CHUNK):
                 requests.feed(data)
-                batch = list(self._see(requests))
+                batch = list(self._recorded(requests))
                 for request, command in batch:
                     await self.proxy.up_flows.wait()
                     if not self._pass_up(request, command):
@@ -292,15 +292,15 @@ class _Connection:
                 if self.upstream is not None:
                     await self.upstream.drain()
 
-    def _see(self, requests: Frames) -> Iterator[tuple[bytes, Command]]:
+    def _recorded(self, requests: Frames) -> Iterator[tuple[bytes, Command]]:
         while (request := requests.next()) is not None:
             command = parse_request(request)
             if command:
-                self.proxy.see(command)
+                self.proxy.record(command)
             yield request, command
 
     def _pass_up(self, request: bytes, command: Command) -> bool:
-        """Sends a request to the server, or lets a fault strike; False when the client is cut."""
+        """Sends a request to the server, or lets a fault strike; returns False when the client's connection is cut."""
         if not command:
             self._write_up(request)
             return True
@@ -342,11 +342,11 @@ class _Connection:
                     await self.writer.drain()
 
     async def _flow(self) -> None:
-        if not self.held:  # what nobody gets needs no thaw
+        if not self.held:  # no client receives replies to late copies, so these are never frozen
             await self.proxy.down_flows.wait()
 
     def _pass_down(self, frame: bytes) -> bool:
-        """Delivers a reply or a push, or drops it; False when the client is cut."""
+        """Delivers a reply or a push, or drops it; returns False when the client's connection is cut."""
         if frame[:1] == b">" or not self.expected:
             self._write_down(frame)
             return True
@@ -374,11 +374,11 @@ class Proxy:
     """Listens for clients and gives each connection its own connection to the server.
 
     Args:
-        upstream_url: the server, `unix:///path` or `redis://host:port`; who logs in where is the client's affair.
-        directory: where the proxy's unix socket is made; None listens on a free port of 127.0.0.1.
+        upstream_url: the server, `unix:///path` or `redis://host:port`; clients log in themselves.
+        directory: where the proxy makes its unix socket; None listens on a free port of 127.0.0.1.
 
     Attributes:
-        commands: every command that clients sent, in the order the proxy read them; faults do not keep one out.
+        commands: every command that clients sent, in the order in which the proxy read them, those struck by faults included.
         n_connections: connections accepted so far, without the refused ones.
         n_refused: connections accepted and closed at once.
         bytes_up: bytes sent to the server.
@@ -386,8 +386,8 @@ class Proxy:
 
     Raises:
         ValueError: the URL is of another kind.
-        ExceptionGroup: at the end of the block, when the proxy itself failed, say at a stream that is not RESP; a test
-            that failed anyway gets a note instead.
+        ExceptionGroup: at the end of the block, when the proxy itself failed, for example on a stream that is not RESP; an
+            exception of the test gets a note instead.
     """
 
     def __init__(self, upstream_url: str, directory: Path | None = None) -> None:
@@ -432,50 +432,50 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Where clients connect; the same after `stop_listening` and `listen`."""
+        """Where clients connect; it stays the same after `stop_listening` and `listen`."""
         return f"redis://127.0.0.1:{self._port}" if self._socket is None else f"unix://{self._socket}"
 
     @property
     def n_open(self) -> int:
-        """Clients' connections that are open now."""
+        """How many connections of clients are open now."""
         return sum(connection.open for connection in self._connections)
 
     def count(self, name: str, *args: str | bytes) -> int:
-        """How many commands of this name, with these first arguments, were seen; see `named`."""
+        """Counts the recorded commands of this name with these first arguments; see `named`."""
         return sum(map(named(name, *args), self.commands))
 
     async def seen(self, name: str, *args: str | bytes, times: int = 1) -> None:
-        """Waits until so many commands of this name, with these first arguments, were seen; bound it with a timeout."""
+        """Waits until `times` commands of this name with these first arguments are recorded; the caller sets a timeout."""
         while self.count(name, *args) < times:
             self._arrived.clear()
             await self._arrived.wait()
 
-    # Faults that strike at a command: armed first strikes first, each strikes once, one command is struck by one fault.
+    # Faults that strike at a command: in the order in which they were armed, each once, and at most one at a command.
 
     def cut_before(self, predicate: Predicate) -> Fault:
         """Cuts the client's connection before the next matching request reaches the server.
 
-        Earlier requests may be executed, and their replies lost with the connection.
+        The server may execute earlier requests, whose replies are lost with the connection.
         """
         return self._arm(CutBefore(predicate))
 
     def drop_reply(self, predicate: Predicate, *, keep: int = 0) -> Fault:
         """Cuts the client's connection instead of delivering the reply to the next matching request.
 
-        `hit` is set when the server has answered, so the request is executed by then. Replies to earlier requests are
-        delivered, later ones are not, though the server may have executed their requests too.
+        `hit` is set when the server has replied, so it has executed the request by then. The client receives the replies to
+        earlier requests and none to later ones, which the server may have executed too.
 
         Args:
             predicate: which command.
-            keep: bytes of the reply that are delivered before the cut, to end a stream within a reply.
+            keep: how many bytes of the reply to deliver before the cut, so that the stream ends within a reply.
         """
         return self._arm(DropReply(predicate, keep))
 
     def late_copy(self, predicate: Predicate) -> LateCopy:
         """Cuts the client's connection at the next matching request and holds the request for `deliver_late`.
 
-        The connection to the server stays open and earlier requests on it are executed; what the client sent behind the
-        held request is dropped. Replies that were frozen before the cut must thaw before a late copy is answered.
+        The connection to the server stays open, and the server executes earlier requests on it; the proxy drops what the
+        client sent after the held request. Replies that were frozen before the cut must thaw before a late copy is answered.
         """
         return self._arm(LateCopy(predicate))
 
@@ -483,7 +483,7 @@ class Proxy:
         """Sends the held requests that were not sent yet, each on its old connection, in the order of the cuts.
 
         Returns:
-            The server's raw replies, which no client gets.
+            The server's raw replies, which no client receives.
 
         Raises:
             RuntimeError: no request is held.
@@ -495,16 +495,17 @@ class Proxy:
         return [await fault.deliver() for fault in waiting]
 
     def disarm(self) -> None:
-        """Takes back the faults that have not struck yet."""
+        """Removes the faults that have not struck yet."""
         self._faults.clear()
 
-    # Faults of all connections at once.
+    # Faults that affect all connections.
 
     def freeze(self, *, up: bool = True, down: bool = True) -> None:
         """Stops forwarding without closing anything.
 
-        `commands` still grows by what each client sends first, but neither end sees anything, a closed connection
-        included. With `up=False` requests are executed and only the replies stay away. Faults strike after the thaw.
+        The proxy still records what each client sends first, but neither end receives anything, and neither notices when the
+        other closes. With `up=False` the server executes requests, and only replies are held back. Faults strike after the
+        thaw.
         """
         if up:
             self.up_flows.clear()
@@ -512,15 +513,16 @@ class Proxy:
             self.down_flows.clear()
 
     def thaw(self) -> None:
-        """Goes on forwarding with what was held back."""
+        """Forwards again, beginning with what was held back."""
         self.up_flows.set()
         self.down_flows.set()
 
     def cut_all(self, only: Literal["commands", "pubsub"] | None = None) -> int:
-        """Cuts the connections that are open now, on both sides at once; servers' sides held by late copies stay.
+        """Cuts the connections that are open now, on both sides at once; connections to the server that are held for late
+        copies stay.
 
         Args:
-            only: cut those in pub/sub mode (or otherwise out of order), or only the others; None for all.
+            only: "pubsub" cuts only connections whose replies come out of order, "commands" only the others; None cuts all.
 
         Returns:
             How many were cut.
@@ -535,7 +537,7 @@ class Proxy:
         self._refusing = on
 
     def stop_listening(self) -> None:
-        """Lets new connections fail as if no server ran; open ones stay."""
+        """Makes new connections fail as if no server ran; open ones stay."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -543,7 +545,7 @@ class Proxy:
             self._socket.unlink(missing_ok=True)
 
     async def listen(self) -> None:
-        """Listens (again), at the same address; starting the block does it first."""
+        """Listens, again at the same address after `stop_listening`; entering the block calls it first."""
         if self._server is not None:
             return
         if self._socket is not None:
@@ -552,15 +554,15 @@ class Proxy:
             self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
             self._port = self._server.sockets[0].getsockname()[1]
 
-    # For connections.
+    # Called by connections.
 
-    def see(self, command: Command) -> None:
-        """Takes note of a command."""
+    def record(self, command: Command) -> None:
+        """Appends a command to `commands`."""
         self.commands.append(command)
         self._arrived.set()
 
     def take_fault(self, command: Command, *, with_reply: bool) -> Fault | None:
-        """The first armed fault for this command, no longer armed; those that need a reply only `with_reply`."""
+        """Disarms and returns the first fault for this command; one that needs a reply only when `with_reply`."""
         for fault in self._faults:
             if (with_reply or not fault.needs_reply) and fault.predicate(command):
                 self._faults.remove(fault)

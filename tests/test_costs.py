@@ -1,4 +1,4 @@
-"""What fixed programs cost, counted: calls, commands, bytes, connections. Times are measured by the benchmarks."""
+"""What fixed programs cost, counted in calls, commands, bytes and connections. The benchmarks measure times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ XS, YS = {"x1": 0.25, "x2": 0.5}, {"y": 0.75}
 
 
 class Costs:
-    """What the server was asked since the last look."""
+    """Counts what the server was asked since `restart`."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -31,7 +31,7 @@ class Costs:
 
     @property
     def commands(self) -> Counter[str]:
-        """Commands of ours by name, those that scripts issue left out."""
+        """Commands of clients by name, without those that scripts issue."""
         stats = self._raw.info("commandstats")
         own = ("cmdstat_config|resetstat", "cmdstat_info")
         inside = {
@@ -46,7 +46,7 @@ class Costs:
 
     @property
     def bytes_out(self) -> int:
-        """Bytes that all clients got."""
+        """Bytes that all clients received."""
         return self._raw.info("stats")["total_net_output_bytes"]
 
 
@@ -68,7 +68,7 @@ async def in_blocks(worker: RushWorker, n: int) -> None:
 
 
 @pytest.mark.parametrize("program", [propose_and_report, in_blocks])
-async def test_a_task_of_one_worker_is_two_calls_of_few_bytes(
+async def test_a_task_of_one_worker_takes_two_calls_of_few_bytes(
     rush_worker: RushWorker, costs: Costs, program: Callable[[RushWorker, int], Any]
 ) -> None:
     await program(rush_worker, 3)
@@ -76,7 +76,7 @@ async def test_a_task_of_one_worker_is_two_calls_of_few_bytes(
     await program(rush_worker, 50)
     commands = costs.commands
     assert commands["evalsha"] == 100
-    assert not commands.keys() - {"evalsha", "hmget", "llen"}  # what the scripts read; nothing else is sent
+    assert not commands.keys() - {"evalsha", "hmget", "llen"}  # the scripts read with the last two
     assert costs.bytes_in / 50 <= 1_900
     assert costs.bytes_out / 50 <= 260
 
@@ -87,22 +87,22 @@ async def test_tasks_of_many_coroutines_are_merged(rush: Rush, costs: Costs) -> 
         await asyncio.gather(*[propose_and_report(worker, 1) for worker in workers])
         costs.restart()
         await asyncio.gather(*[propose_and_report(worker, 10) for worker in workers])
-        # 1,280 calls. How many go together depends on when answers come: all 64 at the best, 16 where they are slow.
+        # 1,280 calls. How many go together depends on when replies come: 64 at best, 16 on a slow machine.
         assert costs.commands["evalsha"] <= 120
         assert costs.bytes_in / 640 <= 330
         assert costs.bytes_out / 640 <= 60
 
 
-async def test_a_bulk_is_a_call_a_thousand(rush: Rush, rush_worker: RushWorker, costs: Costs) -> None:
+async def test_a_bulk_takes_one_call_per_thousand_tasks(rush: Rush, rush_worker: RushWorker, costs: Costs) -> None:
     await rush.counts()
     costs.restart()
     keys = await rush_worker.push_running_tasks([XS] * 10_000)
     assert costs.commands["evalsha"] == 10
     await rush_worker.finish_tasks(keys, [YS] * 10_000)
-    assert costs.commands["evalsha"] == 10 + 20  # ending takes the server longer
+    assert costs.commands["evalsha"] == 10 + 20  # a call ends fewer tasks, because ending takes the server longer
 
 
-async def test_reading_costs_what_is_new(rush: Rush, costs: Costs) -> None:
+async def test_fetching_again_reads_only_what_is_new(rush: Rush, costs: Costs) -> None:
     await rush.push_finished_tasks([XS] * 10_000, [YS] * 10_000)
     costs.restart()
     assert (await rush.fetch_finished_tasks()).height == 10_000
@@ -121,7 +121,7 @@ async def test_reading_costs_what_is_new(rush: Rush, costs: Costs) -> None:
     assert costs.bytes_out <= 1_000
 
 
-async def test_all_who_read_in_one_tick_share_one_read(rush: Rush, costs: Costs) -> None:
+async def test_clients_that_fetch_in_one_tick_share_one_read(rush: Rush, costs: Costs) -> None:
     await rush.push_finished_tasks([XS] * 10, [YS] * 10)
     await rush.fetch_finished_tasks()
     costs.restart()
@@ -163,14 +163,16 @@ async def test_all_clients_of_an_event_loop_share_two_connections(rush: Rush, ra
             assert raw.info("clients")["connected_clients"] <= before + 2  # the subscription and the heartbeat
 
 
-async def test_subscribers_that_stop_reading_are_cut_off_before_they_fill_the_server(rush_worker: RushWorker, raw: Any) -> None:
+async def test_subscribers_that_stop_reading_are_disconnected_before_they_fill_the_server(
+    rush_worker: RushWorker, raw: Any
+) -> None:
     channel = NetworkKeys.of(rush_worker.network_id).events
     path = str(rush_worker.config.url).removeprefix("unix://")
     with contextlib.ExitStack() as stack:
         for _ in range(8):
-            deaf = stack.enter_context(socket.socket(socket.AF_UNIX))
-            deaf.connect(path)
-            deaf.sendall(pack(("SSUBSCRIBE", channel)))
+            stalled = stack.enter_context(socket.socket(socket.AF_UNIX))
+            stalled.connect(path)
+            stalled.sendall(pack(("SSUBSCRIBE", channel)))
         await wait_until(lambda: raw.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1] == 8)
         most = 0
         for _ in range(20):  # 5 MB of events for each of them

