@@ -169,7 +169,13 @@ class RushWorker(RushClient):
                 network.residents.bury(self._worker_id, failure)
 
     def log(self, record: bytes) -> None:
-        """Keeps a packed log record in the network; from any thread."""
+        """Keeps a packed log record in the network; from any thread.
+
+        Raises:
+            TypeError: the record is no bytes; it would make the log unreadable.
+        """
+        if not isinstance(record, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"log takes a packed LogEntry as bytes, not {type(record).__name__}: use `logging` and log_levels")
         if (network := self._network) is not None:
             self._has_logged = True
             network.pulse.log(record)
