@@ -1,13 +1,13 @@
-"""What holds where code opens clients or starts workers without saying where and how many."""
+"""The plan: defaults for code that opens clients or starts workers without naming a server or a number of workers."""
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
-import weakref
+from collections import deque
 from collections.abc import Mapping
-from contextvars import ContextVar
+from contextlib import suppress
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, fields, replace
 from operator import index
 from types import TracebackType
@@ -21,14 +21,14 @@ __all__ = ["Plan", "PlanBlock", "check_levels", "current_plan", "locate", "resol
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
-    """What holds where an argument is left out; None where nothing is set.
+    """The defaults of arguments that are left out; None where the plan sets none.
 
     Attributes:
         n_workers: how many workers `start_workers` starts.
         config: the server of clients that are opened without one.
         on: where `start_workers` starts workers.
-        log_levels: which loggers of workers are recorded, and from which level on.
-        large_objects_path: directory that all workers see, for start arguments that are too large to travel.
+        log_levels: the loggers of workers whose records are kept, with their levels.
+        large_objects_path: directory that all workers see, for start arguments over `max_start_args_size`.
         start_worker_timeout: seconds that `wait_for_workers` waits.
     """
 
@@ -43,77 +43,52 @@ class Plan:
         return f"Plan({self.shown()})"
 
     def named(self) -> dict[str, Any]:
-        """What is set, by name."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        """The values that are set, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
     def shown(self) -> str:
-        """What is set, for a person; passwords are hidden."""
+        """The values that are set as text, with passwords hidden."""
         return ", ".join(f"{name}={value!r}" for name, value in self.named().items())
 
     def over(self, other: Plan) -> Plan:
-        """This plan, and where it sets nothing the other."""
+        """This plan, completed by the values of another where this one sets none."""
         return replace(other, **self.named())
 
 
-class _Standing:
-    """The plan of the process. A call of `rush_plan` sets it before anybody knows whether a `with` block will follow; entering
-    the block takes it back, whatever other threads have called meanwhile."""
+_NO_PLAN = Plan()
+_MOST_CALLS = 1_000  # calls that may still be entered; older ones are forgotten
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._calls: list[tuple[Plan, weakref.ref[PlanBlock]]] = []
-
-    @property
-    def plan(self) -> Plan:
-        calls = self._calls  # replaced as a whole, never changed
-        return calls[-1][0] if calls else _NOTHING
-
-    def set(self, plan: Plan, by: PlanBlock) -> None:
-        with self._lock:
-            # A call whose result nobody holds can never be entered: it stands for good, and what it covers is forgotten.
-            settled = max((at for at, (_, block) in enumerate(self._calls) if block() is None), default=0)
-            self._calls = [*self._calls[settled:], (plan, weakref.ref(by))]
-
-    def take_back(self, by: PlanBlock) -> None:
-        with self._lock:
-            self._calls = [call for call in self._calls if call[1]() is not by]
-
-    def unlock(self) -> None:
-        """For a forked child: a thread that held the lock is not there."""
-        self._lock = threading.Lock()
-
-
-_NOTHING = Plan()
-_of_process = _Standing()
-_of_context: ContextVar[Plan] = ContextVar("rush_plan", default=_NOTHING)
-os.register_at_fork(after_in_child=_of_process.unlock)
+_context_plan: ContextVar[Plan] = ContextVar("rush_plan", default=_NO_PLAN)
 
 
 class PlanBlock:
-    """What `rush_plan` returns: as a context manager it confines the plan to the block."""
+    """The result of `rush_plan`: as a context manager it limits the plan to its block."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._before: Plan | None = None
-        self._held: Plan | None = None
+        self.plan = plan
+        self._token: Token[Plan] | None = None
 
     def __repr__(self) -> str:
-        return f"rush_plan({self._plan.shown()})"
+        return f"rush_plan({self.plan.shown()})"
 
     def __enter__(self) -> Plan:
-        if self._held is not None:
+        if self._token is not None:
             raise NetworkStateError("a plan is entered once: call rush_plan(...) again for another block")
-        _of_process.take_back(self)
-        self._before = _of_context.get()
-        self._held = self._plan.over(self._before)
-        _of_context.set(self._held)
+        with suppress(ValueError):  # forgotten after _MOST_CALLS later calls
+            _process_calls.remove(self)
+        self._token = _context_plan.set(self.plan.over(_context_plan.get()))
         return current_plan()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # A fixture may be left in another task than it was entered in, where the plan need not hold.
-        if self._before is not None and _of_context.get() is self._held:
-            _of_context.set(self._before)
+        # A fixture may exit in another asyncio task than it entered in; the plan never held in that task.
+        with suppress(ValueError):
+            _context_plan.reset(cast("Token[Plan]", self._token))
+
+
+# A call appends its plan and entering the block removes it again; the last one is the plan of the process. Each step is atomic,
+# so blocks that several threads enter at once leave nothing behind.
+_process_calls: deque[PlanBlock] = deque(maxlen=_MOST_CALLS)
 
 
 def rush_plan(
@@ -127,16 +102,17 @@ def rush_plan(
 ) -> PlanBlock:
     """Sets defaults for code that opens clients or starts workers without them. An argument of such a call wins over the plan.
 
-    Called, the plan holds for the process, in the place of the one before; called with nothing it clears that one. It does no
-    I/O: whether the server is there is found out by the first client.
+    A call sets the plan of the process and replaces the one before; a call without arguments clears it. It does no I/O: the
+    first client finds out whether the server answers.
 
     ```python
     rush_plan(config="redis://host:6379", n_workers=4)
     ```
 
-    In a `with` statement it holds for the block and the current context alone: for this asyncio task, those it starts in the
-    block and the threads of `asyncio.to_thread`. The plan of the process stays what it was before. A block changes only what it
-    names; the rest comes from the blocks around it and from the plan of the process, which does not win over a block.
+    In a `with` statement the plan holds for the block in the current context: in this asyncio task, in the tasks that it
+    starts in the block, and in the threads of `asyncio.to_thread`. Entering the block restores the plan of the process that the
+    call replaced. A block changes only the values that it names; the others come from the blocks around it, then from the plan
+    of the process.
 
     ```python
     with rush_plan(n_workers=2) as plan: ...
@@ -146,9 +122,12 @@ def rush_plan(
         n_workers: how many workers `start_workers` starts.
         config: a URL or a `RushConfig`, for clients that are opened without one; `RUSH_URL` and `REDIS_URL` are then not read.
         on: where `start_workers` starts workers: `Coroutines()`, `Processes(n)`, or a pool with `submit()`.
-        log_levels: which loggers of workers are recorded, and from which level on: `{"my.logger": "DEBUG"}`.
+        log_levels: the loggers of workers whose records are kept, with their levels: `{"my.logger": "DEBUG"}`.
         large_objects_path: directory that all workers see, for start arguments over `max_start_args_size`.
         start_worker_timeout: seconds that `wait_for_workers` waits.
+
+    Returns:
+        A context manager, to be entered at most once; it yields the plan that holds in the block.
 
     Raises:
         RushConfigError: a value cannot be used.
@@ -164,16 +143,23 @@ def rush_plan(
             start_worker_timeout=None if start_worker_timeout is None else _checked_timeout(start_worker_timeout),
         )
     )
-    _of_process.set(block._plan, block)  # pyright: ignore[reportPrivateUsage]
+    _process_calls.append(block)
     return block
 
 
 def current_plan() -> Plan:
-    """What holds here and now: the `with rush_plan(...)` blocks around this code over the plan of the process."""
-    return _of_context.get().over(_of_process.plan)
+    """Returns the plan that holds for the calling code: that of the blocks around it, completed by the plan of the process."""
+    return _context_plan.get().over(_process_plan())
 
 
-# what the values must be
+def _process_plan() -> Plan:
+    try:
+        return _process_calls[-1].plan
+    except IndexError:
+        return _NO_PLAN
+
+
+# checks of the values
 
 
 def _checked_number(value: Any) -> int:
@@ -203,11 +189,14 @@ def _checked_place(value: Any) -> Any:
 
 
 def check_levels(value: Any) -> dict[str, str | int] | None:
-    """Loggers with their levels, checked.
+    """Checks loggers and their levels.
+
+    Returns:
+        A copy of the mapping; None for None.
 
     Raises:
-        RushConfigError: a level is none.
-        TypeError: it is no mapping of names to levels.
+        RushConfigError: `logging` does not know a level.
+        TypeError: the value is no mapping of names to levels.
     """
     if value is None:
         return None
@@ -238,22 +227,31 @@ def _checked_path(value: Any) -> str | os.PathLike[str]:
 def _checked_timeout(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"start_worker_timeout is a number of seconds, not {type(value).__name__}: {value!r:.80}")
-    if not value >= 0:  # nan is not either
+    if not value >= 0:  # also refuses nan
         raise RushConfigError(f"start_worker_timeout must be 0 or more seconds, not {value}")
     return value
 
 
-# where the server is
+# the address of the server
 
 
 def resolve_config(config: RushConfig | str | None) -> RushConfig:
-    """The configuration meant: an argument wins over the plan, that over `RUSH_URL` and `REDIS_URL`, and these over the
-    embedded server. A `RushConfig` without `url` and `data_dir` keeps its settings and takes only an address."""
+    """Returns the configuration of a client: see `locate`."""
     return locate(config)[0]
 
 
 def locate(config: RushConfig | str | None) -> tuple[RushConfig, str | None]:
-    """The configuration meant, and where its address came from; None for one from the argument, and for the embedded server."""
+    """Finds the configuration of a client that is opened with `config`.
+
+    The argument wins over the plan, the plan over `RUSH_URL`, that over `REDIS_URL`, and these over the embedded server. A
+    `RushConfig` without `url` and `data_dir` keeps its settings and takes only the address from the plan or the environment.
+
+    Returns:
+        The configuration, and where its address came from: None for the argument and for the embedded server.
+
+    Raises:
+        RushConfigError: `config` or an environment variable cannot be used.
+    """
     if isinstance(config, str):
         return RushConfig(url=config), None
     if config is not None and not isinstance(config, RushConfig):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -1,4 +1,4 @@
-"""`rush_plan`: what holds for code that does not say where the server is, and for how long it does."""
+"""`rush_plan`: the defaults that it sets, how long and where they hold, and which address a client uses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
@@ -37,7 +38,7 @@ OTHER = "redis://other:6379"
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_planned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("RUSH_URL", raising=False)
     monkeypatch.delenv("REDIS_URL", raising=False)
     yield
@@ -49,10 +50,10 @@ def in_a_thread(call: Callable[[], Any]) -> Any:
         return executor.submit(call).result()
 
 
-# what holds
+# how long a plan holds
 
 
-def test_nothing_is_set_at_first() -> None:
+def test_the_first_plan_sets_nothing() -> None:
     assert current_plan() == Plan(None, None, None, None, None, None)
     assert repr(current_plan()) == "Plan()"
 
@@ -89,7 +90,7 @@ def test_the_repr_of_a_plan_shows_what_is_set_and_no_password() -> None:
     assert repr(block) == f"rush_plan({shown})"
 
 
-def test_a_call_holds_for_the_process_and_takes_the_place_of_the_one_before() -> None:
+def test_a_call_holds_for_the_process_and_replaces_the_call_before() -> None:
     rush_plan(n_workers=2, config=URL)
     assert in_a_thread(current_plan) == Plan(n_workers=2, config=RushConfig(url=URL))
     rush_plan(n_workers=3)
@@ -103,7 +104,7 @@ def test_a_call_with_nothing_clears_the_plan_of_the_process() -> None:
 
 
 @pytest.mark.parametrize("error", [None, ValueError])
-def test_a_block_holds_until_its_end_however_it_ends(error: type[Exception] | None) -> None:
+def test_a_block_restores_the_plan_when_it_ends_or_raises(error: type[Exception] | None) -> None:
     with contextlib.suppress(ValueError), rush_plan(n_workers=2) as plan:
         assert plan == current_plan() == Plan(n_workers=2)
         if error is not None:
@@ -111,7 +112,7 @@ def test_a_block_holds_until_its_end_however_it_ends(error: type[Exception] | No
     assert current_plan() == Plan()
 
 
-def test_a_block_leaves_the_plan_of_the_process_as_it_was() -> None:
+def test_a_block_leaves_the_plan_of_the_process_unchanged() -> None:
     rush_plan(n_workers=1, config=URL)
     with rush_plan(n_workers=2):
         assert in_a_thread(current_plan).n_workers == 1
@@ -129,14 +130,14 @@ def test_a_block_changes_only_what_it_names() -> None:
         assert current_plan().n_workers == 2
 
 
-def test_a_plan_of_the_process_made_in_a_block_does_not_win_over_it_and_outlasts_it() -> None:
+def test_a_call_in_a_block_does_not_override_the_block_and_holds_after_it() -> None:
     with rush_plan(n_workers=2):
         rush_plan(n_workers=4, start_worker_timeout=9)
         assert current_plan() == Plan(n_workers=2, start_worker_timeout=9)
     assert current_plan() == Plan(n_workers=4, start_worker_timeout=9)
 
 
-def test_a_plan_is_entered_once() -> None:
+def test_a_plan_can_be_entered_only_once() -> None:
     block = rush_plan(n_workers=2)
     with block:
         with pytest.raises(NetworkStateError, match=r"entered once: call rush_plan\(\.\.\.\) again"), block:
@@ -147,7 +148,7 @@ def test_a_plan_is_entered_once() -> None:
     assert current_plan() == Plan()
 
 
-def test_a_plan_that_is_entered_later_is_no_longer_the_plan_of_the_process() -> None:
+def test_entering_a_plan_later_restores_the_plan_of_the_process_that_it_replaced() -> None:
     rush_plan(n_workers=1)
     first, second = rush_plan(n_workers=2), rush_plan(n_workers=3)
     with first:
@@ -174,43 +175,55 @@ def test_threads_that_enter_blocks_at_once_leave_nothing_behind() -> None:
     assert current_plan() == Plan(n_workers=1)
 
 
-def test_plans_that_nobody_can_enter_any_more_are_forgotten() -> None:
-    from rush_async.plan import _of_process  # pyright: ignore[reportPrivateUsage]
-
-    for n in range(1, 100):
-        rush_plan(n_workers=n)
-    gc.collect()
-    rush_plan(n_workers=7)
-    assert len(_of_process._calls) <= 2  # pyright: ignore[reportPrivateUsage]
+def test_plans_replaced_by_many_calls_are_forgotten() -> None:
+    on = ThreadPoolExecutor(1)
+    forgotten = weakref.ref(on)
+    oldest = rush_plan(n_workers=1, on=on)
+    del on
+    for _ in range(2_000):
+        rush_plan(n_workers=7)
+    with oldest as plan:
+        assert plan.n_workers == 1
     assert current_plan().n_workers == 7
+    del oldest, plan
+    gc.collect()
+    assert forgotten() is None
 
 
-async def test_tasks_may_have_a_plan_each() -> None:
-    both_are_in = asyncio.Barrier(2)
+def test_when_every_plan_has_been_entered_the_process_has_none() -> None:
+    blocks = [rush_plan(n_workers=n) for n in range(1, 2_001)]
+    for block in blocks:
+        with block:
+            pass
+    assert current_plan() == Plan()
+
+
+async def test_each_asyncio_task_may_have_its_own_plan() -> None:
+    both_entered = asyncio.Barrier(2)
 
     async def plan_with(n: int) -> tuple[int | None, int | None]:
         with rush_plan(n_workers=n):
-            await both_are_in.wait()
+            await both_entered.wait()
             return current_plan().n_workers, (await asyncio.to_thread(current_plan)).n_workers
 
     assert await asyncio.gather(plan_with(2), plan_with(3)) == [(2, 2), (3, 3)]
     assert current_plan() == Plan()
 
 
-async def test_a_task_begun_in_a_block_keeps_its_plan() -> None:
-    may_look = asyncio.Event()
+async def test_an_asyncio_task_started_in_a_block_keeps_the_plan_of_the_block() -> None:
+    block_ended = asyncio.Event()
 
     async def look() -> Plan:
-        await may_look.wait()
+        await block_ended.wait()
         return current_plan()
 
     with rush_plan(n_workers=2):
         looking = asyncio.ensure_future(look())
-    may_look.set()
+    block_ended.set()
     assert (await looking).n_workers == 2
 
 
-async def test_a_block_may_end_in_another_task_than_it_began_in() -> None:
+async def test_a_block_may_be_exited_in_another_asyncio_task() -> None:
     @contextlib.contextmanager
     def planned() -> Generator[None]:
         with rush_plan(n_workers=2):
@@ -231,14 +244,14 @@ async def test_a_block_may_end_in_another_task_than_it_began_in() -> None:
     assert current_plan() == Plan()
 
 
-def test_a_program_that_this_one_starts_has_no_plan_of_it() -> None:
+def test_a_child_process_does_not_inherit_the_plan() -> None:
     rush_plan(n_workers=2)
     code = "from rush_async import current_plan; print(current_plan())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "Plan()"
 
 
-# what a value must be
+# checks of the values
 
 
 @pytest.mark.parametrize(
@@ -268,9 +281,7 @@ def test_a_program_that_this_one_starts_has_no_plan_of_it() -> None:
     ],
     ids=str,
 )
-def test_a_value_that_cannot_be_used_is_refused_by_the_call_and_changes_nothing(
-    values: Any, error: type[Exception], words: str
-) -> None:
+def test_a_call_with_an_invalid_value_raises_and_changes_nothing(values: Any, error: type[Exception], words: str) -> None:
     rush_plan(n_workers=2)
     with pytest.raises(error, match=words) as caught:
         rush_plan(**values)
@@ -278,7 +289,7 @@ def test_a_value_that_cannot_be_used_is_refused_by_the_call_and_changes_nothing(
     assert current_plan() == Plan(n_workers=2)
 
 
-def test_ways_to_start_workers_are_what_has_launch_or_submit() -> None:
+def test_on_accepts_objects_with_launch_or_submit() -> None:
     with ThreadPoolExecutor(1) as pool:
         for on in (Coroutines(), Processes(2), pool):
             with rush_plan(on=on) as plan:
@@ -319,12 +330,12 @@ def test_row_2_settings_without_an_address_take_only_the_address(directory: Path
     assert locate(settings) == (RushConfig(data_dir=directory, connect_timeout=3), "rush_plan")
 
 
-def test_row_2_a_plan_without_an_address_leaves_the_embedded_server() -> None:
+def test_row_2_a_plan_without_an_address_uses_the_embedded_server() -> None:
     rush_plan(config=RushConfig(connect_timeout=4), n_workers=2)
     assert locate(None) == (RushConfig(connect_timeout=4), None)
 
 
-def test_row_2_a_bad_variable_matters_only_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_2_an_invalid_variable_raises_only_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUSH_URL", "http://host")
     rush_plan(config=URL)
     assert Rush("net").config.url == URL
@@ -343,14 +354,14 @@ async def test_row_2_clients_open_on_the_server_of_the_plan(rush: Rush, monkeypa
             assert task.key == key
 
 
-async def test_row_2_a_client_looks_for_its_server_when_it_is_made(rush: Rush) -> None:
+async def test_row_2_a_client_takes_the_address_of_the_plan_when_it_is_created(rush: Rush) -> None:
     with rush_plan(config=rush.config.url):
         other = Rush(rush.network_id)
     async with other:
         assert other.config.url == rush.config.url
 
 
-async def test_row_2_run_worker_goes_by_the_plan(rush: Rush) -> None:
+async def test_row_2_run_worker_uses_the_address_of_the_plan(rush: Rush) -> None:
     async def loop(worker: RushWorker) -> None:
         await worker.push_finished_tasks([{"x": 1}], [{"y": 2}])
 
@@ -372,7 +383,7 @@ async def refusal_of(config: RushConfig | str | None, directory: Path) -> str:
     return str(caught.value)
 
 
-async def test_an_error_in_opening_says_where_the_address_came_from(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_error_names_the_source_of_the_address(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"unix://:hidden@{directory}/nothing.sock"
     monkeypatch.setenv("REDIS_URL", url)
     assert (await refusal_of(None, directory)).endswith(". The address came from the environment variable REDIS_URL")

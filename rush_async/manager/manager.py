@@ -23,11 +23,11 @@ from rush_async.launch.coroutines import Coroutines
 from rush_async.launch.handle import Launcher
 from rush_async.launch.payload import aremove_all
 from rush_async.launch.pools import Pool, Submitter
+from rush_async.manager.log import frame_of_log, log_again
 from rush_async.manager.worker_group import Crew
 from rush_async.model import Failure, WorkerExit
 from rush_async.plan import check_levels, current_plan
 from rush_async.store.workers import WorkerEntry
-from rush_async.worker.log_capture import frame_of_log, say_again
 from rush_async.worker.loop import bind_loop
 
 if TYPE_CHECKING:
@@ -433,7 +433,7 @@ class Rush(RushClient):
             A frame: `worker_id`, `level` (String), `timestamp` (Datetime in UTC), `logger`, `caller` (`module.function:line`),
             `msg` (String), and `time_difference` (Duration) to the record before of the same worker.
         """
-        _, entries = await self._net.journal.read()
+        _, entries = await self._net.worker_log.read()
         if worker_ids is not None:
             wanted = set(as_keys(worker_ids))
             entries = [entry for entry in entries if entry.worker_id in wanted]
@@ -441,9 +441,9 @@ class Rush(RushClient):
 
     async def print_log(self) -> None:
         """Passes on what workers logged since this was last called, each record through the logger it came from."""
-        self._log_place, entries = await self._net.journal.read(self._log_place)
+        self._log_place, entries = await self._net.worker_log.read(self._log_place)
         for entry in entries:
-            say_again(entry)
+            log_again(entry)
 
 
 def _as_launcher(on: Launcher | Submitter | None) -> Launcher:

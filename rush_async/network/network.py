@@ -25,7 +25,7 @@ from rush_async.store.calls import Position
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.scripts import SCRIPTS
 from rush_async.store.tasks import TaskStore
-from rush_async.store.worker_log import Journal
+from rush_async.store.worker_log import WorkerLog
 from rush_async.store.workers import Beat, WorkerStore
 from rush_async.supervisor import see_through
 from rush_async.wire.link import Link
@@ -51,7 +51,7 @@ class Network:
         link: the server it lives on.
         tasks: its tasks' transitions and reads.
         workers: its workers' transitions and reads.
-        journal: what its workers logged.
+        worker_log: what its workers logged.
         counts: how many tasks are in each state: never behind anything this event loop did itself, and up to date with
             everybody else once `watch` was awaited.
         n_workers: how many workers are running, likewise.
@@ -68,7 +68,7 @@ class Network:
         self.tasks = TaskStore(link.connection, self.keys, self._on_position, self._on_epoch)
         self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls)
         self.reader = Reader(network_id, self.tasks)
-        self.journal = Journal(link.connection, self.keys)
+        self.worker_log = WorkerLog(link.connection, self.keys)
         self.counts = Counts()
         self.n_workers = 0
         self.conditions = Conditions()

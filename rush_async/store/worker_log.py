@@ -1,4 +1,4 @@
-"""What workers logged, as it stands in the network: a capped stream that only grows at its end."""
+"""The worker log: what workers logged, as a capped stream in the database."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rush_async.store.codec import decode, encode
 from rush_async.store.keys import NetworkKeys
 from rush_async.wire.connection import Connection
 
-__all__ = ["Journal", "LogEntry"]
+__all__ = ["LogEntry", "WorkerLog"]
 
-_CHUNK = 1_000
+_CHUNK = 1_000  # entries that one reply holds
 
 
 class LogEntry(NamedTuple):
     """One record that a worker logged.
 
     Attributes:
-        worker_id: who.
-        level: the name of its level.
-        timestamp: when, by the clock of the worker's machine (UTC).
-        logger: the logger's name.
+        worker_id: the worker.
+        level: the name of the level.
+        timestamp: when it was logged (UTC), by the clock of the worker's machine.
+        logger: the name of the logger.
         caller: `module.function:line`.
         msg: the message, with the traceback if there was one.
     """
@@ -35,15 +35,15 @@ class LogEntry(NamedTuple):
     msg: str
 
     def packed(self) -> bytes:
-        """The entry as it travels."""
+        """Returns the entry as the stream holds it."""
         return encode([self.worker_id, self.level, self.timestamp.timestamp(), self.logger, self.caller, self.msg], "log")
 
     @classmethod
     def of(cls, packed: bytes) -> LogEntry:
-        """The entry that travelled.
+        """Returns the entry that the stream holds as `packed`.
 
         Raises:
-            DecodeError: it is none of ours.
+            DecodeError: `packed` is no log entry.
         """
         values: Any = decode(packed)
         try:
@@ -55,15 +55,25 @@ class LogEntry(NamedTuple):
         raise DecodeError(f"a log record of the network is malformed: {packed!r:.200}")
 
 
-class Journal:
-    """The log of one network."""
+class WorkerLog:
+    """The log of the workers of one network."""
 
     def __init__(self, connection: Connection, keys: NetworkKeys) -> None:
         self._connection = connection
         self._key = keys.log
 
     async def read(self, after: str = "0") -> tuple[str, list[LogEntry]]:
-        """All entries after a place in the log, in order, and the place behind them."""
+        """Reads the entries after an id of the stream.
+
+        Args:
+            after: the id of the last entry that was read; "0" reads from the start.
+
+        Returns:
+            The id of the last entry now, and the entries in the order of the stream.
+
+        Raises:
+            DecodeError: an entry is malformed.
+        """
         entries: list[LogEntry] = []
         while True:
             chunk = cast(

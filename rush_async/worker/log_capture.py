@@ -1,249 +1,181 @@
-"""What workers log: captured where it is said, whoever else listens there, and shown to whoever asks the network for it."""
+"""Log capture: hands the records that workers log to the worker log of their network."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 from rush_async.store.worker_log import LogEntry
 
-if TYPE_CHECKING:
-    import polars as pl
+__all__ = ["LogSink", "capture"]
 
-__all__ = ["capture", "frame_of_log", "say_again", "speak_as"]
-
-_LONGEST = 64 * 1024  # characters of one message
-_OWN = ("rush_async.heartbeat.heartbeat", "rush_async.store.blocking")  # what sends the records cannot be among them
-
-_speaker: ContextVar[str | None] = ContextVar("rush_async worker", default=None)
+_MAX_MESSAGE = 64 * 1024  # characters
+_SENDERS = ("rush_async.heartbeat.", "rush_async.wire.")  # these loggers' packages send the records
 
 
-def speak_as(worker_id: str) -> None:
-    """What this task logs from here on, and what it starts, is said by this worker."""
-    _speaker.set(worker_id)
+class LogSink(Protocol):
+    """Takes the records of a worker."""
+
+    def log(self, record: bytes) -> None:
+        """Takes a packed `LogEntry`, from any thread, without waiting."""
 
 
-@contextmanager
-def capture(worker_id: str, levels: Mapping[str, str | int] | None, sink: Callable[[bytes], None]) -> Generator[None]:
-    """Hands what a worker logs in this block to `sink`, packed.
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A worker whose records are captured."""
 
-    Lowering the level of a logger lets records come into being that others have not seen so far: the handlers that are there
-    when the block begins are kept from seeing them. At the end of the last block everything is as it was.
-
-    Args:
-        worker_id: who speaks, in the tasks that called `speak_as`; or in a thread, if it is the only worker here.
-        levels: the loggers and from which level on; "" and "root" are the root logger.
-        sink: takes a packed record, in any thread, and never waits.
-    """
-    if not levels:
-        yield
-        return
-    wanted = {"" if name == "root" else name: _number(level) for name, level in levels.items()}
-    speaker = _Speaker(wanted, sink, threading.get_ident())
-    _desk.open(worker_id, speaker)
-    try:
-        yield
-    finally:
-        _desk.close(worker_id)
-
-
-def _number(level: str | int) -> int:
-    return logging.getLevelNamesMapping()[level] if isinstance(level, str) else level
-
-
-@dataclass(frozen=True)
-class _Speaker:
-    """A worker whose records are captured: from which levels on, where they go, and the thread of its event loop."""
-
+    worker_id: str
     levels: Mapping[str, int]
-    sink: Callable[[bytes], None]
-    thread: int
+    sink: LogSink
+    loop_thread: int
 
-    def logger_for(self, name: str) -> str | None:
-        """The captured logger that is nearest to a record's logger."""
+    def nearest_logger(self, name: str) -> str | None:
+        """Returns the logger, among those that the worker named, that is the nearest to the logger `name`."""
         fitting = [each for each in self.levels if not each or name == each or name.startswith(f"{each}.")]
         return max(fitting, key=len, default=None)
 
 
-class _Ear(logging.Handler):
-    """Listens to one logger for all workers of this process."""
+_current_source: ContextVar[_Source | None] = ContextVar("rush_async log source", default=None)
 
-    def __init__(self, name: str) -> None:
+
+@contextmanager
+def capture(worker_id: str, levels: Mapping[str, str | int] | None, sink: LogSink) -> Generator[None]:
+    """Hands what a worker logs in this block to a sink.
+
+    A record belongs to the worker in whose block it was logged, or in an asyncio task or a thread of `asyncio.to_thread` that
+    was started there. A record of a thread without that context belongs to the worker if it is the only one of the process.
+
+    Each logger in `levels` is given its level, as everywhere in `logging`, so other handlers see the same records. Where
+    several workers of a process name a logger, the lowest of their levels holds. When the last of them ends, the logger has its
+    former level again, unless the program has set another one meanwhile.
+
+    Args:
+        worker_id: the worker.
+        levels: the loggers with their levels; "" and "root" are the root logger.
+        sink: where the records go.
+    """
+    wanted = {"" if name == "root" else name: _as_number(level) for name, level in (levels or {}).items()}
+    source = _Source(worker_id, wanted, sink, threading.get_ident())
+    token = _current_source.set(source)
+    _registry.add(source)
+    try:
+        yield
+    finally:
+        _registry.remove(source)
+        with suppress(ValueError):  # a coroutine that an ended event loop left behind is closed in another context
+            _current_source.reset(token)
+
+
+def _as_number(level: str | int) -> int:
+    return logging.getLevelNamesMapping()[level] if isinstance(level, str) else level
+
+
+class _SenderFilter(logging.Filter):
+    """Rejects records of the code that sends the records, each of which would cause another one."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not f"{record.name}.".startswith(_SENDERS)
+
+
+class _CaptureHandler(logging.Handler):
+    """Captures the records of one logger for all workers of the process that named it."""
+
+    def __init__(self, logger_name: str) -> None:
         super().__init__()
-        self._of = name
+        self.addFilter(_SenderFilter())
+        self._logger_name = logger_name
+        self._logger = logging.getLogger(logger_name)
+        self._former_level = self._given_level = self._logger.level
+        self._levels: Counter[int] = Counter()
+        self._logger.addHandler(self)
 
-    def createLock(self) -> None:
-        self.lock = None  # it shares nothing that would need one
+    def add_level(self, level: int) -> None:
+        """Gives the logger the level of one more worker, if no other worker asks for a lower one."""
+        self._levels[level] += 1
+        self._set_level(min(self._levels))
+
+    def remove_level(self, level: int) -> bool:
+        """Removes the level of a worker. Returns whether it was the last worker; the handler is then removed too."""
+        self._levels -= Counter((level,))
+        if self._logger.level == self._given_level:  # else the program has set it meanwhile
+            self._set_level(min(self._levels, default=self._former_level))
+        if self._levels:
+            return False
+        self._logger.removeHandler(self)
+        self.close()
+        return True
+
+    def _set_level(self, level: int) -> None:
+        self._logger.setLevel(level)
+        self._given_level = level
 
     def emit(self, record: logging.LogRecord) -> None:
-        speakers = _desk.speakers
-        worker_id = _speaker.get()
-        if worker_id is None and len(speakers) == 1:
-            # A thread that somebody started without a context of its own.
-            ((worker_id, only),) = speakers.items()
-            if record.thread == only.thread:
-                return  # the event loop's, outside of the worker
-        speaker = None if worker_id is None else speakers.get(worker_id)
-        # A record passes several loggers on its way up: the nearest that was asked for takes it.
-        if worker_id is None or speaker is None or speaker.logger_for(record.name) != self._of:
+        source = _registry.source_of(record)
+        # A record reaches the handlers of all loggers above its own: only the nearest one takes it.
+        if source is None or source.nearest_logger(record.name) != self._logger_name:
             return
-        if record.levelno >= speaker.levels[self._of] and record.name not in _OWN:
+        if record.levelno >= source.levels[self._logger_name]:
             try:
-                speaker.sink(_entry(worker_id, record).packed())
+                source.sink.log(_entry_of(record, source.worker_id).packed())
             except Exception:
                 self.handleError(record)
 
 
-def _entry(worker_id: str, record: logging.LogRecord) -> LogEntry:
-    """The entry of a record, which stays as it is: others may not have seen it yet."""
+def _entry_of(record: logging.LogRecord, worker_id: str) -> LogEntry:
+    """Returns a record as an entry of the log; the record itself stays unchanged, for other handlers get it too."""
     msg = record.getMessage()
     if record.exc_info:
         msg = f"{msg}\n{record.exc_text or logging.Formatter().formatException(record.exc_info)}"
     if record.stack_info:
         msg = f"{msg}\n{record.stack_info}"
-    if len(msg) > _LONGEST:
-        msg = f"{msg[:_LONGEST]} ... ({len(msg) - _LONGEST:,} characters more)"
-    when = datetime.fromtimestamp(record.created, UTC)
+    if len(msg) > _MAX_MESSAGE:
+        msg = f"{msg[:_MAX_MESSAGE]} ... ({len(msg) - _MAX_MESSAGE:,} characters more)"
+    msg = msg.encode("utf-8", "replace").decode()  # surrogates cannot be encoded
+    timestamp = datetime.fromtimestamp(record.created, UTC)
     caller = f"{record.module}.{record.funcName}:{record.lineno}"
-    return LogEntry(worker_id, record.levelname, when, record.name, caller, _plain(msg))
+    return LogEntry(worker_id, record.levelname, timestamp, record.name, caller, msg)
 
 
-def _plain(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-class _Shield(logging.Filter):
-    """Keeps a handler from records that exist only because a logger's level was lowered."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= _desk.former_level(record.name)
-
-
-class _Tap:
-    """A logger that is listened to: its former level, and the one that it was given."""
-
-    def __init__(self, name: str) -> None:
-        self.logger = logging.getLogger(name or None)
-        self.former: int = self.logger.level
-        self.given: int = self.former
-        self.ear = _Ear(name)
-        self.logger.addHandler(self.ear)
-
-    def lower(self, level: int) -> None:
-        """Lets records from `level` on come into being, and those that did before."""
-        self.reset()
-        if level < self.logger.getEffectiveLevel():
-            self.given = max(level, 1)  # 0 would mean the level of the parent
-            self.logger.setLevel(self.given)
-
-    def reset(self) -> None:
-        """Gives the logger its level back, unless somebody else has set it meanwhile."""
-        if self.logger.level == self.given:
-            self.logger.setLevel(self.former)
-        else:
-            self.former: int = self.logger.level
-        self.given: int = self.former
-
-    def end(self) -> None:
-        """Listens no more."""
-        self.logger.removeHandler(self.ear)
-        self.reset()
-
-
-class _Desk:
-    """All that is captured in this process."""
+class _Registry:
+    """The sources of this process, and the handlers of the loggers that they named."""
 
     def __init__(self) -> None:
-        self.speakers: dict[str, _Speaker] = {}  # replaced as a whole, for handlers read it in any thread
         self._lock = threading.Lock()
-        self._taps: dict[str, _Tap] = {}
-        self._shield = _Shield()
-        self._shielded: list[logging.Handler] = []
+        self._sources: set[_Source] = set()
+        self._handlers: dict[str, _CaptureHandler] = {}
 
-    def open(self, worker_id: str, speaker: _Speaker) -> None:
+    def add(self, source: _Source) -> None:
+        """Captures what a worker logs from now on."""
         with self._lock:
-            self._shield_others()
-            self.speakers = {**self.speakers, worker_id: speaker}
-            self._adjust(speaker.levels)
+            self._sources.add(source)
+            for name, level in source.levels.items():
+                if name not in self._handlers:
+                    self._handlers[name] = _CaptureHandler(name)
+                self._handlers[name].add_level(level)
 
-    def close(self, worker_id: str) -> None:
+    def remove(self, source: _Source) -> None:
+        """Captures no more of what a worker logs."""
         with self._lock:
-            speaker = self.speakers[worker_id]
-            self.speakers = {name: other for name, other in self.speakers.items() if name != worker_id}
-            self._adjust(speaker.levels)
-            if not self.speakers:
-                for handler in self._shielded:
-                    handler.removeFilter(self._shield)
-                self._shielded.clear()
+            self._sources.discard(source)
+            for name, level in source.levels.items():
+                if self._handlers[name].remove_level(level):
+                    del self._handlers[name]
 
-    def _adjust(self, names: Iterable[str]) -> None:
-        for name in names:
-            levels = [speaker.levels[name] for speaker in self.speakers.values() if name in speaker.levels]
-            if not levels:
-                self._taps.pop(name).end()
-            else:
-                self._taps.setdefault(name, self._taps.get(name) or _Tap(name)).lower(min(levels))
-
-    def _shield_others(self) -> None:
-        """Shields the handlers of all loggers that there are now."""
-        loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
-        handlers = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
-        for handler in (*handlers, logging.lastResort):
-            if handler is not None and not isinstance(handler, _Ear) and self._shield not in handler.filters:
-                handler.addFilter(self._shield)
-                self._shielded.append(handler)
-
-    def former_level(self, name: str) -> int:
-        """From which level on a logger would have logged, had nobody listened."""
-        logger: logging.Logger | None = logging.getLogger(name)
-        while logger is not None:
-            tap = self._taps.get("" if logger is logging.getLogger() else logger.name)
-            level = tap.former if tap is not None and logger.level == tap.given else logger.level
-            if level:
-                return level
-            logger = logger.parent
-        return 0
+    def source_of(self, record: logging.LogRecord) -> _Source | None:
+        """Returns the worker that logged a record. Takes no lock, for any thread may log at any moment."""
+        source = _current_source.get()
+        if source is not None:
+            return source if source in self._sources else None
+        sources = tuple(self._sources)
+        # The loop's thread runs code of the program too, outside of the worker.
+        return sources[0] if len(sources) == 1 and sources[0].loop_thread != record.thread else None
 
 
-_desk = _Desk()
-
-
-# reading
-
-
-def frame_of_log(entries: Sequence[LogEntry], *, time_difference: bool) -> pl.DataFrame:
-    """Log entries as a frame: `worker_id`, `level` (String), `timestamp` (Datetime in UTC), `logger`, `caller`, `msg` (String),
-    and `time_difference` (Duration, to the worker's record before)."""
-    import polars as pl  # takes its time: it is imported for the first frame
-
-    text = pl.String()
-    schema: dict[str, Any] = {
-        "worker_id": text,
-        "level": text,
-        "timestamp": pl.Datetime("us", "UTC"),
-        "logger": text,
-        "caller": text,
-        "msg": text,
-    }
-    frame = pl.DataFrame(entries, schema=schema, orient="row")
-    if time_difference:
-        return frame.with_columns(time_difference=pl.col("timestamp").diff().over("worker_id"))
-    return frame
-
-
-def say_again(entry: LogEntry) -> None:
-    """Passes an entry on through the logger it came from, with its worker in front."""
-    logger = logging.getLogger("" if entry.logger == "root" else entry.logger)
-    level = logging.getLevelNamesMapping().get(entry.level, logging.INFO)
-    where, _, line = entry.caller.rpartition(":")
-    number = int(line) if line.isdecimal() else 0
-    record = logger.makeRecord(entry.logger, level, where, number, "%s: %s", (entry.worker_id, entry.msg), None, where)
-    record.created = entry.timestamp.timestamp()
-    record.msecs = entry.timestamp.microsecond / 1000
-    logger.handle(record)
+_registry = _Registry()

@@ -1,7 +1,8 @@
-"""What a worker loop is: a coroutine function whose first parameter is the worker, with its further arguments."""
+"""Worker loops: coroutine functions whose first parameter is the worker, bound to their other arguments."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -13,11 +14,11 @@ __all__ = ["WorkerLoop", "bind_loop"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoop:
-    """A loop with its arguments, ready to be called with a worker.
+    """A loop and its arguments; call it with a worker.
 
     Attributes:
         function: the coroutine function.
-        arguments: what it is called with beside the worker.
+        arguments: its arguments by name, without the worker.
     """
 
     function: Callable[..., Awaitable[Any]]
@@ -25,7 +26,7 @@ class WorkerLoop:
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """The loop's name, for messages."""
         return name_of(self.function)
 
     def __call__(self, worker: Any) -> Awaitable[Any]:
@@ -33,8 +34,8 @@ class WorkerLoop:
 
 
 def name_of(function: object) -> str:
-    """The loop's name for a person."""
-    function = _core_of(function)
+    """Returns the name of a loop, for messages."""
+    function = _unwrapped(function)
     return getattr(function, "__qualname__", None) or type(function).__qualname__
 
 
@@ -46,22 +47,25 @@ def bind_loop(
     *,
     of: str = "start_workers",
 ) -> WorkerLoop:
-    """Checks a loop and its arguments before anything is started.
+    """Checks a loop and its arguments before a worker is started.
 
     Args:
         function: the loop.
         args: its arguments by name.
-        further: more of them, given as keywords of the call that starts workers.
+        further: more of its arguments, given as keywords of the call that starts workers.
         options: the names of that call's own parameters.
         of: the name of that call.
 
+    Returns:
+        The loop with its arguments.
+
     Raises:
-        TypeError: it is not `async def`, an argument is missing or unknown, or a parameter bears the name of an option.
+        TypeError: the loop is not `async def`, an argument is missing or unknown, or a parameter has the name of an option.
     """
     if not callable(function):
         raise TypeError(f"a worker loop is a coroutine function, not {type(function).__name__}: {function!r:.80}")
     if not _is_async(function):
-        if inspect.isasyncgenfunction(_core_of(function)):
+        if inspect.isasyncgenfunction(_unwrapped(function)):
             raise TypeError(f"the worker loop {name_of(function)} has a `yield`: it pushes its results, it does not yield them")
         own_name = name_of(function).rpartition(".")[2].replace("<lambda>", "loop")
         raise TypeError(
@@ -78,7 +82,7 @@ def bind_loop(
         return WorkerLoop(function, arguments)
     for name, parameter in list(signature.parameters.items())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue  # `*args` takes no argument by that name
+            continue  # no argument has the name of `*args` or `**kwargs`
         if name in options and name not in (args or {}) and not _is_given(function, name):
             raise TypeError(
                 f"the worker loop {name_of(function)} has a parameter {name!r}, which is an option of {of}: "
@@ -89,12 +93,20 @@ def bind_loop(
     except TypeError as error:
         raise TypeError(
             f"the worker loop {name_of(function)}{signature} cannot be called with {sorted(arguments) or 'no arguments'} "
-            f"beside the worker: {error}"
+            f"beside the worker: {error}{_suggestion(signature, further, options, of)}"
         ) from None
     return WorkerLoop(function, arguments)
 
 
-def _core_of(function: Any) -> Any:
+def _suggestion(signature: inspect.Signature, further: Mapping[str, Any], options: Collection[str], of: str) -> str:
+    """Returns a hint at the option of which a keyword looks like a misspelling; else the empty string."""
+    for name in further:
+        if name not in signature.parameters and (close := difflib.get_close_matches(name, options, n=1)):
+            return f"; did you mean {close[0]}, an option of {of}?"
+    return ""
+
+
+def _unwrapped(function: Any) -> Any:
     while isinstance(function, functools.partial):
         function = cast("Any", function).func
     return function
@@ -105,7 +117,7 @@ def _is_given(function: object, name: str) -> bool:
 
 
 def _is_async(function: object) -> bool:
-    function = _core_of(function)
+    function = _unwrapped(function)
     if isinstance(function, type):
         return False
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

@@ -85,7 +85,13 @@ class Membership:
         self._has_left = True
 
     def log(self, record: bytes) -> None:
-        """Keeps a packed log record in the network; from any thread."""
+        """Keeps a packed log record in the network; from any thread.
+
+        Raises:
+            TypeError: the record is not bytes, and would make the log unreadable.
+        """
+        if not isinstance(record, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"log takes a packed LogEntry as bytes, not {type(record).__name__}")
         if (pulse := self._pulse) is not None:
             self.has_logged = True
             pulse.log(record)

@@ -1,4 +1,4 @@
-"""Names of workers, so that a person can tell them apart in a log."""
+"""Names of workers: readable words, easy to tell apart in a log."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from rush_async.errors import NetworkStateError, RushConfigError, WorkerLostErro
 from rush_async.model import Failure, WorkerExit
 from rush_async.plan import resolve_config
 from rush_async.supervisor import Supervisor
-from rush_async.worker.log_capture import capture, speak_as
+from rush_async.worker.log_capture import capture
 from rush_async.worker.loop import WorkerLoop, bind_loop
 from rush_async.worker.names import worker_name
 from rush_async.worker.worker import RushWorker, membership_of
@@ -38,7 +38,7 @@ async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, st
     membership = membership_of(worker)
     try:
         async with worker:
-            with capture(worker.worker_id, log_levels, membership.log):
+            with capture(worker.worker_id, log_levels, membership):
                 end = await _run(worker, loop)
             if membership.is_shut_out:
                 end = await membership.end_seen_by_network()
@@ -92,7 +92,6 @@ async def _run(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
 
 async def _see_end(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
     """Runs the loop; an error is its end."""
-    speak_as(worker.worker_id)
     try:
         await loop(worker)
     except WorkerLostError as error:

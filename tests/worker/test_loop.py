@@ -1,4 +1,4 @@
-"""What may be a worker loop, and what is said about what may not."""
+"""Worker loops: which functions are accepted, how arguments reach them, and the errors for the others."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Loop:
         (Loop().method, "Loop.method", ("worker", 0.5)),
     ],
 )
-async def test_whatever_is_awaited_when_called_is_a_loop(loop: Callable[..., Any], name: str, given: Any) -> None:
+async def test_every_callable_that_returns_an_awaitable_is_a_loop(loop: Callable[..., Any], name: str, given: Any) -> None:
     bound = bind_loop(loop, {"rate": 0.5}, {})
     assert bound.name == name
     assert await bound("worker") == given
 
 
-async def test_arguments_may_be_given_as_args_and_as_keywords() -> None:
+async def test_args_and_keywords_are_combined() -> None:
     assert await bind_loop(with_rate, {"rate": 0.5}, {"steps": 9})("worker") == ("worker", 0.5, 9)
 
 
@@ -64,21 +64,40 @@ async def generator(rush: object) -> AsyncIterator[int]:
         (Loop, {"rate": 1}, "not `async def`"),
     ],
 )
-def test_what_cannot_be_called_is_refused(loop: Any, args: dict[str, Any], words: str) -> None:
+def test_a_loop_that_cannot_be_called_is_a_type_error(loop: Any, args: dict[str, Any], words: str) -> None:
     with pytest.raises(TypeError, match=words):
         bind_loop(loop, args, {})
 
 
-def test_an_argument_given_twice_is_refused() -> None:
+def test_an_argument_given_in_args_and_as_a_keyword_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="'rate' is given twice"):
         bind_loop(with_rate, {"rate": 1}, {"rate": 2})
 
 
-async def with_option(rush: object, on: str = "here") -> str:
+def test_a_misspelled_option_is_suggested() -> None:
+    options = {"loop", "n_workers", "on", "args"}
+    with pytest.raises(
+        TypeError, match=r"unexpected keyword argument 'n_worker'; did you mean n_workers, an option of start_workers\?"
+    ):
+        bind_loop(with_rate, {"rate": 1}, {"n_worker": 2}, options)
+
+
+@pytest.mark.parametrize(
+    ("args", "keywords"),
+    [({"n_worker": 2}, {}), ({}, {"speed": 2}), ({"n_workers": 1}, {"steps": 2})],
+    ids=["in args", "not similar to an option", "a keyword of the loop"],
+)
+def test_no_option_is_suggested_for_other_arguments(args: dict[str, Any], keywords: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="cannot be called with") as caught:
+        bind_loop(with_rate, {"rate": 1, **args}, keywords, {"n_workers", "on"})
+    assert "did you mean" not in str(caught.value)
+
+
+async def with_option(rush: object, on: str = "default") -> str:
     return on
 
 
-async def test_a_parameter_that_bears_an_options_name_is_refused_with_the_remedy() -> None:
+async def test_a_parameter_with_the_name_of_an_option_is_a_type_error_with_the_remedy() -> None:
     words = r"parameter 'on', which is an option of start_workers: pass it as args=\{'on': ...\} or with functools\.partial"
     with pytest.raises(TypeError, match=words):
         bind_loop(with_option, None, {}, {"on"})
@@ -86,14 +105,14 @@ async def test_a_parameter_that_bears_an_options_name_is_refused_with_the_remedy
     assert await bind_loop(functools.partial(with_option, on="elsewhere"), None, {}, {"on"})("worker") == "elsewhere"
 
 
-async def test_a_parameter_that_takes_whatever_comes_bears_no_name() -> None:
+async def test_variadic_parameters_may_have_the_name_of_an_option() -> None:
     async def anything(rush: object, *args: object, **on: object) -> dict[str, object]:
         return on
 
     assert await bind_loop(anything, None, {"x": 1}, {"args", "on"})("worker") == {"x": 1}
 
 
-def test_the_worker_itself_may_bear_any_name() -> None:
+def test_the_workers_parameter_may_have_the_name_of_an_option() -> None:
     async def loop(on: object) -> None: ...
 
     assert bind_loop(loop, None, {}, {"on"}).name.endswith("loop")
