@@ -13,7 +13,7 @@ RushError
 │   └── DecodeError         (ValueError)       bytes in the database of another program or version
 ├── SchemaError             (ValueError)       a value that does not fit the schema of a frame
 ├── NetworkStateError       (RuntimeError)     a client used before opening, after closing or in another event loop
-├── WorkerLostError                            this worker was declared lost or killed, and may not go on
+├── WorkerLostError                            this worker was declared lost or killed; its calls are refused
 ├── RushTimeoutError        (TimeoutError)
 │   ├── WorkersNotReadyError                   workers did not start in time
 │   └── TasksNotDoneError                      tasks did not end in time
