@@ -1,4 +1,4 @@
-"""Where the server is and how patient we are with it."""
+"""The settings of a client: its server, heartbeats, time limits and size limits."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ _PASSWORD_QUERY = re.compile(r"(?P<head>[?&](?:ssl_)?password=)[^&#\s]*")
 
 
 def redact(text: str) -> str:
-    """The text with the password of every URL in it replaced by `***`."""
+    """Replaces the password of every URL in a text by `***`."""
     return _PASSWORD_QUERY.sub(r"\g<head>***", _PASSWORD.sub(r"\g<head>***", text))
 
 
 def redact_url(url: str) -> str:
-    """A URL for a person, its password replaced whatever is in it: it may be one that cannot be read as a URL."""
+    """Replaces the password of a URL by `***`, also in a text that cannot be parsed as a URL."""
     return _PASSWORD_QUERY.sub(r"\g<head>***", _PASSWORD_OF_URL.sub(r"\g<head>***", url))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RushConfig:
-    """Where the server is and how patient we are with it. Times are seconds, fractions allowed.
+    """The settings of a client: its server, heartbeats, time limits and size limits. Times are in seconds, with fractions.
 
     Attributes:
         url: `redis://`, `rediss://` (TLS) or `unix://`; None starts a private embedded server.
         data_dir: where the embedded server keeps its data for the next run; other processes with the same directory join it.
-        heartbeat_period: how often a process says that its workers are alive.
-        heartbeat_expire: how long a silent worker is believed to be alive; at least twice the period.
-        max_loop_stall: for how long an event loop may hang before its workers are given up; None, the default, for ever, as
-            long as their process lives.
-        max_record_size: the largest task in bytes; a larger one is refused before a byte is sent.
-        max_start_args_size: the largest start arguments in bytes that travel to a worker by themselves.
-        large_objects_path: directory that all workers see, for start arguments beyond `max_start_args_size`.
-        tls_ca_file: certificates to trust besides the system's.
+        heartbeat_period: the time between two heartbeats, with which a process renews the leases of its workers.
+        heartbeat_expire: how long the lease of a worker lasts after a heartbeat; at least twice the period.
+        max_loop_stall: how long an event loop may hang before its workers count as lost; None sets no limit while their process
+            lives.
+        max_record_size: the largest task in bytes; a larger one is refused before anything is sent.
+        max_start_args_size: the largest start arguments in bytes that are sent to a worker through the server.
+        large_objects_path: a directory that all workers can read, for start arguments beyond `max_start_args_size`.
+        tls_ca_file: a file of certificates to trust besides the system's.
         tls_cert_file: this client's certificate.
         tls_key_file: this client's private key.
-        tls_check_hostname: whether the server's certificate must name its host.
+        tls_check_hostname: whether the certificate of the server must name its host.
         connect_timeout: how long opening a client may take.
-        response_timeout: with calls pending and no byte from the server for this long, the connection is dropped.
-        retry_deadline: how long calls wait for a server that went away before they fail.
-        wait_replicas: replicas that must acknowledge each change before its call returns; 0 for none. When they have not within
-            `retry_deadline`, the call raises `RushConnectionError`, and what it granted is given back.
+        response_timeout: how long the server may send nothing while calls are pending, before the client reconnects.
+        retry_deadline: how long a call waits for a server that cannot be reached before it fails.
+        wait_replicas: how many replicas must acknowledge each change before its call returns. If they have not within
+            `retry_deadline`, the call raises `RushConnectionError`, and the tasks that it took are given back.
         appendfsync: how the embedded server with a `data_dir` writes: `always`, `everysec` or `no`.
     """
 
@@ -95,7 +95,7 @@ class RushConfig:
         if not self.retry_deadline >= 0:
             raise RushConfigError(f"retry_deadline must not be negative, not {self.retry_deadline}")
         if self.appendfsync not in ("always", "everysec", "no"):
-            raise RushConfigError(f"appendfsync is 'always', 'everysec' or 'no', not {self.appendfsync!r}")
+            raise RushConfigError(f"appendfsync must be 'always', 'everysec' or 'no', not {self.appendfsync!r}")
 
     def __repr__(self) -> str:
         shown: list[str] = []
@@ -107,9 +107,15 @@ class RushConfig:
 
     @classmethod
     def from_env(cls) -> RushConfig:
-        """The configuration that `RUSH_URL`, else `REDIS_URL`, names; without either, the embedded server's.
+        """The configuration with the URL in `RUSH_URL`, else in `REDIS_URL`, else that of the embedded server.
 
-        A URL without a password gets the one in `RUSH_PASSWORD`, as it is: nothing in it needs to be quoted there.
+        A URL without a password gets the one in `RUSH_PASSWORD`, which is not quoted.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            RushConfigError: the variable holds no URL that can be used.
         """
         return cls(url=url_of_environment()[0])
 
@@ -118,7 +124,7 @@ class RushConfig:
         return replace(self, url=url, data_dir=None)
 
     def beating(self, period: float | None, expire: float | None) -> RushConfig:
-        """The same settings with other heartbeats; None leaves one as it is."""
+        """The same settings with other heartbeats; None keeps the present value."""
         if period is None and expire is None:
             return self
         return replace(
@@ -129,18 +135,18 @@ class RushConfig:
 
     @property
     def of_connection(self) -> RushConfig:
-        """What of these settings concerns the connection; clients that agree in it share one."""
-        return replace(self, **{field.name: field.default for field in fields(self) if field.name in _OF_CLIENTS})
+        """The settings of the connection alone, the others at their defaults; clients for which they are equal share one."""
+        return replace(self, **{field.name: field.default for field in fields(self) if field.name in _NOT_OF_CONNECTION})
 
     @property
     def where(self) -> str:
-        """The server's address for a person, without its password."""
+        """The address of the server for messages, without its password."""
         if self.url is not None:
             return redact_url(self.url)
         return f"embedded server in {Path(self.data_dir)}" if self.data_dir is not None else "embedded server"
 
 
-_OF_CLIENTS = frozenset(
+_NOT_OF_CONNECTION = frozenset(
     {
         *("heartbeat_period", "heartbeat_expire", "max_loop_stall"),
         *("max_record_size", "max_start_args_size", "large_objects_path"),
@@ -153,10 +159,10 @@ def _check_url(url: str) -> None:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        # The error of urllib quotes what it takes for the port, which may be a part of the password.
+        # The error of urllib is not shown: it may quote a part of the password.
         raise RushConfigError(
-            f"{redact_url(url)!r} is no usable URL: the port is a number up to 65535, and special characters of a password "
-            "are written as urllib.parse.quote(password, safe='') gives them"
+            f"{redact_url(url)!r} cannot be used as a URL: the port must be a number up to 65535, and special characters of "
+            "a password must be quoted with urllib.parse.quote(password, safe='')"
         ) from None
     if parts.scheme not in SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
@@ -171,8 +177,14 @@ def _check_url(url: str) -> None:
 
 
 def url_of_environment() -> tuple[str, str] | tuple[None, None]:
-    """The URL that `RUSH_URL`, else `REDIS_URL`, names, and the variable that does; neither counts when it is empty. A URL
-    without a password has that of `RUSH_PASSWORD`."""
+    """The URL in `RUSH_URL`, else in `REDIS_URL`; an empty variable counts as unset.
+
+    Returns:
+        The URL, with the password in `RUSH_PASSWORD` if it has none itself, and the name of the variable; else two None.
+
+    Raises:
+        RushConfigError: the variable holds no URL that can be used.
+    """
     for name in ("RUSH_URL", "REDIS_URL"):
         if url := os.environ.get(name):
             try:
@@ -190,35 +202,35 @@ _SECRETS = ("password", "ssl_password")
 
 
 def with_password_of_environment(url: str) -> str:
-    """The URL with the password that `RUSH_PASSWORD` holds, where it has none itself.
+    """Adds the password in `RUSH_PASSWORD` to a URL that has none.
 
     Raises:
-        RushConfigError: the password is no text.
+        RushConfigError: the password is not UTF-8.
     """
     password = os.environ.get("RUSH_PASSWORD")
-    found = _PARTS.fullmatch(url)
-    if not password or found is None:
+    parts = _PARTS.fullmatch(url)
+    if not password or parts is None:
         return url
-    user_info, _, host = (found["authority"] or "").rpartition("@")
+    user_info, _, host = (parts["authority"] or "").rpartition("@")
     user, _, own = user_info.partition(":")
-    if own or any(_name(option) == "password" for option in _options(found)):
+    if own or any(_name(option) == "password" for option in _options(parts)):
         return url
     try:
         quoted = quote(password, safe="")
     except UnicodeEncodeError:
         raise RushConfigError("the environment variable RUSH_PASSWORD is not UTF-8: put the password into RUSH_URL") from None
-    return _url_of(found, f"{user}:{quoted}@{host}", _options(found))
+    return _url_of(parts, f"{user}:{quoted}@{host}", _options(parts))
 
 
 def without_password(url: str) -> str:
-    """The URL without anything secret."""
-    found = _PARTS.fullmatch(url)
-    if found is None:
+    """Removes every password from a URL."""
+    parts = _PARTS.fullmatch(url)
+    if parts is None:
         return url
-    user_info, _, host = (found["authority"] or "").rpartition("@")
+    user_info, _, host = (parts["authority"] or "").rpartition("@")
     user = user_info.partition(":")[0]
     return _url_of(
-        found, f"{user}@{host}" if user else host, [option for option in _options(found) if _name(option) not in _SECRETS]
+        parts, f"{user}@{host}" if user else host, [option for option in _options(parts) if _name(option) not in _SECRETS]
     )
 
 

@@ -1,6 +1,6 @@
-"""Everything this library raises on its own account.
+"""The errors that this library raises.
 
-Each class is also the built-in that fits it, so `except TimeoutError` works as well as `except RushTimeoutError`:
+A class is also the built-in exception that fits it, if there is one: `except TimeoutError` catches a `RushTimeoutError`.
 
 ```
 RushError
@@ -9,15 +9,15 @@ RushError
 ├── ServerStartError                           the embedded server did not start
 ├── ServerFullError                            the server is at its `maxmemory`; nothing was done
 ├── WireError
-│   ├── EncodeError         (TypeError)        a value that cannot travel
-│   └── DecodeError         (ValueError)       bytes in the database that are not ours
-├── SchemaError             (ValueError)       a value that does not fit the schema asked for
-├── NetworkStateError       (RuntimeError)     a client used before opening, after closing or from another event loop
-├── WorkerLostError                            this worker was declared lost or killed and is shut out
+│   ├── EncodeError         (TypeError)        a value that cannot be serialised
+│   └── DecodeError         (ValueError)       bytes in the database of another program or version
+├── SchemaError             (ValueError)       a value that does not fit the schema of a frame
+├── NetworkStateError       (RuntimeError)     a client used before opening, after closing or in another event loop
+├── WorkerLostError                            this worker was declared lost or killed; its calls are refused
 ├── RushTimeoutError        (TimeoutError)
-│   ├── WorkersNotReadyError                   the workers waited for did not come up
-│   └── TasksNotDoneError                      the tasks waited for did not end
-└── WorkerLoopError                            loops of joined workers failed
+│   ├── WorkersNotReadyError                   workers did not start in time
+│   └── TasksNotDoneError                      tasks did not end in time
+└── WorkerLoopError                            worker loops failed
 ```
 """
 
@@ -47,7 +47,7 @@ __all__ = [
 
 
 class RushError(Exception):
-    """The root of every error of this library."""
+    """The base class of the errors of this library."""
 
 
 class RushConfigError(RushError, ValueError):
@@ -63,10 +63,10 @@ class ServerStartError(RushError):
 
 
 class ServerFullError(RushError):
-    """The server is at its `maxmemory` and refused to grow.
+    """The server is at its `maxmemory` and refused a write.
 
     Attributes:
-        keys: keys of the tasks of the same call that had been written before the server refused; empty unless the call
+        keys: the keys of the tasks that the same call had written before the server refused; empty unless the call
             was larger than one transaction (1,000 tasks or 1 MiB).
     """
 
@@ -76,7 +76,7 @@ class ServerFullError(RushError):
 
 
 class WireError(RushError):
-    """A value or record that cannot cross the wire."""
+    """A value cannot be written to the database, or a record cannot be read from it."""
 
 
 class EncodeError(WireError, TypeError):
@@ -84,34 +84,34 @@ class EncodeError(WireError, TypeError):
 
 
 class DecodeError(WireError, ValueError):
-    """Bytes in the database that this library did not write, or wrote in another version."""
+    """Bytes in the database were not written by this library, or by another version of it."""
 
 
 class SchemaError(RushError, ValueError):
-    """A value does not fit the schema a frame was asked for."""
+    """A value does not fit the schema given for a frame."""
 
 
 class NetworkStateError(RushError, RuntimeError):
-    """A client was used before opening, after closing, or from another event loop or process."""
+    """A client was used before opening, after closing, or in another event loop or process."""
 
 
 class WorkerLostError(RushError):
-    """This worker was declared lost or was killed: the network shut it out. It may enter again under a new identity."""
+    """This worker was declared lost or was killed, and the network refuses its calls. A new `RushWorker` may register."""
 
 
 class RushTimeoutError(RushError, TimeoutError):
-    """Something waited for did not happen in time."""
+    """A condition did not hold in time."""
 
 
 class WorkersNotReadyError(RushTimeoutError):
-    """The workers waited for did not come up."""
+    """Workers did not start in time."""
 
 
 class TasksNotDoneError(RushTimeoutError):
-    """The tasks waited for did not end.
+    """Tasks did not end in time.
 
     Attributes:
-        pending: keys of the tasks that had neither finished nor failed.
+        pending: the keys of the tasks that had neither finished nor failed.
     """
 
     def __init__(self, message: str, pending: Sequence[str] = ()) -> None:
@@ -120,9 +120,9 @@ class TasksNotDoneError(RushTimeoutError):
 
 
 class WorkerLoopError(RushError):
-    """Loops of joined workers failed; the message shows each distinct traceback once."""
+    """Worker loops failed; the message shows each distinct traceback once. Raised by `join_workers`."""
 
 
 def listed(names: Collection[str]) -> str:
-    """Names in a sentence, the first five of many."""
+    """Joins names for a sentence: the first five, and `...` if there are more."""
     return ", ".join(islice(names, 5)) + (", ..." if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""What happens in a network, as frozen facts in the past tense."""
+"""The events of a network, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Fact:
-    """What every event carries.
+class _NetworkEvent:
+    """The attributes of every event.
 
     Attributes:
         network_id: the network it happened in.
-        seq: rises by one an event of the network; starts anew with `NetworkReset`.
-        at: when, in the server's time (UTC).
+        seq: the number of the event, one higher than that of the event before; starts anew with `NetworkReset`.
+        at: when it happened, by the server's clock (UTC).
     """
 
     network_id: str
@@ -39,22 +39,22 @@ class _Fact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TasksQueued(_Fact):
-    """Tasks entered the queue: pushed, retried, or given back by a worker."""
+class TasksQueued(_NetworkEvent):
+    """Tasks entered the queue: they were pushed or retried, or a worker returned them."""
 
     keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TasksStarted(_Fact):
-    """A worker took tasks: popped them, or pushed them as running."""
+class TasksStarted(_NetworkEvent):
+    """A worker took tasks: it popped them, or pushed them as running."""
 
     keys: tuple[str, ...]
     worker_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TasksFinished(_Fact):
+class TasksFinished(_NetworkEvent):
     """Tasks finished. `tasks` is filled for listeners that asked for results."""
 
     keys: tuple[str, ...]
@@ -63,7 +63,7 @@ class TasksFinished(_Fact):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TasksFailed(_Fact):
+class TasksFailed(_NetworkEvent):
     """Tasks failed. `tasks` is filled for listeners that asked for results."""
 
     keys: tuple[str, ...]
@@ -72,34 +72,34 @@ class TasksFailed(_Fact):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStarted(_Fact):
-    """A worker entered the network."""
+class WorkerStarted(_NetworkEvent):
+    """A worker registered with the network."""
 
     worker_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStopped(_Fact):
+class WorkerStopped(_NetworkEvent):
     """A worker left the network by itself, on request, or because its loop failed."""
 
     worker_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerLost(_Fact):
-    """A worker died or was killed; what it ran has been failed or queued again."""
+class WorkerLost(_NetworkEvent):
+    """A worker died or was killed; the tasks it ran have failed or are queued again."""
 
     worker_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkReset(_Fact):
+class NetworkReset(_NetworkEvent):
     """Every task of the network was deleted; `seq` starts anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EventsMissed(_Fact):
-    """Events between the previous one and `seq` were not seen: a gap, a reconnect, or a listener that was too slow."""
+class EventsMissed(_NetworkEvent):
+    """The listener missed events before `seq`: the connection broke, an event was lost, or the listener was too slow."""
 
 
 Event: TypeAlias = (

@@ -1,4 +1,4 @@
-"""The nouns: task, failure, counts, and what is known of a worker."""
+"""Tasks, failures, counts, and the ends of workers."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Failure:
     """Why a task or a worker failed.
 
     Attributes:
-        kind: `error` (the evaluation raised), `killed`, `lost` (its worker died), `removed` (from the queue),
+        kind: `error` (the evaluation raised), `killed`, `lost` (the worker died), `removed` (from the queue),
             `cancelled` or `timeout`.
-        type: the exception's class name, or None.
-        message: one line for a person.
+        type: the class name of the exception, or None.
+        message: the reason in one line.
         traceback: the formatted traceback, or None.
     """
 
@@ -65,7 +65,18 @@ class Failure:
 
     @classmethod
     def of(cls, reason: BaseException | str | Failure | None, kind: FailureKind = "error") -> Failure:
-        """The failure that an exception, a sentence or another failure describes."""
+        """Makes a failure of an exception, a message or another failure.
+
+        Args:
+            reason: the exception, message or failure; None has no message of its own.
+            kind: the kind of the failure; a given failure keeps its own.
+
+        Returns:
+            The failure.
+
+        Raises:
+            TypeError: the reason is something else.
+        """
         match reason:
             case Failure():
                 return reason
@@ -84,7 +95,7 @@ CANCELLED = Failure("cancelled", None, "Task was cancelled")
 
 
 class TaskHolder(Protocol):
-    """Who ends a task when its block is left: the worker that holds it."""
+    """The worker that holds a task, and ends it with its block."""
 
     def enter_block(self, task: Task) -> None: ...
 
@@ -95,20 +106,20 @@ class TaskHolder(Protocol):
 class Task:
     """One evaluation: a unique key, a state, an input `xs` and an output `ys`.
 
-    A task that a worker popped is also a block, `async with task: task.ys = ...`, which finishes the task when it is left, or
-    fails it with the exception that leaves it.
+    A task that a worker popped is also an async context manager, `async with task: task.ys = ...`: the end of the block
+    finishes the task, or fails it with the exception that left the block.
 
     Attributes:
         key: unique in the network.
         state: `queued`, `running`, `finished` or `failed`, as it was when this object was read.
         xs: the input.
-        xs_extra: what was stored beside the input, or None.
+        xs_extra: extra values stored with the input, or None.
         ys: the output; None until finished.
-        ys_extra: what was stored beside the output, or None.
-        failure: why it failed; of a task that is tried again, and has not ended yet, why it did not end before; else None.
-        attempt: how often a worker took it, 1 for the first; 0 while it was never taken.
-        worker_id: who runs or ran it, or None.
-        created_at: when it was pushed, in the server's time (UTC).
+        ys_extra: extra values stored with the output, or None.
+        failure: why it failed; until a retried task ends, why its last attempt failed; else None.
+        attempt: how often a worker has taken it; 0 before the first time.
+        worker_id: the worker that runs or ran it, or None.
+        created_at: when it was pushed, by the server's clock (UTC).
         started_at: when a worker took it, or None.
         ended_at: when it finished or failed, or None.
     """
@@ -130,7 +141,8 @@ class Task:
     async def __aenter__(self) -> Self:
         if self._holder is None:
             raise NetworkStateError(
-                f"task {self.key!r} is not held by a worker here: only a task from `pop_task()` or `tasks()` is a block"
+                f"task {self.key!r} is not held by a worker in this process: "
+                "only a task from `pop_task()` or `tasks()` can be used with `async with`"
             )
         self._holder.enter_block(self)
         return self
@@ -138,7 +150,7 @@ class Task:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What ends here is nothing but the cancellation by `cancel_tasks`, so type checkers may take it that nothing does.
+        # Only a cancellation by `cancel_tasks` is suppressed: type checkers may assume that no exception is.
         assert self._holder is not None
         return cast("None", await self._holder.leave_block(self, error))
 
@@ -148,9 +160,9 @@ class WorkerExit:
     """How a worker ended.
 
     Attributes:
-        worker_id: which worker.
+        worker_id: the worker.
         state: `terminated` (by itself or on request), `failed`, `killed` or `lost`.
-        failure: the loop's error, or what is known of its death; None where it ended by itself or on request.
+        failure: the error of the loop, or how the worker died; None if it ended by itself or on request.
     """
 
     worker_id: str

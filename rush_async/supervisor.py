@@ -1,5 +1,8 @@
-"""Where long-lived tasks live: one task that encloses its own task group, so that whoever opens something may close it
-in another task (a pytest fixture, two notebook cells)."""
+"""Background tasks, all started here.
+
+A supervisor is one task with a task group inside it. So an object that is opened in one task may be closed in another, as in a
+pytest fixture or in two cells of a notebook.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,18 @@ T = TypeVar("T")
 
 
 async def see_through(work: Coroutine[Any, Any, T]) -> T:
-    """Awaits `work` to its end, however often the caller is cancelled meanwhile; only then the cancellation goes on.
+    """Awaits a coroutine to its end, even when the caller is cancelled meanwhile, for clean-up that is bounded in time.
 
-    For good-byes that are bounded in time. A cancel scope's shield alone does not stop `Task.cancel`.
+    The shield of a cancel scope alone does not hold off `Task.cancel`.
+
+    Args:
+        work: the coroutine.
+
+    Returns:
+        Its result.
+
+    Raises:
+        asyncio.CancelledError: the caller was cancelled; raised after the end of `work`. An error of `work` is logged then.
     """
     task = asyncio.create_task(work)
     cancellation: asyncio.CancelledError | None = None
@@ -38,48 +50,61 @@ async def see_through(work: Coroutine[Any, Any, T]) -> T:
 
 
 class Supervisor:
-    """Runs background work until it is closed. An error in one piece is logged and leaves the others alone."""
+    """Runs tasks in the background until it is closed. The error of one task is logged and does not end the others.
+
+    Attributes:
+        name: its name, for messages.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._task: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._started: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
 
     async def open(self) -> None:
-        """Starts the supervising task."""
+        """Starts the task that contains the others, and waits until `start` accepts work."""
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(ready), name=self.name)
         await asyncio.shield(ready)
 
     async def _run(self, ready: asyncio.Future[None]) -> None:
-        # Not anyio's, which wants to know from which task work is started: ours is often started by a mere callback.
+        # Not anyio's task group: callbacks that run outside any task start work too.
         async with asyncio.TaskGroup() as group:
             self._group = group
             if not ready.done():
                 ready.set_result(None)
             try:
                 await self._closing.wait()
-            finally:  # it may also be cancelled, with all tasks of an event loop that ends: its group takes nothing more then
+            finally:  # also when the ending event loop cancels all tasks: the group accepts no task then
                 self._group = None
-            for task in self._under_way:
+            for task in self._started:
                 task.cancel()
 
     @property
     def is_open(self) -> bool:
-        """Whether work may still be started."""
+        """Whether `start` accepts work."""
         return self._group is not None and not self._closing.is_set()
 
     def start(self, work: Callable[..., Awaitable[Any]], *args: object, name: str | None = None) -> None:
-        """Runs `work(*args)` in the background, until it ends or the supervisor is closed."""
+        """Runs `work(*args)` in the background, until it ends or the supervisor is closed.
+
+        Args:
+            work: a coroutine function.
+            *args: its arguments.
+            name: the name of the task.
+
+        Raises:
+            RuntimeError: the supervisor is not open.
+        """
         if self._group is None or self._closing.is_set():
             raise RuntimeError(f"{self.name} is not open")
-        task = self._group.create_task(self._guarded(work, args), name=name)
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task = self._group.create_task(self._run_and_log(work, args), name=name)
+        self._started.add(task)
+        task.add_done_callback(self._started.discard)
 
-    async def _guarded(self, work: Callable[..., Awaitable[Any]], args: tuple[object, ...]) -> None:
+    async def _run_and_log(self, work: Callable[..., Awaitable[Any]], args: tuple[object, ...]) -> None:
         try:
             await work(*args)
         except Exception:
@@ -87,11 +112,11 @@ class Supervisor:
 
     @staticmethod
     def spawn(work: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
-        """Runs a coroutine as a task of its own, for work whose owner cancels and awaits it."""
+        """Runs a coroutine as a task outside any supervisor; the caller cancels and awaits it."""
         return asyncio.create_task(work, name=name)
 
     async def aclose(self) -> None:
-        """Cancels everything and waits until it has ended."""
+        """Cancels all tasks and waits for their end."""
         self._closing.set()
         if self._task is not None:
             with anyio.CancelScope(shield=True):

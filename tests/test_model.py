@@ -1,485 +1,112 @@
-"""Random histories of one network, made by several clients, against a model that fits on a page."""
+"""The nouns of the model: counts, failures, tasks and the ends of workers."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Coroutine, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
-
-import redis
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-
-from rush_async import (
-    Counts,
-    Event,
-    NetworkReset,
-    Rush,
-    RushClient,
-    RushConfig,
-    RushWorker,
-    Task,
-    TasksFailed,
-    TasksFinished,
-    TasksQueued,
-    TasksStarted,
-    WorkerLost,
-    WorkerStarted,
-)
-from rush_async.store.workers import KILLED
-from rush_async.testing import wait_until
-
-T = TypeVar("T")
-
-TIMEOUT = 10.0
-# Another setting makes another connection and another view of the network in the same loop: two `processes`, and a listener.
-ELSEWHERE, LISTENING = 29.0, 28.0
-WORKERS, CLIENTS = st.integers(0, 2), st.integers(0, 4)
-SIZES = st.integers(1, 4)
-
-
-@dataclass
-class Expected:
-    """What the model knows of a task; `message` is of its last failure."""
-
-    state: str
-    xs: dict[str, Any]
-    worker: int | None = None
-    ys: dict[str, Any] | None = None
-    message: str | None = None
-    attempt: int = 0
-    retries: int = 0
-
-
-class Model:
-    """A network as plain Python sees it."""
-
-    def __init__(self) -> None:
-        self.tasks: dict[str, Expected] = {}
-        self.queue: list[str] = []
-        self.finished: list[str] = []
-
-    def keys(self, *states: str) -> list[str]:
-        return [key for key, task in self.tasks.items() if task.state in states]
-
-    @property
-    def counts(self) -> Counts:
-        return Counts(*[len(self.keys(state)) for state in ("queued", "running", "finished", "failed")])
-
-
-class Replay:
-    """What somebody who only hears the events knows: each task's state, and that no event was missing."""
-
-    def __init__(self) -> None:
-        self.seq = 0
-        self.states: dict[str, str] = {}
-        self.queue: list[str] = []
-        self.finished: list[str] = []
-        self.n_resets = 0
-        self.wrong: list[str] = []
-
-    def take(self, event: Event) -> None:
-        match event:
-            case NetworkReset():
-                self.seq, self.states, self.queue, self.finished = 0, {}, [], []
-                self.n_resets += 1
-                return
-            case TasksQueued(keys=keys):
-                for key in keys:
-                    # What a worker lost is the next one again.
-                    at = 0 if self.states.get(key) == "running" else len(self.queue)
-                    self._move(event, (key,), (None, "failed", "running"), "queued")
-                    self.queue.insert(at, key)
-            case TasksStarted(keys=keys):
-                self._move(event, keys, (None, "queued"), "running")
-            case TasksFinished(keys=keys):
-                self._move(event, keys, (None, "running"), "finished")
-                self.finished += keys
-            case TasksFailed(keys=keys):
-                self._move(event, keys, (None, "queued", "running"), "failed")
-            case WorkerStarted() | WorkerLost():
-                pass
-            case _:
-                self.wrong.append(f"unexpected {event}")
-        if event.seq != self.seq + 1:
-            self.wrong.append(f"{event} follows {self.seq}")
-        self.seq = event.seq
-
-    def _move(self, event: Event, keys: tuple[str, ...], sources: tuple[str | None, ...], state: str) -> None:
-        for key in keys:
-            if self.states.get(key) not in sources:
-                self.wrong.append(f"{event} moves {key} from {self.states.get(key)}")
-            if self.states.get(key) == "queued":
-                self.queue.remove(key)
-            self.states[key] = state
-
-
-class Histories(RuleBasedStateMachine):
-    """Rules are calls of clients; what must hold after each is in `everybody_agrees`."""
-
-    url: str
-    raw: redis.Redis
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runner = asyncio.Runner()
-        self.stack = AsyncExitStack()
-        self.model = Model()
-        self.replay = Replay()
-        self.serial = 0
-        self.clients: list[RushClient] = []
-        self.workers: list[RushWorker] = []
-        self.former: list[str] = []
-        self.listening: asyncio.Task[None] | None = None
-
-    def run(self, call: Awaitable[T]) -> T:
-        async def bounded() -> T:
-            async with asyncio.timeout(TIMEOUT):
-                return await call
-
-        return self.runner.run(bounded())
-
-    @initialize()
-    def open(self) -> None:
-        self.run(self._open())
-
-    async def _open(self) -> None:
-        here = RushConfig(url=self.url)
-        there = replace(here, retry_deadline=ELSEWHERE)
-        self.manager = await self.stack.enter_async_context(Rush(config=here))
-        name = self.manager.network_id
-        self.other = await self.stack.enter_async_context(Rush(name, there))
-        ear = await self.stack.enter_async_context(Rush(name, replace(here, retry_deadline=LISTENING)))
-        events = await self.stack.enter_async_context(ear.events())
-
-        async def listen() -> None:
-            async for event in events:
-                self.replay.take(event)
-
-        self.listening = asyncio.create_task(listen())
-        for config in (here, here, there):
-            self.workers.append(await self.stack.enter_async_context(RushWorker(name, config)))
-        self.clients = [self.manager, self.other, *self.workers]
-        # Who reads a counter follows the network from then on.
-        assert [client.n_tasks for client in self.clients] == [0] * len(self.clients)
-
-    def new_xss(self, n: int) -> list[dict[str, Any]]:
-        self.serial += n
-        return [{"x": serial, "name": f"n{serial}"} for serial in range(self.serial - n, self.serial)]
-
-    def some_keys(self, data: st.DataObject, *, most: int = 5) -> list[str]:
-        """Keys of any tasks, of none, and of the same task twice."""
-        known = [*self.model.tasks, "unknown"]
-        return data.draw(st.lists(st.sampled_from(known), max_size=most), "keys")
-
-    # calls of one client
-
-    @rule(who=CLIENTS, n=SIZES, retries=st.integers(0, 2))
-    def push(self, who: int, n: int, retries: int) -> None:
-        xss = self.new_xss(n)
-        keys = self.run(self.clients[who].push_tasks(xss, retries=retries))
-        self.created(keys, xss, "queued", retries=retries)
-        self.model.queue += keys
-
-    @rule(who=WORKERS, n=SIZES)
-    def push_running(self, who: int, n: int) -> None:
-        xss = self.new_xss(n)
-        keys = self.run(self.workers[who].push_running_tasks(xss))
-        self.created(keys, xss, "running", worker=who, attempt=1)
-
-    @rule(who=WORKERS, n=SIZES, room=st.integers(0, 5))
-    def push_running_within_a_budget(self, who: int, n: int, room: int) -> None:
-        counts = self.model.counts
-        budget = counts.queued + counts.running + counts.finished + room
-        xss = self.new_xss(n)
-        keys = self.run(self.workers[who].push_running_tasks(xss, budget=budget))
-        self.created(keys, xss[: min(n, room)], "running", worker=who, attempt=1)
-
-    @rule(who=CLIENTS, n=SIZES)
-    def push_finished(self, who: int, n: int) -> None:
-        xss = self.new_xss(n)
-        yss = [{"y": xs["x"] / 2} for xs in xss]
-        keys = self.run(self.clients[who].push_finished_tasks(xss, yss))
-        self.created(keys, xss, "finished")
-        for key, ys in zip(keys, yss, strict=True):
-            self.model.tasks[key].ys = ys
-        self.model.finished += keys
-
-    @rule(who=CLIENTS, n=SIZES)
-    def push_failed(self, who: int, n: int) -> None:
-        xss = self.new_xss(n)
-        keys = self.run(self.clients[who].push_failed_tasks(xss, "pushed as failed"))
-        self.created(keys, xss, "failed")
-        for key in keys:
-            self.model.tasks[key].message = "pushed as failed"
-
-    def created(self, keys: list[str], xss: list[dict[str, Any]], state: str, **rest: Any) -> None:
-        assert len(keys) == len(xss)
-        for key, xs in zip(keys, xss, strict=True):
-            assert key not in self.model.tasks
-            self.model.tasks[key] = Expected(state, xs, **rest)
-
-    @rule(who=WORKERS)
-    def pop(self, who: int) -> None:
-        task = self.run(self.workers[who].pop_task(timeout=0))
-        if not self.model.queue:
-            assert task is None
-            return
-        assert task is not None
-        self.popped(who, task, self.model.queue.pop(0))
-
-    def popped(self, who: int, task: Task, key: str) -> None:
-        expected = self.model.tasks[key]
-        expected.attempt += 1
-        assert (task.key, task.xs, task.attempt) == (key, expected.xs, expected.attempt)
-        assert task.worker_id == self.workers[who].worker_id
-        expected.state, expected.worker = "running", who
-
-    @rule(who=WORKERS, data=st.data())
-    def finish(self, who: int, data: st.DataObject) -> None:
-        keys = self.some_keys(data)
-        yss = [{"y": at + 0.5} for at in range(len(keys))]
-        moved = self.run(self.workers[who].finish_tasks(keys, yss))
-        assert moved == self.ended(who, keys, "finished")
-        for key in moved:
-            self.model.tasks[key].ys, self.model.tasks[key].message = yss[keys.index(key)], None
-        self.model.finished += moved
-
-    @rule(who=WORKERS, data=st.data())
-    def fail(self, who: int, data: st.DataObject) -> None:
-        keys = self.some_keys(data)
-        moved = self.run(self.workers[who].fail_tasks(keys, "it failed"))
-        assert moved == self.ended(who, keys, "failed")
-        for key in moved:
-            self.model.tasks[key].message = "it failed"
-
-    def ended(self, who: int, keys: list[str], state: str) -> list[str]:
-        moved: list[str] = []
-        for key in keys:
-            task = self.model.tasks.get(key)
-            if task is not None and task.state == "running" and task.worker == who:
-                task.state = state
-                moved.append(key)
-        return moved
-
-    @rule(who=CLIENTS, data=st.data())
-    def retry(self, who: int, data: st.DataObject) -> None:
-        keys = self.some_keys(data)
-        moved = self.run(self.clients[who].retry_tasks(keys))
-        assert moved == [key for key in dict.fromkeys(keys) if key in self.model.keys("failed")]
-        self.retried(moved)
-
-    @rule(who=CLIENTS)
-    def retry_all(self, who: int) -> None:
-        moved = self.run(self.clients[who].retry_tasks())
-        assert sorted(moved) == sorted(self.model.keys("failed"))
-        self.retried(moved)
-
-    def retried(self, keys: list[str]) -> None:
-        for key in keys:
-            task = self.model.tasks[key]
-            self.model.tasks[key] = Expected(
-                "queued", task.xs, message=task.message, attempt=task.attempt, retries=task.retries
-            )
-        self.model.queue += keys
-
-    @rule(who=CLIENTS)
-    def empty(self, who: int) -> None:
-        moved = self.run(self.clients[who].empty_queue())
-        assert moved == self.model.queue
-        for key in moved:
-            self.model.tasks[key].state, self.model.tasks[key].message = "failed", "Removed from queue"
-        self.model.queue = []
-
-    @rule(who=CLIENTS, data=st.data())
-    def cancel(self, who: int, data: st.DataObject) -> None:
-        keys = self.some_keys(data)
-        moved = self.run(self.clients[who].cancel_tasks(keys))
-        assert moved == [key for key in dict.fromkeys(keys) if key in self.model.keys("queued", "running")]
-        for key in moved:
-            task = self.model.tasks[key]
-            if task.state == "queued":
-                self.model.queue.remove(key)
-            task.state, task.message = "failed", "Task was cancelled"
-
-    @rule(who=WORKERS)
-    def kill(self, who: int) -> None:
-        """A worker is shut out, and another takes its place. What it ran is tried again first, or fails."""
-        worker = self.workers[who]
-        held = [key for key in self.model.keys("running") if self.model.tasks[key].worker == who]
-        again = [key for key in held if self.model.tasks[key].retries]
-        self.run(self._kill(worker))
-        for key in held:
-            task = self.model.tasks[key]
-            task.state, task.message = "queued" if key in again else "failed", KILLED.message
-            if key in again:
-                task.retries, task.worker = task.retries - 1, None
-        self.former.append(worker.worker_id)
-        for task in self.model.tasks.values():
-            if task.worker == who:
-                task.worker = -len(self.former)
-        head = self.run(self.manager.keys_with_state("queued"))["queued"][: len(again)]
-        assert sorted(head) == sorted(again)
-        self.model.queue = head + self.model.queue
-        self.run(self._replace(who))
-
-    def name_of(self, worker: int) -> str:
-        """A worker that is here by its place, one that was killed by a number below 0."""
-        return self.workers[worker].worker_id if worker >= 0 else self.former[-worker - 1]
-
-    async def _kill(self, worker: RushWorker) -> None:
-        workers = self.manager._net.workers  # pyright: ignore[reportPrivateUsage]
-        assert await workers.lose([worker.worker_id], "killed", KILLED, KILLED) == [worker.worker_id]
-
-    async def _replace(self, who: int) -> None:
-        old = self.workers[who]
-        await old.aclose()
-        new = await self.stack.enter_async_context(RushWorker(old.network_id, old.config))
-        self.workers[who] = self.clients[2 + who] = new
-        assert new.n_tasks >= 0  # from here on it follows the network
-
-    @precondition(lambda self: self.model.tasks)
-    @rule(who=st.integers(0, 1))
-    def reset(self, who: int) -> None:
-        self.run(cast("Rush", self.clients[who]).reset(workers=False))
-        self.model = Model()
-        self.run(wait_until(lambda: self.replay.n_resets))
-        self.replay.n_resets = 0
-
-    # calls of several clients at once
-
-    @rule(sizes=st.lists(st.integers(0, 3), min_size=5, max_size=5))
-    def push_together(self, sizes: list[int]) -> None:
-        xsss = [self.new_xss(n) for n in sizes]
-        calls = [client.push_tasks(xss) for client, xss in zip(self.clients, xsss, strict=True)]
-        keyss = self.run(_together(calls))
-        for keys, xss in zip(keyss, xsss, strict=True):
-            self.created(keys, xss, "queued")
-        # Whose tasks came first is the server's choice; each client's own are in their order.
-        new = self.run(self.manager.keys_with_state("queued"))["queued"][len(self.model.queue) :]
-        assert sorted(new) == sorted(key for keys in keyss for key in keys)
-        for keys in keyss:
-            assert [key for key in new if key in keys] == keys
-        self.model.queue += new
-
-    @rule()
-    def pop_together(self) -> None:
-        tasks = self.run(_together([worker.pop_task(timeout=0) for worker in self.workers]))
-        taken, self.model.queue = self.model.queue[:3], self.model.queue[3:]
-        assert sorted(task.key for task in tasks if task is not None) == sorted(taken)
-        for who, task in enumerate(tasks):
-            if task is not None:
-                self.popped(who, task, task.key)
-
-    @rule(data=st.data())
-    def finish_against_each_other(self, data: st.DataObject) -> None:
-        """All workers try to end the same tasks in one tick, one of them by failing: only the holder moves each."""
-        keys = self.some_keys(data)
-        yss = [{"y": at + 0.25} for at in range(len(keys))]
-        here, beside, there = self.workers
-        calls = [here.finish_tasks(keys, yss), beside.fail_tasks(keys, "it failed"), there.finish_tasks(keys, yss)]
-        results = self.run(_together(calls))
-        for who, (state, moved) in enumerate(zip(("finished", "failed", "finished"), results, strict=True)):
-            assert moved == self.ended(who, keys, state)
-            for key in moved:
-                task = self.model.tasks[key]
-                task.ys, task.message = (yss[keys.index(key)], None) if state == "finished" else (None, "it failed")
-        new = self.run(self.manager.keys_with_state("finished"))["finished"][len(self.model.finished) :]
-        assert sorted(new) == sorted(results[0] + results[2])
-        self.model.finished += new
-
-    # what must hold
-
-    @invariant()
-    def everybody_agrees(self) -> None:
-        if self.clients:
-            self.run(self._everybody_agrees())
-
-    async def _everybody_agrees(self) -> None:
-        model = self.model
-        for client in self.clients:
-            assert await client.counts() == model.counts
-        for client in self.clients:
-            await wait_until(lambda client=client: _local(client) == model.counts)
-        keys = await self.clients[self.serial % 5].keys_with_state()
-        assert keys["queued"] == model.queue
-        assert keys["finished"] == model.finished
-        assert sorted(keys["running"]) == sorted(model.keys("running"))
-        assert sorted(keys["failed"]) == sorted(model.keys("failed"))
-        seq = int(cast("Any", self.raw).hget(f"rush:{{{self.manager.network_id}}}:meta", "seq") or 0)
-        await wait_until(lambda: self.replay.seq == seq or self.replay.wrong)
-        assert self.replay.wrong == []
-        assert self.replay.states == {key: task.state for key, task in model.tasks.items()}
-        assert self.replay.queue == model.queue
-        assert self.replay.finished == model.finished
-
-    @rule(who=CLIENTS)
-    def read(self, who: int) -> None:
-        """The frames hold what the model holds, in every detail."""
-        frame = self.run(self.clients[who].fetch_tasks(times=True))
-        rows = {row["keys"]: row for row in frame.to_dicts()}
-        assert len(frame) == len(rows) == len(self.model.tasks)
-        for key, task in self.model.tasks.items():
-            row = rows[key]
-            worker = None if task.worker is None else self.name_of(task.worker)
-            assert (row["state"], row["x"], row["name"]) == (task.state, task.xs["x"], task.xs["name"])
-            assert row["worker_id"] == worker
-            assert row.get("y") == (task.ys["y"] if task.ys else None)
-            assert (row["condition"] and row["condition"]["message"]) == (task.message if task.state == "failed" else None)
-        finished = self.run(self.clients[who].fetch_finished_tasks())
-        assert finished["keys"].to_list() == self.model.finished
-
-    @precondition(lambda self: self.model.tasks)
-    @rule(who=CLIENTS, data=st.data())
-    def get(self, who: int, data: st.DataObject) -> None:
-        keys = self.some_keys(data)
-        for key, task in zip(keys, self.run(self.clients[who].get_tasks(keys)), strict=True):
-            expected = self.model.tasks.get(key)
-            if expected is None:
-                assert task is None
-            else:
-                assert task is not None
-                assert (task.state, task.xs, task.ys) == (expected.state, expected.xs, expected.ys)
-                assert (task.failure.message if task.failure else None) == expected.message
-
-    def teardown(self) -> None:
-        try:
-            if self.clients:
-                self.run(self._close())
-        finally:
-            self.runner.close()
-
-    async def _close(self) -> None:
-        async with self.stack:
-            assert self.listening is not None
-            self.listening.cancel()
-            await asyncio.wait([self.listening])
-        async with Rush(self.manager.network_id, self.url) as rush:
-            assert (await rush.counts()).running == 0, "a worker left a task running"
-            await rush.reset()
-
-
-def _local(client: RushClient) -> Counts:
-    return Counts(client.n_queued_tasks, client.n_running_tasks, client.n_finished_tasks, client.n_failed_tasks)
-
-
-async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    return await asyncio.gather(*calls)
-
-
-def test_random_histories_agree_with_a_plain_model(rush_server: RushConfig, raw: redis.Redis) -> None:
-    assert rush_server.url is not None
-    machine = type("Histories", (Histories,), {"url": rush_server.url, "raw": raw})
-    run_state_machine_as_test(  # pyright: ignore[reportUnknownMemberType]
-        machine,
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=25,
-            deadline=None,
-            database=None,
-            print_blob=True,
-        ),
-    )
+from dataclasses import FrozenInstanceError
+from typing import Any, get_args
+
+import pytest
+
+from rush_async import Counts, Failure, NetworkStateError, Task, WorkerExit
+from rush_async.model import CANCELLED, FAILURE_KINDS, TASK_STATES, FailureKind, TaskState
+
+
+def test_the_total_counts_the_tasks_in_all_states() -> None:
+    counts = Counts(queued=1, running=20, finished=300, failed=4000)
+    assert counts.total == 4321
+    assert Counts() == (0, 0, 0, 0)
+    assert Counts._fields == TASK_STATES
+
+
+def test_the_lists_of_states_and_kinds_are_complete() -> None:
+    assert get_args(TaskState) == TASK_STATES
+    assert get_args(FailureKind) == FAILURE_KINDS
+
+
+def test_a_failure_is_made_of_an_exception() -> None:
+    try:
+        raise ValueError("x must be positive")
+    except ValueError as error:
+        failure = Failure.of(error, "timeout")
+    assert (failure.kind, failure.type, failure.message) == ("timeout", "ValueError", "x must be positive")
+    assert failure.traceback is not None
+    assert failure.traceback.startswith("Traceback (most recent call last):")
+    assert failure.traceback.endswith("ValueError: x must be positive\n")
+
+
+def test_an_exception_without_a_message_is_named_by_its_class() -> None:
+    assert Failure.of(KeyboardInterrupt()).message == "KeyboardInterrupt"
+
+
+def test_a_failure_is_made_of_a_message_or_of_nothing() -> None:
+    assert Failure.of("diverged") == Failure("error", None, "diverged", None)
+    assert Failure.of(None, "killed") == Failure("killed", None, "failed", None)
+
+
+def test_a_given_failure_keeps_its_kind() -> None:
+    assert Failure.of(CANCELLED, "error") is CANCELLED
+    assert Failure("cancelled", None, "Task was cancelled") == CANCELLED
+
+
+@pytest.mark.parametrize("reason", [7, b"diverged", ["diverged"], ValueError])
+def test_any_other_reason_is_refused(reason: Any) -> None:
+    with pytest.raises(TypeError, match=f"a failure is an exception, a string or a Failure, not {type(reason).__name__}"):
+        Failure.of(reason)
+
+
+def test_a_failure_and_the_end_of_a_worker_cannot_be_changed() -> None:
+    failure: Any = Failure()
+    with pytest.raises(FrozenInstanceError):
+        failure.kind = "lost"
+    end: Any = WorkerExit("w", "terminated")
+    with pytest.raises(FrozenInstanceError):
+        end.state = "lost"
+
+
+class Holder:
+    """A holder of tasks that records the ends of blocks."""
+
+    def __init__(self, *, suppresses: bool = False) -> None:
+        self.entered: list[str] = []
+        self.left: list[BaseException | None] = []
+        self._suppresses = suppresses
+
+    def enter_block(self, task: Task) -> None:
+        self.entered.append(task.key)
+
+    async def leave_block(self, task: Task, error: BaseException | None) -> bool:
+        self.left.append(error)
+        return self._suppresses
+
+
+async def test_the_block_of_a_task_tells_its_holder_how_it_ended() -> None:
+    holder = Holder()
+    task = Task("key", "running", {"x": 1}, _holder=holder)
+    async with task as entered:
+        assert entered is task
+        assert (holder.entered, holder.left) == (["key"], [])
+    assert holder.left == [None]
+    error = ValueError("diverged")
+    with pytest.raises(ValueError, match="diverged"):
+        async with task:
+            raise error
+    assert holder.left == [None, error]
+
+
+async def test_a_holder_may_suppress_the_error_of_a_block() -> None:
+    holder = Holder(suppresses=True)
+    async with Task("key", "running", {}, _holder=holder):
+        raise ValueError("diverged")
+    assert len(holder.left) == 1
+
+
+async def test_a_task_without_a_holder_is_no_block() -> None:
+    with pytest.raises(NetworkStateError, match="task 'key' is not held by a worker in this process: only a task from"):
+        async with Task("key", "queued", {}):
+            pytest.fail("the block was entered")
+
+
+def test_the_holder_is_no_part_of_what_a_task_shows_and_equals() -> None:
+    task = Task("key", "running", {}, _holder=Holder())
+    assert task == Task("key", "running", {})
+    assert "_holder" not in repr(task)

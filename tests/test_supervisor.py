@@ -1,4 +1,4 @@
-"""Background work, and what becomes of it when its event loop ends."""
+"""Background tasks: their errors, their end, and the end of their event loop."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from rush_async.supervisor import Supervisor
+from rush_async.supervisor import Supervisor, see_through
 from rush_async.testing import wait_until
 
 
-async def test_a_supervisor_that_is_cancelled_takes_no_more_work_while_its_last_ends() -> None:
+async def test_a_cancelled_supervisor_refuses_work_while_its_tasks_end() -> None:
     supervisor, let_go = Supervisor("background"), asyncio.Event()
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
@@ -36,7 +36,7 @@ async def test_a_supervisor_that_is_cancelled_takes_no_more_work_while_its_last_
     await wait_until(task.done)
 
 
-async def test_an_error_of_one_piece_leaves_the_others_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_error_of_one_task_is_logged_and_does_not_end_the_others(caplog: pytest.LogCaptureFixture) -> None:
     supervisor, ended = Supervisor("background"), asyncio.Event()
 
     async def fail() -> None:
@@ -53,3 +53,81 @@ async def test_an_error_of_one_piece_leaves_the_others_alone(caplog: pytest.LogC
     assert supervisor.is_open
     await supervisor.aclose()
     assert not supervisor.is_open
+
+
+async def test_closing_cancels_the_tasks_and_waits_for_their_end() -> None:
+    supervisor, begun, cleaned_up = Supervisor("background"), asyncio.Event(), asyncio.Event()
+
+    async def clean_up() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned_up.set()
+
+    await supervisor.open()
+    supervisor.start(clean_up)
+    await begun.wait()
+    await supervisor.aclose()
+    assert cleaned_up.is_set()
+
+
+async def test_a_supervisor_may_be_closed_in_another_task() -> None:
+    supervisor = Supervisor("background")
+    await Supervisor.spawn(supervisor.open())
+    assert supervisor.is_open
+    await Supervisor.spawn(supervisor.aclose())
+    assert not supervisor.is_open
+
+
+async def test_before_opening_and_after_closing_work_is_refused() -> None:
+    async def work() -> None:
+        pytest.fail("it ran")
+
+    supervisor = Supervisor("background")
+    with pytest.raises(RuntimeError, match="background is not open"):
+        supervisor.start(work)
+    await supervisor.open()
+    await supervisor.aclose()
+    with pytest.raises(RuntimeError, match="background is not open"):
+        supervisor.start(work)
+
+
+async def test_work_seen_through_gives_its_result_or_its_error() -> None:
+    async def work(error: Exception | None) -> int:
+        await asyncio.sleep(0)
+        if error is not None:
+            raise error
+        return 7
+
+    assert await see_through(work(None)) == 7
+    with pytest.raises(ValueError, match="broken"):
+        await see_through(work(ValueError("broken")))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_work_seen_through_ends_though_its_caller_is_cancelled_twice(
+    fails: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, may_end, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await may_end.wait()
+        ended.set()
+        if fails:
+            raise ValueError("broken")
+
+    caller = asyncio.create_task(see_through(work()))
+    await begun.wait()
+    for _ in range(2):
+        caller.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert not caller.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert ended.is_set()
+    assert ("clean-up failed while its caller was cancelled" in caplog.text) == fails

@@ -1,1 +1,1 @@
-"""The embedded server."""
+"""The embedded server: a private Redis or Valkey that lives as long as a process uses it."""

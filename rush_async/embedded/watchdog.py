@@ -1,11 +1,11 @@
-"""Run as a script: starts the embedded server, and stops it when no process holds a lease any more.
+"""A script that starts the embedded server, and stops it when no process has a lease any more.
 
-    python watchdog.py LEASE_FILE NOTE_FILE SERVER [ARGUMENT ...]
+    python watchdog.py LEASE_FILE RUNTIME_FILE SERVER [ARGUMENT ...]
 
-Everybody who uses the server holds a shared lock on the lease file, which the kernel takes away when a process ends, however it
-ends. So the exclusive lock comes to us when nobody is left. While the server lives we hold a lock on the note in its data
-directory, if there is one (else the argument is empty), so that no second server opens the same files.
-Imports next to nothing: it has to be up in an instant.
+Each process that uses the server has a shared lock on the lease file, which the kernel releases when the process ends, however
+that is. So the watchdog gets the exclusive lock when no process is left. While the server lives, the watchdog has a lock on the
+runtime file in the data directory (an empty argument: there is none), so that no second server opens the same data.
+Imports few modules, to start fast.
 """
 
 import contextlib
@@ -15,19 +15,19 @@ import signal
 import sys
 import time
 
-# A server that does not end by itself, because of a script that does not, is killed after so many seconds.
-PATIENCE = 10.0
+KILL_AFTER = 10.0  # seconds; a script that does not end keeps the server from ending by itself
 
 
-def main(lease_file: str, note_file: str, command: list[str]) -> None:
+def main(lease_file: str, runtime_file: str, command: list[str]) -> None:
     directory = os.path.dirname(lease_file)
     os.chdir("/")
-    os.closerange(3, 1024)  # what our user happened to leave inheritable
-    if note_file:
-        note = os.open(note_file, os.O_RDWR)
-        fcntl.lockf(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.umask(0o077)  # the data directory may be open to others, the data is not
+    os.closerange(3, 1024)  # inheritable descriptors of the process that started us
+    if runtime_file:
+        runtime = os.open(runtime_file, os.O_RDWR)
+        fcntl.lockf(runtime, fcntl.LOCK_EX | fcntl.LOCK_NB)
     lease = os.open(lease_file, os.O_RDWR)
-    # No reaction to the end of the server before we are ready for it.
+    # The server may end before the handlers are set.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     watchdog = os.getpid()
     server = os.fork()
@@ -35,28 +35,28 @@ def main(lease_file: str, note_file: str, command: list[str]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         become_server(watchdog, directory, command)
 
-    def ended(*_: object) -> None:
-        # Also when it died by itself: its users see the broken connection, and start another.
-        if os.waitpid(server, os.WNOHANG)[0] != 0:  # it may just have been frozen
+    def on_child_signal(*_: object) -> None:
+        # The server may also just have been frozen. If it died, its users see the broken connection and start another.
+        if os.waitpid(server, os.WNOHANG)[0] != 0:
             remove(directory)
             os._exit(0)
 
     def stop(*_: object) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGTERM])
         os.kill(server, signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + KILL_AFTER
         while os.waitpid(server, os.WNOHANG)[0] == 0:
             if time.monotonic() > deadline:
                 os.kill(server, signal.SIGKILL)
             time.sleep(0.002)
-        # Only when we end do the locks go: whoever waits for them finds no server and no directory.
+        # Before our locks are released: a process that waits for one finds neither server nor directory.
         remove(directory)
         os._exit(0)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGCHLD, ended)
+    signal.signal(signal.SIGCHLD, on_child_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
     fcntl.lockf(lease, fcntl.LOCK_EX)
     stop()
@@ -65,7 +65,7 @@ def main(lease_file: str, note_file: str, command: list[str]) -> None:
 def become_server(watchdog: int, directory: str, command: list[str]) -> None:
     try:
         if sys.platform == "linux":
-            die_with(watchdog)
+            end_with(watchdog)
         with open(os.path.join(directory, "pids"), "w") as file:
             file.write(f"{watchdog} {os.getpid()}\n")
         os.execv(command[0], command)
@@ -75,8 +75,8 @@ def become_server(watchdog: int, directory: str, command: list[str]) -> None:
         os._exit(127)
 
 
-def die_with(watchdog: int) -> None:
-    """The server is told to end when the watchdog is killed; elsewhere than on Linux it lives until its last user's release."""
+def end_with(watchdog: int) -> None:
+    """Has the kernel end the server when the watchdog is killed. Only Linux can; elsewhere the last lease ends it."""
     try:
         import ctypes
 
@@ -88,9 +88,10 @@ def die_with(watchdog: int) -> None:
 
 
 def remove(directory: str) -> None:
+    """Removes a directory as far as it is still there: a user of the server may remove it too."""
     for folder, folders, files in os.walk(directory, topdown=False):
         for name in files:
-            with contextlib.suppress(OSError):  # a user was faster
+            with contextlib.suppress(OSError):
                 os.unlink(os.path.join(folder, name))
         for name in folders:
             with contextlib.suppress(OSError):

@@ -932,6 +932,6 @@ async def test_a_task_is_a_block_only_for_the_worker_that_popped_it(rush: Rush) 
     (key,) = await rush.push_tasks([XS])
     (task,) = await rush.get_tasks(key)
     assert isinstance(task, Task)
-    with pytest.raises(NetworkStateError, match="not held by a worker here"):
+    with pytest.raises(NetworkStateError, match="not held by a worker in this process"):
         async with task:
             pass

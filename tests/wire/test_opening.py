@@ -30,12 +30,12 @@ async def test_a_server_that_evicts_keys_is_warned_of(directory: Path, caplog: p
 
 def loading_slowly(monkeypatch: pytest.MonkeyPatch, microseconds: int) -> None:
     """Servers started from here on take their time for every command of their log."""
-    options = server._options  # pyright: ignore[reportPrivateUsage]
+    options = server.server_options
 
     def slow(*given: Any) -> list[str]:
         return [*options(*given), "--key-load-delay", str(microseconds)]
 
-    monkeypatch.setattr(server, "_options", slow)
+    monkeypatch.setattr(server, "server_options", slow)
 
 
 async def fill(directory: Path, n: int) -> None:

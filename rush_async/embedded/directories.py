@@ -1,0 +1,189 @@
+"""The directories of an embedded server: a runtime directory for its socket, and a data directory if it keeps its data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rush_async.embedded.locks import is_locked, lock_exclusive, open_private
+from rush_async.errors import ServerStartError
+
+__all__ = ["DataDirectory", "RuntimeDirectory", "network_file_system"]
+
+_LONGEST_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
+_PREFIX = "rush-"
+_FILES = ("socket", "pids", "log", "lease")  # `lease` is removed last: it marks the directory as one of ours
+
+# File systems that several machines share. A lock there may not reach the others, and two servers would write the same files.
+_NETWORK_FILE_SYSTEMS = (
+    *("afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "pvfs2", "smb3"),
+    *("smbfs", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs"),
+)
+
+
+class RuntimeDirectory:
+    """The private directory of one server, made for it and removed with it.
+
+    Attributes:
+        path: the directory.
+        socket: where the server listens.
+        lease: the file on which each process that uses the server has a shared lock.
+        pids: the process ids of the watchdog and the server.
+        log: the log of a server without a data directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.socket, self.pids, self.log, self.lease = (path / name for name in _FILES)
+
+    @classmethod
+    def create(cls) -> RuntimeDirectory:
+        """Makes a directory whose path is short enough for a socket.
+
+        Raises:
+            ServerStartError: no such directory can be made.
+        """
+        try:
+            return cls(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base())))
+        except OSError as error:
+            raise ServerStartError(
+                f"no directory for the server's socket can be made: {error}. Set TMPDIR to a directory you may write to"
+            ) from None
+
+    def is_ours(self) -> bool:
+        """Whether this user made the directory for a server: a file that names it may name any other directory."""
+        try:
+            found = os.lstat(self.path)
+            names = set(os.listdir(self.path))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return False
+        is_private = stat.S_ISDIR(found.st_mode) and found.st_mode & 0o777 == 0o700 and found.st_uid == os.geteuid()
+        return is_private and names <= set(_FILES) and ("lease" in names or not names)
+
+    def server_pid(self) -> int:
+        """The process id of the server."""
+        return int(self.pids.read_text("ascii").split()[1])
+
+    def remove(self) -> None:
+        """Removes the directory with the files that a server has there; with any other file in it, the directory stays.
+
+        Opens nothing, so that it also works without a free file descriptor.
+        """
+        for name in _FILES:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path / name)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.path)
+
+
+def _base() -> str:
+    """Where runtime directories are made."""
+    # Not $XDG_RUNTIME_DIR first: it is removed when the user logs out, even while programs of the user still run.
+    bases = [tempfile.gettempdir()]
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime) and os.access(runtime, os.W_OK):
+        bases.append(runtime)
+    # The random part of the name always has eight characters.
+    lengths = {base: len(os.fsencode(os.path.join(base, f"{_PREFIX}12345678", "socket"))) for base in bases}
+    base = next((base for base in bases if lengths[base] <= _LONGEST_SOCKET_PATH), None)
+    if base is None:
+        raise ServerStartError(
+            f"the path of the server's socket in {bases[0]} would have {lengths[bases[0]]} bytes, "
+            f"at most {_LONGEST_SOCKET_PATH} are possible: set TMPDIR or XDG_RUNTIME_DIR to a shorter path"
+        )
+    return base
+
+
+class DataDirectory:
+    """The directory where a server keeps its data; the processes that name the same one share a server.
+
+    Attributes:
+        path: the directory.
+        runtime_file: names the runtime directory. The watchdog has a lock on it as long as the server lives.
+        log: the server's log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runtime_file = path / "rush.runtime"
+        self.log = path / "rush.log"
+
+    @classmethod
+    def prepare(cls, path: Path) -> DataDirectory:
+        """Makes the directory if there is none.
+
+        Raises:
+            ServerStartError: the directory cannot be made, or other machines can write it.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            resolved = path.resolve(strict=True)
+            device = resolved.stat().st_dev
+        except OSError as error:
+            raise ServerStartError(
+                f"data_dir {str(path)!r} cannot be used: {error}. Name a directory you may write to"
+            ) from None
+        if kind := network_file_system(device):
+            raise ServerStartError(
+                f"data_dir {str(resolved)!r} is on a network file system ({kind}), where two machines could write the same "
+                "files: name a local directory, or run a server of your own for all machines and name its url"
+            )
+        return cls(resolved)
+
+    @contextmanager
+    def usable(self) -> Generator[None]:
+        """Turns an `OSError` about a file of the directory into a `ServerStartError` with a remedy."""
+        try:
+            yield
+        except OSError as error:
+            raise ServerStartError(
+                f"data_dir {str(self.path)!r} cannot be used: {error}. It must be writable and on a local file system"
+            ) from None
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Keeps other processes from joining or starting a server at the same time."""
+        with self.usable():
+            file = lock_exclusive(self.path / "rush.lock")
+        try:
+            yield
+        finally:
+            os.close(file)
+
+    def is_in_use(self) -> bool:
+        """Whether the watchdog of a server that writes here is alive."""
+        with self.usable():
+            return is_locked(self.runtime_file)
+
+    def runtime_directory(self) -> RuntimeDirectory | None:
+        """The runtime directory of the server that used this directory last. It may be gone, or not be ours."""
+        with self.usable(), open(open_private(self.runtime_file), "rb") as file:
+            name = file.read()
+        path = Path(os.fsdecode(name))
+        is_usable = b"\0" not in name and path.is_absolute() and path.name.startswith(_PREFIX)
+        return RuntimeDirectory(path) if is_usable else None
+
+    def record(self, directory: RuntimeDirectory) -> None:
+        """Writes down the runtime directory of the server that is to use this directory."""
+        with self.usable(), open(open_private(self.runtime_file, os.O_CREAT | os.O_TRUNC), "wb") as file:
+            file.write(os.fsencode(directory.path))
+
+
+def network_file_system(device: int, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """The kind of the network file system on a device, as Linux lists it; None for a local or unknown one."""
+    try:
+        lines = mounts.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in lines:
+        mount, _, source = line.partition(" - ")
+        if mount.split()[2] == wanted and (kind := source.split()[0]) in _NETWORK_FILE_SYSTEMS:
+            return kind
+    return None

