@@ -249,7 +249,7 @@ class Column:
             DecodeError: a value is not of the type that this library writes.
         """
         try:
-            if self.dtype == _INSTANT and self.slot in _TIMES:
+            if self.slot in _TIMES and self.dtype == _INSTANT:
                 since_1970 = [None if value is None else round(value * 1e6) for value in values]
                 return pl.Series(self.name, since_1970, dtype=pl.Int64).cast(_INSTANT)
             cells = values if self.is_as_is else self._cells(values, self.dtype)
@@ -283,25 +283,17 @@ class Column:
                 return self._scalars(values, dtype)
 
     def _lists(self, values: list[Any], inner: Any) -> list[Any]:
-        if not {list, NoneType}.issuperset(map(type, values)):
-            raise TypeError("a value is not a list")
         items = iter(self._cells(list(chain.from_iterable(filter(None, values))), inner))
         return [None if value is None else list(islice(items, len(value))) for value in values]
 
     def _mappings(self, values: list[Any], members: dict[str, Any]) -> list[Any]:
-        for value in values:
-            if value is not None and not (type(value) is dict and members.keys() >= cast("dict[str, Any]", value).keys()):
-                raise TypeError("a value is not a mapping with these names")
-        if not members:
-            return values
-        cells = [
-            self._cells([None if value is None else value.get(name) for value in values], dtype)
-            for name, dtype in members.items()
-        ]
-        rows = zip(*cells, strict=True)
-        return [
-            None if value is None else dict(zip(members, row, strict=True)) for value, row in zip(values, rows, strict=True)
-        ]
+        given = {name: [None if value is None else value.get(name) for value in values] for name in members}
+        cells = {name: self._cells(given[name], dtype) for name, dtype in members.items()}
+        sizes = {len(value) for value in values if value is not None}
+        if sizes <= {len(members)} and all(cells[name] is given[name] for name in members):
+            return values  # not copied, for that takes most of the time
+        rows = zip(*cells.values(), strict=True)
+        return [None if value is None else dict(zip(cells, row, strict=True)) for value, row in zip(values, rows, strict=True)]
 
     def _scalars(self, values: list[Any], dtype: pl.DataType) -> list[Any]:
         kinds = set(map(type, values)) - {NoneType}

@@ -94,6 +94,18 @@ class SchemaColumn(Column):
             ) from None
         return series
 
+    def _lists(self, values: list[Any], inner: Any) -> list[Any]:
+        for value in values:
+            if value is not None:
+                _of(value, list)
+        return super()._lists(values, inner)
+
+    def _mappings(self, values: list[Any], members: dict[str, Any]) -> list[Any]:
+        for value in values:
+            if value is not None and not members.keys() >= _of(value, dict).keys():
+                _refuse(value)
+        return super()._mappings(values, members)
+
     def _scalars(self, values: list[Any], dtype: pl.DataType) -> list[Any]:
         fit = _FITTING.get(dtype.base_type())
         if fit is not None:
