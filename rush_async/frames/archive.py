@@ -81,7 +81,7 @@ class Archive:
         """
         self._table.decode()
         asked = schema_columns(schema)
-        self._table.frame(self._table.layout(times, asked))  # which is kept: the next snapshot derives its own from it
+        self._table.frame(self._table.layout(times, asked))  # kept by the table, so that the next snapshot decodes less
         inference = deepcopy(self._table.inference)
         portions = [(state, _decoded(state, others.get(state, ()), inference)) for state in states]
         layout = inference.layout(with_condition="failed" in states).extended(times=times, schema=asked)

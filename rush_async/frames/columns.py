@@ -86,7 +86,7 @@ _LATTICE: tuple[tuple[int, pl.DataType], ...] = (
     (_DELTA, pl.Duration("us")),
 )
 # Sets of types that polars takes as they are.
-_AS_IS = {0, _BOOL, _INT, _UNEVEN, _INT | _UNEVEN, _FLOAT, _STR, _BYTES, _DATE, _NAIVE, _AWARE, _TIME, _DELTA}
+_PLAIN = {0, _BOOL, _INT, _UNEVEN, _INT | _UNEVEN, _FLOAT, _STR, _BYTES, _DATE, _NAIVE, _AWARE, _TIME, _DELTA}
 # Casts that keep every value, of an int to Float64 only where a float equals it.
 _CASTS = {(pl.Boolean(), pl.Int64()), (pl.Boolean(), pl.Float64()), (pl.Int64(), pl.Float64())}
 _EXACT = 2**53
@@ -180,12 +180,12 @@ class TypeSet:
         return next((dtype for bits, dtype in _LATTICE if not self._bits & ~bits), pl.String())
 
     @property
-    def is_as_is(self) -> bool:
+    def is_plain(self) -> bool:
         """Whether polars takes the values for `dtype` as they are."""
         if self._bits == _LIST:
             assert self._item is not None
-            return self._item.is_as_is
-        return self._bits in _AS_IS
+            return self._item.is_plain
+        return self._bits in _PLAIN
 
     @property
     def has_exact_floats(self) -> bool:
@@ -228,14 +228,14 @@ class Column:
         name: its name in the frame.
         dtype: its dtype.
         has_exact_floats: whether a float equals each int in it.
-        is_as_is: whether polars takes its values for the dtype as they are.
+        is_plain: whether polars takes its values for the dtype as they are.
     """
 
     slot: Slot
     name: str
     dtype: pl.DataType
     has_exact_floats: bool = True
-    is_as_is: bool = True
+    is_plain: bool = True
 
     @property
     def is_in_every_record(self) -> bool:
@@ -252,7 +252,7 @@ class Column:
             if self.slot in _TIMES and self.dtype == _INSTANT:
                 since_1970 = [None if value is None else round(value * 1e6) for value in values]
                 return pl.Series(self.name, since_1970, dtype=pl.Int64).cast(_INSTANT)
-            cells = values if self.is_as_is else self._cells(values, self.dtype)
+            cells = values if self.is_plain else self._cells(values, self.dtype)
             return pl.Series(self.name, cells, dtype=self.dtype)
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
             raise DecodeError(f"column {self.name!r} has values that this library never writes: {error}") from error
@@ -389,7 +389,7 @@ class Inference:
                 while name in taken:
                     name = f"{prefix}.{name}"
                 taken.add(name)
-                columns.append(Column(slot, name, types.dtype, types.has_exact_floats, types.is_as_is))
+                columns.append(Column(slot, name, types.dtype, types.has_exact_floats, types.is_plain))
                 if path := ", ".join(types.mixtures(name)):
                     mixtures[name] = path
         if with_condition:

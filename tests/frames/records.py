@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
+import pytest
 
 from rush_async.frames.archive import Archive
 from rush_async.frames.columns import text
+from rush_async.frames.table import Records
 from rush_async.model import Failure
 from rush_async.store.codec import encode, encode_created, encode_ended, encode_failure
 
@@ -30,7 +32,7 @@ def finished(
 
 
 def queued(key: str, xs: dict[str, Any], xs_extra: dict[str, Any] | None = None) -> bytes:
-    """The first part of a record."""
+    """The first part of a record, which a queued task has."""
     return encode_created(key, xs, xs_extra) + encode(AT, "created_at")
 
 
@@ -40,17 +42,19 @@ def failed(key: str, xs: dict[str, Any], failure: Failure) -> bytes:
 
 
 def rows_of_y(values: Sequence[Any]) -> list[bytes]:
+    """A record of a finished task for each value of the output `y`."""
     return [finished(f"k{at}", {"x": float(at)}, {"y": value}) for at, value in enumerate(values)]
 
 
 def frame_of_y(values: Sequence[Any], schema: Mapping[str, Any] | None = None) -> pl.DataFrame:
+    """The frame of these records."""
     archive = Archive()
     archive.extend(rows_of_y(values))
     return archive.frame(schema=schema)
 
 
 def stands_for(cell: Any, value: Any) -> bool:
-    """Whether a cell of a frame is this value, nothing lost."""
+    """Whether a cell of a frame holds this value unchanged."""
     match value:
         case None:
             return cell is None
@@ -65,3 +69,22 @@ def stands_for(cell: Any, value: Any) -> bool:
             return cell == text(value)
         case _:
             return cell == value
+
+
+class Decodings:
+    """Counts the records that are decoded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._n = 0
+        decode = Records.decode
+
+        def counted(records: Records, first: int, last: int) -> list[Any]:
+            self._n += last - first
+            return decode(records, first, last)
+
+        monkeypatch.setattr(Records, "decode", counted)
+
+    def take(self) -> int:
+        """How many were decoded since the last call."""
+        n, self._n = self._n, 0
+        return n

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from rush_async.errors import DecodeError, SchemaError
 from rush_async.frames.archive import Archive, frame_of
-from rush_async.frames.table import Records
 from rush_async.model import Failure, TaskState
 from rush_async.store.codec import encode, encode_ended
-from tests.frames.records import AT, failed, finished, queued, rows_of_y, stands_for
+from tests.frames.records import AT, Decodings, failed, finished, queued, rows_of_y, stands_for
 
 
 def test_a_frame_without_rows_has_the_fixed_columns_and_those_of_the_schema() -> None:
@@ -90,20 +89,12 @@ def _nested(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 _ANYTHING = st.recursive(_SCALARS, _nested, max_leaves=6)
-
-
 # A few kinds at a time, so that common types other than text occur.
 _NUMBERS: st.SearchStrategy[Any] = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(2**53 - 2, 2**53 + 2), st.floats()
 )
-
-
 _VALUES = st.one_of(_NUMBERS, st.recursive(_NUMBERS, _nested, max_leaves=4), _ANYTHING)
-
-
 _RECORDS = st.dictionaries(st.sampled_from(["x", "y", "z"]), _VALUES, max_size=3)
-
-
 _TASKS = st.tuples(_RECORDS, _RECORDS, st.none() | _RECORDS, st.none() | _RECORDS, st.integers(1, 90))
 
 
@@ -268,15 +259,7 @@ def test_a_snapshot_decodes_finished_tasks_again_only_for_a_dtype_that_needs_the
 ) -> None:
     archive = Archive()
     archive.extend(rows_of_y(range(1_000)))
-    n_decoded = 0
-    decode = Records.decode
-
-    def counted(records: Records, first: int, last: int) -> list[Any]:
-        nonlocal n_decoded
-        n_decoded += last - first
-        return decode(records, first, last)
-
-    monkeypatch.setattr(Records, "decode", counted)
+    decodings = Decodings(monkeypatch)
 
     def snapshot(xs: dict[str, Any]) -> pl.DataFrame:
         others: dict[TaskState, list[bytes]] = {"queued": [queued("q", xs) + b"\xc0" * 6]}
@@ -284,11 +267,11 @@ def test_a_snapshot_decodes_finished_tasks_again_only_for_a_dtype_that_needs_the
 
     assert snapshot({"x": 2, "w": [True]})["w"].to_list() == [None] * 1_000 + [[True]]
     assert snapshot({"y": 0.5}).columns == ["worker_id", "x", "y", "ys.y", "keys"]
-    assert n_decoded == 0
+    assert decodings.take() == 0
     with pytest.warns(UserWarning, match="column 'x' is text") as warned:
         assert snapshot({"x": "s"})["x"].to_list() == [*[str(float(at)) for at in range(1_000)], "s"]
     assert [warning.filename for warning in warned] == [__file__]
-    assert n_decoded == 1_000
+    assert decodings.take() == 1_000
     assert archive.frame()["x"].dtype == pl.Float64
 
 

@@ -7,7 +7,6 @@ import math
 import time as clock
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import polars as pl
 import pytest
@@ -17,7 +16,7 @@ from rush_async.frames.archive import Archive
 from rush_async.frames.schema import schema_columns
 from rush_async.frames.table import CHUNK, Records, Table
 from rush_async.store.codec import FIELDS
-from tests.frames.records import finished, rows_of_y
+from tests.frames.records import Decodings, finished, rows_of_y
 
 
 def test_an_int_column_becomes_float_when_a_float_arrives() -> None:
@@ -89,25 +88,6 @@ def test_the_cost_of_a_new_row_does_not_grow_with_the_table() -> None:
 
     gc.collect()
     assert increments(200_000) < 3 * increments(2_000)
-
-
-class Decodings:
-    """Counts the records that are decoded."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._n = 0
-        decode = Records.decode
-
-        def counted(records: Records, first: int, last: int) -> list[Any]:
-            self._n += last - first
-            return decode(records, first, last)
-
-        monkeypatch.setattr(Records, "decode", counted)
-
-    def take(self) -> int:
-        """How many were decoded since the last call."""
-        n, self._n = self._n, 0
-        return n
 
 
 @pytest.fixture
