@@ -85,7 +85,7 @@ class Archive:
         inference = deepcopy(self._table.inference)
         portions = [(state, _decoded(state, others.get(state, ()), inference)) for state in states]
         layout = inference.layout(with_condition="failed" in states).extended(times=times, schema=asked)
-        finished = self._table.frame_once(layout).head(n)  # more may have been read meanwhile
+        finished = self._table.frame_once(layout).head(n)  # more may have been read since the snapshot
         frames = [(state, finished if state == "finished" else _built(found, layout)) for state, found in portions]
         _warn(layout, set())
         return _stacked(frames, with_state)

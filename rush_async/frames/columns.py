@@ -42,7 +42,7 @@ from rush_async.store.codec import FIELDS, RESERVED_NAMES
 
 __all__ = ["NO_FIELD", "Column", "Inference", "Layout", "Slot", "Values", "text", "values_of"]
 
-# Where a value stands: the index of a field of the record and, in a field with names, its name there; else "".
+# The place of a value in a record: the index of its field and, where the field has names, its name; else "".
 Slot: TypeAlias = tuple[int, str]
 # The values of some records by slot, each list as long as there are records.
 Values: TypeAlias = dict[Slot, list[Any]]
@@ -224,7 +224,7 @@ class Column:
     """One column, and how its values become a series.
 
     Attributes:
-        slot: where its values stand in a record.
+        slot: the place of its values in a record.
         name: its name in the frame.
         dtype: its dtype.
         has_exact_floats: whether a float equals each int in it.
