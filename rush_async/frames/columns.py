@@ -1,7 +1,7 @@
-"""What records hold and as what it stands in a frame: one lattice of types, one order and one naming of columns.
+"""The columns of a frame: names, order and dtypes, inferred from records.
 
-A column's dtype is a function of the set of kinds of values that were seen in it, and such sets are united: it does not matter
-in which portions the records were read.
+The dtype of a column follows from the set of types of its values. Sets are united, so the order and the portions in which
+records arrive do not matter.
 
 | values of a column, besides None | dtype |
 |---|---|
@@ -17,19 +17,20 @@ in which portions the records were read.
 | ints beyond 64 bits, floats with ints that no float equals, anything else | String with a warning |
 
 String holds the text of each value: a str itself, a number as Python writes it, bytes as their repr, dates in ISO format, lists
-and mappings as JSON. No value is rounded or lost on the way; nan is a float and None is null.
+and mappings as JSON. No value is rounded or lost: nan stays a float, None becomes null.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
+from types import NoneType
 from typing import Any, TypeAlias, cast
 from uuid import UUID
 
@@ -39,27 +40,29 @@ from rush_async.errors import DecodeError
 from rush_async.model import TaskState
 from rush_async.store.records import FIELDS, RESERVED_NAMES
 
-__all__ = ["Column", "Layout", "Seen", "Slot", "Values", "nulls", "text", "values_of"]
+__all__ = ["NO_FIELD", "Column", "Inference", "Layout", "Slot", "Values", "text", "values_of"]
 
-# Where a value comes from: its place in a record, and its name there (empty for what is not a mapping).
+# The place of a value in a record: the index of its field and, where the field has names, its name; else "".
 Slot: TypeAlias = tuple[int, str]
+# The values of some records by slot, each list as long as there are records.
 Values: TypeAlias = dict[Slot, list[Any]]
 
 _KEY, _WORKER, _ENDED = (0, ""), (4, ""), 7
-_CONDITION, _STATE, _NOWHERE = (FIELDS, ""), (FIELDS + 1, ""), FIELDS + 2
+_CONDITION = (FIELDS, "")
+NO_FIELD = FIELDS + 1  # of a column that no record has
 _TIMES: dict[Slot, str] = {(3, ""): "created_at", (6, ""): "started_at", (9, ""): "ended_at", (5, ""): "attempt"}
 _INSTANT = pl.Datetime("us", "UTC")
 _FAILURE = ("kind", "type", "message", "traceback")
 
-# The mappings of a record in the order of their columns, with the prefix of a name that is taken.
+# The fields with names in the order of their columns, each with the prefix for a name that is taken.
 _GROUPS = {1: "xs", 7: "ys", 2: "xs_extra", 8: "ys_extra"}
 
-# Kinds of values. Uneven are ints that no float equals; odd is what the dtype of its type cannot hold.
+# Types of values as bits. Uneven: an int that no float equals. Odd: a value that the dtype of its type cannot hold.
 _BOOL, _INT, _UNEVEN, _FLOAT, _STR, _BYTES, _DECIMAL, _UUID, _DATE, _NAIVE, _AWARE, _TIME, _DELTA, _LIST, _DICT, _ODD = (
     1 << bit for bit in range(16)
 )
-_KINDS: dict[type, int] = {
-    type(None): 0,
+_BITS: dict[type, int] = {
+    NoneType: 0,
     bool: _BOOL,
     float: _FLOAT,
     str: _STR,
@@ -68,6 +71,7 @@ _KINDS: dict[type, int] = {
     UUID: _UUID,
     date: _DATE,
 }
+# The first dtype whose types include all of a column is the narrowest for it.
 _LATTICE: tuple[tuple[int, pl.DataType], ...] = (
     (0, pl.Null()),
     (_BOOL, pl.Boolean()),
@@ -81,7 +85,9 @@ _LATTICE: tuple[tuple[int, pl.DataType], ...] = (
     (_TIME, pl.Time()),
     (_DELTA, pl.Duration("us")),
 )
-# Widenings that polars may do on what is there already.
+# Sets of types that polars takes as they are.
+_PLAIN = {0, _BOOL, _INT, _UNEVEN, _INT | _UNEVEN, _FLOAT, _STR, _BYTES, _DATE, _NAIVE, _AWARE, _TIME, _DELTA}
+# Casts that keep every value, of an int to Float64 only where a float equals it.
 _CASTS = {(pl.Boolean(), pl.Int64()), (pl.Boolean(), pl.Float64()), (pl.Int64(), pl.Float64())}
 _EXACT = 2**53
 _LAST = 2**63
@@ -89,7 +95,7 @@ _DEEPEST = 100
 
 
 def text(value: Any) -> str | None:
-    """A value as it stands in a column of dtype String."""
+    """The text of a value in a column of dtype String."""
     match value:
         case None | str():
             return value
@@ -103,142 +109,108 @@ def text(value: Any) -> str | None:
             return str(value)
 
 
-class Shape:
-    """What was seen at one place: kinds of values, and what is in its lists and mappings."""
+class TypeSet:
+    """The types of the values at one place, and of the members of its lists and mappings."""
 
-    __slots__ = ("_depth", "_fields", "_item", "_kinds")
+    __slots__ = ("_bits", "_depth", "_item", "_members")
 
     def __init__(self, depth: int = 0) -> None:
         if depth > _DEEPEST:
-            raise DecodeError(
-                f"a record holds a value that is nested more than {_DEEPEST} deep, which this library never writes"
-            )
+            raise DecodeError(f"a record holds a value nested more than {_DEEPEST} deep, which this library never writes")
         self._depth = depth
-        self._kinds = 0
-        self._item: Shape | None = None
-        self._fields: dict[str, Shape] = {}
+        self._bits = 0
+        self._item: TypeSet | None = None
+        self._members: dict[str, TypeSet] = {}
 
-    def learn(self, values: list[Any]) -> bool:
-        """Adds what these values are; True if that was not known."""
-        before, news = self._kinds, False
+    def update(self, values: list[Any]) -> bool:
+        """Adds the types of these values; True if one is new."""
+        before, is_changed = self._bits, False
         for kind in set(map(type, values)):
-            if (bit := _KINDS.get(kind)) is None:
-                news |= self._look([value for value in values if type(value) is kind], kind)
+            if (bit := _BITS.get(kind)) is None:
+                is_changed |= self._inspect([value for value in values if type(value) is kind], kind)
             else:
-                self._kinds |= bit
-        return news or self._kinds != before
+                self._bits |= bit
+        return is_changed or self._bits != before
 
-    def _look(self, values: list[Any], kind: type) -> bool:
-        news = False
+    def _inspect(self, values: list[Any], kind: type) -> bool:
+        """Adds values of a type whose bit depends on the value; True if a nested type is new."""
         if kind is int:
-            self._kinds |= _kinds_of_ints(values)
+            self._bits |= _bits_of_ints(values)
         elif kind is datetime:
             for value in values:
-                self._kinds |= _NAIVE if value.tzinfo is None else _AWARE
+                self._bits |= _NAIVE if value.tzinfo is None else _AWARE
         elif kind is time:
             for value in values:
-                self._kinds |= _TIME if value.tzinfo is None else _ODD
+                self._bits |= _TIME if value.tzinfo is None else _ODD
         elif kind is timedelta:
             for value in values:
-                self._kinds |= _DELTA if -_LAST <= value // timedelta(microseconds=1) < _LAST else _ODD
+                self._bits |= _DELTA if -_LAST <= value // timedelta(microseconds=1) < _LAST else _ODD
         elif kind is list:
-            self._kinds |= _LIST
-            self._item = self._item or Shape(self._depth + 1)
-            news = self._item.learn(list(chain.from_iterable(values)))
+            self._bits |= _LIST
+            self._item = self._item or TypeSet(self._depth + 1)
+            return self._item.update(list(chain.from_iterable(values)))
         elif kind is dict:
-            self._kinds |= _DICT
-            news = self._learn_fields(values)
+            self._bits |= _DICT
+            return self._update_members(values)
         else:
             raise DecodeError(f"a record holds a {kind.__module__}.{kind.__qualname__}, which this library never writes")
-        return news
+        return False
 
-    def _learn_fields(self, mappings: list[dict[str, Any]]) -> bool:
+    def _update_members(self, mappings: list[dict[str, Any]]) -> bool:
         members: dict[str, list[Any]] = {}
         for mapping in mappings:
             for name, value in mapping.items():
                 members.setdefault(name, []).append(value)
-        news = False
+        is_changed = False
         for name, values in members.items():
-            if name not in self._fields:
-                self._fields[_checked_name(name)] = Shape(self._depth + 1)
-                news = True
-            news |= self._fields[name].learn(values)
-        return news
+            if name not in self._members:
+                self._members[_checked_name(name)] = TypeSet(self._depth + 1)
+                is_changed = True
+            is_changed |= self._members[name].update(values)
+        return is_changed
 
     @property
     def dtype(self) -> pl.DataType:
-        """The narrowest dtype that holds all that was seen, unchanged."""
-        if self._kinds == _LIST:
+        """The narrowest dtype that holds all these values unchanged."""
+        if self._bits == _LIST:
             assert self._item is not None
             return pl.List(self._item.dtype)
-        if self._kinds == _DICT:
-            return pl.Struct({name: shape.dtype for name, shape in self._fields.items()})
-        return next((dtype for kinds, dtype in _LATTICE if not self._kinds & ~kinds), pl.String())
+        if self._bits == _DICT:
+            return pl.Struct({name: member.dtype for name, member in self._members.items()})
+        return next((dtype for bits, dtype in _LATTICE if not self._bits & ~bits), pl.String())
 
     @property
-    def floats_hold_ints(self) -> bool:
-        """Whether each int equals a float."""
-        return not self._kinds & _UNEVEN
+    def is_plain(self) -> bool:
+        """Whether polars takes the values for `dtype` as they are."""
+        if self._bits == _LIST:
+            assert self._item is not None
+            return self._item.is_plain
+        return self._bits in _PLAIN
+
+    @property
+    def has_exact_floats(self) -> bool:
+        """Whether a float equals each int."""
+        return not self._bits & _UNEVEN
 
     def mixtures(self, path: str) -> Iterator[str]:
-        """Paths whose values have no type in common."""
-        if self._kinds == _LIST:
+        """Paths whose values have no dtype in common."""
+        if self._bits == _LIST:
             assert self._item is not None
             yield from self._item.mixtures(f"{path}[]")
-        elif self._kinds == _DICT:
-            for name, shape in self._fields.items():
-                yield from shape.mixtures(f"{path}.{name}")
-        elif all(self._kinds & ~kinds for kinds, _ in _LATTICE):
+        elif self._bits == _DICT:
+            for name, member in self._members.items():
+                yield from member.mixtures(f"{path}.{name}")
+        elif all(self._bits & ~bits for bits, _ in _LATTICE):
             yield path
 
-    def writer(self) -> Callable[[Any], Any] | None:
-        """What turns a value into one that polars takes for the dtype as it is; None if it does already."""
-        if self._kinds == _LIST:
-            assert self._item is not None
-            return _list_writer(self._item.writer())
-        if self._kinds == _DICT:
-            return _struct_writer({name: shape.writer() for name, shape in self._fields.items()})
-        match self.dtype:
-            case pl.String() if self._kinds != _STR:
-                return text
-            case pl.Int64() if self._kinds & _BOOL:
-                return _as_int
-            case pl.Float64() if self._kinds != _FLOAT:
-                return _as_float
-            case _:
-                return None
 
-
-def _kinds_of_ints(values: list[int]) -> int:
+def _bits_of_ints(values: list[int]) -> int:
     if min(values) >= -_EXACT and max(values) <= _EXACT:
         return _INT
-    kinds = 0
+    bits = 0
     for value in values:
-        kinds |= _ODD if not -_LAST <= value < _LAST else _INT if int(float(value)) == value else _UNEVEN
-    return kinds
-
-
-def _as_int(value: Any) -> int | None:
-    return None if value is None else int(value)
-
-
-def _as_float(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _list_writer(write: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
-    if write is None:
-        return None
-    return lambda value: None if value is None else [write(item) for item in value]
-
-
-def _struct_writer(writers: dict[str, Callable[[Any], Any] | None]) -> Callable[[Any], Any]:
-    def write(value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is None:
-            return None
-        return {name: write(value.get(name)) if write else value.get(name) for name, write in writers.items()}
-
-    return write
+        bits |= _ODD if not -_LAST <= value < _LAST else _INT if int(float(value)) == value else _UNEVEN
+    return bits
 
 
 def _checked_name(name: object) -> str:
@@ -247,72 +219,93 @@ def _checked_name(name: object) -> str:
     return name
 
 
-def nulls(name: str, dtype: pl.DataType, n: int) -> pl.Series:
-    """A column without a value."""
-    return pl.Series(name, [None], dtype=dtype).new_from_index(0, n) if n else pl.Series(name, [], dtype=dtype)
-
-
-# Turns the values of a column, of which the tasks' keys are given too, into a series.
-Maker: TypeAlias = Callable[[list[Any], list[str]], pl.Series]
-
-
 @dataclass(frozen=True, eq=False, slots=True)
 class Column:
-    """One column: whence, name, dtype.
+    """One column, and how its values become a series.
 
     Attributes:
-        slot: where its values stand in a record.
-        make: values and keys -> series.
-        castable: whether ints of it may become floats without looking at each.
+        slot: the place of its values in a record.
+        name: its name in the frame.
+        dtype: its dtype.
+        has_exact_floats: whether a float equals each int in it.
+        is_plain: whether polars takes its values for the dtype as they are.
     """
 
     slot: Slot
     name: str
     dtype: pl.DataType
-    make: Maker
-    castable: bool = True
+    has_exact_floats: bool = True
+    is_plain: bool = True
 
     @property
-    def in_every_record(self) -> bool:
-        """Whether it stands in a record of any layout."""
+    def is_in_every_record(self) -> bool:
+        """Whether each record has it, although no layout without times does."""
         return self.slot in _TIMES
 
+    def series(self, values: list[Any], keys: list[str]) -> pl.Series:
+        """These values as a series; `keys` are those of their tasks.
+
+        Raises:
+            DecodeError: a value is not of the type that this library writes.
+        """
+        try:
+            if self.slot in _TIMES and self.dtype == _INSTANT:
+                since_1970 = [None if value is None else round(value * 1e6) for value in values]
+                return pl.Series(self.name, since_1970, dtype=pl.Int64).cast(_INSTANT)
+            cells = values if self.is_plain else self._cells(values, self.dtype)
+            return pl.Series(self.name, cells, dtype=self.dtype)
+        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+            raise DecodeError(f"column {self.name!r} has values that this library never writes: {error}") from error
+
+    def nulls(self, n: int) -> pl.Series:
+        """A series of `n` nulls."""
+        one = pl.Series(self.name, [None], dtype=self.dtype)
+        return one.new_from_index(0, n) if n else one.clear()
+
     def recast(self, series: pl.Series) -> pl.Series | None:
-        """A series of the same values in another dtype as this column, or None if only the values themselves can tell."""
+        """A series of another layout as this column, or None if only the values themselves can tell."""
         if series.dtype == self.dtype:
             return series if series.name == self.name else series.alias(self.name)
         if series.dtype == pl.Null:
-            return nulls(self.name, self.dtype, len(series))
-        if self.castable and (series.dtype, self.dtype) in _CASTS:
+            return self.nulls(len(series))
+        if self.has_exact_floats and (series.dtype, self.dtype) in _CASTS:
             return series.cast(self.dtype).alias(self.name)
         return None
 
+    def _cells(self, values: list[Any], dtype: Any) -> list[Any]:
+        """The values as polars takes them for this dtype."""
+        match dtype:
+            case pl.List() | pl.Array():
+                return self._lists(values, dtype.inner)
+            case pl.Struct():
+                return self._mappings(values, {member.name: member.dtype for member in dtype.fields})
+            case _:
+                return self._scalars(values, dtype)
 
-def _maker(name: str, dtype: pl.DataType, write: Callable[[Any], Any] | None = None) -> Maker:
-    def make(values: list[Any], _: list[str]) -> pl.Series:
-        if write is not None:
-            values = [write(value) for value in values]
-        try:
-            return pl.Series(name, values, dtype=dtype)
-        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-            raise DecodeError(f"the values of column {name!r} are not those of a record of this library: {error}") from error
+    def _lists(self, values: list[Any], inner: Any) -> list[Any]:
+        items = iter(self._cells(list(chain.from_iterable(filter(None, values))), inner))
+        return [None if value is None else list(islice(items, len(value))) for value in values]
 
-    return make
+    def _mappings(self, values: list[Any], members: dict[str, Any]) -> list[Any]:
+        given = {name: [None if value is None else value.get(name) for value in values] for name in members}
+        cells = {name: self._cells(given[name], dtype) for name, dtype in members.items()}
+        sizes = {len(value) for value in values if value is not None}
+        if sizes <= {len(members)} and all(cells[name] is given[name] for name in members):
+            return values  # not copied, for that takes most of the time
+        rows = zip(*cells.values(), strict=True)
+        return [None if value is None else dict(zip(cells, row, strict=True)) for value, row in zip(values, rows, strict=True)]
 
-
-def _instant(name: str) -> Maker:
-    def make(values: list[Any], _: list[str]) -> pl.Series:
-        try:
-            since_1970 = [None if value is None else round(value * 1e6) for value in values]
-            return pl.Series(name, since_1970, dtype=pl.Int64).cast(_INSTANT)
-        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-            raise DecodeError(f"a time in column {name!r} is not one: {error}") from error
-
-    return make
-
-
-def _plain(slot: Slot, name: str, dtype: pl.DataType) -> Column:
-    return Column(slot, name, dtype, _instant(name) if dtype == _INSTANT else _maker(name, dtype))
+    def _scalars(self, values: list[Any], dtype: pl.DataType) -> list[Any]:
+        kinds = set(map(type, values)) - {NoneType}
+        match dtype:
+            case pl.String() if kinds != {str}:
+                return list(map(text, values))
+            case pl.Int64() if bool in kinds:
+                return [None if value is None else int(value) for value in values]
+            case pl.Float64() if kinds != {float}:
+                return [None if value is None else float(value) for value in values]
+            case _:
+                return values
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -321,8 +314,8 @@ class Layout:
 
     Attributes:
         columns: all of them.
-        mixtures: column -> what in it is text for want of a common type.
-        by_slot: the same by where their values come from.
+        mixtures: column -> paths in it whose values are text because they have no dtype in common.
+        by_slot: the columns by slot.
     """
 
     columns: tuple[Column, ...]
@@ -336,110 +329,103 @@ class Layout:
         """The frame of `n` records."""
         keys = values.get(_KEY, [])
         return pl.DataFrame(
-            [
-                column.make(values[column.slot], keys) if column.slot in values else nulls(column.name, column.dtype, n)
-                for column in self.columns
-            ]
+            [column.series(values[column.slot], keys) if column.slot in values else column.nulls(n) for column in self.columns]
         )
 
-    def view(self, *, times: bool, columns: Mapping[str, Column], asked: Container[str]) -> Layout:
-        """The same for somebody else.
+    def extended(self, *, times: bool, schema: Mapping[str, Column]) -> Layout:
+        """This layout as a caller asks for it.
 
         Args:
-            times: whether the columns of the times belong to it.
-            columns: what stands instead of, or beside, the columns of their names.
-            asked: columns whose dtype was asked for, so that text in them is no surprise.
+            times: whether it has the columns of the times and `attempt`.
+            schema: the columns that it has in any case, with their dtypes. Text in them needs no warning.
         """
-        missing = dict(columns)
-        every = [missing.pop(column.name, column) for column in self.columns]
-        # What no record has yet is most likely an output.
-        behind = 1 + max(at for at, column in enumerate(every) if column.slot[0] in (1, _ENDED) or column.slot == _WORKER)
-        every[behind:behind] = missing.values()
+        if not times and not schema:
+            return self
+        missing = dict(schema)
+        columns: list[Column] = []
+        for column in self.columns:
+            asked = missing.pop(column.name, column)
+            if asked.dtype != column.dtype:
+                column = replace(asked, slot=column.slot, has_exact_floats=column.has_exact_floats)
+            columns.append(column)
+        # A name that no record has yet is most likely an output.
+        behind = 1 + max(at for at, column in enumerate(columns) if column.slot[0] in (1, _ENDED) or column.slot == _WORKER)
+        columns[behind:behind] = missing.values()
         if times:
-            every[-1:-1] = (_plain(slot, name, pl.Int64() if name == "attempt" else _INSTANT) for slot, name in _TIMES.items())
-        return Layout(tuple(every), {name: path for name, path in self.mixtures.items() if name not in asked})
-
-    def column(self, name: str, dtype: pl.DataType, make: Maker) -> Column:
-        """A column of this name in another dtype, or one that no record has."""
-        found = next((column for column in self.columns if column.name == name), None)
-        if found is None:
-            return Column((_NOWHERE, name), name, dtype, make)
-        return Column(found.slot, name, dtype, make, found.castable)
+            columns[-1:-1] = (
+                Column(slot, name, pl.Int64() if name == "attempt" else _INSTANT) for slot, name in _TIMES.items()
+            )
+        return Layout(tuple(columns), {name: path for name, path in self.mixtures.items() if name not in schema})
 
 
-class Seen:
-    """What all records of a frame hold, so far."""
+class Inference:
+    """The types of all values of some records, by slot."""
 
     def __init__(self) -> None:
-        self._shapes: dict[Slot, Shape] = {}
+        self._types: dict[Slot, TypeSet] = {}
 
-    def learn(self, values: Values) -> bool:
-        """Adds what these records hold; True if that changes the columns."""
-        news = False
+    def update(self, values: Values) -> bool:
+        """Adds the types of these values; True if that changes the layout."""
+        is_changed = False
         for slot, column in values.items():
             if slot[0] not in _GROUPS:
                 continue
-            shape = self._shapes.get(slot)
-            if shape is None:
-                shape = self._shapes[slot] = Shape()
-                news = True
-            news |= shape.learn(column)
-        return news
+            types = self._types.get(slot)
+            if types is None:
+                types = self._types[slot] = TypeSet()
+                is_changed = True
+            is_changed |= types.update(column)
+        return is_changed
 
-    def layout(self, *, with_state: bool, with_condition: bool) -> Layout:
-        """The columns of all that was seen."""
-        columns = [_plain(_STATE, "state", pl.String())] if with_state else []
-        columns.append(_plain(_WORKER, "worker_id", pl.String()))
+    def layout(self, *, with_condition: bool = False) -> Layout:
+        """The columns of these records."""
+        columns = [Column(_WORKER, "worker_id", pl.String())]
         taken, mixtures = set(RESERVED_NAMES), dict[str, str]()
-        for place, prefix in _GROUPS.items():
-            for slot, shape in self._shapes.items():
-                if slot[0] != place:
+        for group, prefix in _GROUPS.items():
+            for slot, types in self._types.items():
+                if slot[0] != group:
                     continue
                 name = slot[1]
                 while name in taken:
                     name = f"{prefix}.{name}"
                 taken.add(name)
-                columns.append(
-                    Column(slot, name, shape.dtype, _maker(name, shape.dtype, shape.writer()), shape.floats_hold_ints)
-                )
-                if path := ", ".join(shape.mixtures(name)):
+                columns.append(Column(slot, name, types.dtype, types.has_exact_floats, types.is_plain))
+                if path := ", ".join(types.mixtures(name)):
                     mixtures[name] = path
         if with_condition:
-            columns.append(_plain(_CONDITION, "condition", pl.Struct(dict.fromkeys(_FAILURE, pl.String()))))
-        columns.append(_plain(_KEY, "keys", pl.String()))
+            columns.append(Column(_CONDITION, "condition", pl.Struct(dict.fromkeys(_FAILURE, pl.String()))))
+        columns.append(Column(_KEY, "keys", pl.String()))
         return Layout(tuple(columns), mixtures)
 
 
 def values_of(flat: list[Any], state: TaskState) -> Values:
-    """The values of records by where they stand, each list as long as there are records; `flat` as `decode_flat` returns it."""
-    n = len(flat) // FIELDS
+    """The values of records in this state by slot; `flat` as `decode_flat` returns it."""
     values: Values = {slot: flat[slot[0] :: FIELDS] for slot in (_KEY, _WORKER, *_TIMES)}
-    values[_STATE] = [state] * n
-    for place in _GROUPS:
-        rows = flat[place::FIELDS]
-        if state == "failed" and place == _ENDED:
+    for group in _GROUPS:
+        rows = flat[group::FIELDS]
+        if state == "failed" and group == _ENDED:
             values[_CONDITION] = [_condition(row) for row in rows]
         else:
-            values |= _members(place, rows)
+            values |= _members(group, rows)
     return values
 
 
-def _members(place: int, rows: list[dict[str, Any] | None]) -> Values:
+def _members(group: int, rows: list[dict[str, Any] | None]) -> Values:
     names = rows[0]
     if names is None and rows.count(None) == len(rows):
         return {}
     if names is not None:
-        # The usual case: all have the same names. What is not so fails here.
+        # Mostly all rows have the same names, and then this is the fastest way; it fails where they have not.
         with suppress(KeyError, TypeError):
             alike = cast("list[dict[str, Any]]", rows)
             if set(map(len, alike)) == {len(names)}:
-                return {(place, _checked_name(name)): list(map(itemgetter(name), alike)) for name in names}
+                return {(group, _checked_name(name)): list(map(itemgetter(name), alike)) for name in names}
     every = dict.fromkeys(chain.from_iterable(row for row in rows if row is not None))
-    return {(place, _checked_name(name)): [None if row is None else row.get(name) for row in rows] for name in every}
+    return {(group, _checked_name(name)): [None if row is None else row.get(name) for row in rows] for name in every}
 
 
 def _condition(failure: dict[str, Any] | None) -> dict[str, str | None]:
     condition = {name: (failure or {}).get(name) for name in _FAILURE}
-    if failure is None or not {str, type(None)}.issuperset(map(type, condition.values())):
+    if failure is None or not {str, NoneType}.issuperset(map(type, condition.values())):
         raise DecodeError(f"the record of a failed task holds no failure: {failure!r:.80}")
     return condition
