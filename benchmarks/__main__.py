@@ -18,6 +18,7 @@ import platform
 import sys
 from pathlib import Path
 
+from benchmarks import pairs
 from benchmarks.losses import measure_deaths, measure_idle
 from benchmarks.peers import __main__ as peers
 from benchmarks.reads import measure_archive_memory, measure_reads, measure_seen_elsewhere
@@ -59,6 +60,9 @@ def main() -> None:
     """Measures, prints, writes and compares."""
     if sys.argv[1:2] == ["peers"]:
         peers.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["pairs"]:
+        pairs.main(sys.argv[2:], [part for part in PARTS if part != "peers"])
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the library costs, and what it reaches.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions")
