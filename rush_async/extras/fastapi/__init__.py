@@ -43,7 +43,7 @@ from rush_async.extras.fastapi.bodies import (
     TaskView,
     event_view,
 )
-from rush_async.extras.fastapi.service import Objective, RunLoop, Service, events_until_end, state_of
+from rush_async.extras.fastapi.service import Objective, RunLoop, Service, events_until_end, read_status
 from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, ErrorRoute, input_errors
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
@@ -189,7 +189,7 @@ def _add_run_routes(
     router: APIRouter, loops: Mapping[str, RunLoop], best: str, maximize: bool, on: Launcher | Submitter | None
 ) -> None:
     async def status_of(run: Rush) -> RunStatus:
-        return RunStatus.model_validate(await state_of(run, best, maximize=maximize))
+        return await read_status(run, best, maximize=maximize)
 
     @router.post("/runs", status_code=201)
     async def start_run(body: RunRequest, service: _ServiceDep, request: Request, response: Response) -> RunStatus:

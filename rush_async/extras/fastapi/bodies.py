@@ -70,13 +70,12 @@ class TaskView(BaseModel):
 class RunStatus(BaseModel):
     """The state of a run."""
 
-    model_config = ConfigDict(from_attributes=True)
     id: RunId
-    state: Literal["running", "ended"]
+    state: Literal["running", "ended"] = Field(description="`running` while a worker starts or runs")
     workers: dict[str, int] = Field(description="how many workers are in each state")
-    failures: list[str] = Field(description="why workers failed")
+    failures: list[str] = Field(description="why workers failed, each message once")
     counts: dict[TaskState, int]
-    best: TaskView | None
+    best: TaskView | None = Field(description="the finished task with the best output")
 
 
 class TasksRequest(BaseModel, Generic[X]):

@@ -9,9 +9,8 @@ import secrets
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import anyio
 
@@ -25,14 +24,15 @@ from rush_async.errors import (
     WorkerLostError,
 )
 from rush_async.events import Event, EventsMissed, NetworkReset, WorkerLost, WorkerStarted, WorkerStopped
+from rush_async.extras.fastapi.bodies import RunStatus, TaskView
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
-from rush_async.model import Task, TaskState
+from rush_async.model import Task
 from rush_async.supervisor import Supervisor, see_through
 from rush_async.worker.worker import RushWorker
 
-__all__ = ["Objective", "RunLoop", "RunState", "Service", "events_until_end", "state_of"]
+__all__ = ["Objective", "RunLoop", "Service", "events_until_end", "read_status"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +89,24 @@ class Service:
         """Runs one evaluator, and replaces it when it ends: it was lost, or the server was away for too long."""
         while not self._is_stopping:
             with contextlib.suppress(RushError):
-                (worker_id,) = await self.rush.start_workers(_evaluate_queue, 1, args={"objective": self._objective})
+                (worker_id,) = await self.rush.start_workers(self._evaluate_queue)
                 self._evaluators.add(worker_id)
                 await self.rush.join_workers(worker_id, check=False)
                 self._evaluators.discard(worker_id)
             if not self._is_stopping:
                 await anyio.sleep(_PAUSE)
+
+    async def _evaluate_queue(self, rush: RushWorker) -> None:
+        """The worker loop of an evaluator. An objective that raises fails its task, not the evaluator."""
+        assert self._objective is not None
+        async for task in rush.tasks():
+            try:
+                async with task:
+                    task.ys = await self._objective(task.xs)
+            except (RushConnectionError, WorkerLostError):
+                raise
+            except Exception as error:
+                logger.info("task %s failed: %s: %s", task.key, type(error).__name__, error)
 
     @contextlib.contextmanager
     def stop_on_signals(self) -> Generator[None]:
@@ -249,43 +261,10 @@ class Service:
         await self._drained.wait()
 
 
-async def _evaluate_queue(rush: RushWorker, objective: Objective) -> None:
-    """The worker loop of an evaluator. An objective that raises fails its task, not the evaluator."""
-    async for task in rush.tasks():
-        try:
-            async with task:
-                task.ys = await objective(task.xs)
-        except (RushConnectionError, WorkerLostError):
-            raise
-        except Exception as error:
-            logger.info("task %s failed: %s: %s", task.key, type(error).__name__, error)
-
-
 # the state and the events of a run
 
 
-@dataclass(frozen=True, slots=True)
-class RunState:
-    """The state of a run.
-
-    Attributes:
-        id: the run's id.
-        state: `running` while one of its workers starts or runs, else `ended`.
-        workers: how many workers are in each state.
-        failures: why workers failed, each message once.
-        counts: how many tasks are in each state.
-        best: the finished task with the best output, or None.
-    """
-
-    id: str
-    state: Literal["running", "ended"]
-    workers: dict[str, int]
-    failures: list[str]
-    counts: dict[TaskState, int]
-    best: Task | None
-
-
-async def state_of(run: Rush, output: str, *, maximize: bool = False) -> RunState:
+async def read_status(run: Rush, output: str, *, maximize: bool = False) -> RunStatus:
     """Reads the state of a run. A run that does not exist has ended and has no workers.
 
     Args:
@@ -297,19 +276,19 @@ async def state_of(run: Rush, output: str, *, maximize: bool = False) -> RunStat
     names = info.filter(info["state"].is_in(["failed", "lost", "killed"]))["worker_id"].to_list()
     exits = await run.join_workers(names, check=False)
     workers: dict[str, int] = dict(info["state"].value_counts().sort("state").iter_rows())
-    best = await _best(run, output, maximize)
+    best = await _read_best(run, output, maximize)
     counts = await run.counts()  # read last, so that they include the best task
-    return RunState(
+    return RunStatus(
         id=run.network_id.rpartition(".")[2],
         state="running" if workers.get("starting") or workers.get("running") else "ended",
         workers=workers,
         failures=sorted({how.failure.message for how in exits if how.failure is not None}),
         counts={"queued": counts.queued, "running": counts.running, "finished": counts.finished, "failed": counts.failed},
-        best=best,
+        best=None if best is None else TaskView.model_validate(best),
     )
 
 
-async def _best(run: Rush, output: str, maximize: bool) -> Task | None:
+async def _read_best(run: Rush, output: str, maximize: bool) -> Task | None:
     frame = await run.fetch_finished_tasks()
     if output not in frame.columns or not frame.schema[output].is_numeric():
         return None

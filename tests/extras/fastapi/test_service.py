@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from rush_async import Coroutines, NetworkStateError, Rush, RushWorker
-from rush_async.extras.fastapi.service import Service, state_of
+from rush_async.extras.fastapi.service import Service, read_status
 from rush_async.launch.handle import Launch, WorkerHandle
 from rush_async.testing import wait_until
 
@@ -111,6 +111,7 @@ async def test_an_evaluation_whose_caller_disconnects_is_cancelled(rush: Rush, r
     await service.aclose()
 
 
-async def test_the_state_of_a_run_that_does_not_exist_is_ended(rush: Rush) -> None:
-    state = await state_of(rush, "y")
-    assert (state.state, state.workers, state.failures, state.best) == ("ended", {}, [], None)
+async def test_a_run_that_does_not_exist_has_ended(rush: Rush) -> None:
+    async with Service(rush, 0.5).client("0123456789abcdef") as run:
+        status = await read_status(run, "y")
+    assert (status.id, status.state, status.workers, status.best) == ("0123456789abcdef", "ended", {}, None)
