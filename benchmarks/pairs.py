@@ -7,7 +7,7 @@ PYTHONPATH. Every second pair begins with the other checkout, which needs no mor
 
 The cost of a row is its median, or the inverse of it where more is better. The table shows the cost here over the cost there:
 the median of all pairs and the quartiles. A row is `worse` if even the lower quartile is above 1.05, and `better` if even the
-upper quartile is below 0.95.
+upper quartile is below 0.95. Verdicts from fewer than 9 pairs are not reliable.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = ["PairedRow", "RunError", "Runs", "main", "paired", "run"]
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 0.05
+LEAST_PAIRS = 9  # fewer do not tell a slower program from a busy machine
 
 Key = tuple[str, str]
 Runs = tuple[Sequence[Row], Sequence[Row]]  # the rows of one pair: of this checkout, and of the other
@@ -185,6 +186,8 @@ def show(rows: Sequence[PairedRow], single: Sequence[str]) -> None:
     print(f"\nworse: {len(worse)} of {len(rows)} rows")
     for row in worse:
         print(f"  {row.section}: {row.name} {row.median:.3f} x")
+    if any(len(row.ratios) < LEAST_PAIRS for row in rows):
+        print(f"some rows have fewer than {LEAST_PAIRS} pairs: their verdicts are not reliable")
 
 
 def main(argv: Sequence[str], parts: Sequence[str]) -> None:
@@ -196,7 +199,7 @@ def main(argv: Sequence[str], parts: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks pairs", description="This checkout and another, in turn.")
     parser.add_argument("--with", type=Path, required=True, dest="other", metavar="PATH", help="the other checkout")
-    parser.add_argument("--pairs", type=int, default=9, help="how many (default: 9)")
+    parser.add_argument("--pairs", type=int, default=LEAST_PAIRS, help="how many (default: 9)")
     parser.add_argument("--only", default=",".join(parts), help=f"some of {','.join(parts)}")
     parser.add_argument("--repetitions", type=int, default=3, help="in each run (default: 3)")
     parser.add_argument("--quick", action="store_true", help="shorter repetitions")

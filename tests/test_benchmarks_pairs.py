@@ -111,7 +111,8 @@ def test_pairs_alternate_which_checkout_begins(
     assert [call.split()[0] for call in calls] == ["this", "other", "other", "this", "this", "other"]
     assert {call.partition(" ")[2] for call in calls} == {"--only tasks,loop --repetitions 3 --quick"}
     printed = capsys.readouterr().out
-    assert "worse: 1 of 1 rows\n  Tasks: a task 1.500 x" in printed
+    assert "worse: 1 of 1 rows\n  Tasks: a task 1.500 x\n" in printed
+    assert "fewer than 9 pairs: their verdicts are not reliable" in printed
     (row,) = read(tmp_path / "ratios")
     assert (row.values, row.unit, row.note) == ([1.5] * 3, "x", "worse")
 
