@@ -1,1 +1,1 @@
-"""What the library costs, measured on a server of its own: `python -m benchmarks`."""
+"""Benchmarks of the library on a private server: `python -m benchmarks`."""

@@ -1,11 +1,16 @@
-"""All figures as one table, each beside a bare round trip or a reference of the same run: medians (min - max).
+"""All figures in one table, beside a bare round trip or another reference of the same run: medians (min - max).
 
 python -m benchmarks [--quick] [--repetitions N] [--json FILE] [--compare FILE] [--check 4]
 
-A row says whether it reaches what the design asks for. Other libraries are measured where `python -m benchmarks peers install`
-has made environments for them; `python -m benchmarks peers run` measures these alone. More: `python -m benchmarks.curves` (how
-it scales), `python -m benchmarks.losses` (rounds of deaths), `python -m benchmarks.workers` (448 workers),
-`python -m benchmarks.optimizers` (what the tutorial's optimisers find).
+A row with a goal says whether it is reached. Other libraries are measured if `python -m benchmarks peers install` has made
+their environments. Other programs:
+
+- `python -m benchmarks peers run` measures only the other libraries, and ours beside them;
+- `python -m benchmarks pairs --with PATH` compares this checkout with another;
+- `python -m benchmarks.curves` shows how throughput, times and memory scale;
+- `python -m benchmarks.losses` kills processes round by round;
+- `python -m benchmarks.workers` runs 448 workers;
+- `python -m benchmarks.optimizers` compares the optimisers of the tutorial.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import platform
 import sys
 from pathlib import Path
 
+from benchmarks import pairs
 from benchmarks.losses import measure_deaths, measure_idle
 from benchmarks.peers import __main__ as peers
 from benchmarks.reads import measure_archive_memory, measure_reads, measure_seen_elsewhere
@@ -29,7 +35,7 @@ PARTS = ("tasks", "loop", "counters", "reads", "elsewhere", "start", "stalls", "
 
 
 async def measure(table: Table, parts: list[str], repetitions: int, *, quick: bool) -> None:
-    """Measures the parts that are asked for."""
+    """Measures these parts and adds their rows to the table."""
     scale = 1 if quick else 4
     if "tasks" in parts:
         await measure_tasks(table, repetitions, scale)
@@ -56,11 +62,14 @@ async def measure(table: Table, parts: list[str], repetitions: int, *, quick: bo
 
 
 def main() -> None:
-    """Measures, prints, writes and compares."""
+    """Runs what the command line asks for."""
     if sys.argv[1:2] == ["peers"]:
         peers.main(sys.argv[2:])
         return
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the library costs, and what it reaches.")
+    if sys.argv[1:2] == ["pairs"]:
+        pairs.main(sys.argv[2:], [part for part in PARTS if part != "peers"])
+        return
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="The figures of the library and its goals.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions")
     parser.add_argument("--repetitions", type=int, help="how often each is measured (default: 9, quick: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
@@ -74,7 +83,7 @@ def main() -> None:
     earlier = read(options.compare) if options.compare else []
     table = Table()
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores; medians (min - max)")
-    logging.disable(logging.ERROR)  # of deaths, which are meant
+    logging.disable(logging.ERROR)  # the deaths are intended
     repetitions = options.repetitions or (3 if options.quick else 9)
     asyncio.run(measure(table, parts, repetitions, quick=options.quick))
     if "peers" in parts:

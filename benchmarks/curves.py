@@ -1,5 +1,5 @@
-"""How it scales: tasks a second over coroutines and processes, and what each takes; the time of a task and of a fetch, and the
-memory of the archive, over what is finished.
+"""Scaling: tasks a second and their cost over coroutines and processes; the time of a task and of a fetch, and the memory of
+the archive, over finished tasks.
 
 python -m benchmarks.curves [--quick] [--json FILE] [--plot docs/figures/curves.svg]
 """
@@ -26,14 +26,14 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 
 
 async def work(rush: RushWorker, begin: float, seconds: float) -> None:
-    """Tasks without an objective, from one moment to another."""
+    """Proposes and reports tasks without an objective, from `begin` on for so many seconds."""
     await asyncio.sleep(begin - time.time())
     while time.time() < begin + seconds:
         await propose_and_report(rush, 4)
 
 
 async def rate(n_workers: int, n_processes: int, seconds: float) -> tuple[float, float, float]:
-    """Tasks a second of all of them, and what each takes: microseconds of the server's CPU, and bytes that travel."""
+    """Tasks a second of all workers, and for each task the microseconds of the server's CPU and the bytes on the network."""
     async with Rush() as rush:
         link = await Link.acquire(rush.config)
         begin = time.time() + 1 + n_processes + n_workers / 500
@@ -50,7 +50,7 @@ async def rate(n_workers: int, n_processes: int, seconds: float) -> tuple[float,
 
 
 async def measure_rates(table: Table, repetitions: int, seconds: float) -> None:
-    """All numbers of coroutines in one process, and the larger ones spread over several."""
+    """Rates for all numbers of coroutines in one process, and for the larger numbers in several processes."""
     pairs = [(n, p) for p in PROCESSES for n in COROUTINES if n >= 16 or p == 1]
     found: dict[tuple[int, int], list[tuple[float, float, float]]] = {pair: [] for pair in pairs}
     for _ in range(repetitions):
@@ -63,7 +63,7 @@ async def measure_rates(table: Table, repetitions: int, seconds: float) -> None:
 
 
 async def measure_growth(table: Table, repetitions: int, most: int) -> None:
-    """The same calls beside more and more finished tasks."""
+    """The times of the same calls beside more and more finished tasks."""
     async with Rush() as rush, RushWorker(rush.network_id, rush.config) as worker:
         for n in SIZES:
             if n > most:
@@ -90,7 +90,7 @@ async def measure_growth(table: Table, repetitions: int, most: int) -> None:
 
 
 def plot(table: Table, path: Path) -> None:
-    """Two panels: rates over coroutines, times over finished tasks."""
+    """Draws rates over coroutines and times over finished tasks."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -117,11 +117,11 @@ def plot(table: Table, path: Path) -> None:
 
 
 def main() -> None:
-    """Measures, prints, and draws."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description="How it scales.")
+    """Runs what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description="How throughput, times and memory scale.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there, as SVG")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures there, as SVG")
     options = parser.parse_args()
     repetitions, seconds = (1, 0.5) if options.quick else (3, 2.0)
     table = Table()

@@ -1,4 +1,4 @@
-"""What happens to tasks when processes die, and what idle workers cost; and rounds of deaths in which no task may be lost:
+"""How soon the tasks of a killed process fail, what idle workers cost, and rounds of kills in which no task may be lost.
 
 python -m benchmarks.losses [--quick]
 """
@@ -25,20 +25,20 @@ N_TASKS = 500
 
 
 async def hold(rush: RushWorker, n: int = 1) -> None:
-    """Runs tasks that never end."""
+    """Runs n tasks that never end."""
     await rush.push_running_tasks([{"x": x} for x in range(n)])
     await asyncio.Event().wait()
 
 
 async def serve(rush: RushWorker) -> None:
-    """Works through the queue."""
+    """Finishes the tasks of the queue."""
     async for task in rush.tasks():
         async with task:
             task.ys = {"y": task.xs["x"]}
 
 
 async def pids(rush: Rush) -> dict[str, int]:
-    """The processes of the workers that are running."""
+    """The process ids of the running workers, by worker id."""
     info = await rush.worker_info()
     info = info.filter(info["state"] == "running")
     return dict(zip(info["worker_id"], info["pid"], strict=True))
@@ -62,7 +62,7 @@ asyncio.run(main())
 
 
 async def measure_deaths(table: Table, repetitions: int) -> None:
-    """From the kill of a process to its tasks having failed, as another process sees it."""
+    """The time from the kill of a process until another process has seen all its tasks fail."""
     for n_running in (1, 1_000):
         seconds = await _measure_death(repetitions, n_running)
         name = f"a process of {n_running:,} running task{'s' * (n_running > 1)} killed to all of them failed elsewhere"
@@ -99,12 +99,12 @@ async def _measure_death(repetitions: int, n_running: int) -> list[float]:
 
 
 async def measure_rounds(rounds: int, retries: int) -> None:
-    """Four processes drain a queue while one of them is killed at a random moment, and replaced."""
+    """Kills one of four processes that serve a queue at a random moment, replaces it, and checks that every task ends once."""
     chance = random.Random(retries)
     begun = time.perf_counter()
     n_failed = 0
     async with Rush() as rush:
-        crew = await rush.start_workers(serve, 4, on=Processes())
+        workers = await rush.start_workers(serve, 4, on=Processes())
         await rush.wait_for_workers(4)
         for at in range(rounds):
             await rush.push_tasks([{"x": x} for x in range(N_TASKS)], retries=retries)
@@ -112,9 +112,9 @@ async def measure_rounds(rounds: int, retries: int) -> None:
             await rush.wait_until(lambda counts, moment=moment: counts.finished + counts.failed >= moment)
             running = await pids(rush)
             victim = chance.choice(sorted(running))
-            crew.remove(victim)
+            workers.remove(victim)
             os.kill(running[victim], signal.SIGKILL)
-            crew += await rush.start_workers(serve, 1, on=Processes())
+            workers += await rush.start_workers(serve, 1, on=Processes())
             counts = await rush.wait_until(lambda counts: counts.queued == counts.running == 0, timeout=60)
             assert counts.finished + counts.failed == (at + 1) * N_TASKS, counts
             n_failed = counts.failed
@@ -125,26 +125,26 @@ async def measure_rounds(rounds: int, retries: int) -> None:
         assert not (retries and failed)
         await rush.reset()
     took = time.perf_counter() - begun
-    what = f"{rounds} rounds, retries={retries}: {rounds * N_TASKS:,} tasks ended once each, {n_failed} as lost"
-    print(f"{what}  ({took:,.0f} s)", flush=True)
+    text = f"{rounds} rounds, retries={retries}: {rounds * N_TASKS:,} tasks ended once each, {n_failed} as lost"
+    print(f"{text}  ({took:,.0f} s)", flush=True)
 
 
 # idle workers
 
 
 async def wait_and_finish(rush: RushWorker) -> None:
-    """Waits for tasks, however long."""
+    """Waits for tasks without a timeout and finishes them."""
     while (task := await rush.pop_task(timeout=None)) is not None:
         await rush.finish_tasks(task.key, [{"y": 1}])
 
 
 async def scripts_called(link: Link) -> int:
-    """How often."""
+    """How many scripts the server has run."""
     return int((await facts(link, "commandstats"))["cmdstat_evalsha"].split(",")[0].removeprefix("calls="))
 
 
 async def measure_idle(table: Table, n: int) -> None:
-    """Many workers in one process that wait for tasks."""
+    """The cost of many workers in one process that wait for tasks."""
     section = f"{n:,} idle coroutine workers in one process"
     async with Rush() as rush:
         link = await Link.acquire(rush.config)
@@ -160,7 +160,7 @@ async def measure_idle(table: Table, n: int) -> None:
         n_called = await scripts_called(link)
         await asyncio.sleep(4 * period)
         beats = (await scripts_called(link) - n_called) / 4
-        table.add(Row(section, f"scripts called in a period of {period:g} s", [beats], "", "<= 1.25", "one beat in each"))
+        table.add(Row(section, f"scripts called in a period of {period:g} s", [beats], "", "<= 1.25", "one heartbeat in each"))
         n_called, begun = await scripts_called(link), time.perf_counter()
         await rush.push_tasks([{"x": x} for x in range(n)])
         await rush.wait_until(lambda counts: counts.finished == n)
@@ -175,10 +175,10 @@ async def measure_idle(table: Table, n: int) -> None:
 
 async def main() -> None:
     """Prints all figures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description="Deaths, idle workers, rounds of deaths.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description="Killed processes and idle workers.")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and rounds")
     quick = parser.parse_args().quick
-    logging.disable(logging.ERROR)  # of deaths, which are meant
+    logging.disable(logging.ERROR)  # the deaths are intended
     table = Table()
     await measure_deaths(table, 5 if quick else 20)
     await measure_idle(table, 1_000 if quick else 10_000)

@@ -1,4 +1,4 @@
-"""Repeating in turns: absolute times mean little on a shared machine, ratios within one run do."""
+"""Repeated measurements in turn: on a shared machine only ratios within one run are meaningful, not absolute times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Usage", "facts", "resident_memory", "rounds", "timed", "usage"]
 
 
 async def timed(work: Callable[[], Awaitable[int]]) -> float:
-    """Seconds a unit: `work` returns how many units it did."""
+    """Seconds for each unit of work. `work` returns how many units it did."""
     gc.collect()
     start = time.perf_counter()
     n = await work()
@@ -22,7 +22,7 @@ async def timed(work: Callable[[], Awaitable[int]]) -> float:
 
 
 async def rounds(works: dict[str, Callable[[], Awaitable[int]]], repetitions: int) -> dict[str, list[float]]:
-    """Runs all works in turn, again and again, so that a slow moment of the machine hits each of them; seconds a unit."""
+    """Runs all works in turn, so that a slow moment of the machine affects all of them. Returns the seconds for each unit."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repetitions):
         for name, work in works.items():
@@ -31,17 +31,17 @@ async def rounds(works: dict[str, Callable[[], Awaitable[int]]], repetitions: in
 
 
 async def facts(link: Link, section: str) -> dict[str, str]:
-    """What the server says of itself, by name."""
+    """A section of the server's INFO, as a dict."""
     lines = (await link.connection.ask("INFO", section)).decode().splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the server has used so far.
+    """What the server has used since its start.
 
     Attributes:
-        cpu: seconds.
+        cpu: seconds of CPU.
         received: bytes.
         sent: bytes.
     """
@@ -55,13 +55,13 @@ class Usage:
 
 
 async def usage(link: Link) -> Usage:
-    """What the server has used so far."""
+    """Reads what the server has used since its start."""
     cpu, stats = await facts(link, "cpu"), await facts(link, "stats")
     seconds = float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"])
     return Usage(seconds, int(stats["total_net_input_bytes"]), int(stats["total_net_output_bytes"]))
 
 
 def resident_memory() -> int:
-    """Bytes of memory that this process has in use."""
+    """The resident memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))

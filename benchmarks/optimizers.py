@@ -1,4 +1,4 @@
-"""How good the best of 100 evaluations is: the Branin function, random search and Bayesian optimisation, seed by seed.
+"""The best of 100 evaluations of the Branin function by random search and Bayesian optimisation, over several seeds.
 
 python -m benchmarks.optimizers [--quick]
 """
@@ -20,7 +20,7 @@ METHODS = ("random search", "forest", "gp")
 
 
 async def best_of(method: str, seed: int, evals: int, n_workers: int) -> float:
-    """Runs one search on coroutine workers; the best y it found."""
+    """Runs one search on coroutine workers and returns its best y."""
     async with Rush() as rush:
         if method == "random search":
             random.seed(seed)
@@ -35,7 +35,7 @@ async def best_of(method: str, seed: int, evals: int, n_workers: int) -> float:
 
 
 def show(name: str, bests: Sequence[float], seconds: float) -> None:
-    """Prints a figure: median (min - max)."""
+    """Prints median (min - max)."""
     spread = f"{statistics.median(bests):>8.4f}  ({min(bests):.4f} - {max(bests):.4f})"
     print(f"{name:<16}{spread}  {seconds / len(bests):>6.1f} s a run", flush=True)
 

@@ -1,6 +1,6 @@
-"""The same scripts, keys, records and reads through redis-py's asyncio client and its pool: a command a call, a call a task.
+"""The same scripts, keys, records and reads through redis-py's asyncio client and pool: one command a call, one call a task.
 
-What the library's own transport is measured against: the server does the same work, only the way to it differs.
+The reference for the library's own transport: the server does the same work, only the transport differs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["Pooled", "PooledWorker"]
 
 
 class Pooled:
-    """A network through redis-py, as one process sees it.
+    """A network through redis-py, shared by all workers of one process.
 
     Args:
-        worker: a worker of ours that has entered, in whose name tasks run.
+        worker: a registered worker of ours, which owns the tasks.
         n: how many connections the pool may open.
     """
 
@@ -38,7 +38,7 @@ class Pooled:
         self.epoch = b"0"
 
     async def open(self) -> None:
-        """Learns the epoch."""
+        """Reads the epoch."""
         self.epoch = await self.client.hget(self.keys.meta, "epoch")
 
     async def aclose(self) -> None:
@@ -47,17 +47,17 @@ class Pooled:
         await self.client.connection_pool.disconnect()
 
     async def fetch_finished_tasks(self) -> pl.DataFrame:
-        """As the library does: only what is new travels, and it is decoded once a process."""
+        """Reads only new records and decodes them once for all workers, as the library does."""
         start = len(self.archive)
         records = await self.client.lrange(self.keys.finished, start, -1)
-        # Another coroutine may have read on meanwhile.
+        # Another coroutine may have read more records meanwhile.
         self.archive.extend(records[len(self.archive) - start :])
         return self.archive.frame()
 
 
 @dataclass
 class PooledWorker:
-    """One coroutine's calls, numbered by itself."""
+    """The calls of one coroutine, with call numbers of its own."""
 
     pooled: Pooled
     client_id: str = field(default_factory=client_id)
@@ -71,7 +71,7 @@ class PooledWorker:
         return reply[7]
 
     async def push_running_task(self, xs: dict[str, Any]) -> str:
-        """Proposes a task."""
+        """Pushes a running task and returns its key."""
         key = task_key()
         created = encode_created(key, xs, None)
         record = header(created) + created
@@ -80,6 +80,6 @@ class PooledWorker:
         return key
 
     async def finish_task(self, key: str, ys: dict[str, Any]) -> None:
-        """Reports it."""
+        """Finishes a task."""
         mark = await self._call(FINISH, "F", key, self.pooled.worker_id, encode_ended(ys, None))
         assert mark == b"1", mark

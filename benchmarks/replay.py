@@ -1,4 +1,4 @@
-"""What the server could do at most: the bytes of a run, recorded, and sent again over a raw socket as fast as it takes them."""
+"""The server's ceiling: the recorded bytes of a run, sent again over a raw socket as fast as the server reads them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["record_and_replay"]
 
 
 async def record_and_replay(rush: RushClient, program: Callable[[], Awaitable[Any]]) -> tuple[float, float]:
-    """Runs a program, puts the database back to where it was, and sends the same bytes again.
+    """Runs a program, restores the database to the state before it, and sends the same bytes again.
 
     Returns:
-        Seconds of the program, and seconds of its bytes alone.
+        The seconds of the program, and the seconds of its bytes alone.
     """
     link = await Link.acquire(rush.config)
     keys = list(NetworkKeys.of(rush.network_id))
@@ -48,14 +48,14 @@ async def record_and_replay(rush: RushClient, program: Callable[[], Awaitable[An
 
     await restore(before)
     alone = _replay(str(rush.config.url).removeprefix("unix://"), sent)
-    # What the client believes of the network is true again.
+    # The client's view of the network has to be true again.
     await restore(after)
     await link.release()
     return seconds, alone
 
 
 def _replay(path: str, sent: list[bytes]) -> float:
-    """Seconds to send everything and read all replies, a thread for each way so that neither waits for the other."""
+    """Seconds to send all bytes and read all replies, in two threads so that neither waits for the other."""
     n = sum(payload.count(b"EVALSHA\r\n") for payload in sent)
     payloads = [b"".join(sent[first : first + 16]) for first in range(0, len(sent), 16)]
     with socket.socket(socket.AF_UNIX) as raw:

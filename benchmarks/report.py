@@ -1,4 +1,4 @@
-"""Figures as rows of one table: printed, written as JSON, and compared with an earlier run."""
+"""Rows of figures in one table, which can be printed, written as JSON, and compared with an earlier run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Row:
     """One measured quantity.
 
     Attributes:
-        section: under which heading it stands.
+        section: the heading of the row.
         name: what was measured.
-        values: one a repetition.
-        unit: of the values: `us`, `ms`, `s`, `/s`, `bytes`, `round trips`, `x` and the like.
-        goal: what is to be reached, such as `<= 4.2`; empty where nothing is.
-        note: what a reader has to know to read it right.
+        values: one for each repetition.
+        unit: the unit of the values: `us`, `ms`, `s`, `/s`, `bytes`, `round trips`, `x` and the like.
+        goal: a bound for the median, such as `<= 4.2`, or empty.
+        note: how to read the row, or empty.
     """
 
     section: str
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def distance(self) -> float:
-        """By which factor the median is on the wrong side of the goal; 1 or less on the right side."""
+        """The factor by which the median misses the goal. 1 or less means reached."""
         sign, bound = self.goal.split()
         return self.median / float(bound) if sign == "<=" else float(bound) / self.median
 
@@ -63,18 +63,18 @@ class Row:
 
 
 def ratio(section: str, name: str, above: Sequence[float], below: Sequence[float], unit: str = "x", **more: str) -> Row:
-    """The ratio of two quantities measured in turn: repetition by repetition, so that a slow moment hits both."""
+    """The ratio of two quantities that were measured in turn, for each repetition, so that a slow moment affects both."""
     return Row(section, name, [one / other for one, other in zip(above, below, strict=True)], unit, **more)
 
 
 @dataclass
 class Table:
-    """Rows in the order they were measured, printed as they come."""
+    """Rows in the order of their measurement, printed as they are added."""
 
     rows: list[Row] = field(default_factory=list[Row])
 
     def add(self, *rows: Row) -> None:
-        """Takes rows and prints them, a heading before the first of each section."""
+        """Adds and prints rows, with a heading before the first row of a section."""
         for row in rows:
             if not self.rows or self.rows[-1].section != row.section:
                 print(f"\n{row.section}")
@@ -82,11 +82,11 @@ class Table:
             print(row, flush=True)
 
     def missed(self, factor: float) -> list[Row]:
-        """The rows that miss their goal by more than this factor."""
+        """Returns the rows that miss their goal by more than this factor."""
         return [row for row in self.rows if row.goal and row.distance > factor]
 
     def write(self, path: Path) -> None:
-        """Writes all as JSON."""
+        """Writes the table as JSON."""
         about = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
@@ -97,15 +97,15 @@ class Table:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of an earlier run."""
+    """Reads the rows of an earlier run."""
     rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["rows"]
     return [Row(**row) for row in rows]
 
 
 def compare(new: Iterable[Row], old: Iterable[Row]) -> None:
-    """Prints each row of both runs with the ratio of their medians."""
+    """Prints each row that both runs have, with the ratio of their medians."""
     before = {(row.section, row.name): row for row in old}
-    print("\nnow over then (absolute values move with the machine; ratios within a run do not)")
+    print("\nnow over then (absolute values depend on the load of the machine, ratios within a run do not)")
     for row in new:
         if (then := before.get((row.section, row.name))) is not None and then.median:
             change = row.median / then.median

@@ -1,4 +1,4 @@
-"""What is asked of the server: its start, the longest it is kept busy by one call, and readers that stopped reading."""
+"""The server: its start, the longest time that one call blocks it, and subscribers that stop reading."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def _run(code: str) -> list[float]:
 
 
 def measure_start(table: Table, repetitions: int) -> None:
-    """`Rush("x")` on the embedded server, in a fresh interpreter, beside `import redis.asyncio` in another."""
+    """The time to import and open `Rush("x")` on the embedded server, beside `import redis.asyncio`, in fresh interpreters."""
     bare: list[float] = []
     imported: list[float] = []
     opened: list[float] = []
     for at in range(repetitions + 1):
         found = [*_run(_IMPORT), *_run(_OPEN)]
-        if at:  # the first round warmed the files
+        if at:  # the first round only fills the file cache
             for values, value in zip((bare, imported, opened), found, strict=True):
                 values.append(value)
     table.add(Row(START, "import redis.asyncio", bare, "s"), Row(START, "import rush_async", imported, "s"))
@@ -56,7 +56,7 @@ def measure_start(table: Table, repetitions: int) -> None:
 
 
 async def measure_stalls(table: Table, n: int) -> None:
-    """Every kind of call with n tasks queued or running, by the server's own log of slow commands."""
+    """The longest command of each kind of call with n tasks queued or running, from the server's slow log."""
     async with Rush() as rush, RushWorker(rush.network_id, rush.config) as worker:
         link = await Link.acquire(rush.config)
         ask = link.connection.ask
@@ -73,7 +73,7 @@ async def measure_stalls(table: Table, n: int) -> None:
             seconds = await timed(once)
             entries = await ask("SLOWLOG", "GET", "-1")
             slowest = max([entry[2] for entry in entries if entry[3][0] != b"SLOWLOG"], default=0.0)
-            table.add(Row(STALLS, f"{name} ({seconds:.2f} s in all)", [slowest / 1e3], "ms", goal))
+            table.add(Row(STALLS, name, [slowest / 1e3], "ms", goal, f"{seconds:.2f} s in all"))
 
         await longest(f"push_tasks of {n:,}", lambda: rush.push_tasks(xss, retries=1))
         await longest("pop_task", lambda: worker.pop_task())
@@ -95,7 +95,7 @@ async def measure_stalls(table: Table, n: int) -> None:
 
 
 async def measure_deaf_subscribers(table: Table, n: int) -> None:
-    """The server's memory for connections that are subscribed to events and read nothing, while n tasks are done, twice."""
+    """The server's memory for subscribers of events that read nothing, while n tasks are done, twice."""
     async with Rush() as rush, RushWorker(rush.network_id, rush.config) as worker:
         link = await Link.acquire(rush.config)
         deaf = ExitStack()

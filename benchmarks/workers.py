@@ -1,10 +1,10 @@
-"""What rush costs many workers: 448 of them, as many as the paper behind the R package used, over 4 local processes.
+"""The overhead of rush for 448 workers in 4 local processes. The paper behind the R package used as many workers.
 
 python -m benchmarks.workers [--quick] [--workers 448] [--processes 4] [--spread 0.5]
 
-Each runs a loop of 20 ms sleeps, once with a task proposed and reported around each sleep and once with these calls taken out.
-The loops begin at moments spread over one sleep, since workers do not start in the same millisecond. Sleeps that all take the
-same time gather workers into bunches, because calls that go out together are answered together; `--spread 0.5` lets them vary.
+Each worker runs a loop of 20 ms sleeps, once with a task proposed and reported around each sleep and once without these calls.
+The starts of the loops are spread over one sleep. Sleeps of equal duration make the workers call in bunches, because calls that
+are sent together are answered together. `--spread 0.5` varies the durations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SLEEP = 0.02
 
 
 async def sleep_in_tasks(rush: RushWorker, begin: float, seconds: float, spread: float, out: str, with_rush: bool) -> None:
-    """Sleeps again and again, in a task each time or without, and notes how often, and the CPU time of the process."""
+    """Sleeps again and again, with or without a task around each sleep. Writes how often, and the CPU time of the process."""
     await asyncio.sleep(begin - time.time() + random.uniform(0, SLEEP))
     clock = asyncio.get_running_loop().time
     end, n, cpu = clock() + seconds, 0, time.process_time()
@@ -38,18 +38,18 @@ async def sleep_in_tasks(rush: RushWorker, begin: float, seconds: float, spread:
         else:
             await asyncio.sleep(duration)
         n += 1
-    Path(out, rush.worker_id).write_text(f"{n} {time.process_time() - cpu}")  # noqa: ASYNC240 - it is over
+    Path(out, rush.worker_id).write_text(f"{n} {time.process_time() - cpu}")  # noqa: ASYNC240 - after the measurement
 
 
 async def measure(
     seconds: float, n_workers: int, n_processes: int, spread: float, *, with_rush: bool
 ) -> tuple[float, float, float]:
-    """Iterations a second of all loops, and the seconds of CPU that workers and server used in a second."""
+    """Iterations of all loops in a second, and the seconds of CPU that workers and server used in a second."""
     async with Rush() as rush:
         link = await Link.acquire(rush.config)
 
         with tempfile.TemporaryDirectory() as out:
-            begin = time.time() + 5  # by then all are there, and nobody waits for them and listens to events any more
+            begin = time.time() + 5  # by then all workers run, and the manager no longer listens to events for them
             options = {"begin": begin, "seconds": seconds, "spread": spread, "out": out, "with_rush": with_rush}
             await rush.start_workers(sleep_in_tasks, n_workers, on=Processes(n_processes), args=options)
             await asyncio.sleep(begin - time.time())
@@ -59,7 +59,7 @@ async def measure(
             await rush.join_workers()
             notes = [file.read_text().split() for file in Path(out).iterdir()]  # noqa: ASYNC240
         assert len(notes) == n_workers
-        # Each loop noted what its whole process used.
+        # Each loop wrote the CPU time of its whole process.
         cpu = sum(float(used) for _, used in notes) / (n_workers / n_processes)
         await link.release()
         await rush.reset()
@@ -68,11 +68,11 @@ async def measure(
 
 async def main() -> None:
     """Prints medians (min - max) of interleaved repetitions."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description="What rush costs many workers.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description="The overhead of rush for many workers.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions")
     parser.add_argument("--workers", type=int, default=448)
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--spread", type=float, default=0.0, help="by which share of 20 ms the sleeps vary")
+    parser.add_argument("--spread", type=float, default=0.0, help="the share of 20 ms by which the sleeps vary")
     given = parser.parse_args()
     repetitions, seconds = (2, 2.0) if given.quick else (5, 5.0)
     asked = (seconds, given.workers, given.processes, given.spread)

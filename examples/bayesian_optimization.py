@@ -1,7 +1,7 @@
 """Asynchronous decentralised Bayesian optimisation of the Branin function: the tutorial's third optimiser.
 
-Each worker fits a surrogate model of its own on what all workers have finished or are running, and evaluates where the model's
-lower confidence bound is lowest. Nobody waits for anybody:
+Each worker fits its own surrogate model on the finished and running tasks of all workers, and evaluates the point whose lower
+confidence bound is lowest. No worker waits for another:
 
     python examples/bayesian_optimization.py
     python examples/bayesian_optimization.py --surrogate gp --workers 8 --evals 200 --seed 7
@@ -32,7 +32,7 @@ from rush_async import Coroutines, Processes, Rush, RushWorker
 
 NAMES = ("x1", "x2")
 LOWER, UPPER = np.array([-5.0, 0.0]), np.array([10.0, 15.0])
-SCHEMA = {"x1": pl.Float64, "x2": pl.Float64, "y": pl.Float64}  # columns that are there before the first task is
+SCHEMA = {"x1": pl.Float64, "x2": pl.Float64, "y": pl.Float64}  # the columns of a frame without tasks
 
 DESIGN_SIZE = 25
 N_TREES = 50
@@ -67,9 +67,9 @@ def make_design(n: int, seed: int) -> list[dict[str, float]]:
 
 
 def impute(tasks: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs and outputs to learn from; what is still running is taken to become as good as the finished on average.
+    """The inputs and outputs to learn from. A running task gets the mean output of the finished ones.
 
-    That keeps workers apart: where one is at work already, the others' models are surer and less hopeful.
+    That keeps workers apart: near a running task, the models of the others expect less and are more certain.
     """
     known = tasks.with_columns(pl.col("y").fill_null(pl.col("y").mean()))
     return known.select(NAMES).to_numpy(), known["y"].to_numpy()
@@ -78,15 +78,15 @@ def impute(tasks: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def jackknife_error(predictions: np.ndarray, in_bag: np.ndarray) -> np.ndarray:
     """The standard error of a forest's mean prediction, for each point.
 
-    How much does the forest's opinion change without a task? The trees that have not drawn it tell. This is the jackknife after
-    bootstrap, corrected for the bias that comes from having few trees: Wager, Hastie and Efron (2014), Confidence intervals for
-    random forests, JMLR 15. It is what `ranger` gives as `se` in R.
+    The trees that have not drawn a task show how much the prediction changes without it. This is the jackknife after bootstrap,
+    corrected for the bias of few trees: Wager, Hastie and Efron (2014), Confidence intervals for random forests, JMLR 15. In R,
+    `ranger` returns it as `se`.
 
     Args:
-        predictions: what each tree predicts, shape (points, trees).
+        predictions: the prediction of each tree, shape (points, trees).
         in_bag: whether each tree has drawn each task, shape (trees, tasks).
     """
-    out_of_bag = ~in_bag[:, ~in_bag.all(axis=0)]  # tasks that every tree has drawn tell nothing
+    out_of_bag = ~in_bag[:, ~in_bag.all(axis=0)]  # without the tasks that every tree has drawn
     n_trees, n_tasks = out_of_bag.shape
     if n_tasks == 0:
         return np.zeros(len(predictions))
@@ -100,9 +100,9 @@ def jackknife_error(predictions: np.ndarray, in_bag: np.ndarray) -> np.ndarray:
 def fit_forest(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Predict:
     """A random forest, with the jackknife's standard error.
 
-    It learns ranks, so that a few very bad results do not drown the differences between the good ones.
+    It learns ranks, so that a few very bad results do not hide the differences between good ones.
     """
-    # Tree by tree, because workers fit in threads, and scikit-learn's forest changes the warning filters of the whole process.
+    # Single trees, because workers fit in threads, and scikit-learn's forest changes the warning filters of the whole process.
     n, ranks = len(x), rankdata(y)
     drawn = rng.integers(n, size=(N_TREES, n))
     seeds = rng.integers(2**32, size=N_TREES)
@@ -121,11 +121,11 @@ def fit_forest(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Predic
 
 
 def fit_gp(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Predict:
-    """A Gaussian process, which knows its own standard error."""
+    """A Gaussian process, with its posterior standard deviation."""
     kernel = ConstantKernel(1.0, (1e-3, 1e3)) * Matern(0.3, (0.02, 20.0), nu=2.5)
     gp = GaussianProcessRegressor(kernel, alpha=1e-6, normalize_y=True, random_state=int(rng.integers(2**32)))
-    # Length scales at the end of their range are a fair answer where the function is flat. Said here, for in a worker's process
-    # this file is not run, only the loop.
+    # Length scales at the end of their range are right where the function is flat. The filter is set here, because a worker's
+    # process runs the loop but not this file.
     warnings.filterwarnings("ignore", category=ConvergenceWarning)
     gp.fit((x - LOWER) / (UPPER - LOWER), y)
 
@@ -136,8 +136,8 @@ def fit_gp(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Predict:
     return predict
 
 
-# How each is fitted, and the widths of the rounds in which its bound is then refined: none for a forest, whose bound is flat
-# between its cuts. Looking closer there only finds neighbours of what is known.
+# The function that fits each surrogate, and the widths of the rounds that refine the minimum of its bound. A forest has none:
+# its bound is constant between cuts, so refinement would only find neighbours of known points.
 SURROGATES: dict[str, tuple[Fit, Sequence[float]]] = {"forest": (fit_forest, ()), "gp": (fit_gp, (0.1, 0.03, 0.01))}
 
 
@@ -145,7 +145,7 @@ SURROGATES: dict[str, tuple[Fit, Sequence[float]]] = {"forest": (fit_forest, ())
 
 
 def minimise_bound(predict: Predict, lambda_: float, widths: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-    """The point with the lowest bound: the best of many at random, then in narrowing rounds around the best so far."""
+    """The point with the lowest bound: the best of many random points, refined in ever narrower rounds around the best one."""
 
     def lowest(points: np.ndarray) -> np.ndarray:
         mean, error = predict(points)
@@ -159,7 +159,7 @@ def minimise_bound(predict: Predict, lambda_: float, widths: Sequence[float], rn
 
 
 def propose(tasks: pl.DataFrame, surrogate: str, lambda_: float, rng: np.random.Generator) -> dict[str, float]:
-    """Where to evaluate next, from the tasks that are running and finished."""
+    """The next point to evaluate, from the running and finished tasks."""
     if tasks["y"].is_null().all():  # more workers than points in the design: nothing to learn from yet
         return as_xs(rng.uniform(LOWER, UPPER))
     x, y = impute(tasks)
@@ -171,17 +171,17 @@ def propose(tasks: pl.DataFrame, surrogate: str, lambda_: float, rng: np.random.
 
 
 async def bayesian_optimization(rush: RushWorker, seed: int, worker: int, surrogate: str, evals: int) -> None:
-    """A worker: helps with the design, then proposes for itself until `evals` tasks are finished in all."""
+    """The worker loop: evaluates tasks of the design, then its own proposals until `evals` tasks are finished in all."""
     while (task := await rush.pop_task(timeout=0)) is not None:
         async with task:
             task.ys = {"y": branin(**task.xs)}
 
     rng = np.random.default_rng([seed, worker])
-    lambda_0 = rng.exponential(MEAN_LAMBDA)  # its own: large ones explore, small ones refine
+    lambda_0 = rng.exponential(MEAN_LAMBDA)  # a large lambda explores, a small one refines
     for t in itertools.count():
         lambda_ = lambda_0 * math.exp(-DECAY * (t % PERIOD))
         tasks = await rush.fetch_tasks_with_state("running", "finished", schema=SCHEMA)
-        # Off the event loop, which goes on serving the other workers and the heartbeat.
+        # In a thread, so that the event loop keeps serving the other workers and the heartbeat.
         xs = await asyncio.to_thread(propose, tasks, surrogate, lambda_, rng)
         async with rush.task(xs, xs_extra={"lambda": lambda_}, budget=evals) as task:
             if task is None:
@@ -195,7 +195,7 @@ async def bayesian_optimization(rush: RushWorker, seed: int, worker: int, surrog
 async def start(
     rush: Rush, *, seed: int, evals: int, n_workers: int, surrogate: str, on: Coroutines | Processes | None = None
 ) -> None:
-    """Queues the design, and starts workers that tell themselves apart by a number."""
+    """Queues the design, and starts workers with a number each."""
     await rush.push_tasks(make_design(min(DESIGN_SIZE, evals), seed))
     for worker in range(n_workers):
         args: dict[str, Any] = {"seed": seed, "worker": worker, "surrogate": surrogate, "evals": evals}
@@ -203,7 +203,7 @@ async def start(
 
 
 async def report(rush: Rush, evals: int, ended: asyncio.Task[Any]) -> None:
-    """Prints each new best, until all are finished or the workers have ended."""
+    """Prints each new best point, until all tasks are finished or the workers have ended."""
     n, best = 0, math.inf
     while n < evals and not ended.done():
         for task in (await rush.fetch_new_tasks(timeout=0.5)).iter_rows(named=True):
@@ -230,7 +230,7 @@ def read_options() -> argparse.Namespace:
 
 
 async def main() -> None:
-    """Starts the workers, tells how they get on, and shows the best points."""
+    """Starts the workers, reports their progress, and prints the best points."""
     options = read_options()
     on = Processes() if options.on == "processes" else Coroutines()
     async with Rush(config=options.url) as rush:

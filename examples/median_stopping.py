@@ -1,12 +1,12 @@
 """Early stopping by the median rule: the tutorial's second optimiser.
 
-XGBoost learns the consumption of 32 cars from ten columns about them. Each worker draws configurations, trains them round by
-round, and gives one up as soon as it is worse than the median of the others at the same round:
+XGBoost predicts the fuel consumption of 32 cars from ten other columns. Each worker draws configurations and trains them round
+by round. It stops a configuration as soon as it is worse than the median of the others at the same round:
 
     python examples/median_stopping.py
     python examples/median_stopping.py --workers 2 --evals 200 --seed 7 --no-comparison
 
-Afterwards the same configurations are trained through all rounds, to show what stopping saved and what it cost.
+Afterwards it trains the same configurations through all rounds, to show what stopping saved and what it cost.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HYPERPARAMETERS = ("max_depth", "lambda", "alpha")
 
 
 def draw_configurations(seed: int, worker: int) -> Iterator[dict[str, Any]]:
-    """The configurations of one worker, at random and without end; each has an id of its own."""
+    """Yields random configurations for one worker without end. Each has a unique id."""
     rng = random.Random(f"{seed}/{worker}")
     for n in itertools.count(1):
         yield {
@@ -47,14 +47,14 @@ def draw_configurations(seed: int, worker: int) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Fold:
-    """A part of the cars that is held out, and the others to learn from."""
+    """One fold of a cross-validation: the cars to train on, and the cars to test on."""
 
     train: xgboost.DMatrix
     test: xgboost.DMatrix
 
 
 def make_folds(cars: pl.DataFrame, seed: int) -> list[Fold]:
-    """Deals the cars into folds for cross-validation, the same for everybody with this seed."""
+    """Splits the cars into folds for cross-validation. The seed determines the folds."""
     x, y = cars.drop("name", "mpg").to_numpy(), cars["mpg"].to_numpy()
     order = np.random.default_rng(seed).permutation(len(y))
     folds: list[Fold] = []
@@ -65,16 +65,16 @@ def make_folds(cars: pl.DataFrame, seed: int) -> list[Fold]:
 
 
 class Model:
-    """A configuration being trained: one booster a fold, kept from round to round."""
+    """A configuration in training, with one booster for each fold, which is kept from round to round."""
 
     def __init__(self, configuration: dict[str, Any], folds: Sequence[Fold]) -> None:
-        # One thread a model: there are as many workers as the machine should be busy with.
+        # One thread for each model, because the number of workers determines the load of the machine.
         params = {"nthread": 1, **{name: configuration[name] for name in HYPERPARAMETERS}}
         self._folds = folds
         self._boosters = [xgboost.Booster(params, [fold.train, fold.test]) for fold in folds]
 
     def train_until(self, iteration: int) -> float:
-        """Trains the rounds that are missing; the RMSE over all cars, each predicted by the booster that has not seen it."""
+        """Trains the missing rounds. Returns the RMSE over all cars, each predicted by the booster that has not seen it."""
         errors = [self._errors(booster, fold, iteration) for booster, fold in zip(self._boosters, self._folds, strict=True)]
         return float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
 
@@ -87,15 +87,16 @@ class Model:
 def should_stop(tasks: pl.DataFrame, configuration: str, iteration: int, rmse: float) -> bool:
     """The median rule: is it worse than the median of the other configurations at the same round?
 
-    The first at a round has nobody to be compared with, and goes on. Golovin et al. (2017), Google Vizier: a service for
-    black-box optimization, KDD; theirs compares the best value so far with running averages, this one the values of the round.
+    The first configuration at a round has no other to compare with and continues. See Golovin et al. (2017), Google Vizier: a
+    service for black-box optimization, KDD. Their rule compares the best value so far with running averages; this one compares
+    the values of one round.
     """
     others = tasks.filter(pl.col("iteration") == iteration, pl.col("configuration") != configuration)["rmse"].to_list()
     return bool(others) and rmse > statistics.median(others)
 
 
 async def median_stopping(rush: RushWorker, cars: pl.DataFrame, seed: int, worker: int, evals: int) -> None:
-    """A worker: trains one configuration after the other, until `evals` tasks are finished in all."""
+    """The worker loop: trains one configuration after the other, until `evals` tasks are finished in all."""
     folds = make_folds(cars, seed)
     for configuration in draw_configurations(seed, worker):
         model = Model(configuration, folds)
@@ -110,7 +111,7 @@ async def median_stopping(rush: RushWorker, cars: pl.DataFrame, seed: int, worke
 
 
 async def train_all_rounds(rush: RushWorker, cars: pl.DataFrame, seed: int, configurations: list[dict[str, Any]]) -> None:
-    """The worker to compare with: these configurations, all rounds of each."""
+    """The worker loop to compare with: trains these configurations through all rounds."""
     folds = make_folds(cars, seed)
     for configuration in configurations:
         model = Model(configuration, folds)
@@ -122,7 +123,7 @@ async def train_all_rounds(rush: RushWorker, cars: pl.DataFrame, seed: int, conf
 
 
 async def run_with_stopping(options: argparse.Namespace, cars: pl.DataFrame) -> pl.DataFrame:
-    """Finishes exactly as many tasks as asked for; all of them, with their times."""
+    """Finishes exactly `--evals` tasks and returns them with their times."""
     async with Rush(config=options.url) as rush:
         for worker in range(options.workers):
             await rush.start_workers(
@@ -132,7 +133,7 @@ async def run_with_stopping(options: argparse.Namespace, cars: pl.DataFrame) -> 
 
 
 async def run_all_rounds(options: argparse.Namespace, cars: pl.DataFrame, configurations: pl.DataFrame) -> pl.DataFrame:
-    """Trains these configurations through all rounds, on as many workers; all tasks, with their times."""
+    """Trains these configurations through all rounds, on as many workers. Returns all tasks with their times."""
     async with Rush(config=options.url) as rush:
         for worker in range(options.workers):
             share = configurations[worker :: options.workers].to_dicts()
@@ -141,7 +142,7 @@ async def run_all_rounds(options: argparse.Namespace, cars: pl.DataFrame, config
 
 
 async def wait_and_report(rush: Rush, n: int) -> pl.DataFrame:
-    """Says ten times how far the workers are until n tasks are finished; then returns the tasks and clears the database."""
+    """Prints the progress until n tasks are finished, then returns the tasks and clears the database."""
     async with asyncio.TaskGroup() as group:
         group.create_task(report_progress(rush, n))
         await rush.join_workers()  # raises what a worker raised, and so ends the report too
@@ -151,7 +152,7 @@ async def wait_and_report(rush: Rush, n: int) -> pl.DataFrame:
 
 
 async def report_progress(rush: Rush, n: int) -> None:
-    """Prints a line for each tenth."""
+    """Prints a line for each tenth of the tasks."""
     for due in sorted({max(n * tenth // 10, 1) for tenth in range(1, 11)}):
         await rush.wait_until(lambda counts, due=due: counts.finished >= due)
         tasks = await rush.fetch_finished_tasks()
@@ -162,7 +163,7 @@ async def report_progress(rush: Rush, n: int) -> None:
 
 
 def configurations_of(tasks: pl.DataFrame) -> pl.DataFrame:
-    """The configurations in these tasks, in the order they were begun."""
+    """The configurations of these tasks, in the order of their start."""
     return tasks.sort("started_at").select("configuration", *HYPERPARAMETERS).unique(maintain_order=True)
 
 
@@ -173,12 +174,12 @@ def describe(name: str, tasks: pl.DataFrame) -> str:
 
 
 def seconds_in(tasks: pl.DataFrame) -> float:
-    """How long the workers were at these tasks, added up: unlike the clock on the wall, without the start of processes."""
+    """The sum of the durations of these tasks. Unlike wall-clock time it excludes the start of processes."""
     return tasks.select((pl.col("ended_at") - pl.col("started_at")).sum()).item().total_seconds()
 
 
 def compare(stopped: pl.DataFrame, full: pl.DataFrame) -> None:
-    """Prints what stopping saved: the same configurations with and without, and what as many evaluations give without."""
+    """Prints what stopping saved: the same configurations with and without it, and as many evaluations without it."""
     affordable = configurations_of(stopped).head(max(stopped.height // len(ROUNDS), 1))
     same_cost = full.join(affordable, on="configuration", how="semi")
     print(f"{'':<33}{'configurations':>14}{'evaluations':>13}{'seconds':>9}{'best RMSE':>11}")
@@ -190,12 +191,12 @@ def compare(stopped: pl.DataFrame, full: pl.DataFrame) -> None:
 
 
 def show_best(tasks: pl.DataFrame, cars: pl.DataFrame, seed: int) -> None:
-    """Prints the best configuration, and how it does elsewhere: the best of many is partly luck."""
+    """Prints the best configuration and its RMSE on other folds, because the best of many is partly luck."""
     best = tasks.sort("rmse").row(0, named=True)
     chosen = ", ".join(f"{name} {best[name]:.3g}" for name in HYPERPARAMETERS)
     print(f"Best: configuration {best['configuration']} ({chosen}) after {best['iteration']} rounds, RMSE {best['rmse']:.3f}")
     again = [Model(best, make_folds(cars, seed + n)).train_until(best["iteration"]) for n in range(1, 21)]
-    print(f"On 20 other divisions into folds, which it was not chosen by, its RMSE is {np.mean(again):.3f} on average.")
+    print(f"On 20 other divisions into folds its average RMSE is {np.mean(again):.3f}.")
 
 
 def read_options() -> argparse.Namespace:
@@ -213,7 +214,7 @@ def read_options() -> argparse.Namespace:
 
 
 async def main() -> None:
-    """Runs the search, the comparison, and shows the result."""
+    """Runs the search and the comparison, and prints the results."""
     options = read_options()
     cars = pl.read_csv(CARS)
     print(f"Training with the median rule on {options.workers} workers:")

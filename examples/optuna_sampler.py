@@ -1,13 +1,13 @@
-"""Optuna's samplers in rush workers: many workers, one history, and no Optuna storage.
+"""Optuna's samplers in rush workers: many workers, one archive, and no Optuna storage.
 
-Each worker keeps an Optuna study in its memory and tells it what all workers finished and what they are running. The archive
-of the network is the only history; what a sampler remembers of a trial travels with the task:
+Each worker keeps an Optuna study in its memory and adds the finished and running tasks of all workers to it. The archive of the
+network is the only storage. What a sampler stores about a trial is stored with the task:
 
     python examples/optuna_sampler.py
     python examples/optuna_sampler.py --sampler cmaes --workers 8 --on processes
     python examples/optuna_sampler.py --sampler cmaes --compare 20
 
-The last one compares with random search: the best value of each, over 20 seeds.
+The last command compares the sampler with random search over 20 seeds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SAMPLERS = {
     "cmaes": optuna.samplers.CmaEsSampler,
     "gp": optuna.samplers.GPSampler,
 }
-NEEDS = {"cmaes": "cmaes", "gp": "torch"}  # what a sampler imports that does not come with Optuna
+NEEDS = {"cmaes": "cmaes", "gp": "torch"}  # the packages that a sampler needs besides Optuna
 
 
 def branin(x1: float, x2: float) -> float:
@@ -50,30 +50,30 @@ class SharedStudy:
         self.study = optuna.create_study(sampler=sampler)
         self._running: dict[str, int] = {}  # task's key -> number of its trial
 
-    async def follow(self, rush: RushWorker) -> None:
-        """Learns what has happened in the network since the last time."""
-        # In this order: what ends in between is then among the finished ones. The other way round it would be in neither.
+    async def update(self, rush: RushWorker) -> None:
+        """Adds what has happened in the network since the last update."""
+        # In this order a task that ends in between is in both frames. In the other order it would be in neither.
         running = await rush.fetch_running_tasks(times=True)
         finished = await rush.fetch_new_tasks(times=True)
         await asyncio.to_thread(self._learn, finished, running)
 
     async def propose(self) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """A new trial: its number, its point, and what must travel with the task."""
-        return await asyncio.to_thread(self._ask)  # a sampler computes: not in the loop that others live in
+        """Creates a trial. Returns its number, its point, and what to store with the task."""
+        return await asyncio.to_thread(self._ask)  # in a thread, so that the sampler does not block the event loop
 
     def begin(self, key: str, number: int) -> None:
-        """The task with this key runs what was proposed."""
+        """Records that the task with this key evaluates the trial."""
         self._running[key] = number
 
     def _ask(self) -> tuple[int, dict[str, Any], dict[str, Any]]:
         number = self.study.ask(SPACE).number
         trial = self.study.get_trials(deepcopy=False)[number]
-        # CMA-ES keeps its generation and, as a pickle, its covariance matrix here; Optuna's rules make it JSON. Who can write
-        # to the database can so run code in the workers of CMA-ES, as over any storage of Optuna's: keep strangers out.
+        # CMA-ES stores its generation and a pickle of its covariance matrix in these attributes, which are valid JSON. So write
+        # access to the database allows code execution in workers of CMA-ES, as with every storage of Optuna: restrict it.
         return number, trial.params, {"system_attrs": json.dumps(trial.system_attrs)}
 
     def _learn(self, finished: pl.DataFrame, running: pl.DataFrame) -> None:
-        # Trials are numbered as they began, so that a late one does not pass for the newest.
+        # Trials are numbered in the order of their start, so that a late result is not taken for the newest trial.
         for task in rows(finished):
             if task["keys"] in self._running:
                 self.study.tell(self._running.pop(task["keys"]), task["y"])
@@ -81,7 +81,7 @@ class SharedStudy:
                 self.study.add_trial(make_trial(task, TrialState.COMPLETE))
         done = set(finished["keys"])
         still_running = {task["keys"]: task for task in rows(running) if task["keys"] not in done}
-        for key in self._running.keys() - still_running.keys():  # neither finished nor running any more: they failed
+        for key in self._running.keys() - still_running.keys():  # neither finished nor running, so they failed
             self.study.tell(self._running.pop(key), state=TrialState.FAIL)
         for key, task in still_running.items():
             if key not in self._running:
@@ -90,12 +90,12 @@ class SharedStudy:
 
 
 def rows(tasks: pl.DataFrame) -> list[dict[str, Any]]:
-    """The tasks in the order they began."""
+    """The tasks in the order of their start."""
     return tasks.sort("started_at").to_dicts()
 
 
 def make_trial(task: dict[str, Any], state: TrialState) -> optuna.trial.FrozenTrial:
-    """The trial that a row of the archive, or of the running tasks, stands for."""
+    """The trial of a finished or running task."""
     return optuna.trial.create_trial(
         state=state,
         params={name: task[name] for name in SPACE},
@@ -106,11 +106,11 @@ def make_trial(task: dict[str, Any], state: TrialState) -> optuna.trial.FrozenTr
 
 
 async def optimise(rush: RushWorker, sampler: str, seed: int, evals: int) -> None:
-    """A worker: learns from all, proposes, evaluates, until `evals` tasks are finished in all."""
+    """The worker loop: updates its study, proposes and evaluates, until `evals` tasks are finished in all."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shared = SharedStudy(SAMPLERS[sampler](seed=seed))
     while not rush.terminated:
-        await shared.follow(rush)
+        await shared.update(rush)
         number, xs, extra = await shared.propose()
         async with rush.task(xs, xs_extra=extra, budget=evals) as task:
             if task is None:
@@ -120,9 +120,9 @@ async def optimise(rush: RushWorker, sampler: str, seed: int, evals: int) -> Non
 
 
 async def search(rush: Rush, options: argparse.Namespace, sampler: str, seed: int) -> pl.DataFrame:
-    """One search by all workers, in a network that is empty before and afterwards; its finished tasks."""
+    """Runs one search and returns its finished tasks. The network is empty before and afterwards."""
     on = Processes() if options.on == "processes" else Coroutines()
-    for worker in range(options.workers):  # each with a seed of its own: with one for all they would propose the same
+    for worker in range(options.workers):  # each worker needs its own seed, otherwise all propose the same points
         await rush.start_workers(optimise, on=on, sampler=sampler, seed=1000 * seed + worker, evals=options.evals)
     await rush.join_workers()
     tasks = await rush.fetch_finished_tasks()
@@ -131,7 +131,7 @@ async def search(rush: Rush, options: argparse.Namespace, sampler: str, seed: in
 
 
 async def compare(rush: Rush, options: argparse.Namespace) -> None:
-    """The best value of the sampler and of random search after as many evaluations, over several seeds."""
+    """Prints the best values of the sampler and of random search over several seeds."""
     best: dict[str, list[float]] = {"random": [], options.sampler: []}
     for seed in range(options.seed, options.seed + options.compare):
         for sampler, found in best.items():
@@ -146,7 +146,7 @@ async def compare(rush: Rush, options: argparse.Namespace) -> None:
 def read_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Optuna's samplers on the Branin function.")
-    parser.add_argument("--sampler", choices=list(SAMPLERS), default="tpe", help="who proposes (default: tpe)")
+    parser.add_argument("--sampler", choices=list(SAMPLERS), default="tpe", help="which one proposes (default: tpe)")
     parser.add_argument("--workers", type=int, default=4, help="how many (default: 4)")
     parser.add_argument("--on", choices=["coroutines", "processes"], default="coroutines", help="where they run")
     parser.add_argument("--evals", type=int, default=100, help="tasks to finish (default: 100)")
@@ -163,7 +163,7 @@ def read_options() -> argparse.Namespace:
 
 
 async def main() -> None:
-    """Runs a search, or a comparison, and shows what was found."""
+    """Runs a search or a comparison, and prints the best points."""
     options = read_options()
     async with Rush(config=options.url) as rush:
         if options.compare:

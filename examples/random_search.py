@@ -23,7 +23,7 @@ def branin(x1: float, x2: float) -> float:
 
 
 def propose() -> dict[str, float]:
-    """A point of the domain, at random."""
+    """A random point of the domain."""
     return {"x1": random.uniform(-5, 10), "x2": random.uniform(0, 15)}
 
 
@@ -34,11 +34,11 @@ async def search_within_budget(rush: RushWorker, evals: int) -> None:
             if task is None:
                 break
             task.ys = {"y": branin(**task.xs)}
-        await asyncio.sleep(0)  # whoever does not await in its objective gives way to the other workers here
+        await asyncio.sleep(0)  # this objective awaits nothing, so the other workers of the event loop get their turn here
 
 
 async def search_plainly(rush: RushWorker, evals: int) -> None:
-    """The tutorial's loop. Workers look at the count independently, so the total may exceed `evals` by workers - 1."""
+    """The tutorial's loop. Each worker reads the count by itself, so the total may exceed `evals` by workers - 1."""
     while rush.n_finished_tasks < evals and not rush.terminated:
         xs = propose()
         (key,) = await rush.push_running_tasks([xs])
@@ -46,7 +46,7 @@ async def search_plainly(rush: RushWorker, evals: int) -> None:
 
 
 async def main() -> None:
-    """Starts the workers, waits for them, and shows what they found."""
+    """Starts the workers, waits for them, and prints the best points."""
     parser = argparse.ArgumentParser(description="Random search on the Branin function.")
     parser.add_argument("--workers", type=int, default=4, help="how many (default: 4)")
     parser.add_argument("--on", choices=["coroutines", "processes"], default="coroutines", help="where they run")

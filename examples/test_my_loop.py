@@ -1,9 +1,9 @@
-"""How to test a worker loop: on a real database that starts by itself, and without one fixed sleep.
+"""How to test a worker loop: on a real database that starts by itself, and without fixed sleeps.
 
     python -m pip install pytest pytest-asyncio
     python -m pytest -p rush_async.testing examples/test_my_loop.py
 
-In a project of yours a line in the outermost `conftest.py` takes the place of `-p`: `pytest_plugins = ["rush_async.testing"]`.
+In your own project, write `pytest_plugins = ["rush_async.testing"]` in the outermost `conftest.py` instead of `-p`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Objective = Callable[[float], Awaitable[float]]
 
 
 async def climb(rush: RushWorker, objective: Objective, evals: int, seed: int | None = None) -> None:
-    """The loop under test: tries points near the best that anybody has found, until `evals` are finished in all.
+    """The loop under test: tries points near the best one of all workers, until `evals` tasks are finished in all.
 
-    It gives up when ten have failed.
+    It gives up when ten tasks have failed.
     """
     rng = random.Random(seed)
     while not rush.terminated:
@@ -53,7 +53,7 @@ async def broken(x: float) -> float:
 
 
 async def test_it_finds_the_minimum(rush: Rush, rush_worker: RushWorker) -> None:
-    # The loop is called like any function: no worker is started, breakpoints and `print` work.
+    # The test calls the loop like any function, without starting a worker, so breakpoints and `print` work.
     await climb(rush_worker, parabola, evals=100, seed=1)
     tasks = await rush.fetch_finished_tasks()
     assert min(tasks["y"]) < 0.01
@@ -74,26 +74,26 @@ async def points_of(seed: int, server: RushConfig) -> list[float]:
         return points
 
 
-async def test_one_worker_with_a_seed_does_the_same_again(rush_server: RushConfig) -> None:
+async def test_one_worker_with_a_seed_is_reproducible(rush_server: RushConfig) -> None:
     assert await points_of(1, rush_server) == await points_of(1, rush_server)
     assert await points_of(1, rush_server) != await points_of(2, rush_server)
 
 
-async def test_it_goes_on_from_what_is_known(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_it_starts_from_the_known_results(rush: Rush, rush_worker: RushWorker) -> None:
     await rush.push_finished_tasks([{"x": 100.0}], [{"y": -1.0}])
     await climb(rush_worker, parabola, evals=2, seed=1)
     first, second = (await rush.fetch_finished_tasks())["x"]
     assert abs(second - first) < 5
 
 
-async def test_it_gives_up_when_the_objective_is_broken(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_it_gives_up_when_the_objective_always_fails(rush: Rush, rush_worker: RushWorker) -> None:
     await climb(rush_worker, broken, evals=100)
     assert await rush.counts() == Counts(failed=10)
     failed = await rush.fetch_failed_tasks()
     assert {why["type"] for why in failed["condition"]} == {"ZeroDivisionError"}
 
 
-async def test_it_ends_when_it_is_asked_to(rush: Rush) -> None:
+async def test_it_ends_when_it_is_stopped(rush: Rush) -> None:
     best: list[float] = []
 
     async def watched(x: float) -> float:
@@ -101,7 +101,7 @@ async def test_it_ends_when_it_is_asked_to(rush: Rush) -> None:
         return await parabola(x)
 
     workers = await rush.start_workers(climb, n_workers=2, objective=watched, evals=1_000_000)
-    # A condition on counts sleeps until they change; any other is looked at again and again.
+    # A condition on counts waits for events. `wait_until` polls any other condition.
     await rush.wait_until(lambda counts: counts.finished >= 10, timeout=10)
     await wait_until(lambda: best[-1] < 1, timeout=10)
 
@@ -110,8 +110,8 @@ async def test_it_ends_when_it_is_asked_to(rush: Rush) -> None:
     assert rush.n_running_tasks == rush.n_failed_tasks == 0
 
 
-async def test_a_worker_that_dies_costs_one_task_and_no_result(rush: Rush) -> None:
-    # One worker holds the last place of the budget and the others wait for it: it does not die at some lucky moment.
+async def test_a_dead_worker_loses_one_task_and_no_result(rush: Rush) -> None:
+    # The victim holds the last place of the budget and the others wait for it, so it cannot die at a harmless moment.
     (victim,) = await rush.start_workers(climb, on=Processes(), objective=never, evals=20)
     await rush.wait_until(lambda counts: counts.running == 1, timeout=30)
     others = await rush.start_workers(climb, n_workers=2, objective=parabola, evals=20)

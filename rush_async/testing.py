@@ -1,4 +1,4 @@
-"""Fixtures and a wait for tests of your own loops, on a real server. In your `conftest.py`:
+"""Fixtures for tests of your own loops on a real server, and a function that waits for a condition. In your `conftest.py`:
 
 ```python
 pytest_plugins = ["rush_async.testing"]
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @pytest.fixture(scope="session")
 def rush_server() -> Iterator[RushConfig]:
-    """A private server for this test process; its address as a configuration."""
+    """The configuration of a private server, which runs until this test process ends."""
     lease = acquire()
     try:
         yield RushConfig(url=lease.url)
@@ -38,7 +38,7 @@ def rush_server() -> Iterator[RushConfig]:
 
 @pytest_asyncio.fixture
 async def rush(rush_server: RushConfig) -> AsyncIterator[Rush]:
-    """A manager of a network of its own, which is deleted after the test."""
+    """A manager of a new network, which is deleted after the test."""
     async with Rush(config=rush_server) as rush:
         yield rush
         await rush.reset()
@@ -52,20 +52,27 @@ async def rush_worker(rush: Rush) -> AsyncIterator[RushWorker]:
 
 
 async def wait_until(condition: Callable[[], T | Awaitable[T]], *, timeout: float = 5.0) -> T:
-    """Waits until `condition()`, which may be a coroutine function, gives something true, and returns it.
+    """Calls `condition` again and again until it returns a true value.
 
-    It looks again and again, because any condition may be asked for. For counts, `Rush.wait_until` waits without looking.
+    Use `Rush.wait_until` for a condition on counts: it waits for events and does not poll.
+
+    Args:
+        condition: a function, or a coroutine function, without parameters.
+        timeout: seconds after which to give up.
+
+    Returns:
+        The first true value.
 
     Raises:
-        AssertionError: it did not within `timeout` seconds; the last value is shown.
+        AssertionError: the condition returned none within `timeout` seconds. The message shows the last value.
     """
     deadline, pause = time.monotonic() + timeout, 0.001
     while True:
-        given = condition()
-        value = cast("T", await given if inspect.isawaitable(given) else given)
+        result = condition()
+        value = cast("T", await result if inspect.isawaitable(result) else result)
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"the condition did not hold within {timeout:g} s: it gave {value!r}")
+            raise AssertionError(f"the condition did not hold within {timeout:g} s: it returned {value!r}")
         await anyio.sleep(pause)
         pause = min(pause * 1.5, 0.05)

@@ -1,4 +1,4 @@
-"""The example programs and the README's, run as they stand."""
+"""The example programs and the program of the README run without changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 async def run(*words: str) -> str:
-    """What a program prints; it must end well and write nothing on stderr."""
+    """Runs a program and returns what it prints. The program must exit with 0 and write nothing to stderr."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL")}
     environment |= {"PYTHONWARNINGS": "error", "POLARS_TABLE_WIDTH": "200"}
     process = await asyncio.create_subprocess_exec(
@@ -32,7 +32,7 @@ async def run(*words: str) -> str:
 
 
 @pytest.mark.parametrize("on", ["coroutines", "processes"])
-async def test_random_search_finishes_exactly_as_many_as_asked(on: str) -> None:
+async def test_random_search_finishes_exactly_the_budget(on: str) -> None:
     text = await run("examples/random_search.py", "--on", on, "--workers", "3", "--evals", "40")
     before, after = re.findall(r"Finished Tasks: (\d+)", text)
     assert (before, after) == ("0", "40")
@@ -41,18 +41,18 @@ async def test_random_search_finishes_exactly_as_many_as_asked(on: str) -> None:
     assert "worker_id" in text
 
 
-async def test_random_search_with_the_tutorials_loop_exceeds_by_at_most_workers_less_one() -> None:
+async def test_the_plain_loop_exceeds_the_budget_by_at_most_the_number_of_workers_minus_one() -> None:
     text = await run("examples/random_search.py", "--loop", "plain", "--workers", "4", "--on", "processes")
     assert 100 <= int(re.findall(r"Finished Tasks: (\d+)", text)[1]) <= 103
 
 
-async def test_random_search_uses_the_database_that_is_named(rush: Rush) -> None:
+async def test_random_search_uses_a_given_database(rush: Rush) -> None:
     assert rush.config.url is not None
     text = await run("examples/random_search.py", "--url", rush.config.url, "--evals", "10")
     assert "Finished Tasks: 10" in text
 
 
-async def test_the_readmes_program_runs_as_it_stands(tmp_path: Path) -> None:
+async def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)
     assert len([line for line in program.splitlines() if line]) <= 25
     (tmp_path / "program.py").write_text(program, "utf-8")

@@ -1,4 +1,4 @@
-"""The figures of the documentation: what is in them, and that they are drawn anew the same."""
+"""The figures of the documentation: their content, their size, and that drawing is reproducible."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGEST = 60_000  # bytes of a picture in a page
 
 @pytest.fixture(scope="module")
 def draw(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """`docs/figures/draw.py`, which is a program and in no package. The fonts are open, for matplotlib keeps them open."""
+    """`docs/figures/draw.py`, a program outside any package. Drawing once opens the fonts, which matplotlib keeps open."""
     spec = importlib.util.spec_from_file_location("draw", FIGURES / "draw.py")
     assert spec is not None
     assert spec.loader is not None
@@ -34,7 +34,7 @@ def draw(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 def a_run(*tasks: tuple[str, float | None, float | None, float | None]) -> pl.DataFrame:
-    """A frame as `fetch_tasks(times=True)` gives: (worker, start, end, y) each, in seconds."""
+    """A frame like that of `fetch_tasks(times=True)`, from (worker, start, end, y) with times in seconds."""
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
     def at(seconds: float | None) -> datetime | None:
@@ -46,7 +46,7 @@ def a_run(*tasks: tuple[str, float | None, float | None, float | None]) -> pl.Da
 
 
 def words_of(path: Path) -> set[str]:
-    """The texts of a picture, which stand as comments beside the shapes of their letters."""
+    """The texts of a picture. The SVG has them as comments beside the shapes of their letters."""
     comments = re.findall(r"<!--(.*?)-->", path.read_text("utf-8"), re.DOTALL)
     return {line.strip() for comment in comments for line in comment.splitlines()}
 
@@ -81,7 +81,7 @@ async def test_a_run_of_four_workers_is_drawn(draw: Any, rush: Rush, tmp_path: P
     assert max(path.stat().st_size for path in paths) < LARGEST
 
 
-def test_diagrams_are_the_same_each_time_and_name_every_call_that_moves_a_task(draw: Any, tmp_path: Path) -> None:
+def test_diagrams_are_reproducible_and_name_every_call_that_changes_a_task(draw: Any, tmp_path: Path) -> None:
     tasks = a_run(("a_b_1", 0, 1, 2.0), ("a_c_2", 0, 2, 1.0))
     first, second = tmp_path / "first", tmp_path / "second"
     for directory in (first, second):
@@ -96,7 +96,7 @@ def test_diagrams_are_the_same_each_time_and_name_every_call_that_moves_a_task(d
 
 
 @pytest.mark.parametrize("name", ["run", "task", "processes"])
-def test_the_pictures_in_the_pages_are_small_and_on_no_background(name: str) -> None:
+def test_the_pictures_in_the_pages_are_small_and_have_no_background(name: str) -> None:
     path = FIGURES / f"{name}.svg"
     assert path.stat().st_size < LARGEST
     root = ElementTree.fromstring(path.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""The fixtures and the wait that users get."""
+"""The fixtures and `wait_until`, which users import for their own tests."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ async def test_fixtures(rush, rush_worker, rush_server):
 """
 
 
-def test_a_users_suite_needs_one_line(tmp_path: Path) -> None:
+def test_a_suite_needs_one_line_in_its_conftest(tmp_path: Path) -> None:
     (tmp_path / "test_user.py").write_text(USERS_TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto"]
     result = subprocess.run([*command, "-p", "no:valkey", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
     assert "1 passed" in result.stdout, result.stdout + result.stderr
 
 
-async def test_rush_and_rush_worker_share_a_network_of_their_own(
+async def test_the_fixtures_rush_and_rush_worker_share_a_new_network(
     rush: Rush, rush_worker: RushWorker, rush_server: RushConfig
 ) -> None:
     assert rush.network_id == rush_worker.network_id
@@ -42,13 +42,13 @@ async def test_rush_and_rush_worker_share_a_network_of_their_own(
         assert other.network_id != rush.network_id
 
 
-async def test_wait_until_returns_what_became_true_and_names_what_did_not(rush: Rush) -> None:
+async def test_wait_until_returns_the_first_true_value_and_raises_with_the_last_false_one(rush: Rush) -> None:
     values = iter([0, None, "", "found"])
     assert await wait_until(lambda: next(values)) == "found"
 
-    async def counts() -> bool:
+    async def is_queue_empty() -> bool:
         return (await rush.counts()).queued == 0
 
-    assert await wait_until(counts)
-    with pytest.raises(AssertionError, match=r"within 0\.01 s: it gave 0"):
+    assert await wait_until(is_queue_empty)
+    with pytest.raises(AssertionError, match=r"within 0\.01 s: it returned 0"):
         await wait_until(lambda: 0, timeout=0.01)

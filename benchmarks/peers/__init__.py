@@ -1,1 +1,1 @@
-"""Libraries that share state between processes, measured beside ours in one run: `python -m benchmarks peers`."""
+"""Other libraries that share state between processes, measured beside ours in one run: `python -m benchmarks peers`."""

@@ -1,10 +1,10 @@
-"""Peers and ours in turn, repetition by repetition, on one server: what the figures say is in `__main__`."""
+"""Measures peers and ours in turn, repetition by repetition, on one server. `__main__` explains the figures."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,16 +28,16 @@ class Scale:
     """How much is measured.
 
     Attributes:
-        repetitions: of everything.
-        processes: how many propose and report.
-        trials: Optuna's, over all processes: what it costs grows with their number.
-        tasks: ours and the Manager dict's, a process.
-        jobs: a peer's queue holds.
-        our_jobs: our queue holds; more, because as many would be gone too soon to be timed.
-        starts: jobs that are enqueued one at a time.
-        read: finished tasks that a fresh process reads.
-        read_trials: the same of Optuna, which takes long to make them.
-        timeout: seconds after which a script is given up.
+        repetitions: how often each script runs.
+        processes: the numbers of processes that propose and report.
+        trials: Optuna's trials over all processes. Their cost grows with their number.
+        tasks: the tasks of ours and of the Manager dict, in each process.
+        jobs: the jobs in the queue of a peer.
+        our_jobs: the jobs in our queue: more, because ours would finish `jobs` too soon for a reliable time.
+        starts: the jobs that are enqueued one at a time.
+        read: the finished tasks that a fresh process reads.
+        read_trials: the trials that a fresh process reads: fewer, because Optuna takes long to create them.
+        timeout: seconds after which a script is ended.
     """
 
     repetitions: int
@@ -58,15 +58,15 @@ FULL = Scale(repetitions=5)
 
 @dataclass
 class Cell:
-    """One thing to measure with one library.
+    """One measurement of one library.
 
     Attributes:
-        name: as its rows begin.
-        script: what measures it.
-        values: what a report says, by the row's name and unit: one value or more a repetition.
-        note: for the reader of its rows.
-        failure: of a repetition, if one failed.
-        is_given_up: whether it is not tried again.
+        name: how the names of its rows begin.
+        script: the script that measures it.
+        values: turns a report of the script into one value or more, by the row's name and unit.
+        note: a note for its rows.
+        failure: why a repetition failed, or empty.
+        is_given_up: whether no further repetition is tried.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Cell:
     is_given_up: bool = False
 
     def measure(self, timeout: float) -> None:
-        """One repetition. What hung once is not tried again."""
+        """Runs one repetition. A script that hung once is not tried again."""
         value = None
         if not self.is_given_up:
             try:
@@ -88,12 +88,12 @@ class Cell:
         self.measured.append(value)
 
     def give_up(self, why: str, *, for_ever: bool) -> None:
-        """Notes a failure."""
+        """Records why a repetition failed."""
         self.failure = why
         self.is_given_up = for_ever
 
     def rows(self, section: str) -> list[Row]:
-        """Its rows; a repetition that failed is left out, and where all did, one row without a number says so."""
+        """Returns its rows without failed repetitions. If all failed, one row without a number has the reason as its note."""
         good = [one for one in self.measured if one is not None]
         note = "; ".join(filter(None, [self.note, self.failure]))
         if not good:
@@ -109,23 +109,25 @@ def rate(report: dict[str, Any]) -> dict[tuple[str, str], float]:
 
 
 def percentiles(report: dict[str, Any]) -> dict[tuple[str, str], float]:
-    """The middle one, and the one that 1 of 100 exceed."""
+    """The median and the 99th percentile of the times to start."""
     cuts = statistics.quantiles(report["milliseconds"], n=100, method="inclusive")
     return {(", p50", "ms"): cuts[49], (", p99", "ms"): cuts[98]}
 
 
 def milliseconds_a_thousand(report: dict[str, Any]) -> dict[tuple[str, str], float]:
-    """How long 1,000 tasks take to read."""
+    """The milliseconds to read 1,000 tasks."""
     return {("", "ms"): report["seconds"] / report["n"] * 1e6}
 
 
 class Comparison:
-    """One run: which peers, how much, where.
+    """One run of the comparison.
 
     Args:
-        names: the peers to measure; those without an environment are left out.
-        url: the server's; its data are thrown away again and again.
-        directory: of the environments.
+        table: the table for the rows.
+        names: the peers to measure. Those without an environment are left out.
+        scale: how much is measured.
+        url: the address of the server. Its data are deleted before each script.
+        directory: the directory of the environments.
     """
 
     def __init__(self, table: Table, names: Collection[str], scale: Scale, url: str, directory: Path) -> None:
@@ -137,19 +139,19 @@ class Comparison:
         self.server = redis.Redis.from_url(url)
 
     def script(self, name: str, action: str, n: int, peer: str | None = None, **options: str | int) -> Script:
-        """A script that is run with a peer's Python, or with ours."""
+        """A script for the Python of a peer, or for ours."""
         given = {"url": self.url, "n": n, **options}
         words = [word for option, value in given.items() for word in (f"--{option}", str(value))]
         return Script(name, None if peer is None else self.pythons[peer], (action, *words))
 
     def measure(self, section: str, cells: list[Cell], ours: list[tuple[str, str, str]], *, flush: bool = True) -> None:
-        """Measures cells in turn and adds their rows, then the ratios of ours to theirs.
+        """Measures cells in turn, and adds their rows and the ratios of ours to theirs.
 
         Args:
-            section: the heading.
-            cells: ours and those of the peers.
-            ours: cells to compare, ours and another, and the goal of the first value of both, if any.
-            flush: whether each begins on an empty server.
+            section: the heading of the rows.
+            cells: our cells and those of the peers.
+            ours: the cells to compare: the name of ours, the name of another, and the goal for the first value of both, or "".
+            flush: whether each script begins on an empty server.
         """
         for _ in range(self.scale.repetitions):
             for cell in cells:
@@ -163,7 +165,7 @@ class Comparison:
                 self.table.add(*ratios(section, by_name[mine], by_name[other], goal))
 
     def propose(self) -> None:
-        """Two floats in, one float out: proposed, recorded and reported, with another process able to read it."""
+        """Tasks with two inputs and one output: proposed, recorded and reported, so that another process can read them."""
         scale = self.scale
         cells = [
             Cell("ours, one coroutine", self.script("rush_tasks", "propose", scale.tasks // 8, coroutines=1), rate),
@@ -184,32 +186,40 @@ class Comparison:
                 pairs.append((ours, f"Manager dict, {name}", ""))
         if "optuna" in self.names:
             script = self.script("optuna_trials", "memory", scale.trials, "optuna")
-            cells.append(Cell("Optuna in memory, 1 process", script, rate, "nobody else can read it"))
+            cells.append(Cell("Optuna in memory, 1 process", script, rate, "no other process can read it"))
             pairs.append(("ours, 1 process", "Optuna in memory, 1 process", ""))
             pairs.append(("ours, one coroutine", "Optuna's Redis journal, 1 process", ">= 15"))
         self.measure("A task proposed, recorded and reported", cells, pairs)
 
-    def jobs(self, section: str, action: str, n: int, n_ours: int, values: Callable[..., dict[tuple[str, str], float]]) -> None:
-        """One of the two figures of job queues."""
+    def jobs(
+        self,
+        section: str,
+        action: str,
+        n: int,
+        n_ours: int,
+        values: Callable[..., dict[tuple[str, str], float]],
+        goals: Mapping[str, str] | None = None,
+    ) -> None:
+        """Measures one of the two figures of job queues."""
         queues = [name for name in QUEUES if name in self.names]
         cells = [Cell("ours", self.script("rush_jobs", action, n_ours, coroutines=CONCURRENCY), values)]
         for name in queues:
             note = {"arq": "polls every ms instead of every 500", "docket": "polls every ms instead of every 250"}.get(name, "")
             cells.append(Cell(name, self.script(f"{name}_jobs", action, n, name, coroutines=CONCURRENCY), values, note))
-        self.measure(section, cells, [("ours", name, "") for name in queues])
+        self.measure(section, cells, [("ours", name, (goals or {}).get(name, "")) for name in queues])
 
     def consume(self) -> None:
-        """No-op jobs by one worker process."""
+        """No-op jobs that one worker process runs."""
         section = f"No-op jobs, one worker process, {CONCURRENCY} in hand"
         self.jobs(section, "consume", self.scale.jobs, self.scale.our_jobs, rate)
 
     def starts(self) -> None:
-        """From enqueuing to start, in another process, at quiet."""
+        """The time from enqueuing to start in another, idle process."""
         section = "From enqueuing to start in another process, at quiet (a ratio below 1: ours is sooner)"
-        self.jobs(section, "latency", self.scale.starts, self.scale.starts, percentiles)
+        self.jobs(section, "latency", self.scale.starts, self.scale.starts, percentiles, {"taskiq": "<= 1"})
 
     def read(self) -> None:
-        """What a fresh process needs to read all that is finished."""
+        """The time in which a fresh process reads all finished tasks."""
         scale = self.scale
         cells: list[Cell] = []
         self.server.flushall()
@@ -225,7 +235,7 @@ class Comparison:
                     else:
                         run(fill, scale.timeout)
                 except ScriptError as error:
-                    cell.give_up(f"filling it {error}", for_ever=True)
+                    cell.give_up(f"its data could not be written: the script {error}", for_ever=True)
 
             add(
                 "ours",
@@ -256,7 +266,7 @@ SECTIONS: dict[str, Callable[[Comparison], None]] = {
 
 
 def name_of_ratio(ours: str, other: str) -> str:
-    """Such as `ours over arq`; what both begin or end with is said once."""
+    """The name of a ratio, such as `ours over arq`. What both names end with stands only once."""
     what = ours.partition(", ")[2]
     if not what or other.endswith(what):
         return f"ours over {other}"
@@ -264,7 +274,7 @@ def name_of_ratio(ours: str, other: str) -> str:
 
 
 def ratios(section: str, ours: Cell, other: Cell, goal: str) -> list[Row]:
-    """Ours over another, of the repetitions in which neither failed."""
+    """The ratios of ours to another, for the repetitions in which neither failed. The goal is that of the first value."""
     pairs = [
         (mine, its) for mine, its in zip(ours.measured, other.measured, strict=True) if mine is not None and its is not None
     ]
@@ -276,16 +286,16 @@ def ratios(section: str, ours: Cell, other: Cell, goal: str) -> list[Row]:
             name_of_ratio(ours.name, other.name) + what,
             [mine[what, unit] for mine, _ in pairs],
             [its[what, unit] for _, its in pairs],
-            goal=goal,
+            goal=goal if at == 0 else "",
         )
-        for what, unit in pairs[0][0]
+        for at, (what, unit) in enumerate(pairs[0][0])
     ]
 
 
 def compare(
     table: Table, names: Collection[str], scale: Scale, url: str, directory: Path, sections: Collection[str] = tuple(SECTIONS)
 ) -> None:
-    """Measures peers and ours and adds the rows; the server's data are thrown away."""
+    """Measures peers and ours, and adds their rows. Deletes all data of the server."""
     comparison = Comparison(table, names, scale, url, directory)
     try:
         for name in sections:

@@ -1,4 +1,4 @@
-"""The peers' scripts as processes: what they print, how long they may take, and that none outlives the benchmark."""
+"""Runs the scripts of the peers as processes, reads their reports, and ends them with all their children."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[2]
 
 
 class ScriptError(Exception):
-    """A script failed or hung; the message is fit for a note.
+    """A script failed or hung. The message becomes the note of a row.
 
     Attributes:
-        is_hang: whether it did not end.
+        is_hang: whether the script did not end in time.
     """
 
     def __init__(self, message: str, *, is_hang: bool = False) -> None:
@@ -35,10 +35,12 @@ class ScriptError(Exception):
 
 @dataclass(frozen=True)
 class Script:
-    """A script in `scripts/` and what it is asked.
+    """A script in `scripts/` and its arguments.
 
     Attributes:
-        python: its interpreter; None is this one, with our library.
+        name: the name of its file without the ending.
+        python: its interpreter, or None for this one, with our library.
+        arguments: its command line.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Script:
     arguments: tuple[str, ...]
 
     def start(self, errors: IO[bytes], directory: str, stdin: int) -> subprocess.Popen[str]:
-        """Starts it in a session of its own, so that it can be ended with all its processes."""
+        """Starts the script in a session of its own, so that it can be ended together with its children."""
         environment = {**os.environ, "TMPDIR": directory}
         environment.pop("PYTHONPATH", None)
         if self.python is None:
@@ -65,10 +67,10 @@ class Script:
 
 
 def run(script: Script, timeout: float) -> dict[str, Any]:
-    """What a script reports.
+    """Runs a script and returns its report.
 
     Raises:
-        ScriptError: it failed, or did not end within `timeout` seconds; then all its processes are ended.
+        ScriptError: it failed, or did not end within `timeout` seconds. All its processes have ended then.
     """
     with (
         tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as directory,
@@ -83,16 +85,16 @@ def run(script: Script, timeout: float) -> dict[str, Any]:
             if process.returncode != 0:
                 _end(process)
         if process.returncode or not out.strip():
-            raise ScriptError(f"failed: {_last_words(errors)}")
+            raise ScriptError(f"failed: {_last_line(errors)}")
         return json.loads(out.splitlines()[-1])
 
 
 @contextmanager
 def hold(script: Script, timeout: float) -> Generator[dict[str, Any]]:
-    """What a script reports that stays there until the block ends.
+    """Runs a script until the block ends, and yields its report.
 
     Raises:
-        ScriptError: it failed, or reported nothing for `timeout` seconds.
+        ScriptError: it failed, or reported nothing within `timeout` seconds.
     """
     with (
         tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as directory,
@@ -103,9 +105,9 @@ def hold(script: Script, timeout: float) -> Generator[dict[str, Any]]:
         assert process.stdout is not None
         try:
             if not select.select([process.stdout], [], [], timeout)[0]:
-                raise ScriptError(f"hung: it said nothing for {timeout:g} s", is_hang=True)
+                raise ScriptError(f"hung: it reported nothing for {timeout:g} s", is_hang=True)
             if not (line := process.stdout.readline()):
-                raise ScriptError(f"failed: {_last_words(errors)}")
+                raise ScriptError(f"failed: {_last_line(errors)}")
             yield json.loads(line)
         finally:
             process.stdin.close()
@@ -117,7 +119,7 @@ def hold(script: Script, timeout: float) -> Generator[dict[str, Any]]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a script with all that it started."""
+    """Ends a script and its children."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -125,7 +127,7 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
-def _last_words(errors: IO[bytes]) -> str:
+def _last_line(errors: IO[bytes]) -> str:
     errors.seek(0)
     lines = errors.read().decode("utf-8", "replace").split("\n")
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "without a word")
+    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it printed no error")

@@ -3,9 +3,9 @@
     pip install ".[fastapi]" uvicorn
     uvicorn examples.fastapi_service.app:app
 
-It keeps its data in the directory `rush-data`, or in `RUSH_DATA_DIR`; with `RUSH_URL` it shares that database. Either way
-several processes are one service: add `--workers 2`, or start it once more on another port. `docs/guides/fastapi.md` has
-requests to try.
+It keeps its data in the directory `rush-data`, or in `RUSH_DATA_DIR`. With `RUSH_URL` it uses that database. In both cases
+several processes form one service: add `--workers 2`, or start it again on another port. `docs/guides/fastapi.md` has requests
+to try.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def branin(x1: float, x2: float) -> float:
 
 
 def experiment(x1: float, x2: float) -> float:
-    """The Branin function as a blocking call that takes its time, as a simulation or a training would."""
+    """The Branin function as a slow blocking call, like a simulation or a training."""
     time.sleep(0.05)
     return branin(x1, x2)
 
 
 async def objective(xs: dict[str, Any]) -> dict[str, float]:
-    """Evaluates a point in a thread, so that the event loop goes on serving meanwhile."""
+    """Evaluates a point in a thread, so that the event loop keeps serving requests."""
     return {"y": await asyncio.to_thread(experiment, **xs)}
 
 
@@ -64,7 +64,7 @@ def settings() -> RushConfig:
     config = RushConfig.from_env()
     if config.url is None:
         config = replace(config, data_dir=os.environ.get("RUSH_DATA_DIR", "rush-data"))
-    return replace(config, retry_deadline=5.0)  # a request fails when the database is away for longer
+    return replace(config, retry_deadline=5.0)  # a request fails if the database is unreachable for longer
 
 
 def create_app() -> FastAPI:

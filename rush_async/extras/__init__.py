@@ -1,1 +1,1 @@
-"""Bridges to other packages; each module needs the extra of its name, `pip install "rush-async[fastapi]"`."""
+"""Bridges to other packages. Each one needs the optional dependencies of its name: `pip install "rush-async[fastapi]"`."""

@@ -1,4 +1,4 @@
-"""Chapter 1: a task, from a proposal to a result. Each test here is one idea, and each builds on those before it."""
+"""Chapter 1: a task, from a proposal to a result. Each test is one idea and builds on those before it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import pytest
 from rush_async import Counts, Rush, RushWorker
 
 
-async def test_1_everybody_who_names_a_network_meets_in_it(rush: Rush) -> None:
-    # A manager pushes tasks: inputs, as mappings from names to values. Each gets a key.
+async def test_1_all_clients_of_a_network_share_its_tasks(rush: Rush) -> None:
+    # A manager pushes tasks. The input of each is a mapping from names to values. Each task gets a key.
     keys = await rush.push_tasks([{"x1": 1.0, "x2": 2.0}, {"x1": 3.0, "x2": 4.0}])
     assert len(keys) == 2
 
-    # Whoever opens a client with the same name sees them, in this process or on another machine.
+    # Every client with the same network id sees them, in this process or on another machine.
     async with Rush(rush.network_id, rush.config) as other:
         assert await other.counts() == Counts(queued=2, running=0, finished=0, failed=0)
 
 
 async def test_2_a_worker_proposes_evaluates_and_reports(rush: Rush) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
-        # The block is the task's evaluation: it is running inside, and finished with what `ys` was set to.
+        # The block is the evaluation of the task. The task is running inside it, and finished with `ys` after it.
         async with worker.task({"x1": 1.0, "x2": 2.0}) as task:
             assert await rush.counts() == Counts(running=1)
             task.ys = {"y": task.xs["x1"] + task.xs["x2"]}
@@ -27,12 +27,12 @@ async def test_2_a_worker_proposes_evaluates_and_reports(rush: Rush) -> None:
     assert await rush.counts() == Counts(finished=1)
 
 
-async def test_3_what_goes_wrong_in_a_block_fails_its_task(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_3_an_exception_in_a_block_fails_its_task(rush: Rush, rush_worker: RushWorker) -> None:
     with pytest.raises(ZeroDivisionError):
         async with rush_worker.task({"x": 0}) as task:
             task.ys = {"y": 1 / task.xs["x"]}
 
-    # A search that goes on in spite of that says so.
+    # With `catch` the search continues after these exceptions.
     async with rush_worker.task({"x": 0}, catch=ZeroDivisionError) as task:
         task.ys = {"y": 1 / task.xs["x"]}
 
@@ -48,7 +48,7 @@ async def test_4_workers_take_queued_tasks_in_order(rush: Rush, rush_worker: Rus
     await rush.push_tasks([{"x": 1}, {"x": 2}, {"x": 3}])
 
     seen: list[int] = []
-    async for task in rush_worker.tasks(timeout=0.1):  # until nothing came for so long
+    async for task in rush_worker.tasks(timeout=0.1):  # ends when no task came for so long
         async with task:
             seen.append(task.xs["x"])
             task.ys = {"y": task.xs["x"] ** 2}

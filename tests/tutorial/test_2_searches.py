@@ -1,4 +1,4 @@
-"""Chapter 2: many workers that search together, without anybody who tells them what to do."""
+"""Chapter 2: many workers that search together, without a central controller."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def branin(x1: float, x2: float) -> float:
 
 
 async def random_search(rush: RushWorker, n: int) -> None:
-    """What each worker does, until n tasks are finished in all."""
+    """The loop of each worker: proposes and evaluates until n tasks are finished in all."""
     while True:
         xs = {"x1": random.uniform(-5, 10), "x2": random.uniform(0, 15)}
         async with rush.task(xs, budget=n) as task:
@@ -35,10 +35,10 @@ async def test_5_workers_share_a_budget_and_the_manager_waits_for_them(rush: Rus
 async def test_6_a_loop_is_debugged_by_calling_it(rush: Rush) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         await random_search(worker, n=10)
-    assert rush.n_finished_tasks == 10  # kept up to date by itself, free to read
+    assert rush.n_finished_tasks == 10  # updated in the background, free to read
 
 
-async def test_7_results_are_a_frame_with_a_row_a_task(rush: Rush) -> None:
+async def test_7_results_are_a_frame_with_one_row_for_each_task(rush: Rush) -> None:
     await rush.start_workers(random_search, n_workers=2, n=50)
     await rush.join_workers()
     tasks = await rush.fetch_finished_tasks()
@@ -50,7 +50,7 @@ async def test_7_results_are_a_frame_with_a_row_a_task(rush: Rush) -> None:
 async def test_8_workers_learn_from_what_the_others_finished(rush: Rush) -> None:
     async def climb(rush: RushWorker, n: int) -> None:
         while True:
-            # Only what is new travels; the rest is there already.
+            # Only new tasks are transferred. The client caches the others.
             tasks = await rush.fetch_finished_tasks()
             centre = tasks.sort("y").row(0, named=True) if tasks.height else {"x": 5.0}
             async with rush.task({"x": centre["x"] + random.gauss(0, 1)}, budget=n) as task:
@@ -68,7 +68,7 @@ async def test_9_the_manager_sees_results_as_they_come(rush: Rush) -> None:
         await rush.start_workers(random_search, n_workers=2, n=20)
         seen: list[float] = []
         async for event in events:
-            if isinstance(event, TasksFinished):  # or `EventsMissed`, which says that it was too slow
+            if isinstance(event, TasksFinished):  # or `EventsMissed`, if this loop was too slow
                 seen += [task.ys["y"] for task in event.tasks or ()]
             if len(seen) == 20:
                 break
@@ -78,5 +78,5 @@ async def test_9_the_manager_sees_results_as_they_come(rush: Rush) -> None:
 async def test_10_a_reset_leaves_nothing_in_the_database(rush: Rush, raw: Any) -> None:
     await rush.start_workers(random_search, n_workers=2, n=10)
     await rush.wait_until(lambda counts: counts.finished == 10, timeout=10)
-    await rush.reset()  # stops workers that are running still, and deletes every task
+    await rush.reset()  # stops running workers, and deletes all tasks
     assert raw.keys("*") == []

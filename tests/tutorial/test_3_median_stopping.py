@@ -1,4 +1,4 @@
-"""Chapter 3: workers that compare their intermediate results, and stop what is not worth going on with."""
+"""Chapter 3: workers that compare intermediate results, and stop configurations that are not promising."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def finished(*results: tuple[str, int, float]) -> pl.DataFrame:
 # the rule
 
 
-def test_worse_than_the_median_of_the_others_at_the_same_round_stops() -> None:
+def test_a_result_worse_than_the_median_of_the_others_at_the_same_round_stops() -> None:
     tasks = finished(("a", 5, 1.0), ("b", 5, 2.0), ("c", 5, 3.0), ("mine", 5, 2.1))
     assert should_stop(tasks, "mine", 5, 2.1)
     assert not should_stop(tasks, "mine", 5, 1.9)
 
 
-def test_as_good_as_the_median_goes_on() -> None:
+def test_a_result_equal_to_the_median_continues() -> None:
     assert not should_stop(finished(("a", 5, 1.0), ("b", 5, 3.0), ("mine", 5, 2.0)), "mine", 5, 2.0)
 
 
-def test_the_first_at_a_round_goes_on_whatever_others_did_before() -> None:
+def test_the_first_result_at_a_round_continues() -> None:
     tasks = finished(("a", 5, 1.0), ("a", 6, 1.0), ("mine", 5, 9.0), ("mine", 7, 9.0))
     assert not should_stop(tasks, "mine", 7, 9.0)
 
 
 def test_its_own_result_and_other_rounds_do_not_count() -> None:
-    # With its own 3.0 the median would be 3.0, with round 6 it would be 4.0: then it would go on.
+    # With its own 3.0 the median would be 3.0, with round 6 it would be 4.0, and it would continue.
     tasks = finished(("a", 5, 2.0), ("b", 5, 3.0), ("mine", 5, 3.0), ("a", 6, 4.0), ("b", 6, 4.0), ("c", 6, 4.0))
     assert should_stop(tasks, "mine", 5, 3.0)
 
@@ -76,7 +76,7 @@ def test_each_car_is_held_out_once_and_never_trained_on_in_its_fold(cars: pl.Dat
         assert sorted([*fold.train.get_label(), *fold.test.get_label()]) == sorted(held_out)
 
 
-def test_training_on_round_by_round_gives_the_model_that_is_trained_at_once(cars: pl.DataFrame) -> None:
+def test_training_round_by_round_gives_the_same_model_as_training_at_once(cars: pl.DataFrame) -> None:
     folds = make_folds(cars, seed=1)
     configuration = next(draw_configurations(seed=1, worker=0))
     kept = Model(configuration, folds)
@@ -172,9 +172,9 @@ def test_the_comparison_counts_configurations_evaluations_and_seconds(capsys: py
     assert lines[4] == "Stopping saved 50% of the evaluations and 75% of the time."
 
 
-async def test_the_program_finishes_exactly_as_many_as_asked_and_compares() -> None:
+async def test_the_program_finishes_exactly_the_budget_and_compares() -> None:
     text = await run("examples/median_stopping.py", "--workers", "2", "--evals", "45")
-    n = re.findall(r" 45 of 45 evaluations, +(\d+) configurations", text)[-1]  # progress may be told twice in the end
+    n = re.findall(r" 45 of 45 evaluations, +(\d+) configurations", text)[-1]  # the last progress may be printed twice
     assert re.search(rf"stopped by the median +{n} +45 ", text)
     assert re.search(rf"the same, all rounds +{n} +{int(n) * len(ROUNDS)} ", text)
     assert re.search(

@@ -1,4 +1,4 @@
-"""Chapter 4: workers that learn from each other, each with a model of its own."""
+"""Chapter 4: workers that learn from each other, each with its own model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from examples.bayesian_optimization import (
 from rush_async import Counts, Rush
 from tests.test_examples import run
 
-# pytest sets the filters of warnings anew for each test, and with them the program's own.
+# pytest resets the warning filters for each test, and so also those of the program.
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
@@ -67,14 +67,14 @@ def test_a_design_is_that_of_its_seed() -> None:
 # the surrogate
 
 
-def test_running_tasks_are_taken_to_become_as_good_as_the_mean_of_the_finished() -> None:
+def test_running_tasks_get_the_mean_output_of_the_finished_ones() -> None:
     x, y = impute(archive([None, 1.0, None, 5.0]))
     assert y.tolist() == [3.0, 1.0, 3.0, 5.0]
     assert x.shape == (4, 2)
 
 
 def slow_error(predictions: list[list[float]], in_bag: list[list[bool]]) -> list[float]:
-    """The bias-corrected jackknife after bootstrap as the paper writes it, number by number."""
+    """The bias-corrected jackknife after bootstrap, computed with loops as in the paper."""
     errors: list[float] = []
     n_trees, n_tasks = len(in_bag), len(in_bag[0])
     for trees in predictions:
@@ -97,7 +97,7 @@ def test_the_jackknife_is_the_papers_formula() -> None:
 
 
 def test_the_jackknife_knows_the_standard_error_of_a_mean() -> None:
-    # A tree that predicts the mean of what it has drawn makes the forest a bagged mean, whose error is a textbook's.
+    # If each tree predicts the mean of its draws, the forest is a bagged mean, whose standard error is known.
     y = rng().normal(size=50)
     drawn = rng().integers(50, size=(20_000, 50))
     in_bag = np.zeros((20_000, 50), dtype=bool)
@@ -218,25 +218,25 @@ async def test_a_budget_within_the_design_is_all_design(rush: Rush, evals: int) 
     assert sorted(tasks["x1"]) == sorted(xs["x1"] for xs in make_design(evals, seed=1))
 
 
-async def test_more_workers_than_tasks_are_not_in_each_others_way(rush: Rush) -> None:
+async def test_more_workers_than_tasks_finish_the_budget(rush: Rush) -> None:
     await search(rush, evals=3, n_workers=8)
     assert await rush.counts() == Counts(finished=3)
 
 
-async def test_the_event_loop_goes_on_while_a_worker_thinks(rush: Rush, monkeypatch: pytest.MonkeyPatch) -> None:
-    thinking, may_go_on = threading.Event(), threading.Event()
+async def test_the_event_loop_runs_while_a_worker_computes_a_proposal(rush: Rush, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_proposing, may_return = threading.Event(), threading.Event()
 
-    def think(*_: Any) -> dict[str, float]:
-        thinking.set()
-        assert may_go_on.wait(timeout=30)
+    def slow_propose(*_: Any) -> dict[str, float]:
+        is_proposing.set()
+        assert may_return.wait(timeout=30)
         return {"x1": 1.0, "x2": 2.0}
 
-    monkeypatch.setattr(program, "propose", think)
+    monkeypatch.setattr(program, "propose", slow_propose)
     await start(rush, seed=1, evals=26, n_workers=1, surrogate="forest")
     await rush.wait_until(lambda counts: counts.finished == 25)
-    assert await asyncio.to_thread(thinking.wait, 10)
-    assert await rush.counts() == Counts(finished=25)  # which this loop could not ask if the worker held it up
-    may_go_on.set()
+    assert await asyncio.to_thread(is_proposing.wait, 10)
+    assert await rush.counts() == Counts(finished=25)  # a blocked event loop could not make this call
+    may_return.set()
     await rush.join_workers()
     assert await rush.counts() == Counts(finished=26)
 
@@ -244,7 +244,7 @@ async def test_the_event_loop_goes_on_while_a_worker_thinks(rush: Rush, monkeypa
 # the program
 
 
-async def test_the_program_ends_with_the_best_y_of_exactly_as_many_as_asked() -> None:
+async def test_the_program_finishes_exactly_the_budget_and_prints_the_best_y() -> None:
     lines = (await run("examples/bayesian_optimization.py", "--evals", "40", "--workers", "3")).splitlines()
     best = re.fullmatch(r"best y: (\d+\.\d{4})", lines[-1])
     assert best is not None
@@ -255,7 +255,7 @@ async def test_the_program_ends_with_the_best_y_of_exactly_as_many_as_asked() ->
     assert improvements[-1] == float(best[1])
 
 
-async def test_the_program_uses_a_gaussian_process_in_processes_on_the_database_that_is_named(rush: Rush) -> None:
+async def test_the_program_runs_a_gaussian_process_in_processes_on_a_given_database(rush: Rush) -> None:
     assert rush.config.url is not None
     words = ("--surrogate", "gp", "--on", "processes", "--workers", "2", "--evals", "40", "--url", rush.config.url)
     lines = (await run("examples/bayesian_optimization.py", *words)).splitlines()

@@ -1,6 +1,6 @@
-"""Chapter 6: a notebook. Its cells `await`, workers and listeners go on between them, and outputs update while others run.
+"""Chapter 6: a notebook. Its cells `await`, workers and listeners run between cells, and outputs update while other cells run.
 
-The notebook of the examples, and the cells of the guide, run on a real kernel of the interpreter that runs the tests.
+The notebook of the examples and the cells of the guide run in a real kernel of the interpreter that runs the tests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GUIDE = ROOT / "docs" / "guides" / "notebooks.md"
 
 
 class Spectator:
-    """What a front end hears: every message of the kernel, also those that cells cause after they have ended.
+    """Records every message of the kernel, as a front end receives them, also those from cells that have ended.
 
     Attributes:
         messages: (the source of the cell that runs, the source of the cell that the message belongs to, its type and content).
@@ -53,7 +53,7 @@ class Spectator:
             self.messages.append((self._running, owner, message["msg_type"], message["content"]))
 
     def shown_by(self, cell: str) -> list[list[tuple[str, str]]]:
-        """Of each output that this cell displayed, how it looked in turn: (the cell that ran then, the text)."""
+        """The versions of each output that this cell displayed: (the cell that ran then, the text)."""
         found: dict[str, list[tuple[str, str]]] = {}
         for running, owner, kind, content in self.messages:
             if kind in ("display_data", "update_display_data") and owner == cell:
@@ -64,7 +64,7 @@ class Spectator:
 
 
 class Kernel:
-    """A kernel that runs a notebook, cell by cell, and a spectator."""
+    """A kernel that runs a notebook cell by cell, and a spectator of its messages."""
 
     def __init__(self, notebook: Any, manager: AsyncKernelManager, directory: Path) -> None:
         self.notebook = notebook
@@ -80,12 +80,12 @@ class Kernel:
         environment |= {"IPYTHONDIR": str(self._directory / "ipython")}
         async with self._runner.async_setup_kernel(cleanup_kc=True, env=environment, cwd=str(self._directory)):
             client = self._manager.client()
-            # A second client of the same session would take the first one's answers: this one listens only.
+            # This client only listens: a second client of the session would receive the replies to the first one.
             client.start_channels(shell=False, stdin=False, hb=False, control=False)
             self.spectator = Spectator(client)
             listening = asyncio.create_task(self.spectator.listen())
             try:
-                while not self.spectator.messages:  # from the first one on it hears them all
+                while not self.spectator.messages:  # after the first message it receives all
                     await self.value("None")
                 yield self
             finally:
@@ -95,7 +95,7 @@ class Kernel:
                 client.stop_channels()
 
     async def run(self) -> None:
-        """Runs every cell; one that raises or writes on stderr fails the test."""
+        """Runs every cell. A cell that raises or writes to stderr fails the test."""
         for index, cell in enumerate(self.notebook.cells):
             await self._runner.async_execute_cell(cell, index)
             self.seen.update(self.children())
@@ -103,7 +103,7 @@ class Kernel:
             assert errors == [], cell.source
 
     async def value(self, expression: str) -> Any:
-        """What an expression is in the kernel now, by way of JSON."""
+        """Evaluates an expression in the kernel and returns its value, encoded as JSON on the way."""
         code = f"import json; print(json.dumps({expression}))"
         self.notebook.cells.append(cell := code_cell(code))
         await self._runner.async_execute_cell(cell, len(self.notebook.cells) - 1)
@@ -111,11 +111,11 @@ class Kernel:
         return json.loads(cell.outputs[0].text)
 
     def cell(self, words: str) -> Any:
-        """The first cell of code with these words."""
+        """The first code cell that contains these words."""
         return next(cell for cell in self.notebook.cells if cell.cell_type == "code" and words in cell.source)
 
     def children(self) -> list[psutil.Process]:
-        """The processes that the kernel started and that live, the database's among them."""
+        """The living processes that the kernel started, with that of the database."""
         provisioner: Any = self._manager.provisioner
         with suppress(psutil.NoSuchProcess):
             return alive(psutil.Process(provisioner.pid).children(recursive=True))
@@ -142,7 +142,7 @@ def guide() -> Any:
 
 
 def kernel_for(notebook: Any, directory: Path) -> Kernel:
-    # Not what kernels this machine happens to have, but this very interpreter; on sockets in a directory of the test.
+    # This interpreter, not the kernels that are installed on the machine; its sockets are in a directory of the test.
     specification = {
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": "The tests' own",
@@ -160,18 +160,18 @@ def kernel_for(notebook: Any, directory: Path) -> Kernel:
     return Kernel(notebook, manager, directory)
 
 
-def test_a_notebook_is_kept_without_outputs() -> None:
+def test_the_notebook_is_stored_without_outputs() -> None:
     code = [cell for cell in example().cells if cell.cell_type == "code"]
     assert len(code) > 5
     assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
 
 
-async def test_a_notebook_watches_a_search_while_it_runs(directory: Path) -> None:
+async def test_the_notebook_shows_a_search_while_it_runs(directory: Path) -> None:
     async with kernel_for(example(), directory).running() as kernel:
         await kernel.run()
         shown = kernel.spectator.shown_by
 
-        # The table and the counts above it updated, while their cell ran.
+        # The table and the counts above it were updated while their cell ran.
         watch = kernel.cell("table.update").source
         await wait_until(lambda: len(shown(watch)) == 2)
         counts, tables = shown(watch)
@@ -183,7 +183,7 @@ async def test_a_notebook_watches_a_search_while_it_runs(directory: Path) -> Non
         assert texts[0] == "no result yet"
         assert "shape: (5, 5)" in texts[-1]
 
-        # The listener of an earlier cell heard of every result meanwhile, and updated its own output.
+        # The listener of an earlier cell received every result meanwhile, and updated its own output.
         listen = kernel.cell("create_task(watch_for_records").source
         (changes,) = shown(listen)
         assert [text for running, text in changes if running == listen] == ["no record yet"]
@@ -192,14 +192,14 @@ async def test_a_notebook_watches_a_search_while_it_runs(directory: Path) -> Non
         results = await kernel.value("tasks['y'].to_list()")
         best = list(dict.fromkeys(accumulate(results, min)))
         assert len(results) >= 150
-        assert records[: len(best)] == best  # a later one may have come after the results were read
+        assert records[: len(best)] == best  # later records may come after the results were read
 
-        # The plot is a picture, and it is of these results.
+        # The plot shows these results.
         (picture,) = kernel.cell("plt.show").outputs
         assert len(picture.data["image/png"]) > 10_000
         assert await kernel.value("axes.lines[0].get_ydata().tolist()") == list(accumulate(results, min))
 
-        # Four workers ran, stopped, and nothing is left of them, of the listener, and of the database.
+        # Four workers ran and stopped. The listener and the database have ended too.
         (info,) = kernel.cell("worker_info").outputs
         assert info.data["text/plain"].count("running") == 4
         (info,) = kernel.cell("stop_workers").outputs
@@ -210,14 +210,14 @@ async def test_a_notebook_watches_a_search_while_it_runs(directory: Path) -> Non
     assert alive(kernel.seen) == []
 
 
-async def test_the_cells_of_the_guide_run_and_a_kernel_that_goes_takes_everything_along(directory: Path) -> None:
+async def test_the_cells_of_the_guide_run_and_a_kernel_that_ends_leaves_no_process(directory: Path) -> None:
     async with kernel_for(guide(), directory).running() as kernel:
         await kernel.run()
-        # What the pages say of the outputs is so.
+        # The outputs are those that the guide describes.
         *_, (_, last) = kernel.spectator.shown_by(kernel.cell("stopped = []").source)[0]
-        assert last.count(",") == 5  # the four, and the two in processes
+        assert last.count(",") == 5  # four coroutines and two processes
         assert len(kernel.spectator.shown_by(kernel.cell("table.update").source)[0]) == 1 + 5
         assert len(kernel.spectator.shown_by(kernel.cell("picture.update").source)[0]) == 1 + 5
         assert "0.25" in kernel.notebook.cells[-1].outputs[0].data["text/plain"]
-        assert kernel.children()  # nobody has closed the last client
+        assert kernel.children()  # the last client is still open
     await wait_until(lambda: not alive(kernel.seen))

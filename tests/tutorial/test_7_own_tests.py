@@ -1,4 +1,4 @@
-"""Chapter 7: tests of your own loops. The example's tests pass, need no configuration, and fail when the loop is broken."""
+"""Chapter 7: tests of your own loops. The tests of the example pass without configuration, and fail if the loop is broken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "test_my_loop.py"
 
 
 async def run_tests(source: str, directory: Path, *words: str) -> str:
-    """What pytest says of a file of tests in a directory with nothing but a conftest of one line, as in a user's project."""
+    """Runs pytest in a directory with this file and a conftest of one line, as in a project of a user. Returns its output."""
     (directory / "conftest.py").write_text('pytest_plugins = ["rush_async.testing"]\n', "utf-8")
     (directory / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n", "utf-8")
     (directory / "test_my_loop.py").write_text(source, "utf-8")
@@ -25,7 +25,7 @@ async def run_tests(source: str, directory: Path, *words: str) -> str:
     return output.decode()
 
 
-async def test_the_examples_tests_pass(directory: Path) -> None:
+async def test_the_tests_of_the_example_pass(directory: Path) -> None:
     source = EXAMPLE.read_text("utf-8")
     assert "sleep(" not in source.replace("sleep(0)", "")
     n = len(re.findall(r"^async def test_", source, flags=re.MULTILINE))
@@ -34,7 +34,7 @@ async def test_the_examples_tests_pass(directory: Path) -> None:
     assert f"{n} passed in" in output, output
 
 
-async def test_the_examples_tests_fail_when_the_loop_is_broken(directory: Path) -> None:
+async def test_the_tests_of_the_example_fail_when_the_loop_is_broken(directory: Path) -> None:
     source = EXAMPLE.read_text("utf-8")
     for right, wrong in (
         ("budget=evals, max_failed=10", "budget=evals + 1, max_failed=10"),
@@ -43,6 +43,6 @@ async def test_the_examples_tests_fail_when_the_loop_is_broken(directory: Path) 
     ):
         assert source.count(right) == 1
         source = source.replace(right, wrong)
-    names = ["workers_share_the_budget", "one_worker_with_a_seed_does_the_same_again", "it_goes_on_from_what_is_known"]
+    names = ["workers_share_the_budget", "one_worker_with_a_seed_is_reproducible", "it_starts_from_the_known_results"]
     output = await run_tests(source, directory, "-k", " or ".join(names))
     assert re.findall(r"^FAILED test_my_loop.py::test_(\w+)", output, flags=re.MULTILINE) == names, output

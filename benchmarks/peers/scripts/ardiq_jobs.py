@@ -1,6 +1,6 @@
 """ardiq, whose worker loop is Rust: `concurrency` 64 and 1,024 prefetched, results kept for a millisecond.
 
-Jobs lie in a stream with a consumer group (no poll), are acknowledged when done, and at least once.
+Jobs lie in a stream with a consumer group, so it does not poll. They are acknowledged when done, and run at least once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def fill(url: str, concurrency: int, n: int) -> None:
 
 
 async def latency(url: str, concurrency: int, n: int) -> list[float]:
-    """From enqueuing to start, n times."""
+    """The milliseconds from enqueuing to start of n jobs."""
     _, job = made(url, None, concurrency)
     with WorkerProcess(work, url, concurrency) as worker:
         return await one_by_one(job.enqueue, worker, n)

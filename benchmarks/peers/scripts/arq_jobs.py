@@ -1,6 +1,6 @@
-"""arq: `max_jobs` 64, its poll every millisecond (500 ms by default), no result kept; a job is at least once.
+"""arq: `max_jobs` 64, its poll every millisecond (500 ms by default), no result stored. Jobs run at least once.
 
-It has no wake-up: the delay of the poll is the price of a quiet queue, and a poll takes at most `queue_read_limit` (320) jobs.
+It only polls, so a job in an empty queue waits for the next poll. A poll takes at most `queue_read_limit` (320) jobs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ async def fill(url: str, n: int) -> None:
 
 
 async def latency(url: str, concurrency: int, n: int) -> list[float]:
-    """From enqueuing to start, n times."""
+    """The milliseconds from enqueuing to start of n jobs."""
     pool = await create_pool(RedisSettings.from_dsn(url))
     with WorkerProcess(work, url, concurrency) as worker:
         found = await one_by_one(lambda now: pool.enqueue_job("job", now), worker, n)

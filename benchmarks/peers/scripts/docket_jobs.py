@@ -1,6 +1,6 @@
-"""docket: `concurrency` 64, nothing kept of a job that is done (execution_ttl 0), looks for jobs every ms instead of every 250.
+"""docket: `concurrency` 64, nothing stored of a finished job (execution_ttl 0), a poll every ms instead of every 250.
 
-Jobs lie in a stream with a consumer group, are acknowledged when done, and at least once.
+Jobs lie in a stream with a consumer group. They are acknowledged when done, and run at least once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def fill(url: str, n: int) -> None:
 
 
 async def latency(url: str, concurrency: int, n: int) -> list[float]:
-    """From enqueuing to start, n times."""
+    """The milliseconds from enqueuing to start of n jobs."""
     docket, job = made(url, None)
     async with docket:
         with WorkerProcess(work, url, concurrency) as worker:

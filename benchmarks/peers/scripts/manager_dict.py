@@ -1,6 +1,6 @@
 """A dict of `multiprocessing.Manager`: one process of this host holds it, the others set and get its items.
 
-Two calls a task, one that records it and one that replaces it with its result. Nothing is kept when the manager ends.
+A task takes two calls: one records it, one replaces it with its result. The data end with the manager.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ held: dict[str, dict[str, Any]] = {}
 
 
 class Holder(BaseManager):
-    """Gives the dict of the holding process to others that know the address."""
+    """Serves the dict of this process to processes that know the address."""
 
 
 Holder.register("tasks", callable=lambda: held, proxytype=DictProxy)
 
 
 def propose(tasks: Any, n: int) -> tuple[float, float]:
-    """What one process does."""
+    """The work of one process."""
     prefix = multiprocessing.current_process().name
     tasks.get("connects")
     wait_for_all()

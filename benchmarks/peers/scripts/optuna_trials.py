@@ -1,8 +1,7 @@
-"""Optuna with its Redis journal, and in memory: `ask` with fixed distributions, `tell`, and the sampler that costs least.
+"""Optuna with its Redis journal, and in memory: `ask` with fixed distributions, `tell`, and the cheapest sampler.
 
-One thread a process: the journal's storage takes a lock for each call, and four threads were no faster than one.
-A trial is four entries of the journal (created, two parameters, the state with the value), written and read back in 24 round
-trips.
+Each process has one thread, because the journal's storage takes a lock for each call: four threads were no faster than one. A
+trial is four entries of the journal (created, two parameters, the state with the value), written and read in 24 round trips.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ def storage(url: str) -> BaseStorage:
     if not url:
         return InMemoryStorage()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that it is experimental
+        warnings.simplefilter("ignore")  # the warning that the backend is experimental
         return JournalStorage(JournalRedisBackend(url))
 
 
 def propose(url: str, n: int) -> tuple[float, float]:
-    """What one process does."""
+    """The work of one process."""
     kept = storage(url)
     study = optuna.create_study(storage=kept, study_name=STUDY, sampler=RandomSampler(seed=1), load_if_exists=True)
     wait_for_all()
@@ -58,7 +57,7 @@ def read(url: str) -> tuple[float, int]:
 if __name__ == "__main__":
     asked = arguments("propose", "memory", "read")
     if asked.action == "propose":
-        # Made before the processes race for it.
+        # The study is created before the processes could race for it.
         optuna.create_study(storage=storage(asked.url), study_name=STUDY)
         seconds = in_processes(asked.processes, propose, asked.url, asked.n // asked.processes)
         report(seconds=seconds, n=read(asked.url)[1])

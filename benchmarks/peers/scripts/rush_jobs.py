@@ -1,6 +1,7 @@
 """Ours as a job queue: 64 coroutine workers in one process, each with `pop_task` and `finish_tasks`.
 
-The result of a job is stored for good, with its worker and times. No poll: a waiting worker is woken by the server.
+The database keeps the result of a job with its worker and times. An idle worker does not poll: it waits for the event of a
+pushed task, and then pops it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from rush_async import Rush, RushWorker, run_worker
 
 
 async def serve(rush: RushWorker, starts: Starts) -> None:
-    """One worker."""
+    """The loop of one worker."""
     while (task := await rush.pop_task(timeout=None)) is not None:
         starts(task.xs["sent_at"])
         await rush.finish_tasks(task.key, [{"y": 0.0}])
@@ -33,7 +34,7 @@ async def enqueue_all(url: str, n: int) -> None:
 
 
 async def latency(url: str, concurrency: int, n: int) -> list[float]:
-    """From enqueuing to start, n times."""
+    """The milliseconds from enqueuing to start of n jobs."""
     async with Rush(NETWORK, url) as rush:
         with WorkerProcess(work, url, concurrency) as worker:
             return await one_by_one(lambda now: rush.push_tasks([{"sent_at": now}]), worker, n)

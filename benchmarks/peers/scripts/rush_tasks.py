@@ -1,6 +1,6 @@
-"""Ours, tasks: each is pushed as running and then finished, so two calls; 64 coroutines of one worker in each process.
+"""Tasks of ours: two calls push a running task and finish it; 64 coroutines of one worker in each process.
 
-A finished task stays in the database with its inputs, output, worker and times; both calls are guarded, and exactly once.
+A finished task stays in the database with its inputs, output, worker and times. Both calls are guarded and take effect once.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-import polars  # noqa: F401 - loaded with the first frame otherwise, and nobody's imports are timed
+import polars  # noqa: F401 - otherwise the first frame imports it, and imports are not timed
 from stopwatch import arguments, in_processes, report, split, wait_for_all
 
 from rush_async import Rush, RushWorker
@@ -17,14 +17,14 @@ NETWORK = "peers"
 
 
 async def propose(rush: RushWorker, n: int) -> None:
-    """One task after the other."""
+    """Proposes and reports one task after the other."""
     for at in range(n):
         keys = await rush.push_running_tasks([{"x1": float(at), "x2": 0.5}])
         await rush.finish_tasks(keys, [{"y": 0.25}])
 
 
 async def propose_together(url: str, n: int, coroutines: int) -> tuple[float, float]:
-    """What one process does."""
+    """The work of one process."""
     async with RushWorker(NETWORK, url) as rush:
         await asyncio.to_thread(wait_for_all)
         begun = time.time()
@@ -33,18 +33,18 @@ async def propose_together(url: str, n: int, coroutines: int) -> tuple[float, fl
 
 
 def work(url: str, n: int, coroutines: int) -> tuple[float, float]:
-    """As `propose_together`, with an event loop of its own."""
+    """Runs `propose_together` in a new event loop."""
     return asyncio.run(propose_together(url, n, coroutines))
 
 
 async def count(url: str) -> int:
-    """How many another process finds."""
+    """Counts the finished tasks, as another process sees them."""
     async with Rush(NETWORK, url) as rush:
         return (await rush.counts()).finished
 
 
 async def fill(url: str, n: int) -> None:
-    """Leaves n finished tasks in the database."""
+    """Stores n finished tasks in the database."""
     async with Rush(NETWORK, url) as rush:
         for first in range(0, n, 10_000):
             numbers = range(first, min(n, first + 10_000))
@@ -52,7 +52,7 @@ async def fill(url: str, n: int) -> None:
 
 
 async def read(url: str) -> tuple[float, int]:
-    """Opens a client and reads all that is finished into a frame."""
+    """Opens a client and reads all finished tasks into a frame."""
     begun = time.perf_counter()
     async with Rush(NETWORK, url) as rush:
         frame = await rush.fetch_finished_tasks()

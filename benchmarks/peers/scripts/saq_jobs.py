@@ -1,6 +1,6 @@
 """saq: `concurrency` 64, jobs dropped when done (ttl -1), its limit of 20 operations at a time raised.
 
-A job is moved to a list of active ones while it runs (BLMOVE, so no poll), and at least once.
+BLMOVE moves a job to a list of active jobs while it runs, so saq does not poll. Jobs run at least once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def fill(url: str, n: int) -> None:
 
 
 async def latency(url: str, concurrency: int, n: int) -> list[float]:
-    """From enqueuing to start, n times."""
+    """The milliseconds from enqueuing to start of n jobs."""
     queue = queue_at(url)
     with WorkerProcess(work, url, concurrency) as worker:
         found = await one_by_one(lambda now: queue.enqueue("job", ttl=-1, sent_at=now), worker, n)

@@ -1,6 +1,6 @@
-"""What the scripts of all peers share: their arguments, their processes and how jobs are timed.
+"""What the scripts of all peers share: arguments, processes, and the timing of jobs.
 
-Standard library only, since it is imported by the Python of each peer's own environment.
+It uses the standard library only, because the environments of all peers import it.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from multiprocessing.connection import Connection
 from threading import Barrier
 from typing import Any
 
-# Each process starts from nothing, as processes on other machines would.
+# A spawned process inherits no state, as a process on another machine.
 PROCESSES = multiprocessing.get_context("spawn")
-PATIENCE = 30.0  # seconds for all processes to be there, and for a job to start
+START_TIMEOUT = 30.0  # seconds for all processes to start, and for a job to start
 
 barrier: Barrier
 
 
 def arguments(*actions: str) -> argparse.Namespace:
-    """What the script is asked to do."""
+    """Parses the command line of a script."""
     parser = argparse.ArgumentParser()
     parser.add_argument("action", choices=actions)
-    parser.add_argument("--url", default="", help="the server's")
+    parser.add_argument("--url", default="", help="the address of the server")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--coroutines", type=int, default=64, help="how many tasks a process has in hand")
+    parser.add_argument("--coroutines", type=int, default=64, help="how many tasks a process runs at once")
     parser.add_argument("--n", type=int, required=True, help="how many tasks or jobs, over all processes")
     return parser.parse_args()
 
 
 def report(**figures: float | list[float] | str) -> None:
-    """Tells the benchmark what was measured."""
+    """Prints the figures for the benchmark."""
     print(json.dumps(figures), flush=True)
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
-    """Runs a coroutine on uvloop where the environment has it."""
+    """Runs a coroutine, on uvloop if the environment has it."""
     try:
         import uvloop
     except ImportError:
@@ -53,22 +53,22 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
 
 
 def wait_for_all() -> None:
-    """Waits until every process of `in_processes` is here."""
-    barrier.wait(PATIENCE)
+    """Waits until every process of `in_processes` is ready."""
+    barrier.wait(START_TIMEOUT)
 
 
 def in_processes(n_processes: int, work: Callable[..., tuple[float, float]], *args: Any) -> float:
-    """Seconds from the first begin to the last end of `work(*args)` in each of n processes.
+    """Runs `work(*args)` in n processes. Returns the seconds from the first begin to the last end.
 
-    The work calls `wait_for_all` when it is ready, and returns when it began and ended, as `time.time()` tells.
+    The work calls `wait_for_all` when it is ready. It returns when it began and when it ended, in the time of `time.time()`.
     """
     together = PROCESSES.Barrier(n_processes)
-    with ProcessPoolExecutor(n_processes, PROCESSES, _keep, (together,)) as pool:
+    with ProcessPoolExecutor(n_processes, PROCESSES, _set_barrier, (together,)) as pool:
         spans = [call.result() for call in [pool.submit(work, *args) for _ in range(n_processes)]]
     return max(ended for _, ended in spans) - min(begun for begun, _ in spans)
 
 
-def _keep(given: Barrier) -> None:
+def _set_barrier(given: Barrier) -> None:
     global barrier
     barrier = given
 
@@ -77,11 +77,12 @@ def _keep(given: Barrier) -> None:
 
 
 class Starts:
-    """Called by each job as it starts, in the worker's process: the first thing that it does.
+    """Records the starts of jobs in the worker's process. Each job calls it first.
 
     Args:
-        pipe: to the process that enqueues.
-        n: after how many starts to tell how long they took; 0 tells of each at once how long it had been under way.
+        pipe: a pipe to the process that enqueues.
+        n: after how many starts to send the seconds from the first to the last. With 0 it sends, for each job, the seconds from
+            enqueuing to start.
     """
 
     def __init__(self, pipe: Connection, n: int) -> None:
@@ -102,7 +103,7 @@ class Starts:
 
 
 class WorkerProcess:
-    """A process with one worker, `work(url, starts, concurrency)`, as long as the block runs."""
+    """A block in which a process runs one worker, `work(url, starts, concurrency)`."""
 
     def __init__(self, work: Callable[[str, Starts, int], None], url: str, concurrency: int, n: int = 0) -> None:
         self.pipe, end = PROCESSES.Pipe(duplex=False)
@@ -115,13 +116,13 @@ class WorkerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The server's data is thrown away next, so that nothing has to be put in order.
+        # A kill is enough, because the data of the server are deleted next.
         self._process.kill()
         self._process.join()
 
 
 async def enqueue_all(enqueue: Callable[[float], Awaitable[Any]], n: int, at_once: int = 64) -> None:
-    """Enqueues n jobs, some at a time."""
+    """Enqueues n jobs in concurrent coroutines."""
 
     async def some(n: int) -> None:
         for _ in range(n):
@@ -131,35 +132,35 @@ async def enqueue_all(enqueue: Callable[[float], Awaitable[Any]], n: int, at_onc
 
 
 def consume(work: Callable[[str, Starts, int], None], url: str, concurrency: int, n: int) -> float:
-    """Seconds from the start of the first to that of the last of n jobs that are enqueued already.
+    """Seconds from the start of the first to the start of the last of n jobs that are in the queue already.
 
-    As at most `concurrency` of them are in hand, all but as many are done and acknowledged then, whatever the library.
+    At most `concurrency` of them run at once, so all other jobs are done and acknowledged then, in every library.
     """
     with WorkerProcess(work, url, concurrency, n) as worker:
         return worker.pipe.recv()
 
 
 async def one_by_one(enqueue: Callable[[float], Awaitable[Any]], worker: WorkerProcess, n: int) -> list[float]:
-    """Milliseconds from just before a job is enqueued to its start, for n jobs that follow one another at random pauses.
+    """Milliseconds from the call that enqueues a job to its start, for n jobs with random pauses between them.
 
-    The pauses are longer than any library's polls here, so that these are met at any moment.
+    The pauses are longer than the poll interval of any library, so that jobs come at any moment of an interval.
     """
     loop = asyncio.get_running_loop()
     started: asyncio.Queue[float] = asyncio.Queue()
     loop.add_reader(worker.pipe.fileno(), lambda: started.put_nowait(worker.pipe.recv()))
-    chance = random.Random(1)
+    rng = random.Random(1)
     warm_up = 10
     seconds: list[float] = []
     try:
         for _ in range(warm_up + n):
             await enqueue(time.time())
-            seconds.append(await asyncio.wait_for(started.get(), PATIENCE))
-            await asyncio.sleep(chance.uniform(0.002, 0.012))
+            seconds.append(await asyncio.wait_for(started.get(), START_TIMEOUT))
+            await asyncio.sleep(rng.uniform(0.002, 0.012))
     finally:
         loop.remove_reader(worker.pipe.fileno())
     return [one * 1e3 for one in seconds[warm_up:]]
 
 
 def split(n: int, parts: int) -> Sequence[int]:
-    """n as a sum of nearly equal parts."""
+    """Splits n into nearly equal parts."""
     return [len(range(at, n, parts)) for at in range(parts)]

@@ -1,6 +1,6 @@
 """streaq: `concurrency` 64 and as many prefetched, no result stored (ttl 0), no log line a job.
 
-Jobs lie in a stream with a consumer group (no poll), are acknowledged when done, and at least once.
+Jobs lie in a stream with a consumer group, so it does not poll. They are acknowledged when done, and run at least once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ async def fill(url: str, concurrency: int, n: int) -> None:
 
 
 async def latency(url: str, concurrency: int, n: int) -> list[float]:
-    """From enqueuing to start, n times."""
+    """The milliseconds from enqueuing to start of n jobs."""
     worker, job = made(url, None, concurrency)
 
     async def enqueue(now: float) -> None:

@@ -1,59 +1,123 @@
-"""An optimiser inside a FastAPI service: the lifespan opens one `Rush`, the router starts, shows and stops runs, and evaluates.
+"""Optimisation inside a FastAPI service: the lifespan opens a `Rush`, the router serves runs, tasks and evaluations.
 
 ```python
 app = FastAPI(lifespan=rush_lifespan("branin", config, objective=objective))
 app.include_router(rush_router({"random-search": random_search}))
 ```
 
-The `Rush` of the lifespan manages the service's own network, whose queue the evaluators of all processes serve. A run is a
-network of its own, `<service>.<run id>`: budget, counts, events and requests to stop are those of a network, so every process
-that shares the database answers for every run, and nothing of it stands in the memory of one. A request opens a `Rush` of its
-run, which costs one round trip: all clients share the connection that the lifespan holds.
+The `Rush` of the lifespan manages the service's own network. The evaluators of all processes serve its queue. A run is a
+network of its own, `<service>.<run id>`: its budget, counts, events and stop requests are those of a network, so every process
+that shares the database can answer for every run. A request opens a `Rush` for its run, which costs one round trip, because
+all clients of a process share the connection that the lifespan holds.
 
-Events are not kept, so none is repeated after a `Last-Event-ID`: a stream begins with `status`, the run as it stands, and the
-ids (`seq`) show gaps. It ends with `end`; one that ends without was broken off, and may be opened again at any process.
+The database does not keep events, so a stream cannot repeat them after a `Last-Event-ID`. A stream begins with `status`, the
+state of the run, and the ids (`seq`) of its events show gaps. It ends with `end`. A client whose stream ended without `end`
+opens it again, at any process.
 
-On SIGTERM the lifespan drains the workers and ends the streams, which uvicorn waits for; see `Service.told_by_signals`.
+On SIGTERM the lifespan drains the workers and ends the streams, because uvicorn waits for them: see `Service.stop_on_signals`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from rush_async.client.event_stream import EventStream
 from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError, RushConnectionError
+from rush_async.events import Event
 from rush_async.extras.fastapi.bodies import (
     EvaluateRequest,
     OwnOrRun,
     Problem,
+    RunId,
     RunRequest,
     RunStatus,
     TasksRequest,
     TaskView,
     event_view,
 )
-from rush_async.extras.fastapi.dependencies import RunDep, RushDep, ServiceDep, StreamDep, network_of
-from rush_async.extras.fastapi.service import Objective, RunLoop, Service, follow, state_of
-from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, TellingRoute, checked_task
+from rush_async.extras.fastapi.service import Objective, RunLoop, Service, events_until_end, read_status
+from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, ErrorRoute, input_errors
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
+from rush_async.supervisor import Supervisor
 
 __all__ = ["RushDep", "rush_lifespan", "rush_router"]
 
 logger = logging.getLogger(__name__)
 
 
-async def _until_left(request: Request) -> None:
+# the dependencies of endpoints
+
+
+def _get_service(request: Request) -> Service:
+    service: Service | None = getattr(request.state, "rush_service", None)
+    if service is None:
+        raise RuntimeError("no Rush is open: write FastAPI(lifespan=rush_lifespan(...)), or yield what it yields in your own")
+    return service
+
+
+_ServiceDep = Annotated[Service, Depends(_get_service)]
+
+
+def _get_rush(service: _ServiceDep) -> Rush:
+    return service.rush
+
+
+RushDep = Annotated[Rush, Depends(_get_rush)]
+"""The `Rush` that the lifespan opened, for endpoints of your own: `async def endpoint(rush: RushDep)`."""
+
+
+@asynccontextmanager
+async def _open_network(service: Service, run_id: str | None) -> AsyncGenerator[Rush]:
+    """A client of a run, or without an id the service's own `Rush`."""
+    if run_id is None:
+        yield service.rush
+        return
+    async with service.client(run_id) as run:
+        if (await run.worker_info()).is_empty():
+            raise HTTPException(404, f"there is no run {run_id}")
+        yield run
+
+
+async def _open_run(run_id: Annotated[RunId, Path()], service: _ServiceDep) -> AsyncIterator[Rush]:
+    async with _open_network(service, run_id) as run:
+        yield run
+
+
+_RunDep = Annotated[Rush, Depends(_open_run)]
+
+
+async def _open_events(
+    run: _RunDep,
+    service: _ServiceDep,
+    results: Annotated[bool, Query(description="whether finished and failed events carry their tasks")] = False,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> AsyncIterator[EventStream[Event]]:
+    if last_event_id == "end":
+        raise HTTPException(204)  # stops an EventSource from connecting again
+    with service.streaming(run):
+        async with run.events(results=results) as events:
+            yield events
+
+
+_EventsDep = Annotated[EventStream[Event], Depends(_open_events)]
+
+
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+# the public functions
 
 
 def rush_router(
@@ -68,84 +132,18 @@ def rush_router(
 
     Args:
         loops: the loops that `POST /runs` may start, by name: `async def loop(rush: RushWorker, evals: int)`.
-        xs: the type of inputs, best a pydantic model: others are refused with 422, and the OpenAPI schema shows it.
-        best: the output by which the best task is found.
-        maximize: whether more of it is better.
-        on: where workers of runs live, as in `start_workers`.
+        xs: the type of inputs, best a pydantic model. The OpenAPI schema shows it, and other inputs are refused with 422.
+        best: the output that ranks the tasks.
+        maximize: whether the best task has the largest output, not the smallest.
+        on: where the workers of runs live, as in `start_workers`.
+
+    Returns:
+        A router for an application whose lifespan is that of `rush_lifespan`.
     """
     problems: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 503)}
-    router = APIRouter(tags=["rush"], route_class=TellingRoute, responses=problems)
-
-    async def status_of(run: Rush) -> RunStatus:
-        return RunStatus.model_validate(await state_of(run, best, maximize=maximize))
-
-    @router.post("/runs", status_code=201)
-    async def start_run(body: RunRequest, service: ServiceDep, request: Request, response: Response) -> RunStatus:
-        """Starts workers in this process; they share the budget."""
-        if body.loop not in loops:
-            raise HTTPException(422, f"there is no loop {body.loop!r}: choose from {', '.join(sorted(loops))}")
-        run_id = await service.start_run(loops[body.loop], body.evals, body.n_workers, on)
-        response.headers["Location"] = f"{request.url.path}/{run_id}"
-        async with service.client(run_id) as run:
-            return await status_of(run)
-
-    @router.get("/runs/{run_id}")
-    async def get_run(run: RunDep) -> RunStatus:
-        """Counts, workers, and the best task so far."""
-        return await status_of(run)
-
-    @router.delete("/runs/{run_id}")
-    async def stop_run(run: RunDep, timeout: Annotated[float, Query(ge=0, le=60)] = 10, forget: bool = False) -> RunStatus:
-        """Stops the workers wherever they live; those that run after `timeout` seconds are killed. `forget` deletes it all."""
-        await run.stop_workers(timeout=timeout)
-        status = await status_of(run)
-        if forget:
-            await run.reset()
-        return status
-
-    @router.get("/runs/{run_id}/events", response_class=EventSourceResponse)
-    async def run_events(run: RunDep, events: StreamDep) -> AsyncIterator[ServerSentEvent]:
-        """`status` first, then events by the names of their classes with `seq` as id, and `end` when no worker is left."""
-        try:
-            yield ServerSentEvent(event="status", data=await status_of(run))
-            async for event in follow(run, events):
-                yield event_view(event)
-            yield ServerSentEvent(event="end", id="end", data=await status_of(run))
-        except (NetworkStateError, RushConnectionError) as error:
-            logger.info("a stream of events was broken off: %s", error)
-
-    async def push_tasks(body: Any, service: ServiceDep) -> list[str]:
-        """Queues tasks for the workers of a run, or for the evaluators; their keys."""
-        async with network_of(service, body.run) as rush:
-            with checked_task():
-                return await rush.push_tasks(body.xss, retries=body.retries)
-
-    async def evaluate(body: Any, service: ServiceDep, request: Request) -> TaskView:
-        """Queues one task and answers when it is finished; whoever goes away before or is timed out withdraws it."""
-        async with network_of(service, body.run) as rush:
-            with checked_task():
-                left = partial(_until_left, request)
-                task = await service.evaluate(rush, body.xs, timeout=body.timeout, retries=body.retries, left=left)
-        if (failure := task.failure) is not None:
-            why = f"{failure.type}: {failure.message}" if failure.type else failure.message
-            raise HTTPException(STATUS_OF_FAILURE[failure.kind], f"task {task.key} failed ({failure.kind}): {why}")
-        return TaskView.model_validate(task)
-
-    # What a body holds depends on the type of inputs, which no annotation can say.
-    push_tasks.__annotations__["body"] = TasksRequest.__class_getitem__(xs)
-    evaluate.__annotations__["body"] = EvaluateRequest.__class_getitem__(xs)
-    router.post("/tasks", status_code=202)(push_tasks)
-    failures: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (409, 500, 504)}
-    router.post("/evaluate", responses=failures)(evaluate)
-
-    @router.get("/tasks")
-    async def get_tasks(
-        key: Annotated[list[str], Query(max_length=1_000)], service: ServiceDep, run: Annotated[OwnOrRun, Query()] = None
-    ) -> list[TaskView | None]:
-        """Tasks by their keys, null for one that is not known."""
-        async with network_of(service, run) as rush:
-            return [task and TaskView.model_validate(task) for task in await rush.get_tasks(key)]
-
+    router = APIRouter(tags=["rush"], route_class=ErrorRoute, responses=problems)
+    _add_run_routes(router, loops, best, maximize, on)
+    _add_task_routes(router, xs)
     return router
 
 
@@ -160,22 +158,110 @@ def rush_lifespan(
     """The lifespan of an application: opens one `Rush`, and drains the workers at the end.
 
     Args:
-        network_id: the service's own network; its runs are networks beside it.
-        config: as for `Rush`. Processes of one service name the same URL, or the same `data_dir`.
-        objective: `async def objective(xs) -> ys` evaluates the service's own queue; what it raises fails the task alone.
+        network_id: the service's own network. Its runs are networks beside it.
+        config: as for `Rush`. All processes of one service need the same URL, or the same `data_dir`.
+        objective: `async def objective(xs) -> ys` evaluates the service's own queue. An exception fails only its task.
         n_evaluators: how many tasks of that queue this process evaluates at once.
-        drain: seconds that workers have to finish what they run when the process is asked to end; then they are killed.
+        drain: seconds that workers have to finish their tasks when the process ends. Then they are killed.
+
+    Returns:
+        What FastAPI takes as `lifespan`.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[Mapping[str, Any]]:
         async with Rush(network_id, config) as rush:
-            service = Service(rush, drain)
+            service = Service(rush, drain, objective, n_evaluators)
             try:
-                await service.open(objective, n_evaluators)
-                with service.told_by_signals():
+                await service.open()
+                with service.stop_on_signals():
                     yield {"rush_service": service}
             finally:
                 await service.aclose()
 
     return lifespan
+
+
+# the routes
+
+
+def _add_run_routes(
+    router: APIRouter, loops: Mapping[str, RunLoop], best: str, maximize: bool, on: Launcher | Submitter | None
+) -> None:
+    async def status_of(run: Rush) -> RunStatus:
+        return await read_status(run, best, maximize=maximize)
+
+    @router.post("/runs", status_code=201)
+    async def start_run(body: RunRequest, service: _ServiceDep, request: Request, response: Response) -> RunStatus:
+        """Starts the workers of a run in this process. They share the budget."""
+        if body.loop not in loops:
+            raise HTTPException(422, f"there is no loop {body.loop!r}: choose from {', '.join(sorted(loops))}")
+        run_id = await service.start_run(loops[body.loop], body.evals, body.n_workers, on)
+        response.headers["Location"] = f"{request.url.path}/{run_id}"
+        async with service.client(run_id) as run:
+            return await status_of(run)
+
+    @router.get("/runs/{run_id}")
+    async def get_run(run: _RunDep) -> RunStatus:
+        """Returns counts, workers, and the best task so far."""
+        return await status_of(run)
+
+    @router.delete("/runs/{run_id}")
+    async def stop_run(run: _RunDep, timeout: Annotated[float, Query(ge=0, le=60)] = 10, forget: bool = False) -> RunStatus:
+        """Stops the workers of any process, and kills them after `timeout` seconds. With `forget` it deletes the run."""
+        await run.stop_workers(timeout=timeout)
+        status = await status_of(run)
+        if forget:
+            await run.reset()
+        return status
+
+    @router.get("/runs/{run_id}/events", response_class=EventSourceResponse)
+    async def run_events(run: _RunDep, events: _EventsDep) -> AsyncIterator[ServerSentEvent]:
+        """Sends `status`, then each event under the name of its class with `seq` as id, and `end` after the last worker."""
+        try:
+            yield ServerSentEvent(event="status", data=await status_of(run))
+            async for event in events_until_end(run, events):
+                yield event_view(event)
+            yield ServerSentEvent(event="end", id="end", data=await status_of(run))
+        except (NetworkStateError, RushConnectionError) as error:
+            logger.info("the stream of events of network %s ended early: %s", run.network_id, error)
+
+
+def _add_task_routes(router: APIRouter, xs: Any) -> None:
+    async def push_tasks(body: Any, service: _ServiceDep) -> list[str]:
+        """Queues tasks for the workers of a run, or for the evaluators. Returns their keys."""
+        async with _open_network(service, body.run) as rush:
+            with input_errors():
+                return await rush.push_tasks(body.xss, retries=body.retries)
+
+    async def evaluate(body: Any, service: _ServiceDep, request: Request) -> TaskView:
+        """Queues one task and returns it when it is finished. After a timeout or a disconnect it cancels the task."""
+        disconnected = Supervisor.spawn(_wait_for_disconnect(request))
+        try:
+            async with _open_network(service, body.run) as rush:
+                with input_errors():
+                    task = await service.evaluate(
+                        rush, body.xs, timeout=body.timeout, retries=body.retries, disconnected=disconnected
+                    )
+        finally:
+            disconnected.cancel()
+            await asyncio.wait([disconnected])
+        if (failure := task.failure) is not None:
+            why = f"{failure.type}: {failure.message}" if failure.type else failure.message
+            raise HTTPException(STATUS_OF_FAILURE[failure.kind], f"task {task.key} failed ({failure.kind}): {why}")
+        return TaskView.model_validate(task)
+
+    # The type of a body depends on the type of the inputs, which a static annotation cannot express.
+    push_tasks.__annotations__["body"] = TasksRequest.__class_getitem__(xs)
+    evaluate.__annotations__["body"] = EvaluateRequest.__class_getitem__(xs)
+    router.post("/tasks", status_code=202)(push_tasks)
+    failures: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (409, 500, 504)}
+    router.post("/evaluate", responses=failures)(evaluate)
+
+    @router.get("/tasks")
+    async def get_tasks(
+        key: Annotated[list[str], Query(max_length=1_000)], service: _ServiceDep, run: Annotated[OwnOrRun, Query()] = None
+    ) -> list[TaskView | None]:
+        """Returns tasks by their keys, null for an unknown key."""
+        async with _open_network(service, run) as rush:
+            return [task and TaskView.model_validate(task) for task in await rush.get_tasks(key)]

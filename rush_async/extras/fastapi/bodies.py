@@ -1,4 +1,4 @@
-"""What requests and answers hold, as pydantic models, so that the OpenAPI schema tells it all."""
+"""The bodies of requests and responses as pydantic models, from which FastAPI makes the OpenAPI schema."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ __all__ = [
 
 X = TypeVar("X")
 RunId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
-OwnOrRun = Annotated[RunId | None, Field(description="the run; without it, the service's own queue")]
-Retries = Annotated[int, Field(ge=0, le=127, description="tries again when a worker is lost")]
+OwnOrRun = Annotated[RunId | None, Field(description="the id of a run; without it, the service's own queue")]
+Retries = Annotated[int, Field(ge=0, le=127, description="how often a task is queued again when its worker is lost")]
 
 
 class RunRequest(BaseModel):
-    """What to start."""
+    """A run to start."""
 
-    loop: str = Field(description="a name that is registered with the router")
-    evals: int = Field(gt=0, description="the budget: evaluations in all")
+    loop: str = Field(description="the name under which the router has the loop")
+    evals: int = Field(gt=0, description="the budget: how many tasks the workers finish together")
     n_workers: int = Field(1, gt=0, le=256)
 
 
@@ -44,11 +44,11 @@ def _plain(value: Any) -> Any:
     return jsonable_encoder(value, custom_encoder={bytes: lambda data: b64encode(data).decode()})
 
 
-Value = Annotated[Any, PlainSerializer(_plain, when_used="json")]  # what a task may hold; bytes become base64, nan becomes null
+Value = Annotated[Any, PlainSerializer(_plain, when_used="json")]  # bytes become base64, nan becomes null
 
 
 class FailureView(BaseModel):
-    """Why a task failed; its traceback stays in the database."""
+    """Why a task failed. The traceback stays in the database."""
 
     model_config = ConfigDict(from_attributes=True)
     kind: FailureKind
@@ -57,7 +57,7 @@ class FailureView(BaseModel):
 
 
 class TaskView(BaseModel):
-    """A task as it stands."""
+    """A task and its state."""
 
     model_config = ConfigDict(from_attributes=True)
     key: str
@@ -68,15 +68,14 @@ class TaskView(BaseModel):
 
 
 class RunStatus(BaseModel):
-    """A run as it stands."""
+    """The state of a run."""
 
-    model_config = ConfigDict(from_attributes=True)
     id: RunId
-    state: Literal["running", "ended"]
-    workers: dict[str, int] = Field(description="how many are in each state")
-    failures: list[str] = Field(description="why workers failed")
+    state: Literal["running", "ended"] = Field(description="`running` while a worker starts or runs")
+    workers: dict[str, int] = Field(description="how many workers are in each state")
+    failures: list[str] = Field(description="why workers failed, each message once")
     counts: dict[TaskState, int]
-    best: TaskView | None
+    best: TaskView | None = Field(description="the finished task with the best output")
 
 
 class TasksRequest(BaseModel, Generic[X]):
@@ -88,7 +87,7 @@ class TasksRequest(BaseModel, Generic[X]):
 
 
 class EvaluateRequest(BaseModel, Generic[X]):
-    """A task to queue and wait for."""
+    """A task to evaluate."""
 
     xs: X
     run: OwnOrRun = None
@@ -97,13 +96,13 @@ class EvaluateRequest(BaseModel, Generic[X]):
 
 
 class Problem(BaseModel):
-    """Why a request was not done."""
+    """Why a request failed."""
 
     detail: str
 
 
 def event_view(event: Event) -> ServerSentEvent:
-    """An event as a stream sends it: its class, `seq`, and its fields."""
+    """An event as a stream sends it: the name of its class, `seq` as id, and its fields as data."""
     data = {entry.name: getattr(event, entry.name) for entry in fields(event)}
     if data.get("tasks") is not None:
         data["tasks"] = [TaskView.model_validate(task) for task in data["tasks"]]

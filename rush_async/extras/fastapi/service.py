@@ -1,4 +1,4 @@
-"""What a program that serves others does with networks, whatever it speaks: runs, evaluations, and an end in good order."""
+"""One process of a service, independent of HTTP: it starts runs, evaluates tasks, and drains its workers at the end."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import logging
 import secrets
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from types import FrameType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import anyio
 
@@ -25,19 +24,20 @@ from rush_async.errors import (
     WorkerLostError,
 )
 from rush_async.events import Event, EventsMissed, NetworkReset, WorkerLost, WorkerStarted, WorkerStopped
+from rush_async.extras.fastapi.bodies import RunStatus, TaskView
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
-from rush_async.model import Task, TaskState
+from rush_async.model import Task
 from rush_async.supervisor import Supervisor, see_through
 from rush_async.worker.worker import RushWorker
 
-__all__ = ["Objective", "RunLoop", "RunState", "Service", "evaluate_queue", "follow", "state_of"]
+__all__ = ["Objective", "RunLoop", "Service", "events_until_end", "read_status"]
 
 logger = logging.getLogger(__name__)
 
-_PAUSE = 1.0  # seconds after which an evaluator that was lost is replaced
-_GRACE = 1.0  # seconds that streams have to tell of the end of drained runs
+_PAUSE = 1.0  # seconds until an evaluator that ended is replaced
+_GRACE = 1.0  # seconds that streams have to send the last events of drained runs
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Objective: TypeAlias = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -49,34 +49,26 @@ class RunLoop(Protocol):
     def __call__(self, rush: RushWorker, /, *, evals: int) -> Awaitable[Any]: ...
 
 
-async def evaluate_queue(rush: RushWorker, objective: Objective) -> None:
-    """A loop that evaluates what is queued. An evaluation that raises fails its task and nothing else."""
-    async for task in rush.tasks():
-        try:
-            async with task:
-                task.ys = await objective(task.xs)
-        except (RushConnectionError, WorkerLostError):
-            raise
-        except Exception as error:
-            logger.info("task %s failed: %s: %s", task.key, type(error).__name__, error)
-
-
 class Service:
-    """The part of one process in a service.
+    """One process of a service.
 
-    A *run* is a network of its own, `<network of the service>.<run id>`: every process that shares the database answers for it.
-    Its workers live in the process that started it.
+    A *run* is a network of its own, `<network of the service>.<run id>`, so every process that shares the database can show and
+    stop it. Its workers live in the process that started it.
 
     Args:
-        rush: the manager of the service's own network, open.
-        drain: seconds that workers have to finish what they run when the service stops.
+        rush: the open manager of the service's own network.
+        drain: seconds that workers have to finish their tasks when the service stops.
+        objective: evaluates the tasks of the service's own queue; None if this process evaluates none.
+        n_evaluators: how many of these tasks it evaluates at once.
     """
 
-    def __init__(self, rush: Rush, drain: float) -> None:
+    def __init__(self, rush: Rush, drain: float, objective: Objective | None = None, n_evaluators: int = 0) -> None:
         self.rush = rush
         self._drain_time = drain
+        self._objective = objective
+        self._n_evaluators = n_evaluators
         self._supervisor = Supervisor(f"service {rush.network_id}")
-        self._runs: dict[str, Rush] = {}  # those that were started here, by the ids of their networks
+        self._runs: dict[str, Rush] = {}  # the runs that this process started, by network id
         self._evaluators: set[str] = set()
         self._streaming: set[Rush] = set()
         self._is_stopping = False
@@ -84,32 +76,44 @@ class Service:
 
     # opening and closing
 
-    async def open(self, objective: Objective | None, n_evaluators: int) -> None:
-        """Starts the evaluators of the service's own queue."""
+    async def open(self) -> None:
+        """Starts the evaluators."""
         await self._supervisor.open()
         with contextlib.suppress(ServerFullError):
-            await self.rush.worker_info()  # loads what the first request would have to wait for
-        if objective is not None:
-            for _ in range(n_evaluators):
-                self._supervisor.start(self._keep_evaluator, objective)
+            await self.rush.worker_info()  # imports polars now, so that the first request does not wait for it
+        if self._objective is not None:
+            for _ in range(self._n_evaluators):
+                self._supervisor.start(self._keep_evaluator)
 
-    async def _keep_evaluator(self, objective: Objective) -> None:
-        """One evaluator; another when it was lost, or has given up a server that was away for long."""
+    async def _keep_evaluator(self) -> None:
+        """Runs one evaluator, and replaces it when it ends: it was lost, or the server was away for too long."""
         while not self._is_stopping:
             with contextlib.suppress(RushError):
-                (worker_id,) = await self.rush.start_workers(evaluate_queue, 1, args={"objective": objective})
+                (worker_id,) = await self.rush.start_workers(self._evaluate_queue)
                 self._evaluators.add(worker_id)
                 await self.rush.join_workers(worker_id, check=False)
                 self._evaluators.discard(worker_id)
             if not self._is_stopping:
                 await anyio.sleep(_PAUSE)
 
-    @contextlib.contextmanager
-    def told_by_signals(self) -> Generator[None]:
-        """In this block SIGTERM and SIGINT stop the service before they are handled as they were.
+    async def _evaluate_queue(self, rush: RushWorker) -> None:
+        """The worker loop of an evaluator. An objective that raises fails its task, not the evaluator."""
+        assert self._objective is not None
+        async for task in rush.tasks():
+            try:
+                async with task:
+                    task.ys = await self._objective(task.xs)
+            except (RushConnectionError, WorkerLostError):
+                raise
+            except Exception as error:
+                logger.info("task %s failed: %s: %s", task.key, type(error).__name__, error)
 
-        A server waits for open streams first and ends its lifespan then, so who streams has to hear of the signal itself.
-        Outside of the main thread, where nobody can listen to signals, the block does nothing.
+    @contextlib.contextmanager
+    def stop_on_signals(self) -> Generator[None]:
+        """In this block SIGTERM and SIGINT stop the service, then call the handler that was installed before.
+
+        The HTTP server waits for open streams before it ends the lifespan, so the streams have to end at the signal itself.
+        Outside the main thread, where Python allows no signal handlers, the block does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -131,7 +135,7 @@ class Service:
                     signal.signal(number, handler)
 
     def stop(self) -> None:
-        """Begins to stop: nothing new is started, workers finish what they run, then streams end. May be called again."""
+        """Begins to stop: it starts nothing new, the workers finish their tasks, then the streams end. May be called again."""
         if not self._is_stopping:
             self._is_stopping = True
             self._supervisor.start(self._drain)
@@ -143,8 +147,8 @@ class Service:
         try:
             with anyio.move_on_after(self._drain_time + _GRACE):
                 for error in await asyncio.gather(*work, return_exceptions=True):
-                    if isinstance(error, Exception) and not isinstance(error, NetworkStateError):  # it has ended by itself
-                        logger.warning("workers could not be drained: %s", error)
+                    if isinstance(error, Exception) and not isinstance(error, NetworkStateError):  # the run has ended meanwhile
+                        logger.warning("the service could not drain its workers: %s", error)
         finally:
             self._drained.set()
         await anyio.sleep(_GRACE)
@@ -152,10 +156,10 @@ class Service:
 
     def _end_streams(self, streams: set[Rush]) -> None:
         for rush in streams:
-            self._supervisor.start(rush.aclose)  # whoever waits for its events gets a NetworkStateError
+            self._supervisor.start(rush.aclose)  # raises a NetworkStateError in the stream that waits for its events
 
     async def aclose(self) -> None:
-        """Stops, and waits until workers are drained."""
+        """Stops, and waits until the workers are drained."""
         try:
             self.stop()
             await self._drained.wait()
@@ -164,17 +168,17 @@ class Service:
 
     def _check_open(self) -> None:
         if self._is_stopping:
-            raise NetworkStateError("this process is shutting down: ask again, another one will answer")
+            raise NetworkStateError("this process is shutting down: send the request again, to another process")
 
     # runs
 
     def client(self, run_id: str) -> Rush:
-        """A client of a run, to be opened. It shares the connection of `rush`."""
+        """A client of a run, not open yet. It shares the connection of `rush`."""
         return Rush(f"{self.rush.network_id}.{run_id}", self.rush.config)
 
     @contextlib.contextmanager
     def streaming(self, run: Rush) -> Generator[None]:
-        """A block that waits for events of this client, which is closed when the service stops."""
+        """A block that streams events of this client. The client is closed when the service stops."""
         self._check_open()
         self._streaming.add(run)
         try:
@@ -183,22 +187,22 @@ class Service:
             self._streaming.discard(run)
 
     async def start_run(self, loop: RunLoop, evals: int, n_workers: int, on: Launcher | Submitter | None) -> str:
-        """Starts the workers of a new run; its id."""
+        """Starts the workers of a new run and returns its id."""
         self._check_open()
         run_id = secrets.token_hex(8)
         run = await self.client(run_id)
         try:
             await run.start_workers(loop, n_workers, on=on, args={"evals": evals})
-            self._check_open()  # it may have begun to stop meanwhile
+            self._check_open()  # the service may have begun to stop meanwhile
         except BaseException:
             await see_through(run.aclose())
             raise
         self._runs[run.network_id] = run
-        self._supervisor.start(self._see_off, run)
+        self._supervisor.start(self._keep_run, run)
         return run_id
 
-    async def _see_off(self, run: Rush) -> None:
-        """Keeps a run's manager until its workers have ended."""
+    async def _keep_run(self, run: Rush) -> None:
+        """Keeps the manager of a run open until its workers have ended."""
         try:
             await run.join_workers(check=False)
         finally:
@@ -207,107 +211,84 @@ class Service:
 
     # evaluations
 
-    async def evaluate(
-        self, rush: Rush, xs: Any, *, timeout: float, retries: int, left: Callable[[], Coroutine[Any, Any, None]]
-    ) -> Task:
-        """Queues one task and waits for its end. A task that nobody waits for any more is withdrawn.
+    async def evaluate(self, rush: Rush, xs: Any, *, timeout: float, retries: int, disconnected: asyncio.Future[None]) -> Task:
+        """Queues one task and waits for its end. If it stops waiting earlier, it cancels the task.
 
         Args:
-            rush: a client of the network in whose queue it goes.
+            rush: a client of the network that queues the task.
             xs: the input.
             timeout: seconds to wait.
             retries: as in `push_tasks`.
-            left: returns when the caller has gone away.
+            disconnected: is done when the caller has disconnected.
+
+        Returns:
+            The task, finished or failed.
 
         Raises:
-            TasksNotDoneError: no worker is there to evaluate it.
+            TasksNotDoneError: there is no worker to evaluate it.
             RushTimeoutError: it did not end in time.
-            NetworkStateError: the process stops, or the caller has gone.
+            NetworkStateError: the service stops, or the caller has disconnected.
         """
         self._check_open()
         (key,) = await rush.push_tasks([xs], retries=retries)
         answer = Supervisor.spawn(rush.wait_for_tasks(key))
-        waits: list[asyncio.Task[Any]] = [answer, Supervisor.spawn(left()), Supervisor.spawn(self._wait_until_drained())]
-        done: set[asyncio.Task[Any]] = set()
+        drained = Supervisor.spawn(self._wait_until_drained())
+        done: set[asyncio.Future[Any]] = set()
         ended: Task | None = None
         try:
+            waits: list[asyncio.Future[Any]] = [answer, drained, disconnected]
             done, _ = await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if answer in done:
                 (ended,) = answer.result()
         finally:
-            for wait in waits:
-                wait.cancel()
+            answer.cancel()
+            drained.cancel()
             if ended is None:
                 ended = await see_through(self._withdraw(rush, key))
-            await asyncio.gather(*waits, return_exceptions=True)
+            await asyncio.gather(answer, drained, return_exceptions=True)
         if ended is not None:
             return ended
         if not done:
-            raise RushTimeoutError(f"task {key} did not end within {timeout:g} s and was withdrawn")
+            raise RushTimeoutError(f"task {key} did not end within {timeout:g} s and was cancelled")
         self._check_open()
-        raise NetworkStateError(f"the caller went away, task {key} was withdrawn")
+        raise NetworkStateError(f"the client disconnected, and task {key} was cancelled")
 
     async def _withdraw(self, rush: Rush, key: str) -> Task | None:
-        """Cancels a task; the task, where it has ended at the last moment."""
+        """Cancels a task. Returns the task if it ended before that."""
         return None if await rush.cancel_tasks(key) else (await rush.get_tasks(key))[0]
 
     async def _wait_until_drained(self) -> None:
         await self._drained.wait()
 
 
-# looking at a run
+# the state and the events of a run
 
 
-@dataclass(frozen=True, slots=True)
-class RunState:
-    """Where a run stands.
-
-    Attributes:
-        id: the run.
-        state: `running` while one of its workers starts or runs, else `ended`.
-        workers: how many workers are in each state.
-        failures: why workers failed, each reason once.
-        counts: how many tasks are in each state.
-        best: the finished task with the best output, or None.
-    """
-
-    id: str
-    state: Literal["running", "ended"]
-    workers: dict[str, int]
-    failures: list[str]
-    counts: dict[TaskState, int]
-    best: Task | None
-
-
-async def state_of(run: Rush, output: str, *, maximize: bool = False) -> RunState:
-    """Where a run stands; one that nobody started has ended, without any worker.
+async def read_status(run: Rush, output: str, *, maximize: bool = False) -> RunStatus:
+    """Reads the state of a run. A run that does not exist has ended and has no workers.
 
     Args:
-        run: a client of it.
-        output: the numeric output by which tasks are compared.
-        maximize: whether more of it is better.
+        run: a client of the run.
+        output: the numeric output that ranks the tasks.
+        maximize: whether the best task has the largest output, not the smallest.
     """
     info = await run.worker_info()
     names = info.filter(info["state"].is_in(["failed", "lost", "killed"]))["worker_id"].to_list()
     exits = await run.join_workers(names, check=False)
     workers: dict[str, int] = dict(info["state"].value_counts().sort("state").iter_rows())
-    best = await _best(run, output, maximize)
-    counts = await run.counts()  # the last, so that they include the best
-    return RunState(
+    best = await _read_best(run, output, maximize)
+    counts = await run.counts()  # read last, so that they include the best task
+    return RunStatus(
         id=run.network_id.rpartition(".")[2],
-        state="running" if _living(workers) else "ended",
+        state="running" if workers.get("starting") or workers.get("running") else "ended",
         workers=workers,
         failures=sorted({how.failure.message for how in exits if how.failure is not None}),
         counts={"queued": counts.queued, "running": counts.running, "finished": counts.finished, "failed": counts.failed},
-        best=best,
+        best=None if best is None else TaskView.model_validate(best),
     )
 
 
-def _living(states: dict[str, int]) -> int:
-    return states.get("starting", 0) + states.get("running", 0)
-
-
-async def _best(run: Rush, output: str, maximize: bool) -> Task | None:
+async def _read_best(run: Rush, output: str, maximize: bool) -> Task | None:
     frame = await run.fetch_finished_tasks()
     if output not in frame.columns or not frame.schema[output].is_numeric():
         return None
@@ -316,8 +297,8 @@ async def _best(run: Rush, output: str, maximize: bool) -> Task | None:
     return None if at is None else (await run.get_tasks(frame["keys"][at]))[0]
 
 
-async def follow(run: Rush, events: EventStream[Event]) -> AsyncIterator[Event]:
-    """The events of a run up to the last worker's good-bye, of a stream that is open."""
+async def events_until_end(run: Rush, events: EventStream[Event]) -> AsyncIterator[Event]:
+    """Yields the events of an open stream until the last worker of the run has ended."""
     living = await _living_workers(run)
     while living:
         event = await anext(events)

@@ -1,4 +1,4 @@
-"""What this library raises, as statuses of HTTP."""
+"""The HTTP status of each error of this library and of each kind of failure."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from rush_async.errors import (
 )
 from rush_async.model import FailureKind
 
-__all__ = ["STATUS_OF_FAILURE", "TellingRoute", "checked_task"]
+__all__ = ["STATUS_OF_FAILURE", "ErrorRoute", "input_errors"]
 
 logger = logging.getLogger(__name__)
 
-# The nearest class of an error counts; whatever else this library raises is a 500.
+# The first class in an error's MRO that is listed counts. Every other error of this library is a 500.
 _STATUSES: dict[type[BaseException], int] = {
     EncodeError: 422,
     NetworkStateError: 503,
     RushConnectionError: 503,
     ServerFullError: 503,
-    TasksNotDoneError: 503,  # no worker is there
+    TasksNotDoneError: 503,  # there is no worker
     RushTimeoutError: 504,
 }
 STATUS_OF_FAILURE: dict[FailureKind, int] = {
@@ -44,30 +44,31 @@ STATUS_OF_FAILURE: dict[FailureKind, int] = {
 }
 
 
-class TellingRoute(APIRoute):
-    """A route that answers this library's errors."""
+class ErrorRoute(APIRoute):
+    """A route that turns the errors of this library into responses."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def answer(request: Request) -> Response:
+        async def handle_errors(request: Request) -> Response:
             try:
                 return await handle(request)
             except RushError as error:
                 status = next((_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES), 500)
                 logger.warning("%s %s: %s", request.method, request.url.path, error)
-                is_away = isinstance(error, RushConnectionError)  # its message has the address
-                raise HTTPException(status, "the database does not answer, try again" if is_away else str(error)) from error
+                is_unreachable = isinstance(error, RushConnectionError)  # its message names the address of the database
+                detail = "the database does not answer: try again" if is_unreachable else str(error)
+                raise HTTPException(status, detail) from error
 
-        return answer
+        return handle_errors
 
 
 @contextmanager
-def checked_task() -> Generator[None]:
-    """What is wrong with an input is the caller's mistake: 422."""
+def input_errors() -> Generator[None]:
+    """A block that answers errors in the input of a request: 422, or 404 for a task that was deleted meanwhile."""
     try:
         yield
     except ValueError as error:
         raise HTTPException(422, str(error)) from error
     except KeyError as error:
-        raise HTTPException(404, f"deleted by a reset meanwhile: {error.args[0]}") from error
+        raise HTTPException(404, f"a reset deleted the task meanwhile: {error.args[0]}") from error

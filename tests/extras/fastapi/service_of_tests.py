@@ -1,4 +1,4 @@
-"""A service for the tests, run by uvicorn: its loops and its objective do what they are told."""
+"""A service for the tests, run by uvicorn. Its inputs say how long an evaluation takes and whether it fails."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fastapi import FastAPI
 from rush_async import RushConfig, RushWorker
 from rush_async.extras.fastapi import rush_lifespan, rush_router
 
-# FastAPI writes a comment into a stream that is idle for 15 seconds; nobody here wants to wait for that.
+# FastAPI writes a comment into a stream that is idle for 15 seconds, which is too long for a test.
 fastapi.routing._PING_INTERVAL = 0.2  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
 async def objective(xs: dict[str, Any]) -> dict[str, Any]:
-    """Sleeps for `sleep` seconds, then fails with the words in `fail`, or finishes."""
+    """Sleeps for `sleep` seconds, then raises with the message `fail`, or returns."""
     await asyncio.sleep(xs.get("sleep", 0))
     if "fail" in xs:
         raise ArithmeticError(xs["fail"])
@@ -25,7 +25,7 @@ async def objective(xs: dict[str, Any]) -> dict[str, Any]:
 
 
 async def search(rush: RushWorker, evals: int) -> None:
-    """Finishes as many tasks as its budget has."""
+    """Finishes tasks until the budget is spent."""
     while not rush.terminated:
         async with rush.task({"x": (rush.n_finished_tasks * 7) % 11}, budget=evals) as task:
             if task is None:
@@ -35,14 +35,14 @@ async def search(rush: RushWorker, evals: int) -> None:
 
 
 async def queue(rush: RushWorker, evals: int) -> None:
-    """Serves the queue of its run, and does nothing of its own accord."""
+    """Serves the queue of its run and proposes nothing."""
     async for task in rush.tasks():
         async with task:
             task.ys = await objective(task.xs)
 
 
 async def orderly(rush: RushWorker, evals: int) -> None:
-    """Goes on until it is asked to stop, and finishes what it runs."""
+    """Runs tasks until it is asked to stop, and finishes the last one."""
     while not rush.terminated:
         async with rush.task({"x": 1}) as task:
             await asyncio.sleep(0.05)
@@ -50,7 +50,7 @@ async def orderly(rush: RushWorker, evals: int) -> None:
 
 
 async def stuck(rush: RushWorker, evals: int) -> None:
-    """Runs one task that takes for ever."""
+    """Runs one task that never ends."""
     async with rush.task({"x": 1}):
         await asyncio.sleep(3600)
 
@@ -64,7 +64,7 @@ LOOPS = {loop.__name__: loop for loop in (search, queue, orderly, stuck, broken)
 
 
 def create_app() -> FastAPI:
-    """The service, as the environment says."""
+    """The service, configured by environment variables."""
     url, data_dir = os.environ.get("RUSH_URL"), os.environ.get("RUSH_DATA_DIR")
     config = RushConfig(url, data_dir, heartbeat_period=0.2, heartbeat_expire=2.0)
     drain = float(os.environ.get("DRAIN", "5"))

@@ -1,4 +1,4 @@
-"""The FastAPI service, run by uvicorn in processes of its own and asked by HTTP."""
+"""The FastAPI service over HTTP: uvicorn runs it in processes of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.extras.fastapi.service_of_tests import LOOPS, create_app, objective, 
 from tests.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
-NOBODY = "0123456789abcdef"
+UNKNOWN = "0123456789abcdef"
 
 
 class Server:
@@ -69,7 +69,7 @@ class Server:
         return httpx.AsyncClient(transport=transport, base_url="http://service", timeout=20)
 
     def end(self, number: int = signal.SIGTERM, timeout: float = 15) -> float:
-        """Signals the process and waits for its end; how long that took, in seconds."""
+        """Signals the process, waits for its end, and returns how many seconds that took."""
         start = time.monotonic()
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -82,13 +82,13 @@ class Server:
         return time.monotonic() - start
 
     def errors(self) -> list[str]:
-        """What the log has that should not be there. How the loop of a worker failed is told there on purpose."""
+        """The errors in the log, without those that say how the loop of a worker failed."""
         lines = [line for line in self.log.read_text().splitlines() if not line.startswith("the loop of worker")]
         return [line for line in lines if "Traceback" in line or line.startswith("ERROR")]
 
 
 class Message(NamedTuple):
-    """A message of a stream; a comment has no event."""
+    """A message of a stream. A comment has no event."""
 
     event: str | None
     id: str | None
@@ -96,7 +96,7 @@ class Message(NamedTuple):
 
 
 async def messages(answer: httpx.Response) -> AsyncIterator[Message]:
-    """The messages of a stream, comments too."""
+    """Yields the messages of a stream, also its comments."""
     fields: dict[str, str] = {}
     async for line in answer.aiter_lines():
         if line:
@@ -122,7 +122,7 @@ async def start(client: httpx.AsyncClient, loop: str, evals: int = 1000, n_worke
     return answer.json()["id"]
 
 
-async def status(client: httpx.AsyncClient, run: str) -> dict[str, Any]:
+async def status_of(client: httpx.AsyncClient, run: str) -> dict[str, Any]:
     answer = await client.get(f"/runs/{run}")
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -136,7 +136,7 @@ async def stop(client: httpx.AsyncClient, run: str, **params: Any) -> dict[str, 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
-    """Two processes of one service, which share a data directory."""
+    """Two processes of one service that share a data directory."""
     directory = tmp_path_factory.mktemp("s", numbered=True)
     both = [Server(directory, name, RUSH_DATA_DIR=str(directory / "data")) for name in "ab"]
     try:
@@ -152,21 +152,21 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
 
 
 @pytest_asyncio.fixture
-async def here(servers: tuple[Server, Server]) -> AsyncIterator[httpx.AsyncClient]:
+async def client_a(servers: tuple[Server, Server]) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the first process."""
     async with servers[0].client() as client:
         yield client
 
 
 @pytest_asyncio.fixture
-async def there(servers: tuple[Server, Server]) -> AsyncIterator[httpx.AsyncClient]:
+async def client_b(servers: tuple[Server, Server]) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the second process."""
     async with servers[1].client() as client:
         yield client
 
 
 @pytest_asyncio.fixture
-async def inside(servers: tuple[Server, Server]) -> AsyncIterator[Rush]:
+async def manager(servers: tuple[Server, Server]) -> AsyncIterator[Rush]:
     """A manager of the service's own network, in this process."""
     async with Rush("service", RushConfig(data_dir=servers[0].log.parent / "data")) as rush:
         yield rush
@@ -175,11 +175,11 @@ async def inside(servers: tuple[Server, Server]) -> AsyncIterator[Rush]:
 # runs
 
 
-async def test_a_run_finishes_as_many_tasks_as_its_budget_has_and_its_stream_tells_of_each(here: httpx.AsyncClient) -> None:
-    run = await start(here, "search", evals=30, n_workers=3)
-    async with stream(here, run, results=True) as events:
-        told = [message async for message in events if message.event is not None]
-    (first, *middle, last) = told
+async def test_a_run_spends_its_budget_and_its_stream_sends_every_event(client_a: httpx.AsyncClient) -> None:
+    run = await start(client_a, "search", evals=30, n_workers=3)
+    async with stream(client_a, run, results=True) as events:
+        received = [message async for message in events if message.event is not None]
+    (first, *middle, last) = received
     assert first.event == "status"
     assert (last.event, last.id) == ("end", "end")
     assert last.data["state"] == "ended"
@@ -192,101 +192,103 @@ async def test_a_run_finishes_as_many_tasks_as_its_budget_has_and_its_stream_tel
     finished = [message.data for message in middle if message.event == "TasksFinished"]
     assert first.data["counts"]["finished"] + sum(len(data["keys"]) for data in finished) >= 30
     assert all(task["state"] == "finished" and "y" in task["ys"] for data in finished for task in data["tasks"])
-    assert await status(here, run) == last.data
+    assert await status_of(client_a, run) == last.data
 
 
-async def test_a_run_of_one_process_is_shown_and_stopped_by_the_other(
-    here: httpx.AsyncClient, there: httpx.AsyncClient, inside: Rush
+async def test_any_process_shows_and_stops_the_run_of_another(
+    client_a: httpx.AsyncClient, client_b: httpx.AsyncClient, manager: Rush
 ) -> None:
-    run = await start(here, "orderly", n_workers=2)
-    async with stream(there, run) as events:
+    run = await start(client_a, "orderly", n_workers=2)
+    async with stream(client_b, run) as events:
         assert (await anext(events)).data["state"] == "running"
         names = set[str | None]()
         async for message in events:
             names.add(message.event)
             if {"TasksStarted", "TasksFinished"} <= names:
                 break
-        shown = await status(there, run)
+        shown = await status_of(client_b, run)
         assert (shown["state"], shown["workers"]) == ("running", {"running": 2})
-        ended = await stop(there, run)
+        ended = await stop(client_b, run)
         rest = [message.event async for message in events]
     assert rest[-1] == "end"
     assert rest.count("WorkerStopped") == 2
     assert (ended["state"], ended["workers"]) == ("ended", {"terminated": 2})
     assert (ended["counts"]["running"], ended["counts"]["failed"]) == (0, 0)
-    assert (await stop(here, run, forget=True))["counts"] == ended["counts"]
-    for client in (here, there):
+    assert (await stop(client_a, run, forget=True))["counts"] == ended["counts"]
+    for client in (client_a, client_b):
         assert (await client.get(f"/runs/{run}")).status_code == 404
-    assert inside.config.url is not None
-    with redis.Redis.from_url(inside.config.url) as raw:  # pyright: ignore[reportUnknownMemberType]
+    assert manager.config.url is not None
+    with redis.Redis.from_url(manager.config.url) as raw:  # pyright: ignore[reportUnknownMemberType]
         assert not raw.keys(f"*{run}*")  # pyright: ignore[reportUnknownMemberType]
 
 
-async def test_workers_that_do_not_stop_in_time_are_killed_from_any_process(
-    here: httpx.AsyncClient, there: httpx.AsyncClient
+async def test_any_process_kills_workers_that_do_not_stop_in_time(
+    client_a: httpx.AsyncClient, client_b: httpx.AsyncClient
 ) -> None:
-    run = await start(here, "stuck", n_workers=2)
-    await wait_until(lambda: running(there, run, 2))
-    ended = await stop(there, run, timeout=0.1)
+    run = await start(client_a, "stuck", n_workers=2)
+    await wait_until(lambda: running(client_b, run, 2))
+    ended = await stop(client_b, run, timeout=0.1)
     assert ended["workers"] == {"killed": 2}
     assert (ended["counts"]["running"], ended["counts"]["failed"]) == (0, 2)
 
 
 async def running(client: httpx.AsyncClient, run: str, n: int) -> bool:
-    return (await status(client, run))["counts"]["running"] == n
+    return (await status_of(client, run))["counts"]["running"] == n
 
 
-async def test_a_run_whose_loop_fails_says_why(here: httpx.AsyncClient) -> None:
-    run = await start(here, "broken", n_workers=2)
-    async with stream(here, run) as events:
+async def test_the_state_of_a_run_names_why_its_loop_failed(client_a: httpx.AsyncClient) -> None:
+    run = await start(client_a, "broken", n_workers=2)
+    async with stream(client_a, run) as events:
         last = [message async for message in events][-1]
     assert last.data["workers"] == {"failed": 2}
     assert last.data["failures"] == ["the loop is broken"]
 
 
-async def test_a_stream_of_a_run_that_has_ended_ends_at_once_and_is_not_opened_again(here: httpx.AsyncClient) -> None:
-    run = await start(here, "search", evals=1)
-    async with stream(here, run) as events:
+async def test_the_stream_of_an_ended_run_ends_at_once_and_tells_the_client_not_to_reconnect(
+    client_a: httpx.AsyncClient,
+) -> None:
+    run = await start(client_a, "search", evals=1)
+    async with stream(client_a, run) as events:
         assert [message.event async for message in events][-1] == "end"
-    async with stream(here, run) as events:
+    async with stream(client_a, run) as events:
         assert [message.event async for message in events] == ["status", "end"]
-    again = await here.get(f"/runs/{run}/events", headers={"Last-Event-ID": "end"})
+    again = await client_a.get(f"/runs/{run}/events", headers={"Last-Event-ID": "end"})
     assert (again.status_code, again.content) == (204, b"")
 
 
-async def test_an_idle_stream_is_kept_alive_by_comments(here: httpx.AsyncClient) -> None:
-    run = await start(here, "queue")
-    async with stream(here, run) as events:
+async def test_comments_keep_an_idle_stream_alive(client_a: httpx.AsyncClient) -> None:
+    run = await start(client_a, "queue")
+    async with stream(client_a, run) as events:
         kinds = [(await anext(events)).event for _ in range(4)]
     assert kinds.count(None) >= 2
-    await stop(here, run)
+    await stop(client_a, run)
 
 
-async def test_a_client_that_leaves_a_stream_leaves_nothing_behind(
-    here: httpx.AsyncClient, there: httpx.AsyncClient, inside: Rush
+async def test_a_client_that_closes_its_stream_leaves_no_subscription_and_no_task(
+    client_a: httpx.AsyncClient, client_b: httpx.AsyncClient, manager: Rush
 ) -> None:
-    run = await start(here, "orderly")  # it has no budget, so nobody listens to its events but whoever streams
-    assert inside.config.url is not None
-    with redis.Redis.from_url(inside.config.url) as raw:  # pyright: ignore[reportUnknownMemberType]
+    run = await start(client_a, "orderly")  # without a budget, so only streams subscribe to its events
+    assert manager.config.url is not None
+    with redis.Redis.from_url(manager.config.url) as raw:  # pyright: ignore[reportUnknownMemberType]
 
         def listeners() -> int:
             channel = f"rush:{{service.{run}}}:events"
             return cast("Any", raw).execute_command("PUBSUB", "SHARDNUMSUB", channel)[1]
 
         async def n_tasks() -> int:
-            return (await there.get("/n-tasks")).json()
+            return (await client_b.get("/n-tasks")).json()
 
         before = await n_tasks()
-        async with stream(there, run) as one, stream(there, run) as other:
+        async with stream(client_b, run) as one, stream(client_b, run) as other:
             for events in (one, other):
                 while (await anext(events)).event != "TasksFinished":
                     pass
-            assert listeners() == 1  # a process has one subscription, however many listen
+            assert listeners() == 1  # one subscription for all streams of a process
             assert await n_tasks() > before
         await wait_until(lambda: listeners() == 0)
         await wait_until(lambda: is_at_most(n_tasks, before))
-    assert (await status(here, run))["state"] == "running"
-    await stop(here, run)
+    assert (await status_of(client_a, run))["state"] == "running"
+    await stop(client_a, run)
 
 
 async def is_at_most(ask: Any, most: int) -> bool:
@@ -296,109 +298,109 @@ async def is_at_most(ask: Any, most: int) -> bool:
 # tasks and evaluations
 
 
-async def test_tasks_are_queued_for_a_run_at_any_process(here: httpx.AsyncClient, there: httpx.AsyncClient) -> None:
-    run = await start(here, "queue")
-    answer = await there.post("/tasks", json={"xss": [{"x": 1}, {"x": 2}], "run": run})
+async def test_any_process_queues_tasks_for_a_run(client_a: httpx.AsyncClient, client_b: httpx.AsyncClient) -> None:
+    run = await start(client_a, "queue")
+    answer = await client_b.post("/tasks", json={"xss": [{"x": 1}, {"x": 2}], "run": run})
     assert answer.status_code == 202
     keys = answer.json()
 
     async def tasks() -> list[dict[str, Any]]:
-        return (await there.get("/tasks", params={"key": [*keys, "unknown"], "run": run})).json()
+        return (await client_b.get("/tasks", params={"key": [*keys, "unknown"], "run": run})).json()
 
     await wait_until(lambda: all_finished(tasks))
     *both, unknown = await tasks()
     assert [(task["xs"], task["ys"]["y"]) for task in both] == [({"x": 1}, -1), ({"x": 2}, -2)]
     assert unknown is None
-    assert (await status(there, run))["best"]["key"] == keys[1]
-    await stop(here, run)
+    assert (await status_of(client_b, run))["best"]["key"] == keys[1]
+    await stop(client_a, run)
 
 
 async def all_finished(ask: Any) -> bool:
     return all(task is None or task["state"] == "finished" for task in await ask())
 
 
-async def test_an_evaluation_is_answered_with_its_result(here: httpx.AsyncClient) -> None:
-    answers = await asyncio.gather(*[here.post("/evaluate", json={"xs": {"x": x}}) for x in range(8)])
+async def test_an_evaluation_is_answered_with_its_result(client_a: httpx.AsyncClient) -> None:
+    answers = await asyncio.gather(*[client_a.post("/evaluate", json={"xs": {"x": x}}) for x in range(8)])
     assert [(answer.status_code, answer.json()["ys"]["y"]) for answer in answers] == [(200, -x) for x in range(8)]
-    (task,) = (await here.get("/tasks", params={"key": answers[3].json()["key"]})).json()
+    (task,) = (await client_a.get("/tasks", params={"key": answers[3].json()["key"]})).json()
     assert task == answers[3].json()
     assert task["xs"] == {"x": 3}
 
 
-async def test_an_evaluation_may_use_the_workers_of_a_run(here: httpx.AsyncClient, there: httpx.AsyncClient) -> None:
-    run = await start(here, "queue")
-    answer = await there.post("/evaluate", json={"xs": {"x": 5}, "run": run})
+async def test_an_evaluation_may_use_the_workers_of_a_run(client_a: httpx.AsyncClient, client_b: httpx.AsyncClient) -> None:
+    run = await start(client_a, "queue")
+    answer = await client_b.post("/evaluate", json={"xs": {"x": 5}, "run": run})
     assert (answer.status_code, answer.json()["ys"]["y"]) == (200, -5)
-    await stop(here, run)
-    late = await there.post("/evaluate", json={"xs": {"x": 5}, "run": run})
+    await stop(client_a, run)
+    late = await client_b.post("/evaluate", json={"xs": {"x": 5}, "run": run})
     assert late.status_code == 503
     assert "no worker" in late.json()["detail"]
-    assert (await status(here, run))["counts"]["queued"] == 0  # it was withdrawn
+    assert (await status_of(client_a, run))["counts"]["queued"] == 0  # it was cancelled
 
 
-async def test_an_evaluation_that_fails_says_why_and_the_evaluators_go_on(here: httpx.AsyncClient) -> None:
+async def test_a_failed_evaluation_names_the_reason_and_the_evaluators_continue(client_a: httpx.AsyncClient) -> None:
     for _ in range(5):  # there are four evaluators in all
-        answer = await here.post("/evaluate", json={"xs": {"fail": "too deep"}})
+        answer = await client_a.post("/evaluate", json={"xs": {"fail": "too deep"}})
         assert answer.status_code == 500
         assert "(error): ArithmeticError: too deep" in answer.json()["detail"]
-    assert (await here.post("/evaluate", json={"xs": {"x": 1}})).status_code == 200
+    assert (await client_a.post("/evaluate", json={"xs": {"x": 1}})).status_code == 200
 
 
-async def test_an_evaluation_that_takes_too_long_is_withdrawn(here: httpx.AsyncClient) -> None:
-    answer = await here.post("/evaluate", json={"xs": {"sleep": 3600}, "timeout": 0.1})
+async def test_an_evaluation_that_takes_too_long_is_cancelled(client_a: httpx.AsyncClient) -> None:
+    answer = await client_a.post("/evaluate", json={"xs": {"sleep": 3600}, "timeout": 0.1})
     assert answer.status_code == 504
     key = answer.json()["detail"].split()[1]
-    (task,) = (await here.get("/tasks", params={"key": key})).json()
+    (task,) = (await client_a.get("/tasks", params={"key": key})).json()
     assert (task["state"], task["failure"]["kind"]) == ("failed", "cancelled")
 
 
-async def test_an_evaluation_whose_client_leaves_is_withdrawn(here: httpx.AsyncClient, inside: Rush) -> None:
-    asking = asyncio.create_task(here.post("/evaluate", json={"xs": {"sleep": 3600, "mark": "left"}}))
-    await inside.wait_until(lambda counts: counts.running == 1, timeout=5)
-    asking.cancel()
-    await asyncio.wait([asking])
-    await inside.wait_until(lambda counts: counts.running == 0, timeout=5)
-    tasks = await inside.fetch_failed_tasks()
+async def test_an_evaluation_whose_client_disconnects_is_cancelled(client_a: httpx.AsyncClient, manager: Rush) -> None:
+    request = asyncio.create_task(client_a.post("/evaluate", json={"xs": {"sleep": 3600, "mark": "left"}}))
+    await manager.wait_until(lambda counts: counts.running == 1, timeout=5)
+    request.cancel()
+    await asyncio.wait([request])
+    await manager.wait_until(lambda counts: counts.running == 0, timeout=5)
+    tasks = await manager.fetch_failed_tasks()
     assert tasks.filter(tasks["mark"] == "left")["condition"].struct.field("kind").to_list() == ["cancelled"]
 
 
-async def test_an_evaluation_whose_network_is_reset_is_not_found(here: httpx.AsyncClient, inside: Rush) -> None:
-    run = await start(here, "queue")
-    asking = asyncio.create_task(here.post("/evaluate", json={"xs": {"sleep": 3600}, "run": run}))
-    await wait_until(lambda: running(here, run, 1))
-    async with Rush(f"service.{run}", inside.config) as of_run:
+async def test_an_evaluation_whose_network_is_reset_is_not_found(client_a: httpx.AsyncClient, manager: Rush) -> None:
+    run = await start(client_a, "queue")
+    request = asyncio.create_task(client_a.post("/evaluate", json={"xs": {"sleep": 3600}, "run": run}))
+    await wait_until(lambda: running(client_a, run, 1))
+    async with Rush(f"service.{run}", manager.config) as of_run:
         await of_run.reset(workers=False)
-    answer = await asking
+    answer = await request
     assert answer.status_code == 404
-    assert "deleted by a reset" in answer.json()["detail"]
-    await stop(here, run, timeout=0.1)
+    assert "a reset deleted the task" in answer.json()["detail"]
+    await stop(client_a, run, timeout=0.1)
 
 
-async def test_evaluators_that_are_lost_are_replaced(here: httpx.AsyncClient, inside: Rush) -> None:
-    evaluators = (await inside.worker_info()).filter(state="running")["worker_id"].to_list()
+async def test_the_service_replaces_lost_evaluators(client_a: httpx.AsyncClient, manager: Rush) -> None:
+    evaluators = (await manager.worker_info()).filter(state="running")["worker_id"].to_list()
     assert len(evaluators) == 4
-    await inside.stop_workers(evaluators, mode="kill")
-    await inside.wait_for_workers(4, timeout=10)
-    assert (await here.post("/evaluate", json={"xs": {"x": 1}})).status_code == 200
+    await manager.stop_workers(evaluators, mode="kill")
+    await manager.wait_for_workers(4, timeout=10)
+    assert (await client_a.post("/evaluate", json={"xs": {"x": 1}})).status_code == 200
 
 
-# what is refused
+# refused requests
 
 
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
-        ("GET", f"/runs/{NOBODY}", None),
-        ("DELETE", f"/runs/{NOBODY}", None),
-        ("GET", f"/runs/{NOBODY}/events", None),
-        ("GET", f"/tasks?key=k&run={NOBODY}", None),
-        ("POST", "/tasks", {"xss": [{"x": 1}], "run": NOBODY}),
-        ("POST", "/evaluate", {"xs": {"x": 1}, "run": NOBODY}),
+        ("GET", f"/runs/{UNKNOWN}", None),
+        ("DELETE", f"/runs/{UNKNOWN}", None),
+        ("GET", f"/runs/{UNKNOWN}/events", None),
+        ("GET", f"/tasks?key=k&run={UNKNOWN}", None),
+        ("POST", "/tasks", {"xss": [{"x": 1}], "run": UNKNOWN}),
+        ("POST", "/evaluate", {"xs": {"x": 1}, "run": UNKNOWN}),
     ],
 )
-async def test_an_unknown_run_is_not_found(here: httpx.AsyncClient, method: str, path: str, body: Any) -> None:
-    answer = await here.request(method, path, json=body)
-    assert (answer.status_code, answer.json()) == (404, {"detail": f"there is no run {NOBODY}"})
+async def test_an_unknown_run_is_not_found(client_a: httpx.AsyncClient, method: str, path: str, body: Any) -> None:
+    answer = await client_a.request(method, path, json=body)
+    assert (answer.status_code, answer.json()) == (404, {"detail": f"there is no run {UNKNOWN}"})
 
 
 @pytest.mark.parametrize(
@@ -415,8 +417,8 @@ async def test_an_unknown_run_is_not_found(here: httpx.AsyncClient, method: str,
         ("/evaluate", {"xs": {}, "timeout": 0}, "greater than 0"),
     ],
 )
-async def test_bad_input_is_refused(here: httpx.AsyncClient, path: str, body: Any, words: str) -> None:
-    answer = await here.post(path, json=body)
+async def test_bad_input_is_refused(client_a: httpx.AsyncClient, path: str, body: Any, words: str) -> None:
+    answer = await client_a.post(path, json=body)
     assert answer.status_code == 422
     assert words in answer.text
 
@@ -425,7 +427,7 @@ async def test_bad_input_is_refused(here: httpx.AsyncClient, path: str, body: An
 
 
 async def left_behind(config: RushConfig, *networks: str) -> dict[str, tuple[int, list[str]]]:
-    """How many tasks of each network run, and the states of its workers; deletes them."""
+    """The number of running tasks and the states of the workers of each network. Deletes the networks."""
     found: dict[str, tuple[int, list[str]]] = {}
     for network in networks:
         async with Rush(network, config) as rush:
@@ -441,49 +443,49 @@ async def test_sigterm_drains_the_workers_then_ends_the_streams_and_the_process(
     server = Server(directory, "a", RUSH_URL=rush_server.url, DRAIN="1")
     try:
         server.wait_until_ready()
-        async with server.client() as client, Rush("service", rush_server) as inside:
+        async with server.client() as client, Rush("service", rush_server) as manager:
             run, late = await start(client, "orderly", n_workers=2), await start(client, "stuck")
             await wait_until(lambda: running(client, late, 1))
-            asking = asyncio.create_task(client.post("/evaluate", json={"xs": {"x": 3, "sleep": 0.5}}))
-            asking_long = asyncio.create_task(client.post("/evaluate", json={"xs": {"sleep": 3600}, "retries": 0}))
-            await inside.wait_until(lambda counts: counts.running == 2, timeout=5)
+            request = asyncio.create_task(client.post("/evaluate", json={"xs": {"x": 3, "sleep": 0.5}}))
+            long_request = asyncio.create_task(client.post("/evaluate", json={"xs": {"sleep": 3600}, "retries": 0}))
+            await manager.wait_until(lambda counts: counts.running == 2, timeout=5)
             async with (
-                Rush(f"service.{NOBODY}", rush_server) as elsewhere,
+                Rush(f"service.{UNKNOWN}", rush_server) as other_run,
                 stream(client, run) as events,
                 stream(client, late) as events_of_late,
             ):
-                await elsewhere.start_workers(orderly, evals=1)
-                async with stream(client, NOBODY) as events_from_elsewhere:
-                    for each in (events, events_from_elsewhere):
+                await other_run.start_workers(orderly, evals=1)
+                async with stream(client, UNKNOWN) as events_of_other:
+                    for each in (events, events_of_other):
                         while (await anext(each)).event != "TasksFinished":
                             pass
                     assert (await anext(events_of_late)).event == "status"
                     end = asyncio.create_task(asyncio.to_thread(server.end))
                     rest = [message async for message in events]
                     rest_of_late = [message async for message in events_of_late if message.event is not None]
-                    # A run that lives elsewhere goes on, and so its stream has no `end`.
-                    assert "end" not in [message.event async for message in events_from_elsewhere]
-                assert (await elsewhere.worker_info())["state"].to_list() == ["running"]
+                    # The workers of this run live in another process and continue, so its stream has no `end`.
+                    assert "end" not in [message.event async for message in events_of_other]
+                assert (await other_run.worker_info())["state"].to_list() == ["running"]
             assert (rest[-1].event, rest[-1].data["workers"]) == ("end", {"terminated": 2})
             assert rest[-1].data["counts"]["failed"] == 0
             assert (rest_of_late[-1].event, rest_of_late[-1].data["workers"]) == ("end", {"killed": 1})
-            assert (await asking).json()["ys"]["y"] == -3  # what runs is finished and answered
-            assert (await asking_long).status_code == 503
+            assert (await request).json()["ys"]["y"] == -3  # the evaluators finish their tasks, and the service answers
+            assert (await long_request).status_code == 503
             assert 1 <= await end < 6
         assert server.process.returncode == -signal.SIGTERM
         assert server.errors() == []
     finally:
         server.end(signal.SIGKILL)
-    own, one, other, third = "service", f"service.{run}", f"service.{late}", f"service.{NOBODY}"
-    assert await left_behind(rush_server, own, one, other, third) == {
-        third: (0, ["terminated"]),
-        own: (0, ["killed", "terminated"]),
-        one: (0, ["terminated"]),
-        other: (0, ["killed"]),
+    networks = ("service", f"service.{run}", f"service.{late}", f"service.{UNKNOWN}")
+    assert await left_behind(rush_server, *networks) == {
+        networks[0]: (0, ["killed", "terminated"]),
+        networks[1]: (0, ["terminated"]),
+        networks[2]: (0, ["killed"]),
+        networks[3]: (0, ["terminated"]),
     }
 
 
-async def test_when_one_of_two_processes_is_killed_the_other_tells_and_goes_on(
+async def test_when_one_of_two_processes_is_killed_the_other_reports_it_and_continues(
     rush_server: RushConfig, directory: Path
 ) -> None:
     assert rush_server.url is not None
@@ -491,26 +493,26 @@ async def test_when_one_of_two_processes_is_killed_the_other_tells_and_goes_on(
     try:
         for server in servers:
             server.wait_until_ready()
-        async with one.client() as here, other.client() as there, Rush("service", rush_server) as inside:
-            run = await start(here, "orderly", n_workers=2)
-            kept = await start(there, "orderly")
-            await inside.wait_for_workers(4)
-            # Two evaluators live in each process, so of four evaluations two run in the one that dies.
-            asking = [asyncio.create_task(there.post("/evaluate", json={"xs": {"x": x, "sleep": 1}})) for x in range(4)]
-            await inside.wait_until(lambda counts: counts.running == 4, timeout=5)
-            async with stream(there, run) as events, stream(there, kept) as events_of_kept:
+        async with one.client() as client_a, other.client() as client_b, Rush("service", rush_server) as manager:
+            run = await start(client_a, "orderly", n_workers=2)
+            kept = await start(client_b, "orderly")
+            await manager.wait_for_workers(4)
+            # Two evaluators live in each process, so two of four evaluations run in the process that is killed.
+            requests = [asyncio.create_task(client_b.post("/evaluate", json={"xs": {"x": x, "sleep": 1}})) for x in range(4)]
+            await manager.wait_until(lambda counts: counts.running == 4, timeout=5)
+            async with stream(client_b, run) as events, stream(client_b, kept) as events_of_kept:
                 assert (await anext(events)).data["state"] == "running"
                 one.end(signal.SIGKILL)
                 rest = [message async for message in events]
                 assert (rest[-1].event, rest[-1].data["workers"]) == ("end", {"lost": 2})
                 assert [message.event for message in rest].count("WorkerLost") == 2
                 assert rest[-1].data["counts"]["running"] == 0
-                answers = [await answer for answer in asking]
+                answers = [await answer for answer in requests]
                 assert [(answer.status_code, answer.json()["ys"]["y"]) for answer in answers] == [(200, -x) for x in range(4)]
                 assert {answer.json()["ys"]["pid"] for answer in answers} == {other.process.pid}
-                assert (await status(there, kept))["state"] == "running"
+                assert (await status_of(client_b, kept))["state"] == "running"
                 assert (await anext(events_of_kept)).event == "status"
-                await stop(there, kept)
+                await stop(client_b, kept)
         assert other.end() < 5
         assert other.errors() == []
     finally:
@@ -527,9 +529,9 @@ async def test_the_example_runs_in_two_workers_of_uvicorn(directory: Path) -> No
         children = psutil.Process(server.process.pid).children(recursive=True)
         async with server.client() as client:
             run = await start(client, "random-search", evals=40, n_workers=4)
-        for _ in range(12):  # a new connection each, which either process may take
+        for _ in range(12):  # new connections, so that either process may answer
             async with server.client() as client:
-                assert (await status(client, run))["id"] == run
+                assert (await status_of(client, run))["id"] == run
         async with server.client() as client:
             async with stream(client, run) as events:
                 last = [message async for message in events][-1]
@@ -554,7 +556,7 @@ async def test_the_example_runs_in_two_workers_of_uvicorn(directory: Path) -> No
 
 
 @asynccontextmanager
-async def opened(app: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
+async def client_of(app: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
     """A client of an application in this process, within its lifespan."""
     async with app.router.lifespan_context(app) as state:
 
@@ -565,7 +567,7 @@ async def opened(app: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
             yield client
 
 
-async def test_endpoints_of_your_own_get_the_rush_of_the_lifespan(rush: Rush) -> None:
+async def test_endpoints_of_the_application_get_the_rush_of_the_lifespan(rush: Rush) -> None:
     app = FastAPI(lifespan=rush_lifespan(rush.network_id, rush.config))
 
     @app.get("/counts")
@@ -573,14 +575,14 @@ async def test_endpoints_of_your_own_get_the_rush_of_the_lifespan(rush: Rush) ->
         return rush.network_id, (await rush.counts()).queued
 
     await rush.push_tasks([{"x": 1}])
-    async with opened(app) as client:
+    async with client_of(app) as client:
         assert (await client.get("/counts")).json() == [rush.network_id, 1]
 
 
-async def test_without_evaluators_an_evaluation_is_not_available(rush: Rush) -> None:
+async def test_an_evaluation_without_evaluators_is_a_503(rush: Rush) -> None:
     app = FastAPI(lifespan=rush_lifespan(rush.network_id, rush.config))
     app.include_router(rush_router(LOOPS), prefix="/v1")
-    async with opened(app) as client:
+    async with client_of(app) as client:
         answer = await client.post("/v1/evaluate", json={"xs": {"x": 1}})
         assert (answer.status_code, answer.json()["detail"].partition(":")[0]) == (
             503,
@@ -589,42 +591,42 @@ async def test_without_evaluators_an_evaluation_is_not_available(rush: Rush) -> 
     assert (await rush.counts()).failed == 1
 
 
-async def test_a_database_that_is_away_is_a_503_without_its_address(rush: Rush, proxy: Proxy) -> None:
+async def test_an_unreachable_database_is_a_503_without_its_address(rush: Rush, proxy: Proxy) -> None:
     app = FastAPI(lifespan=rush_lifespan(rush.network_id, RushConfig(proxy.url, retry_deadline=0.1, connect_timeout=0.5)))
     app.include_router(rush_router(LOOPS))
-    async with opened(app) as client:
+    async with client_of(app) as client:
         proxy.refuse()
         proxy.cut_all()
-        answer = await client.get(f"/runs/{NOBODY}")
+        answer = await client.get(f"/runs/{UNKNOWN}")
         proxy.refuse(False)
-        assert (answer.status_code, answer.json()) == (503, {"detail": "the database does not answer, try again"})
+        assert (answer.status_code, answer.json()) == (503, {"detail": "the database does not answer: try again"})
 
 
-async def test_the_best_task_may_be_the_largest_of_any_output(rush: Rush) -> None:
+async def test_the_best_task_is_the_largest_of_the_output_that_the_router_names(rush: Rush) -> None:
     app = FastAPI(lifespan=rush_lifespan(rush.network_id, rush.config, objective=objective))
     app.include_router(rush_router(LOOPS, best="score", maximize=True))
-    async with opened(app) as client:
+    async with client_of(app) as client:
         run = await start(client, "queue")
-        async with Rush(f"{rush.network_id}.{run}", rush.config) as inside:
-            assert (await status(client, run))["best"] is None
+        async with Rush(f"{rush.network_id}.{run}", rush.config) as of_run:
+            assert (await status_of(client, run))["best"] is None
             yss: list[dict[str, Any]] = [{"score": 1}, {"score": float("nan")}, {"score": 2.5, "data": b"\xff"}, {"y": 9}]
-            keys = await inside.push_finished_tasks([{"x": x} for x in range(4)], yss)
-            best = (await status(client, run))["best"]
+            keys = await of_run.push_finished_tasks([{"x": x} for x in range(4)], yss)
+            best = (await status_of(client, run))["best"]
             assert (best["key"], best["ys"]) == (keys[2], {"score": 2.5, "data": "/w=="})
             found = (await client.get("/tasks", params={"key": keys[1], "run": run})).json()
             assert found[0]["ys"] == {"score": None}
         await stop(client, run, forget=True)
 
 
-async def test_a_router_without_the_lifespan_says_what_to_write() -> None:
+async def test_the_error_of_a_router_without_the_lifespan_names_the_remedy() -> None:
     app = FastAPI()
     app.include_router(rush_router(LOOPS))
-    async with opened(app) as client:
+    async with client_of(app) as client:
         with pytest.raises(RuntimeError, match="lifespan=rush_lifespan"):
-            await client.get(f"/runs/{NOBODY}")
+            await client.get(f"/runs/{UNKNOWN}")
 
 
-def test_the_schema_tells_of_every_endpoint() -> None:
+def test_the_schema_describes_every_endpoint() -> None:
     schema = create_app().openapi()
     assert {path: sorted(methods) for path, methods in schema["paths"].items() if path != "/n-tasks"} == {
         "/runs": ["post"],

@@ -1,4 +1,4 @@
-"""A service without HTTP: what it does when things come at the wrong moment."""
+"""A service without HTTP: a stop during a start, cancelled callers, and a full server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from rush_async import Coroutines, NetworkStateError, Rush, RushWorker
-from rush_async.extras.fastapi.service import Service
+from rush_async.extras.fastapi.service import Service, read_status
 from rush_async.launch.handle import Launch, WorkerHandle
 from rush_async.testing import wait_until
 
@@ -23,26 +23,26 @@ async def objective(xs: dict[str, Any]) -> dict[str, Any]:
 
 
 class SlowStart:
-    """Starts coroutines when it is told to."""
+    """Starts coroutines once the test sets `may_start`."""
 
     is_local: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.begun, self.may_start = asyncio.Event(), asyncio.Event()
 
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
         self.begun.set()
-        await self.go_on.wait()
+        await self.may_start.wait()
         return await Coroutines().launch(launch)
 
 
-async def test_a_run_that_is_being_started_while_the_service_ends_is_not_left_running(rush: Rush) -> None:
+async def test_a_service_that_stops_while_a_run_starts_leaves_no_worker_running(rush: Rush) -> None:
     service, slowly = Service(rush, 0.5), SlowStart()
-    await service.open(None, 0)
+    await service.open()
     starting = asyncio.ensure_future(service.start_run(until_stopped, 1, 1, slowly))
     await slowly.begun.wait()
     await service.aclose()
-    slowly.go_on.set()
+    slowly.may_start.set()
     with pytest.raises(NetworkStateError, match="shutting down"):
         await starting
     others = [name for name in await networks(rush) if name != rush.network_id]
@@ -53,21 +53,19 @@ async def test_a_run_that_is_being_started_while_the_service_ends_is_not_left_ru
 
 
 async def networks(rush: Rush) -> list[str]:
-    """The networks there are."""
+    """The ids of all networks in the database."""
     found = await rush._net.link.connection.ask("KEYS", "rush:{*}:workers")  # pyright: ignore[reportPrivateUsage]
     return sorted(name.decode().partition("{")[2].rpartition("}")[0] for name in found)
 
 
 @pytest.mark.parametrize("way", ["asyncio", "anyio"])
-async def test_a_task_whose_caller_is_cancelled_is_withdrawn(rush: Rush, rush_worker: RushWorker, way: str) -> None:
-    async def never() -> None:
-        await asyncio.Event().wait()
-
+async def test_an_evaluation_whose_caller_is_cancelled_is_cancelled(rush: Rush, rush_worker: RushWorker, way: str) -> None:
     service = Service(rush, 0.5)
-    await service.open(None, 0)
+    await service.open()
+    disconnected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def evaluate() -> None:
-        await service.evaluate(rush, {"x": 1}, timeout=60, retries=0, left=never)
+        await service.evaluate(rush, {"x": 1}, timeout=60, retries=0, disconnected=disconnected)
 
     if way == "asyncio":
         asking = asyncio.ensure_future(evaluate())
@@ -84,15 +82,36 @@ async def test_a_task_whose_caller_is_cancelled_is_withdrawn(rush: Rush, rush_wo
     await service.aclose()
 
 
-async def test_evaluators_come_once_a_full_server_has_room_again(rush: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_evaluators_start_once_a_full_server_has_room_again(
+    rush: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rush_async.extras.fastapi.service._PAUSE", 0.01)
-    service = Service(rush, 0.5)
+    service = Service(rush, 0.5, objective, 2)
     raw.config_set("maxmemory", 1)
     try:
-        await service.open(objective, 2)
-        # Both have tried in vain by now.
+        await service.open()
+        # Both have failed to start by now.
         await wait_until(lambda: raw.info("stats")["total_commands_processed"] and rush.counts())
     finally:
         raw.config_set("maxmemory", 0)
     await rush.wait_for_workers(2, timeout=10)
     await service.aclose()
+
+
+async def test_an_evaluation_whose_caller_disconnects_is_cancelled(rush: Rush, rush_worker: RushWorker) -> None:
+    service = Service(rush, 0.5)
+    await service.open()
+    disconnected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    evaluation = asyncio.ensure_future(service.evaluate(rush, {"x": 1}, timeout=60, retries=0, disconnected=disconnected))
+    await rush.wait_until(lambda counts: counts.queued == 1, timeout=5)
+    disconnected.set_result(None)
+    with pytest.raises(NetworkStateError, match="the client disconnected"):
+        await evaluation
+    assert await rush.counts() == (0, 0, 0, 1)
+    await service.aclose()
+
+
+async def test_a_run_that_does_not_exist_has_ended(rush: Rush) -> None:
+    async with Service(rush, 0.5).client("0123456789abcdef") as run:
+        status = await read_status(run, "y")
+    assert (status.id, status.state, status.workers, status.best) == ("0123456789abcdef", "ended", {}, None)

@@ -1,0 +1,53 @@
+"""The bodies of requests and responses: how tasks and events become JSON."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from rush_async import Failure, Task
+from rush_async.events import TasksFinished, WorkerLost
+from rush_async.extras.fastapi.bodies import EvaluateRequest, RunRequest, TasksRequest, TaskView, event_view
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def a_task(**outputs: object) -> Task:
+    return Task(key="k", state="finished", xs={"x": 1}, ys=outputs)
+
+
+def test_bytes_become_base64_and_nan_becomes_null() -> None:
+    text = TaskView.model_validate(a_task(y=float("nan"), data=b"\xff")).model_dump_json()
+    assert '"ys":{"y":null,"data":"/w=="}' in text
+
+
+def test_the_traceback_of_a_failure_is_not_sent() -> None:
+    task = Task(key="k", state="failed", xs={}, failure=Failure("error", "ValueError", "broken", "line 1"))
+    assert TaskView.model_validate(task).model_dump()["failure"] == {"kind": "error", "type": "ValueError", "message": "broken"}
+
+
+def test_an_event_is_sent_under_the_name_of_its_class_with_seq_as_id() -> None:
+    sent = event_view(WorkerLost(network_id="n", seq=7, at=NOW, worker_id="w"))
+    assert (sent.event, sent.id) == ("WorkerLost", "7")
+    assert sent.data["worker_id"] == "w"
+
+
+def test_the_tasks_of_an_event_are_sent_as_task_bodies() -> None:
+    fact: dict[str, Any] = {"network_id": "n", "seq": 1, "at": NOW, "keys": ("k",), "worker_id": "w"}
+    sent = event_view(TasksFinished(**fact, tasks=(a_task(y=2),)))
+    assert sent.data["tasks"] == [TaskView.model_validate(a_task(y=2))]
+    assert event_view(TasksFinished(**fact)).data["tasks"] is None
+
+
+def test_requests_have_defaults_and_bounds() -> None:
+    assert RunRequest.model_validate({"loop": "search", "evals": 1}).n_workers == 1
+    assert TasksRequest[int].model_validate({"xss": [1]}).retries == 0
+    request = EvaluateRequest[int].model_validate({"xs": 1})
+    assert (request.run, request.retries, request.timeout) == (None, 1, 30)
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        TasksRequest[int].model_validate({"xss": []})
+    with pytest.raises(ValidationError, match="should match pattern"):
+        EvaluateRequest[int].model_validate({"xs": 1, "run": "../keys"})
