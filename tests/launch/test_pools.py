@@ -261,7 +261,7 @@ async def block(rush: RushWorker) -> None:
 async def test_a_blocked_worker_is_killed_and_its_process_left_alone(
     rush: Rush, threads: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "_PATIENCE", 0.2)
+    monkeypatch.setattr(pools, "_WORKER_END", 0.2)
     (worker_id,) = await rush.start_workers(block, 1, on=threads)
     try:
         await wait_until(BLOCKS.is_set)
@@ -286,7 +286,7 @@ class Silent:
 async def test_a_lost_worker_is_not_waited_for_though_its_pool_has_not_noticed(
     rush: Rush, elsewhere: Rush, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "_PATIENCE", 0.2)
+    monkeypatch.setattr(pools, "_WORKER_END", 0.2)
     (worker_id,) = await rush.start_workers(hold, 1, on=Silent())
     await elsewhere.stop_workers(worker_id, mode="kill")
     await rush.stop_workers(worker_id)
@@ -415,9 +415,9 @@ def test_what_has_no_submit_is_no_pool() -> None:
 
 async def test_a_job_that_is_run_twice_is_one_worker(rush: Rush, threads: ThreadPoolExecutor) -> None:
     def run_twice(payload: bytes) -> bytes:
-        first: WorkerExit = pickle.loads(pools.work(payload))
+        first: WorkerExit = pickle.loads(pools.run_job(payload))
         assert first.state == "terminated"
-        return pools.work(payload)
+        return pools.run_job(payload)
 
     (worker_id,) = await rush.start_workers(do_some, 1, on=Pool(Elsewhere(threads, run_twice)), n=2)
     assert [how.state for how in await rush.join_workers(timeout=30)] == ["terminated"]
