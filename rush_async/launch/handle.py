@@ -56,10 +56,7 @@ class WorkerHandle:
     Attributes:
         worker_id: the worker.
         ended: how it ended, once it did. The network may not know it yet.
-        outlives_manager: whether the worker continues when the manager closes.
     """
-
-    outlives_manager = False
 
     def __init__(self, worker_id: str) -> None:
         self.worker_id = worker_id

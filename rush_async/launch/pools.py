@@ -33,7 +33,6 @@ __all__ = ["Pool", "Submitter", "run_job"]
 logger = logging.getLogger(__name__)
 
 _WORKER_END = 2.0  # seconds for a worker to end that was shut out
-_SILENT = Failure("lost", None, "its heartbeat had stopped")
 _SECOND_RUN = Failure(
     "lost",
     None,
@@ -79,8 +78,6 @@ async def _run(job: Job, loop: WorkerLoop) -> WorkerExit:
 class _Worker(WorkerHandle):
     """A worker that is a job of a pool."""
 
-    outlives_manager = True
-
     def __init__(self, network: Network, worker_id: str, future: Any) -> None:
         super().__init__(worker_id)
         self._network = network
@@ -109,7 +106,7 @@ class _Worker(WorkerHandle):
     async def _give_up(self) -> None:
         await self._withdraw()
         await asyncio.wait([self.ended], timeout=_WORKER_END)
-        self.end(WorkerExit(self.worker_id, "lost", _SILENT))
+        self.end(WorkerExit(self.worker_id, "lost", Failure("lost", None, "its heartbeat had stopped")))
 
     async def kill(self) -> None:
         # The network has shut the worker out: a request on `control` cancels one that runs, a later one is refused.

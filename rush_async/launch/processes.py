@@ -81,9 +81,9 @@ class _Child:
         directory = launch.log_dir or Path(self._private_directory or "")
         self._stderr = directory / f"{job.worker_ids[0]}.stderr"
         self._stdout = directory / f"{job.worker_ids[0]}.stdout"
-        self._process: asyncio.subprocess.Process | None = None
-        self._requests: asyncio.WriteTransport | None = None
-        self._reports = -1
+        self._process: asyncio.subprocess.Process  # this and the pipes are there once it has started
+        self._requests: asyncio.WriteTransport
+        self._reports: int
         self._reported = bytearray()
         self._is_gone = asyncio.Event()
 
@@ -103,18 +103,18 @@ class _Child:
                 reports, reports_end = os.pipe()
                 ends_of_child.callback(os.close, reports_end)
                 on_error.callback(os.close, reports)
+                os.set_blocking(reports, False)
                 self._requests, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, pipe)
                 on_error.callback(self._requests.abort)
                 self._process = await self._execute(requests_end, reports_end)
             on_error.pop_all()
+        # No await follows: a cancelled caller has started no process, or one that is watched.
         for worker_id in self.handles:
             self._network.pulse.vouch(worker_id, self._is_well)
-        # No await follows: a cancelled caller has started no process, or one that is watched.
         self._requests.write(frame(self._job.to_pickle()))
-        os.set_blocking(reports, False)
         self._reports = reports
         loop.add_reader(reports, self._take_reports)
-        self._network.link.supervisor.start(self._watch, self._process)
+        self._network.link.supervisor.start(self._watch)
 
     async def _execute(self, requests_end: int, reports_end: int) -> asyncio.subprocess.Process:
         program = _PROGRAM.format(
@@ -134,25 +134,24 @@ class _Child:
 
     def _is_well(self) -> bool | None:
         """Whether the process runs and is not stopped; None when it has ended. The heartbeat thread calls it."""
-        process = self._process
-        if process is None or process.returncode is not None:
+        if self._process.returncode is not None:
             return None
         if sys.platform == "darwin":  # which cannot tell; the worker's own heartbeat says enough
             return None
         try:
-            return os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None
+            return os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None
         except ChildProcessError:
             return None
 
     def request_cancel(self, worker_id: str) -> None:
-        """Asks the process to cancel a worker, if it is there."""
-        if self._requests is not None and not self._requests.is_closing():
+        """Asks the process to cancel a worker."""
+        if not self._requests.is_closing():
             self._requests.write(f"{worker_id}\n".encode())
 
     def kill(self) -> None:
         """Ends the process and those that it started."""
-        if self._process is not None and self._process.returncode is None:
-            self._kill_group(self._process)
+        if self._process.returncode is None:
+            self._kill_group()
 
     async def clear(self) -> None:
         """Waits for the end of a process whose workers have ended; kills it where its exit takes long."""
@@ -161,27 +160,26 @@ class _Child:
         self.kill()
         await self._is_gone.wait()
 
-    def _kill_group(self, process: asyncio.subprocess.Process) -> None:
+    def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self) -> None:
         try:
-            code = await process.wait()
+            code = await self._process.wait()
             self._take_reports()
-            self._end_silent(process, code)
+            self._end_silent(code)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._clean_up(process)
+                await self._clean_up()
 
-    async def _clean_up(self, process: asyncio.subprocess.Process) -> None:
-        assert self._requests is not None
+    async def _clean_up(self) -> None:
         if not self._requests.is_closing():
             self._requests.abort()
         with anyio.move_on_after(_PROCESS_END):
-            await process.wait()
+            await self._process.wait()
         self.kill()
-        await process.wait()
+        await self._process.wait()
         self._take_reports()
         asyncio.get_running_loop().remove_reader(self._reports)
         os.close(self._reports)
@@ -212,11 +210,11 @@ class _Child:
             else:
                 self.handles[report].answered.set()
 
-    def _end_silent(self, process: asyncio.subprocess.Process, code: int) -> None:
+    def _end_silent(self, code: int) -> None:
         """Sets the workers that have not reported their ends as lost: they died with the process."""
         silent = [handle for handle in self.handles.values() if handle.is_alive]
         if silent:
-            self._kill_group(process)  # no worker is left that could use the processes it started
+            self._kill_group()  # no worker is left that could use the processes it started
             failure = Failure("lost", None, f"{_death(code)}{self._last_output()}")
             for handle in silent:
                 handle.end(WorkerExit(handle.worker_id, "lost", failure))

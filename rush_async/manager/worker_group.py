@@ -38,6 +38,7 @@ class WorkerGroup:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._handles: dict[str, WorkerHandle] = {}
+        self._local: dict[str, WorkerHandle] = {}  # the workers that end with their manager
         self.ends: dict[str, asyncio.Future[WorkerExit]] = {}
         self.unseen: dict[str, None] = {}
         self._killed: set[str] = set()
@@ -75,6 +76,8 @@ class WorkerGroup:
             raise
         for handle in handles:
             self._handles[handle.worker_id] = handle
+            if launcher.is_local:
+                self._local[handle.worker_id] = handle
             self.ends[handle.worker_id] = asyncio.get_running_loop().create_future()
             handle.ended.add_done_callback(self._note_end)
         self.unseen.update(dict.fromkeys(worker_ids))
@@ -157,14 +160,12 @@ class WorkerGroup:
 
     def ends_of(self, worker_ids: Sequence[str]) -> dict[str, asyncio.Future[WorkerExit]]:
         """The ends that this process sees by itself. The ends of workers that outlive their manager come from the network."""
-        own = [worker_id for worker_id in worker_ids if worker_id in self._handles]
-        return {worker_id: self.ends[worker_id] for worker_id in own if not self._handles[worker_id].outlives_manager}
+        return {worker_id: self.ends[worker_id] for worker_id in worker_ids if worker_id in self._local}
 
     @property
     def to_dismiss(self) -> list[str]:
         """The workers that have not ended and do not outlive their manager."""
-        own = [handle for handle in self._handles.values() if not handle.outlives_manager]
-        return [handle.worker_id for handle in own if handle.is_alive]
+        return [worker_id for worker_id, handle in self._local.items() if handle.is_alive]
 
     def cut_off(self) -> None:
         """The server is gone: from here on no end is reported."""
@@ -172,12 +173,11 @@ class WorkerGroup:
 
     async def dismiss(self) -> None:
         """Ends the workers that do not outlive their manager in any case."""
-        own = [handle for handle in self._handles.values() if not handle.outlives_manager]
         with anyio.CancelScope(shield=True):
-            await asyncio.gather(*[handle.kill() for handle in own if handle.is_alive])
-            await asyncio.gather(*[handle.clear() for handle in own])
-            if own and not self._is_cut_off:
-                await asyncio.wait([self.ends[handle.worker_id] for handle in own], timeout=_REPORT)
+            await asyncio.gather(*[handle.kill() for handle in self._local.values() if handle.is_alive])
+            await asyncio.gather(*[handle.clear() for handle in self._local.values()])
+            if self._local and not self._is_cut_off:
+                await asyncio.wait([self.ends[worker_id] for worker_id in self._local], timeout=_REPORT)
 
     async def clear(self) -> None:
         """Waits until nothing is left of the workers that have ended."""

@@ -221,7 +221,7 @@ class Runner:
         for name, worker in self._workers.items():
             self.ended[name] = event_loop.create_future()
             self._tasks[name] = Supervisor.spawn(live(worker, loop, log_levels), name=f"worker {name}")
-            self._tasks[name].add_done_callback(functools.partial(self._note_end, name))
+            self._tasks[name].add_done_callback(functools.partial(self._note_end, worker))
 
     async def run(self) -> list[WorkerExit]:
         """Waits for the workers and returns how they ended, in order. Cancelled, it cancels them and waits for their ends."""
@@ -248,14 +248,8 @@ class Runner:
         for name in worker_ids:
             self._tasks[name].cancel()
 
-    def _note_end(self, worker_id: str, task: asyncio.Task[WorkerExit]) -> None:
-        if task.cancelled():  # before it had registered
-            end = WorkerExit(worker_id, "terminated")
-        elif (error := task.exception()) is not None:
-            end = WorkerExit(worker_id, "failed", Failure.of(error))
-            if isinstance(error, WorkerIdTakenError):
-                self.refused.add(worker_id)
-        else:
-            end = task.result()
-        if not self.ended[worker_id].done():
-            self.ended[worker_id].set_result(end)
+    def _note_end(self, worker: RushWorker, task: asyncio.Task[WorkerExit]) -> None:
+        if not task.cancelled() and isinstance(task.exception(), WorkerIdTakenError):
+            self.refused.add(worker.worker_id)
+        if not self.ended[worker.worker_id].done():
+            self.ended[worker.worker_id].set_result(_end_of(worker, task))
