@@ -66,8 +66,11 @@ class Drain:
     def end(self, code: int) -> None:
         """Sets the exit code: all workers have ended."""
         self.code = code
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
+        try:
+            with contextlib.suppress(AttributeError, ValueError):  # it was closed
+                sys.stdout.flush()
+        except OSError:  # its reader is gone, and the interpreter's own flush must not change the exit code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         self._steps.put("ended")
 
     def _take_signal(self, number: int, frame: FrameType | None) -> None:

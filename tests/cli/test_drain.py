@@ -58,11 +58,11 @@ sys.exit(program.main(sys.argv[1:]))
 """
 
 
-async def test_a_loop_that_never_gives_way_ends_with_its_process(rush: Rush, run: Run) -> None:
+async def test_a_loop_that_never_awaits_ends_with_its_process(rush: Rush, run: Run) -> None:
     assert rush.config.url is not None
     words = ("-c", IMPATIENT, "worker", rush.network_id)
     blocked = await run(sys.executable, *words, f"{LOOPS}:block_loudly", "--drain", "0", RUSH_URL=rush.config.url)
-    lingering = await run(sys.executable, *words, f"{LOOPS}:leave_a_thread_behind", RUSH_URL=rush.config.url)
+    finished = await run(sys.executable, *words, f"{LOOPS}:leave_a_thread_behind", RUSH_URL=rush.config.url)
     await blocked.says("blocked")
     blocked.signal(signal.SIGTERM)
     code, errors = await blocked.ended()
@@ -71,13 +71,23 @@ async def test_a_loop_that_never_gives_way_ends_with_its_process(rush: Rush, run
     await rush.stop_workers(mode="kill")  # sooner than its lease expires
     # All workers of the other have ended by themselves; only their thread is in the way.
     await wait_until(lambda: ended(rush), timeout=30)
-    assert lingering.process.returncode is None
-    lingering.signal(signal.SIGTERM)
-    assert (await lingering.ended())[0] == 0
+    assert finished.process.returncode is None
+    finished.signal(signal.SIGTERM)
+    assert (await finished.ended())[0] == 0
 
 
 async def ended(rush: Rush) -> bool:
     return set((await rush.worker_info())["state"]) == {"killed", "terminated"}
+
+
+async def test_a_closed_stdout_does_not_change_the_exit_code(rush: Rush, run: Run) -> None:
+    assert rush.config.url is not None
+    program = f"{sys.executable} -m rush_async worker {rush.network_id} {LOOPS}"
+    is_closed = f"{program}:do_some >&-; echo code $? >&2"
+    has_no_reader = f"({program}:print_and_end; echo code $? >&2) | exec true"
+    for line in (is_closed, has_no_reader):
+        _, errors = await (await run("sh", "-c", line, RUSH_URL=rush.config.url, PYTHONUNBUFFERED="")).ended()
+        assert errors == "code 0\n"
 
 
 async def test_a_signal_that_comes_before_the_loop_runs_is_not_lost(rush: Rush, worker: Run, directory: Path) -> None:

@@ -50,14 +50,14 @@ async def packed_in_both_ways(content: bytes, config: RushConfig) -> list[Payloa
 
 
 @pytest.mark.parametrize("n", [0, 1, 1_000])
-async def test_what_is_small_travels_itself(config: RushConfig, directory: Path, n: int) -> None:
+async def test_a_small_payload_is_inline(config: RushConfig, directory: Path, n: int) -> None:
     for payload in await packed_in_both_ways(b"x" * n, config):
         assert payload == Payload("the loop f", n, b"x" * n)
         assert payload.unpack() == b"x" * n
     assert not (directory / "large").exists()
 
 
-async def test_what_is_large_lies_in_a_file_and_its_digest_travels(config: RushConfig, directory: Path) -> None:
+async def test_a_large_payload_is_in_a_file_and_its_digest_travels(config: RushConfig, directory: Path) -> None:
     for payload in await packed_in_both_ways(LARGE, config):
         assert (payload.inline, payload.size, payload.sha256) == (None, 2_000, hashlib.sha256(LARGE).hexdigest())
         assert payload.path is not None
@@ -66,7 +66,7 @@ async def test_what_is_large_lies_in_a_file_and_its_digest_travels(config: RushC
     assert len(files_in(directory)) == 2  # each has a name of its own
 
 
-def test_what_is_large_by_one_byte_lies_in_a_file(config: RushConfig) -> None:
+def test_a_payload_that_is_one_byte_too_large_is_in_a_file(config: RushConfig) -> None:
     assert Payload.pack(b"x" * 1_001, "net", config, "the loop f").inline is None
 
 
@@ -136,7 +136,7 @@ def test_every_network_has_a_directory_of_its_own_whatever_its_name(config: Rush
 # what goes wrong
 
 
-async def test_row_5_what_is_too_large_names_both_sizes_and_the_remedies() -> None:
+async def test_row_5_a_payload_that_is_too_large_names_both_sizes_and_the_remedies() -> None:
     config = RushConfig(max_start_args_size=1_000)
     with pytest.raises(EncodeError) as caught:
         Payload.pack(LARGE, "net", config, "the loop f")
@@ -179,14 +179,14 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(
 
 
 async def test_a_cancelled_packing_leaves_no_file(config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
     packing = asyncio.ensure_future(Payload.pack_in_thread(LARGE, "net", config, "the loop f"))
     write = os.rename
 
     def cancel_and_rename(*args: Any, **options: Any) -> None:
         cancelled = threading.Event()
-        here.call_soon_threadsafe(packing.cancel)
-        here.call_soon_threadsafe(here.call_soon, cancelled.set)
+        loop.call_soon_threadsafe(packing.cancel)
+        loop.call_soon_threadsafe(loop.call_soon, cancelled.set)
         assert cancelled.wait(10)
         write(*args, **options)
 
@@ -275,7 +275,7 @@ def test_removing_all_of_nothing_does_nothing(config: RushConfig, directory: Pat
     assert caplog.records == []
 
 
-def test_removing_all_leaves_what_is_behind_a_link_and_what_is_not_ours(
+def test_removing_all_leaves_files_behind_a_link_and_those_of_others(
     config: RushConfig, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, path = large_payload(config)
