@@ -425,6 +425,7 @@ async def test_a_job_that_is_run_twice_is_one_worker(rush: Rush, threads: Thread
     assert [how.state for how in await rush.join_workers(timeout=30)] == ["terminated"]
     assert await states(rush) == {worker_id: "terminated"}
     assert await rush.counts() == (0, 0, 2, 0)
+    await wait_until(lambda: len(ends) == 2)  # the network knows the first end before the second run
     assert [end.state for end in ends] == ["terminated", "lost"]
     assert ends[1].failure is not None
     assert "the pool ran its job a second time" in ends[1].failure.message
