@@ -169,6 +169,28 @@ async def test_a_process_that_does_not_start_is_reported_and_leaves_nothing(
     assert found(directory, "*") == []
 
 
+async def test_a_start_without_free_descriptors_leaves_no_pipe(
+    rush: Rush, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, pipes = os.pipe, list[tuple[int, int]]()
+
+    def one_pipe() -> tuple[int, int]:
+        if pipes:
+            raise OSError(24, "Too many open files")
+        pipes.append(pipe())
+        return pipes[0]
+
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    monkeypatch.setattr(os, "pipe", one_pipe)
+    with pytest.raises(OSError, match="Too many open files"):
+        await rush.start_workers(hold, 1, on=Processes())
+    monkeypatch.undo()
+    for descriptor in pipes[0]:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+    assert found(directory, "*") == []
+
+
 @pytest.mark.parametrize(("n", "words"), [(0, "at least one process"), (-1, "0 to"), (1.5, "whole number"), ("2", "whole")])
 def test_a_wrong_number_of_processes_is_refused(n: Any, words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
