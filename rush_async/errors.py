@@ -39,6 +39,7 @@ __all__ = [
     "ServerStartError",
     "TasksNotDoneError",
     "WireError",
+    "WorkerIdTakenError",
     "WorkerLoopError",
     "WorkerLostError",
     "WorkersNotReadyError",
@@ -54,8 +55,24 @@ class RushConfigError(RushError, ValueError):
     """A setting, URL, id or name cannot be used."""
 
 
+class WorkerIdTakenError(RushConfigError):
+    """The network knows another worker of this id. Users see it as `RushConfigError`; `launch` tells it apart."""
+
+
 class RushConnectionError(RushError, ConnectionError):
-    """The server cannot be reached, or refuses this client."""
+    """The server cannot be reached, or refuses this client.
+
+    Attributes:
+        problem: what happened.
+        advice: what to do about it in Python code; the command has advice of its own. It may be empty.
+        is_password_refused: whether the server demands a user or password, or refuses the one it got.
+    """
+
+    def __init__(self, problem: str = "", advice: str = "", *, is_password_refused: bool = False) -> None:
+        super().__init__(f"{problem}{advice}")
+        self.problem = problem
+        self.advice = advice
+        self.is_password_refused = is_password_refused
 
 
 class ServerStartError(RushError):

@@ -1,4 +1,4 @@
-"""Workers as coroutines of this process's event loop: many of them share one connection."""
+"""Workers as coroutines of the manager's event loop: many of them share one connection."""
 
 from __future__ import annotations
 
@@ -7,37 +7,25 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rush_async.launch.handle import Launch, WorkerHandle
-from rush_async.model import Failure, WorkerExit
-from rush_async.supervisor import Supervisor
-from rush_async.worker.run import live
-from rush_async.worker.worker import RushWorker
+from rush_async.worker.run import Runner
 
 __all__ = ["Coroutines"]
 
 
 class _Coroutine(WorkerHandle):
-    def __init__(self, launch: Launch, worker_id: str) -> None:
+    def __init__(self, worker_id: str, runner: Runner) -> None:
         super().__init__(worker_id)
-        self._worker = RushWorker(launch.network_id, launch.config, worker_id=worker_id)
-        self._task = Supervisor.spawn(live(self._worker, launch.loop, launch.log_levels), name=f"worker {worker_id}")
-        self._task.add_done_callback(self._note_end)
+        self.ended = runner.ended[worker_id]
+        self._runner = runner
 
     def cancel(self) -> None:
-        self._task.cancel()
+        self._runner.cancel([self.worker_id])
 
     async def kill(self) -> None:
-        # It hears of its end on `control` and is cancelled by that; this is for one that cannot hear. It is bounded, because a
-        # life leaves a loop behind that swallows its cancellation.
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    def _note_end(self, task: asyncio.Task[WorkerExit]) -> None:
-        if task.cancelled():
-            self.end(WorkerExit(self.worker_id, "terminated"))
-        elif (error := task.exception()) is not None:
-            self.end(WorkerExit(self.worker_id, "failed", Failure.of(error)))
-        else:
-            self.end(task.result())
+        # The request on `control` cancels it; this cancels one that the request cannot reach. The wait is bounded, because a
+        # runner abandons a loop that swallows its cancellation.
+        self.cancel()
+        await asyncio.wait([self.ended])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,4 +36,5 @@ class Coroutines:
 
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
         """Starts the workers and returns at once."""
-        return [_Coroutine(launch, worker_id) for worker_id in launch.worker_ids]
+        runner = Runner(launch.network.network_id, launch.config, launch.worker_ids, launch.loop, launch.log_levels)
+        return [_Coroutine(worker_id, runner) for worker_id in launch.worker_ids]

@@ -1,16 +1,18 @@
-"""What a manager holds of the workers it started, whatever way it started them."""
+"""What a launcher gets, and what it returns for each worker it started."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from rush_async.config import RushConfig
-from rush_async.model import Failure, WorkerExit
-from rush_async.supervisor import Supervisor
+from rush_async.launch.job import Job
+from rush_async.launch.packed_loop import PackedLoop
+from rush_async.model import WorkerExit
+from rush_async.network.network import Network
 from rush_async.worker.loop import WorkerLoop
 
 __all__ = ["Launch", "Launcher", "WorkerHandle"]
@@ -18,44 +20,43 @@ __all__ = ["Launch", "Launcher", "WorkerHandle"]
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What is to be started.
+    """What a launcher starts.
 
     Attributes:
-        network_id: the network to work in.
-        config: the server, as the manager reached it.
+        network: the network to work in, as the manager sees it.
+        config: the server, as the manager reached it, and the settings.
         loop: the loop with its arguments.
         worker_ids: the workers, registered as starting.
-        log_dir: where processes write their output; None for a place of their own.
-        log_levels: the loggers whose records are kept in the network, with their levels.
-        supervisor: where tasks that watch over them live.
-        on_lost: called with workers and a failure when they died without a good-bye.
-        vouch: called with a worker and a function that tells, in any thread, whether its process is alive and not stopped, or
-            None once it has ended. Its lease is then renewed for it too: code that holds the GIL keeps it from doing so itself.
-        has_entered: tells whether the network has seen a worker run, whatever became of it.
+        log_levels: the loggers whose records the network keeps, with their levels.
+        log_dir: where processes write their output; None for a temporary directory.
     """
 
-    network_id: str
+    network: Network
     config: RushConfig
     loop: WorkerLoop
     worker_ids: Sequence[str]
-    log_dir: Path | None
     log_levels: Mapping[str, str | int] | None
-    supervisor: Supervisor
-    on_lost: Callable[[Sequence[str], Failure], Awaitable[None]]
-    vouch: Callable[[str, Callable[[], bool | None]], None]
-    has_entered: Callable[[str], Awaitable[bool]]
+    log_dir: Path | None
+
+    async def pack(self) -> Job:
+        """Packs the job for other processes.
+
+        Raises:
+            EncodeError: the loop or one of its arguments cannot be pickled, or is too large.
+            RushConfigError: `large_objects_path` cannot be written.
+        """
+        network_id = self.network.network_id
+        loop = await PackedLoop.pickled_in_thread(self.loop, network_id, self.config)
+        return Job(network_id, self.config, self.worker_ids, loop, self.log_levels)
 
 
 class WorkerHandle:
-    """One started worker. A way of starting workers says how it is stopped, cancelled and killed.
+    """One started worker. Each launcher has a subclass that cancels and kills its workers.
 
     Attributes:
-        worker_id: which worker.
-        ended: how it ended, once it did.
-        outlives_manager: whether a manager that closes leaves it alone.
+        worker_id: the worker.
+        ended: how it ended, once it did. The network may not know it yet.
     """
-
-    outlives_manager = False
 
     def __init__(self, worker_id: str) -> None:
         self.worker_id = worker_id
@@ -63,31 +64,31 @@ class WorkerHandle:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the worker has not ended yet."""
         return not self.ended.done()
 
-    def end(self, how: WorkerExit) -> None:
-        """Takes note of its end."""
+    def end(self, end: WorkerExit) -> None:
+        """Sets how the worker ended; the first call counts."""
         if not self.ended.done():
-            self.ended.set_result(how)
+            self.ended.set_result(end)
 
     def stop(self) -> None:
-        """Takes its start back, where that is still possible. It has been asked to stop through the network."""
+        """Withdraws a start that has not begun. The worker has been asked to stop through the network."""
 
     def cancel(self) -> None:
-        """Cancels its loop, once; what it runs fails as `cancelled`."""
+        """Cancels the worker's loop; its running tasks fail as `cancelled`."""
         raise NotImplementedError
 
     async def kill(self) -> None:
-        """Ends it for certain; it has been shut out of the network already."""
+        """Ends the worker in any case. The network has shut it out already."""
         raise NotImplementedError
 
     async def clear(self) -> None:
-        """Waits until nothing is left of it, a while after it has ended."""
+        """Waits until nothing is left of a worker that has ended, such as its process."""
 
 
 class Launcher(Protocol):
-    """A way of starting workers: a value for `start_workers(on=...)`.
+    """A way to start workers: a value for `start_workers(on=...)`.
 
     Attributes:
         is_local: whether its workers die with the process of the manager that starts them.

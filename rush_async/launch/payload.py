@@ -1,8 +1,8 @@
-"""Start arguments on their way to a worker: those that are too large to travel go to a file that the worker reads.
+"""Start arguments on their way to a worker. Arguments that are too large to travel go to a file that the worker reads.
 
-The files of a network lie in a directory of its own under `large_objects_path`, and stay until the network is reset, for a
-worker may start at any time. Whoever can write there cannot make a worker run anything: what is read must have the digest that
-travelled with the worker's orders.
+The files of a network lie in a directory of its own under `large_objects_path`. They stay until the network is reset, because a
+worker may start at any time. Write access to that directory does not allow to choose what a worker runs: the content of a file
+must have the digest that travelled with the worker's job.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import stat
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import anyio.to_thread
@@ -26,27 +26,27 @@ from rush_async.config import RushConfig
 from rush_async.errors import DecodeError, EncodeError, RushConfigError
 from rush_async.supervisor import see_through
 
-__all__ = ["Parcel", "adiscard", "aremove_all", "aunwrap", "awrap", "discard", "remove_all", "unwrap", "wrap"]
+__all__ = ["Payload", "remove_payloads"]
 
 logger = logging.getLogger(__name__)
 
 _TRIES = 5  # a reset may remove the directory between two steps
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_OLD_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in its place must not hold us up
-_FOR_NAME = re.compile(r"[^0-9A-Za-z_-]+")
+_OLD_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in its place must not block the reader
+_NOT_IN_NAME = re.compile(r"[^0-9A-Za-z_-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """Packed start arguments, or where they lie.
+class Payload:
+    """Encoded start arguments, or the file that holds them.
 
     Attributes:
-        what: what is in it, for a message.
-        size: of what is in it, in bytes.
-        inline: the bytes themselves; None where they lie in a file.
+        what: what it contains, for a message.
+        size: the size of the content in bytes.
+        inline: the content; None where a file holds it.
         path: the file.
-        sha256: the digest of what is in the file.
+        sha256: the digest of the file's content.
     """
 
     what: str
@@ -55,16 +55,99 @@ class Parcel:
     path: str | None = None
     sha256: str | None = None
 
-    def as_record(self) -> dict[str, Any]:
-        """The parcel as plain values, for a way that takes no pickles."""
-        return {"what": self.what, "size": self.size, "inline": self.inline, "path": self.path, "sha256": self.sha256}
-
     @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> Parcel:
-        """The parcel that `as_record` made plain values of.
+    def pack(cls, content: bytes, network_id: str, config: RushConfig, what: str) -> Payload:
+        """Packs encoded start arguments. Writes those larger than `max_start_args_size` to `large_objects_path`.
+
+        Args:
+            content: loop and arguments, encoded.
+            network_id: the network whose workers read them.
+            config: the two settings.
+            what: what the content is, for a message: "the worker loop f with its arguments".
 
         Raises:
-            DecodeError: they are no parcel's.
+            EncodeError: the content is too large, and no `large_objects_path` is set.
+            RushConfigError: `large_objects_path` cannot be written.
+        """
+        if len(content) <= config.max_start_args_size:
+            return cls(what, len(content), content)
+        if config.large_objects_path is None:
+            raise EncodeError(
+                f"{what}: {len(content):,} bytes, more than max_start_args_size of {config.max_start_args_size:,} bytes. "
+                "Load large data in the loop itself, set large_objects_path to a directory that all workers see, "
+                "or raise RushConfig(max_start_args_size=...)"
+            )
+        root = os.path.abspath(config.large_objects_path)  # a worker may have another working directory
+        try:
+            path = _write(content, root, _directory_of(network_id))
+        except OSError as error:
+            raise RushConfigError(
+                f"{what}: {len(content):,} bytes are too large to travel and cannot be written to the large_objects_path "
+                f"{root}: {error.strerror}. It must be a directory that this user may write to"
+            ) from error
+        return cls(what, len(content), None, path, hashlib.sha256(content).hexdigest())
+
+    @classmethod
+    async def pack_in_thread(cls, content: bytes, network_id: str, config: RushConfig, what: str) -> Payload:
+        """As `pack`, with the disk in a thread. Cancelled, it leaves no file."""
+        if len(content) <= config.max_start_args_size:
+            return cls.pack(content, network_id, config, what)
+        packed: list[Payload] = []
+
+        async def pack() -> None:
+            packed.append(await anyio.to_thread.run_sync(cls.pack, content, network_id, config, what))
+
+        try:
+            await see_through(pack())  # a thread cannot be cancelled, and its file would be left behind
+        except BaseException:
+            for payload in packed:
+                await payload.discard()
+            raise
+        return packed[0]
+
+    def unpack(self) -> bytes:
+        """Returns the content, read from its file and verified where it is not inline.
+
+        Raises:
+            DecodeError: the file is missing, cannot be read, or was altered.
+        """
+        if self.inline is not None:
+            return self.inline
+        assert self.path is not None
+        try:
+            content = _read(self.path, self.size)
+        except FileNotFoundError as error:
+            raise DecodeError(
+                f"{self.what}: the file {self.path} does not exist. Either a reset of the network has removed it, "
+                f"or large_objects_path is not shared with this machine, {socket.gethostname()}"
+            ) from error
+        except OSError as error:
+            raise DecodeError(
+                f"{self.what}: the file {self.path} cannot be read on {socket.gethostname()}: {error.strerror}. "
+                "large_objects_path must be a directory whose files this user may read"
+            ) from error
+        if content is None or hashlib.sha256(content).hexdigest() != self.sha256:
+            raise DecodeError(
+                f"{self.what}: the file {self.path} was altered after it had been written, so it is not used. "
+                "Start the workers again, and allow no other user to write to large_objects_path"
+            )
+        return content
+
+    async def discard(self) -> None:
+        """Removes the file of a payload that no worker will read. Cancelled, it ends first."""
+        if self.path is not None:
+            await see_through(anyio.to_thread.run_sync(_remove_file, self.path))
+
+    def as_record(self) -> dict[str, Any]:
+        """Returns the payload as plain values, for a transport without pickles."""
+        return asdict(self)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Payload:
+        """Returns the payload that `as_record` turned into plain values.
+
+        Raises:
+            DecodeError: the values are not those of a payload.
         """
         match dict(record):
             case {
@@ -76,83 +159,28 @@ class Parcel:
             } if (inline is None) is (path is not None) is (sha256 is not None):
                 return cls(what, size, inline, path, sha256)
             case _:
-                raise DecodeError(f"no parcel of start arguments: {record!r:.200}")
+                raise DecodeError(f"no payload of start arguments: {record!r:.200}")
 
 
-# wrapping
+async def remove_payloads(network_id: str, large_objects_path: str | os.PathLike[str]) -> None:
+    """Removes every file of a network, and nothing else: no other network's, and nothing behind a link.
 
-
-def wrap(packed: bytes, network_id: str, config: RushConfig, what: str) -> Parcel:
-    """Packed start arguments as a parcel. What is larger than `max_start_args_size` is written to `large_objects_path`.
-
-    Args:
-        packed: loop and arguments, in whatever form.
-        network_id: the network whose worker is to read them.
-        config: has the two settings.
-        what: what this is, for a message: "the worker loop f with its arguments".
-
-    Raises:
-        EncodeError: they are too large, and no `large_objects_path` is set.
-        RushConfigError: `large_objects_path` cannot be written.
+    Logs a warning about what it cannot remove, so that a reset continues.
     """
-    if len(packed) <= config.max_start_args_size:
-        return Parcel(what, len(packed), packed)
-    if config.large_objects_path is None:
-        raise EncodeError(
-            f"{what}: {len(packed):,} bytes, more than max_start_args_size of {config.max_start_args_size:,} bytes. "
-            "Load large data in the loop itself, set large_objects_path to a directory that all workers see, "
-            "or raise RushConfig(max_start_args_size=...)"
-        )
-    root = os.path.abspath(config.large_objects_path)  # a worker may have another working directory
-    try:
-        path = _write(packed, root, _directory_of(network_id))
-    except OSError as error:
-        raise RushConfigError(
-            f"{what}: {len(packed):,} bytes are too large to travel and cannot be written to the large_objects_path {root}: "
-            f"{error.strerror}. It must be a directory that this user may write to"
-        ) from error
-    return Parcel(what, len(packed), None, path, hashlib.sha256(packed).hexdigest())
+    await anyio.to_thread.run_sync(_remove_all, large_objects_path, network_id)
 
 
-async def awrap(packed: bytes, network_id: str, config: RushConfig, what: str) -> Parcel:
-    """`wrap`, with the disk in a thread. Cancelled, it leaves no file."""
-    if len(packed) <= config.max_start_args_size or config.large_objects_path is None:
-        return wrap(packed, network_id, config, what)
-    done: list[Parcel] = []
-
-    async def lay_down() -> None:
-        done.append(await anyio.to_thread.run_sync(wrap, packed, network_id, config, what))
-
-    try:
-        await see_through(lay_down())  # a thread cannot be stopped, and a file that nobody knows of would stay
-    except BaseException:
-        for parcel in done:
-            await adiscard(parcel)
-        raise
-    return done[0]
+# files
 
 
-def discard(parcel: Parcel) -> None:
-    """Removes the file of a parcel that nobody will read, if it has one."""
-    if parcel.path is not None:
-        with contextlib.suppress(OSError):
-            os.unlink(parcel.path)
-
-
-async def adiscard(parcel: Parcel) -> None:
-    """`discard`, with the disk in a thread; for clean-up, so it is not cancelled."""
-    if parcel.path is not None:
-        await see_through(anyio.to_thread.run_sync(discard, parcel))
-
-
-def _write(packed: bytes, root: str, name: str) -> str:
+def _write(content: bytes, root: str, name: str) -> str:
     with contextlib.suppress(FileExistsError):
         os.mkdir(root, 0o700)
     file = secrets.token_hex(16)
     for tries_left in reversed(range(_TRIES)):
         try:
             with _opened(root, name, make=True) as directory:
-                _write_file(packed, file, directory)
+                _write_file(content, file, directory)
             break
         except FileNotFoundError:
             if not tries_left:
@@ -160,12 +188,12 @@ def _write(packed: bytes, root: str, name: str) -> str:
     return os.path.join(root, name, file)
 
 
-def _write_file(packed: bytes, file: str, directory: int) -> None:
+def _write_file(content: bytes, file: str, directory: int) -> None:
     part = f".{file}"
     descriptor = os.open(part, _NEW_FILE, 0o600, dir_fd=directory)
     try:
         with open(descriptor, "wb", buffering=0) as out:
-            rest = memoryview(packed)
+            rest = memoryview(content)
             while rest:
                 rest = rest[out.write(rest) :]
         os.rename(part, file, src_dir_fd=directory, dst_dir_fd=directory)
@@ -175,40 +203,8 @@ def _write_file(packed: bytes, file: str, directory: int) -> None:
         raise
 
 
-# unwrapping
-
-
-def unwrap(parcel: Parcel) -> bytes:
-    """What is in a parcel, read and verified if it lies in a file.
-
-    Raises:
-        DecodeError: the file is not there, cannot be read, or has been altered.
-    """
-    if parcel.inline is not None:
-        return parcel.inline
-    assert parcel.path is not None
-    try:
-        packed = _read(parcel.path, parcel.size)
-    except FileNotFoundError as error:
-        raise DecodeError(
-            f"{parcel.what}: the file {parcel.path} is not there. Either a reset of the network has removed it, "
-            f"or large_objects_path is not shared with this machine, {socket.gethostname()}"
-        ) from error
-    except OSError as error:
-        raise DecodeError(
-            f"{parcel.what}: the file {parcel.path} cannot be read on {socket.gethostname()}: {error.strerror}. "
-            "large_objects_path must be a directory whose files this user may read"
-        ) from error
-    if packed is None or hashlib.sha256(packed).hexdigest() != parcel.sha256:
-        raise DecodeError(
-            f"{parcel.what}: the file {parcel.path} has been altered since it was written, so it is not used. "
-            "Start the workers again, and let nobody else write to large_objects_path"
-        )
-    return packed
-
-
 def _read(path: str, size: int) -> bytes | None:
-    """What is in the file; None if it is no file of that size."""
+    """Returns the content of the file; None if it is no regular file of that size."""
     descriptor = os.open(path, _OLD_FILE)
     try:
         found = os.fstat(descriptor)
@@ -220,55 +216,40 @@ def _read(path: str, size: int) -> bytes | None:
         os.close(descriptor)
 
 
-async def aunwrap(parcel: Parcel) -> bytes:
-    """`unwrap`, with the disk in a thread."""
-    return unwrap(parcel) if parcel.inline is not None else await anyio.to_thread.run_sync(unwrap, parcel)
+def _remove_file(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
-# removing
-
-
-def remove_all(network_id: str, large_objects_path: str | os.PathLike[str]) -> None:
-    """Removes every file of a network, and nothing else: no other network's, and nothing that a link leads to.
-
-    What cannot be removed is logged as a warning: a reset is to go on.
-    """
-    name = _directory_of(network_id)
+def _remove_all(large_objects_path: str | os.PathLike[str], network_id: str) -> None:
     root = os.path.abspath(large_objects_path)
+    name = _directory_of(network_id)
     try:
         with _opened(root, name) as directory:
             for entry in os.listdir(directory):
-                with contextlib.suppress(OSError):  # a directory, which is not ours, or somebody was faster
+                with contextlib.suppress(OSError):  # a directory that is not ours, or another process was faster
                     os.unlink(entry, dir_fd=directory)
         os.rmdir(os.path.join(root, name))
     except FileNotFoundError:
-        return  # there never was any, or somebody was faster
+        return  # it never existed, or another process was faster
     except OSError as error:
         logger.warning(
-            "the directory %s for start arguments of network %r is not removed: %s",
+            "the directory %s for start arguments of network %r cannot be removed: %s. Remove it by hand",
             os.path.join(root, name),
             network_id,
             error.strerror,
         )
 
 
-async def aremove_all(network_id: str, large_objects_path: str | os.PathLike[str]) -> None:
-    """`remove_all`, with the disk in a thread."""
-    await anyio.to_thread.run_sync(remove_all, network_id, large_objects_path)
-
-
-# the directory of a network
-
-
 def _directory_of(network_id: str) -> str:
-    """The name of a network's directory: any id gives a name that is safe, its own, and tells a person whose it is."""
+    """Returns the name of a network's directory: safe, unique, and readable by a person, whatever the network's id is."""
     digest = hashlib.sha256(network_id.encode()).hexdigest()[:32]
-    return f"rush-{_FOR_NAME.sub('-', network_id)[:40].strip('-')}-{digest}"
+    return f"rush-{_NOT_IN_NAME.sub('-', network_id)[:40].strip('-')}-{digest}"
 
 
 @contextmanager
 def _opened(root: str, name: str, *, make: bool = False) -> Generator[int]:
-    """The directory of a network. A link in its place is not followed."""
+    """Opens the directory of a network. Does not follow a link in its place."""
     outer = os.open(root, _DIRECTORY)
     try:
         if make:

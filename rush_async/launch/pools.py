@@ -1,6 +1,6 @@
 """Workers through anything that has `submit()`: a pool of `concurrent.futures`, loky, Dask, MPI, Slurm. One job is one worker.
 
-The pool's processes are not ours: a job is taken back or asked to stop, and a process is never killed.
+The pool owns its processes: a job is withdrawn or asked to stop, and a process is never killed.
 """
 
 from __future__ import annotations
@@ -8,36 +8,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import pickle
 import sys
 import threading
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import CancelledError, ProcessPoolExecutor
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import anyio.to_thread
 
-from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError
 from rush_async.launch.handle import Launch, WorkerHandle
-from rush_async.launch.payload import Parcel, adiscard, unwrap
-from rush_async.launch.processes import pack
+from rush_async.launch.job import Job, pack_report, unpack_report
 from rush_async.model import Failure, WorkerExit
-from rush_async.store.workers import KILLED
+from rush_async.network.network import Network
+from rush_async.store.workers import KILLED, LOST_WORKER
 from rush_async.supervisor import see_through
 from rush_async.wire.link import process_generation
 from rush_async.worker.loop import WorkerLoop
-from rush_async.worker.run import live
-from rush_async.worker.worker import RushWorker
+from rush_async.worker.run import Runner
 
-__all__ = ["Pool", "Submitter", "work"]
+__all__ = ["Pool", "Submitter", "run_job"]
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 2.0  # seconds in which a worker that was shut out is to end
-_IN_USE = "is or was in use"  # how a worker is refused that the pool runs a second time
-_SILENT = Failure("lost", None, "its heartbeat had stopped")
+_WORKER_END = 2.0  # seconds for a worker to end that was shut out
+_SECOND_RUN = Failure(
+    "lost",
+    None,
+    "the pool ran its job a second time: the process that ran it first has died, or was given up by the pool",
+)
 
 
 class Submitter(Protocol):
@@ -46,170 +46,134 @@ class Submitter(Protocol):
     def submit(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-# on the other side
+# in the pool
 
 
-@dataclass(frozen=True, slots=True)
-class _Orders:
-    """What a job is to do.
-
-    Attributes:
-        network_id: the network to work in.
-        config: the server, as the manager reached it.
-        worker_id: the worker that the job is.
-        loop: a `WorkerLoop` in the pickle of cloudpickle.
-        log_levels: the loggers whose records are kept in the network.
-    """
-
-    network_id: str
-    config: RushConfig
-    worker_id: str
-    loop: Parcel
-    log_levels: Mapping[str, str | int] | None
-
-
-def work(payload: bytes) -> bytes:
-    """The job: one worker from its registration to its good-bye, in an event loop of its own. Returns its `WorkerExit`."""
-    orders: _Orders = pickle.loads(payload)
+def run_job(packed: bytes) -> bytes:
+    """Runs the one worker of a job in an event loop of its own, and returns the report of its end."""
+    job = Job.of_pickle(packed)
+    (worker_id,) = job.worker_ids
     if process_generation() and "polars" in sys.modules:
         logger.warning(
-            "the pool forked this process after polars was loaded, so whatever reads a frame here may hang: "
-            "ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn')) starts processes that can"
+            "the pool forked this process after polars had been loaded, so a read of a frame may hang here: "
+            "ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn')) starts processes where it does not"
         )
     try:
-        loop: WorkerLoop = pickle.loads(unwrap(orders.loop))
-        how = asyncio.run(_live(orders, loop))
+        end = asyncio.run(_run(job, job.loop.load()))
     except Exception as error:
         # A package that is missing here, a module that cannot be imported, a file of large arguments that is gone.
-        how = WorkerExit(orders.worker_id, "failed", Failure.of(error))
-    return pickle.dumps(how)
+        end = WorkerExit(worker_id, "failed", Failure.of(error))
+    return pack_report(end)
 
 
-async def _live(orders: _Orders, loop: WorkerLoop) -> WorkerExit:
-    began = False
-
-    def begin(worker: RushWorker, **arguments: Any) -> Awaitable[Any]:
-        nonlocal began
-        began = True
-        return loop.function(worker, **arguments)
-
-    worker = RushWorker(orders.network_id, orders.config, worker_id=orders.worker_id)
-    how = await live(worker, WorkerLoop(begin, loop.arguments), orders.log_levels)
-    if not began and how.failure is not None and _IN_USE in how.failure.message:
-        why = "the pool ran its job a second time: the process that ran it first has died, or was given up by the pool"
-        return WorkerExit(how.worker_id, "lost", Failure("lost", None, why))
-    return how
+async def _run(job: Job, loop: WorkerLoop) -> WorkerExit:
+    runner = Runner(job.network_id, job.config, job.worker_ids, loop, job.log_levels)
+    (end,) = await runner.run()
+    return WorkerExit(end.worker_id, "lost", _SECOND_RUN) if end.worker_id in runner.refused else end
 
 
-# on the manager's side
+# in the manager
 
 
 class _Worker(WorkerHandle):
     """A worker that is a job of a pool."""
 
-    outlives_manager = True
-
-    def __init__(self, launch: Launch, worker_id: str, future: Any) -> None:
+    def __init__(self, network: Network, worker_id: str, future: Any) -> None:
         super().__init__(worker_id)
-        self._launch = launch
+        self._network = network
         self._future: Any = future
-        self._is_taken_back = False
-        here = asyncio.get_running_loop()
-
-        def tell(future: Any) -> None:
-            how = _outcome(future)
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                here.call_soon_threadsafe(self._take, how)
-
+        self._is_withdrawn = False
+        self._loop = asyncio.get_running_loop()
         if hasattr(future, "add_done_callback"):
-            future.add_done_callback(tell)
+            future.add_done_callback(self._note_done)
         else:
             name = f"rush_async waits for {worker_id}"
-            threading.Thread(target=tell, args=(future,), name=name, daemon=True).start()
+            threading.Thread(target=self._note_done, args=(future,), name=name, daemon=True).start()
 
-    def end(self, how: WorkerExit) -> None:
-        super().end(how)
-        self._future = None  # Dask computes again what died with a process, as long as somebody holds the future
+    def end(self, end: WorkerExit) -> None:
+        super().end(end)
+        self._future = None  # Dask repeats what died with a process as long as the future is referenced
 
     def stop(self) -> None:
-        if self.is_alive and self._launch.supervisor.is_open:
-            self._launch.supervisor.start(self._take_back)
+        if self.is_alive and self._network.link.supervisor.is_open:
+            self._network.link.supervisor.start(self._withdraw)
 
     def cancel(self) -> None:
-        # The network has lost it. Its pool may never have noticed.
-        if self.is_alive and self._launch.supervisor.is_open:
-            self._launch.supervisor.start(self._give_up)
+        # The network has lost the worker. Its pool may never notice.
+        if self.is_alive and self._network.link.supervisor.is_open:
+            self._network.link.supervisor.start(self._give_up)
 
     async def _give_up(self) -> None:
-        await self._take_back()
-        await asyncio.wait([self.ended], timeout=_PATIENCE)
-        self.end(WorkerExit(self.worker_id, "lost", _SILENT))
+        await self._withdraw()
+        await asyncio.wait([self.ended], timeout=_WORKER_END)
+        self.end(WorkerExit(self.worker_id, "lost", Failure("lost", None, "its heartbeat had stopped")))
 
     async def kill(self) -> None:
-        # It was shut out: one that runs hears of it on `control` and is cancelled, one that comes later is refused.
-        await self._take_back()
-        await asyncio.wait([self.ended], timeout=_PATIENCE)
+        # The network has shut the worker out: a request on `control` cancels one that runs, a later one is refused.
+        await self._withdraw()
+        await asyncio.wait([self.ended], timeout=_WORKER_END)
         if self.is_alive:
             logger.warning(
-                "worker %s was killed and what it ran has failed, but its loop has not ended within %g s: it computes without "
-                "awaiting, or swallows its cancellation. Its process belongs to the pool and is left alone",
+                "worker %s was killed and its running tasks have failed, but its loop has not ended within %g s: it computes "
+                "without awaiting, or swallows its cancellation. Its process belongs to the pool and is left alone",
                 self.worker_id,
-                _PATIENCE,
+                _WORKER_END,
             )
             self.end(WorkerExit(self.worker_id, "killed", KILLED))
 
-    async def _take_back(self) -> None:
-        """Cancels a job that has not begun. Dask would forget a running one too, and Slurm kill it: the network is asked."""
+    async def _withdraw(self) -> None:
+        """Cancels a job that has not begun. Dask would drop a running one too, and Slurm would kill it."""
         if not await self._has_entered() and hasattr(self._future, "cancel"):
-            self._is_taken_back = True
+            self._is_withdrawn = True
             await anyio.to_thread.run_sync(self._future.cancel)
 
     async def _has_entered(self) -> bool:
         try:
-            return await self._launch.has_entered(self.worker_id)
+            entry = (await self._network.workers.read_some([self.worker_id])).get(self.worker_id)
         except RushConnectionError:
-            return True  # then nothing is taken back, and what is gone is lost
+            return True  # then no job is withdrawn, and one that is gone counts as lost
+        return entry is not None and entry.has_entered
 
-    def _take(self, how: WorkerExit | BaseException) -> None:
-        if isinstance(how, WorkerExit) and how.state != "lost":
-            self.end(how)
-        elif self._launch.supervisor.is_open:
-            self._launch.supervisor.start(self._lose, how)
+    def _note_done(self, future: Any) -> None:
+        """Takes the outcome of the job. The pool calls it, in any thread."""
+        outcome = _outcome(future)
+        with contextlib.suppress(RuntimeError):  # the event loop was closed, and with it the manager
+            self._loop.call_soon_threadsafe(self._take, outcome)
+
+    def _take(self, outcome: WorkerExit | BaseException) -> None:
+        if isinstance(outcome, WorkerExit):
+            self.end(outcome)
+        elif self._is_cancellation(outcome) and self._network.link.supervisor.is_open:
+            self._network.link.supervisor.start(self._take_cancellation, outcome)
         else:
-            self._end_as_lost(how)
+            self.end(WorkerExit(self.worker_id, "lost", _failure(outcome)))
 
-    async def _lose(self, how: WorkerExit | BaseException) -> None:
-        """A job without a good-bye: it was taken back before it began, or its worker is lost and what it ran fails at once."""
+    def _is_cancellation(self, outcome: BaseException) -> bool:
+        return self._is_withdrawn or isinstance(outcome, CancelledError | asyncio.CancelledError)
+
+    async def _take_cancellation(self, outcome: BaseException) -> None:
+        """A cancelled job had not begun, or its worker is lost."""
+        end = WorkerExit(self.worker_id, "lost", _failure(outcome))
         try:
-            is_cancelled = self._is_taken_back or isinstance(how, CancelledError | asyncio.CancelledError)
-            if is_cancelled and not await self._has_entered():
-                self.end(WorkerExit(self.worker_id, "terminated"))
-            else:
-                await self._launch.on_lost([self.worker_id], _failure(how))
-        except Exception as error:
-            logger.error("the network could not be told that worker %s is lost: %s", self.worker_id, error)
+            if not await self._has_entered():
+                end = WorkerExit(self.worker_id, "terminated")
         finally:
-            self._end_as_lost(how)
-
-    def _end_as_lost(self, how: WorkerExit | BaseException) -> None:
-        self.end(WorkerExit(self.worker_id, "lost", _failure(how)))
+            self.end(end)
 
 
 def _outcome(future: Any) -> WorkerExit | BaseException:
-    """How the worker ended, or why the pool does not know."""
+    """Returns how the worker ended, or the error of the job."""
     try:
-        # It comes by the pool alone, which runs what it is given anyway, so it may be a pickle.
-        return cast("WorkerExit", pickle.loads(future.result()))
+        report = unpack_report(future.result())
     except BaseException as error:
         return error
+    return report if isinstance(report, WorkerExit) else TypeError(f"the pool returned no report of a worker: {report!r:.80}")
 
 
-def _failure(how: WorkerExit | BaseException) -> Failure:
-    if isinstance(how, WorkerExit):
-        return how.failure or _SILENT
-    if isinstance(how, CancelledError | asyncio.CancelledError):
-        return Failure("lost", type(how).__name__, "the pool cancelled its job")
-    return Failure.of(how, "lost")
+def _failure(error: BaseException) -> Failure:
+    if isinstance(error, CancelledError | asyncio.CancelledError):
+        return Failure("lost", type(error).__name__, "the pool cancelled its job")
+    return Failure.of(error, "lost")
 
 
 @dataclass(frozen=True, init=False)
@@ -223,7 +187,7 @@ class Pool:
     ```
 
     Loop and arguments travel through the pool, as copies by cloudpickle; rush_async and your own modules must be importable
-    there. Workers of a pool go on when the manager is closed. Stop them before the pool is shut down, which waits for them.
+    there. Workers of a pool continue when the manager closes. Stop them before the pool is shut down, which waits for them.
     They write where the pool lets them write, whatever `log_dir` says.
 
     Attributes:
@@ -247,37 +211,37 @@ class Pool:
         object.__setattr__(self, "options", options)
 
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
-        """Submits the jobs and returns; if one cannot be submitted, those before it are taken back.
+        """Submits the jobs and returns. If one cannot be submitted, those before it are withdrawn.
 
         Raises:
             EncodeError: the loop or one of its arguments cannot be pickled, or is too large.
         """
-        loop = await pack(launch)
+        job = await launch.pack()
         futures: dict[str, Any] = {}
-
-        def submit_all() -> None:
-            for worker_id in launch.worker_ids:
-                orders = _Orders(launch.network_id, launch.config, worker_id, loop, launch.log_levels)
-                futures[worker_id] = self.pool.submit(work, pickle.dumps(orders), **self.options)
-            if isinstance(self.pool, ProcessPoolExecutor):
-                # It would not notice the death of the process that it has started last before it is given something else.
-                self.pool.submit(int).cancel()
-
         try:
-            # A thread, for it may take its time: processes are started, or Slurm is asked.
-            await see_through(anyio.to_thread.run_sync(submit_all))
+            # In a thread, because it may take long: processes are started, or Slurm is asked.
+            await see_through(anyio.to_thread.run_sync(self._submit, job, futures))
         except BaseException as error:
-            await see_through(_withdraw(launch, futures, Failure.of(error)))
-            await adiscard(loop)
+            await see_through(_withdraw_all(launch.network, futures, Failure.of(error)))
+            await job.loop.payload.discard()
             raise
-        return [_Worker(launch, worker_id, future) for worker_id, future in futures.items()]
+        return [_Worker(launch.network, worker_id, future) for worker_id, future in futures.items()]
+
+    def _submit(self, job: Job, futures: dict[str, Any]) -> None:
+        """Submits a job for each worker, and adds its future to `futures`."""
+        for worker_id in job.worker_ids:
+            packed = replace(job, worker_ids=[worker_id]).to_pickle()
+            futures[worker_id] = self.pool.submit(run_job, packed, **self.options)
+        if isinstance(self.pool, ProcessPoolExecutor):
+            # It notices the death of the process that it started last only with a further item.
+            self.pool.submit(int).cancel()
 
 
-async def _withdraw(launch: Launch, futures: Mapping[str, Any], failure: Failure) -> None:
-    """Takes back jobs that were submitted. Those that have begun are shut out, which ends them at their next call."""
+async def _withdraw_all(network: Network, futures: Mapping[str, Any], failure: Failure) -> None:
+    """Cancels submitted jobs. Workers that have begun are shut out, which ends them at their next call."""
     for future in futures.values():
         if hasattr(future, "cancel"):
             await anyio.to_thread.run_sync(future.cancel)
     if futures:
         with contextlib.suppress(RushConnectionError):
-            await launch.on_lost(list(futures), failure)
+            await network.workers.lose(list(futures), "lost", LOST_WORKER, failure)

@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
-import pickle
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import anyio
-import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 
 from rush_async.client.arguments import as_number
-from rush_async.errors import EncodeError
-from rush_async.launch.child import Orders
 from rush_async.launch.handle import Launch, WorkerHandle
-from rush_async.launch.payload import Parcel, adiscard, awrap
+from rush_async.launch.job import Job, frame, take_frames, unpack_report
 from rush_async.model import Failure, WorkerExit
 
-__all__ = ["Processes", "pack"]
+__all__ = ["Processes"]
 
-logger = logging.getLogger(__name__)
-
-_PATIENCE = 2.0  # seconds in which the loop of a process is to answer
-_GOODBYE = 8.0  # seconds that a worker may take to end, once its loop has answered
-_LINGER = 2.0  # seconds that a process may take to end, once its workers have
-_SHOWN = 2_000  # bytes of its last output that are reported of a process that died
+_ANSWER = 2.0  # seconds for the event loop of a process to take a request
+_WORKER_END = 8.0  # seconds for a cancelled worker to end, once its event loop has taken the request
+_PROCESS_END = 2.0  # seconds for a process to end, once its workers have
+_STDERR_SHOWN = 2_000  # bytes of the last output that the failure of a dead process shows
+_PROGRAM = (
+    "import sys; sys.path[:] = {path!r}; "
+    "from rush_async.launch.child import main; main({reports}, {manager}, {private_directory!r})"
+)
 
 
 class _Worker(WorkerHandle):
@@ -44,21 +40,22 @@ class _Worker(WorkerHandle):
         self._child = child
         self.answered = asyncio.Event()
 
-    def end(self, how: WorkerExit) -> None:
-        super().end(how)
-        self.answered.set()  # nobody needs to wait for an answer any more
+    def end(self, end: WorkerExit) -> None:
+        super().end(end)
+        self.answered.set()  # no answer will follow
 
     def cancel(self) -> None:
-        self._child.tell("cancel", self.worker_id)
+        self._child.request_cancel(self.worker_id)
 
     async def kill(self) -> None:
-        # Its loop hears of it on `control`. The process goes only if nobody else lives in it, or if its loop does not answer.
+        # The request on `control` cancels its loop. The process is killed only if no other worker lives in it, or if its event
+        # loop does not answer.
         if self._child.has_others_than(self):
             self.cancel()
-            with anyio.move_on_after(_PATIENCE):
+            with anyio.move_on_after(_ANSWER):
                 await self.answered.wait()
             if self.answered.is_set():
-                await asyncio.wait([self.ended], timeout=_GOODBYE)
+                await asyncio.wait([self.ended], timeout=_WORKER_END)
         if self.is_alive:
             self._child.kill()
             await asyncio.wait([self.ended])
@@ -68,179 +65,166 @@ class _Worker(WorkerHandle):
 
 
 class _Child:
-    """A child process and its workers. It gets its orders over its standard input, whose end tells it that we are gone, and
-    reports over a pipe of its own.
+    """A child process and its workers. Its standard input carries its job and then requests to cancel workers; the end of that
+    pipe tells it that the manager is gone. A second pipe carries its reports.
 
-    asyncio knows nothing of these pipes: what a loop starts may inherit their ends and outlive the child, and asyncio does not
-    report the death of a process before its pipes are closed.
+    asyncio does not know these pipes: a process that a loop starts may inherit their ends and outlive the child, and asyncio
+    does not report the death of a process before its pipes are closed.
     """
 
-    def __init__(self, launch: Launch, worker_ids: Sequence[str], directory: Path, is_private: bool) -> None:
-        self._launch = launch
-        self._directory = directory
-        self._is_private = is_private
-        self.handles = {worker_id: _Worker(worker_id, self) for worker_id in worker_ids}
-        name = worker_ids[0]
-        self._stderr = directory / f"{name}.stderr"
-        self._stdout = directory / f"{name}.stdout"
-        self._process: asyncio.subprocess.Process | None = None
-        self._orders_to: asyncio.WriteTransport | None = None
-        self._report_from = -1
+    def __init__(self, launch: Launch, job: Job) -> None:
+        self._network = launch.network
+        self._job = job
+        self.handles = {worker_id: _Worker(worker_id, self) for worker_id in job.worker_ids}
+        # The manager removes a temporary directory at the end, or the child where the manager was killed.
+        self._private_directory = tempfile.mkdtemp(prefix="rush-out-") if launch.log_dir is None else None
+        directory = launch.log_dir or Path(self._private_directory or "")
+        self._stderr = directory / f"{job.worker_ids[0]}.stderr"
+        self._stdout = directory / f"{job.worker_ids[0]}.stdout"
+        self._process: asyncio.subprocess.Process  # this and the pipes are there once it has started
+        self._requests: asyncio.WriteTransport
+        self._reports: int
         self._reported = bytearray()
         self._is_gone = asyncio.Event()
 
     def has_others_than(self, worker: _Worker) -> bool:
-        """Whether neighbours of this worker are alive."""
+        """Whether other workers of this process are alive."""
         return any(other.is_alive for other in self.handles.values() if other is not worker)
 
-    async def start(self, orders: bytes) -> None:
-        """Starts the process. What goes wrong leaves nothing behind."""
+    async def start(self) -> None:
+        """Starts the process. An error or a cancellation leaves nothing behind."""
         loop = asyncio.get_running_loop()
-        orders_from, orders_to = os.pipe()
-        report_from, report_to = os.pipe()
-        pipe = os.fdopen(orders_to, "wb", buffering=0)
-        try:
-            self._orders_to, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, pipe)
-            with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
-                self._process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-c",
-                    _START.format(path=sys.path, report=report_to),
-                    stdin=orders_from,
-                    stdout=stdout,
-                    stderr=stderr,
-                    pass_fds=[report_to],
-                    start_new_session=True,  # Ctrl-C reaches the manager, which stops its workers
-                )
-        except BaseException:
-            if self._orders_to is None:
-                pipe.close()
-            else:
-                self._orders_to.abort()
-            os.close(report_from)
-            self._remove_output()
-            raise
-        finally:
-            os.close(orders_from)
-            os.close(report_to)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self._remove_private_directory)
+            with contextlib.ExitStack() as ends_of_child:
+                requests_end, requests = os.pipe()
+                ends_of_child.callback(os.close, requests_end)
+                pipe = on_error.enter_context(os.fdopen(requests, "wb", buffering=0))
+                reports, reports_end = os.pipe()
+                ends_of_child.callback(os.close, reports_end)
+                on_error.callback(os.close, reports)
+                os.set_blocking(reports, False)
+                self._requests, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, pipe)
+                on_error.callback(self._requests.abort)
+                self._process = await self._execute(requests_end, reports_end)
+            on_error.pop_all()
+        # No await follows: a cancelled caller has started no process, or one that is watched.
         for worker_id in self.handles:
-            self._launch.vouch(worker_id, self._is_well)
-        # Nothing is awaited from here on: whoever is cancelled has started no process, or one that is watched.
-        self._orders_to.write(len(orders).to_bytes(8, "big") + orders)
-        os.set_blocking(report_from, False)
-        self._report_from = report_from
-        loop.add_reader(report_from, self._take_reports)
-        self._launch.supervisor.start(self._watch, self._process)
+            self._network.pulse.vouch(worker_id, self._is_well)
+        self._requests.write(frame(self._job.to_pickle()))
+        self._reports = reports
+        loop.add_reader(reports, self._take_reports)
+        self._network.link.supervisor.start(self._watch)
+
+    async def _execute(self, requests_end: int, reports_end: int) -> asyncio.subprocess.Process:
+        program = _PROGRAM.format(
+            path=sys.path, reports=reports_end, manager=os.getpid(), private_directory=self._private_directory
+        )
+        with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                program,
+                stdin=requests_end,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=[reports_end],
+                start_new_session=True,  # Ctrl-C reaches the manager, which stops its workers
+            )
 
     def _is_well(self) -> bool | None:
-        """Whether the process is not stopped; None when it has ended. Called in the heartbeat's thread."""
-        process = self._process
-        if process is None or process.returncode is not None:
+        """Whether the process runs and is not stopped; None when it has ended. The heartbeat thread calls it."""
+        if self._process.returncode is not None:
             return None
-        if sys.platform == "darwin":  # which cannot tell; its own heartbeat says enough
+        if sys.platform == "darwin":  # which cannot tell; the worker's own heartbeat says enough
             return None
         try:
-            return os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None
+            return os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None
         except ChildProcessError:
             return None
 
-    def tell(self, word: str, worker_id: str) -> None:
-        """Sends an order, if the process is there to take it."""
-        if self._orders_to is not None and not self._orders_to.is_closing():
-            self._orders_to.write(f"{word} {worker_id}\n".encode())
+    def request_cancel(self, worker_id: str) -> None:
+        """Asks the process to cancel a worker."""
+        if not self._requests.is_closing():
+            self._requests.write(f"{worker_id}\n".encode())
 
     def kill(self) -> None:
         """Ends the process and those that it started."""
-        if self._process is not None and self._process.returncode is None:
-            self._kill_group(self._process)
+        if self._process.returncode is None:
+            self._kill_group()
 
     async def clear(self) -> None:
-        """Waits for the end of a process whose workers have ended; it has some time for what it does at its exit."""
-        with anyio.move_on_after(_LINGER):
+        """Waits for the end of a process whose workers have ended; kills it where its exit takes long."""
+        with anyio.move_on_after(_PROCESS_END):
             await self._is_gone.wait()
         self.kill()
         await self._is_gone.wait()
 
-    def _kill_group(self, process: asyncio.subprocess.Process) -> None:
+    def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self) -> None:
         try:
-            code = await process.wait()
+            code = await self._process.wait()
             self._take_reports()
-            await self._lose_silent(process, code)
+            self._end_silent(code)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._end(process)
+                await self._clean_up()
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
-        assert self._orders_to is not None
-        if not self._orders_to.is_closing():
-            self._orders_to.abort()
-        with anyio.move_on_after(_LINGER):
-            await process.wait()
+    async def _clean_up(self) -> None:
+        if not self._requests.is_closing():
+            self._requests.abort()
+        with anyio.move_on_after(_PROCESS_END):
+            await self._process.wait()
         self.kill()
-        await process.wait()
+        await self._process.wait()
         self._take_reports()
-        asyncio.get_running_loop().remove_reader(self._report_from)
-        os.close(self._report_from)
+        asyncio.get_running_loop().remove_reader(self._reports)
+        os.close(self._reports)
         for handle in self.handles.values():
             handle.end(WorkerExit(handle.worker_id, "terminated"))
-        self._remove_output()
+        self._remove_private_directory()
         self._is_gone.set()
 
-    def _remove_output(self) -> None:
-        if self._is_private:
-            shutil.rmtree(self._directory, ignore_errors=True)
+    def _remove_private_directory(self) -> None:
+        if self._private_directory is not None:
+            shutil.rmtree(self._private_directory, ignore_errors=True)
 
     def _take_reports(self) -> None:
-        """Takes what the process has reported: ends of workers, and orders it has taken."""
+        """Takes the reports of the process: ends of workers, and requests it has taken."""
         while True:
             try:
-                piece = os.read(self._report_from, 2**16)
+                piece = os.read(self._reports, 2**16)
             except BlockingIOError:
                 break
             if not piece:
-                asyncio.get_running_loop().remove_reader(self._report_from)
+                asyncio.get_running_loop().remove_reader(self._reports)
                 break
             self._reported += piece
-        while len(self._reported) >= 8:
-            end = 8 + int.from_bytes(self._reported[:8], "big")
-            if len(self._reported) < end:
-                break
-            # The pipe is written by our own child alone, so it may carry pickles.
-            what: WorkerExit | str = pickle.loads(self._reported[8:end])
-            del self._reported[:end]
-            if isinstance(what, str):
-                self.handles[what].answered.set()
+        for body in take_frames(self._reported):
+            report = unpack_report(body)
+            if isinstance(report, WorkerExit):
+                self.handles[report.worker_id].end(report)
             else:
-                self.handles[what.worker_id].end(what)
+                self.handles[report].answered.set()
 
-    async def _lose_silent(self, process: asyncio.subprocess.Process, code: int) -> None:
-        """Reports the workers that have not reported themselves: they died with the process."""
+    def _end_silent(self, code: int) -> None:
+        """Sets the workers that have not reported their ends as lost: they died with the process."""
         silent = [handle for handle in self.handles.values() if handle.is_alive]
-        if not silent:
-            return
-        self._kill_group(process)  # what they started is of no use to anybody now
-        failure = Failure("lost", None, f"{_death(code)}{self._last_words()}")
-        try:
-            await self._launch.on_lost([handle.worker_id for handle in silent], failure)
-        except Exception as error:
-            logger.error("the network could not be told that workers are lost: %s", error)
-        finally:
+        if silent:
+            self._kill_group()  # no worker is left that could use the processes it started
+            failure = Failure("lost", None, f"{_death(code)}{self._last_output()}")
             for handle in silent:
                 handle.end(WorkerExit(handle.worker_id, "lost", failure))
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
         with contextlib.suppress(OSError), self._stderr.open("rb") as stderr:
-            stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _SHOWN))
-            if words := stderr.read().decode("utf-8", "replace").strip():
-                return f". It last wrote: {words}"
+            stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _STDERR_SHOWN))
+            if output := stderr.read().decode("utf-8", "replace").strip():
+                return f". It last wrote: {output}"
         return ""
-
-
-_START = "import sys; sys.path[:] = {path!r}; from rush_async.launch.child import main; main({report})"
 
 
 def _death(code: int) -> str:
@@ -270,41 +254,21 @@ class Processes:
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
         """Starts the workers and returns at once."""
         n = min(self.n or len(launch.worker_ids), len(launch.worker_ids))
-        loop = await pack(launch)
+        job = await launch.pack()
         children: list[_Child] = []
         try:
             if launch.log_dir is not None:
                 launch.log_dir.mkdir(parents=True, exist_ok=True)
-            for at in range(n):
-                worker_ids = launch.worker_ids[at::n]
-                # What is removed at the end by the manager, or by the child where the manager was killed.
-                private = tempfile.mkdtemp(prefix="rush-out-") if launch.log_dir is None else None
-                orders = Orders(
-                    launch.network_id, launch.config, list(worker_ids), loop, launch.log_levels, os.getpid(), private
-                )
-                child = _Child(launch, worker_ids, launch.log_dir or Path(private or ""), private is not None)
-                await child.start(pickle.dumps(orders))
+            for first in range(n):
+                child = _Child(launch, replace(job, worker_ids=launch.worker_ids[first::n]))
+                await child.start()
                 children.append(child)
         except BaseException:
             for child in children:
                 child.kill()
-            await adiscard(loop)
+            await job.loop.payload.discard()
             raise
-        handles = {worker_id: handle for child in children for worker_id, handle in child.handles.items()}
+        handles: dict[str, WorkerHandle] = {}
+        for child in children:
+            handles |= child.handles
         return [handles[worker_id] for worker_id in launch.worker_ids]
-
-
-async def pack(launch: Launch) -> Parcel:
-    """The loop with its arguments, to be sent to another process by a way that nobody else can write to.
-
-    Raises:
-        EncodeError: it cannot be pickled, or is too large.
-    """
-    try:
-        packed: bytes = cast("Any", cloudpickle).dumps(launch.loop)
-    except Exception as error:
-        raise EncodeError(
-            f"the worker loop {launch.loop.name} or one of its arguments cannot be sent to another process: {error}. "
-            "Open connections, locks and files in the loop itself, or run it with on=Coroutines()"
-        ) from error
-    return await awrap(packed, launch.network_id, launch.config, f"the worker loop {launch.loop.name} with its arguments")

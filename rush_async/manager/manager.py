@@ -21,10 +21,10 @@ from rush_async.errors import RushConnectionError, RushTimeoutError, WorkerLoopE
 from rush_async.launch.command import prepare_command
 from rush_async.launch.coroutines import Coroutines
 from rush_async.launch.handle import Launcher
-from rush_async.launch.payload import aremove_all
+from rush_async.launch.payload import remove_payloads
 from rush_async.launch.pools import Pool, Submitter
 from rush_async.manager.log import frame_of_log, log_again
-from rush_async.manager.worker_group import Crew
+from rush_async.manager.worker_group import WorkerGroup
 from rush_async.model import Failure, WorkerExit
 from rush_async.plan import check_levels, current_plan
 from rush_async.store.workers import WorkerEntry
@@ -64,30 +64,30 @@ class Rush(RushClient):
         self, network_id: str | None = None, config: RushConfig | str | None = None, *, schema: Schema | None = None
     ) -> None:
         super().__init__(network_id, config, schema=schema)
-        self._crew_: Crew | None = None
+        self._group_: WorkerGroup | None = None
         self._log_place = "0"  # up to where the log was printed
 
     @property
-    def _crew(self) -> Crew:
+    def _group(self) -> WorkerGroup:
         network = self._net
-        if self._crew_ is None:
-            self._crew_ = Crew(network)
-        return self._crew_
+        if self._group_ is None:
+            self._group_ = WorkerGroup(network)
+        return self._group_
 
     async def _leave(self, error: BaseException | None) -> None:
-        if (crew := self._crew_) is None:
+        if (group := self._group_) is None:
             return
         try:
             with anyio.fail_after(_GRACE + _PATIENCE, shield=True):
-                if living := crew.to_dismiss:
+                if living := group.to_dismiss:
                     await self.stop_workers(living, timeout=_GRACE)
         except (RushConnectionError, TimeoutError) as gone:
-            crew.cut_off()
+            group.cut_off()
             logger.warning(
                 "workers are killed, for they could not be stopped through the network: %s", str(gone) or "no answer"
             )
         finally:
-            await crew.dismiss()
+            await group.dismiss()
 
     # starting
 
@@ -126,7 +126,7 @@ class Rush(RushClient):
             TypeError: the loop is not `async def`, or does not take these arguments.
             EncodeError: the loop or an argument cannot be sent to another process.
         """
-        crew, plan = self._crew, current_plan()
+        group, plan = self._group, current_plan()
         bound = bind_loop(loop, args, kwargs, _OPTIONS)
         n_workers = (plan.n_workers or 1) if n_workers is None else as_number(n_workers, "n_workers")
         if n_workers < 1:
@@ -134,7 +134,7 @@ class Rush(RushClient):
         config = self._for_workers(heartbeat_period, heartbeat_expire)
         launcher = _as_launcher(on if on is not None else plan.on)
         levels = check_levels(plan.log_levels if log_levels is None else log_levels)
-        return await crew.start(launcher, bound, n_workers, config, levels, Path(log_dir) if log_dir is not None else None)
+        return await group.start(launcher, bound, n_workers, config, levels, Path(log_dir) if log_dir is not None else None)
 
     def _for_workers(self, heartbeat_period: float | None, heartbeat_expire: float | None) -> RushConfig:
         config = self.config.beating(heartbeat_period, heartbeat_expire)
@@ -237,7 +237,7 @@ class Rush(RushClient):
                     while True:
                         n_ready = self._count_ready(await network.workers.read(), wanted)
                         if n_ready >= needed:
-                            self._crew.unseen.clear()
+                            self._group.unseen.clear()
                             return
                         if looks_once:
                             raise TimeoutError
@@ -253,7 +253,7 @@ class Rush(RushClient):
 
     def _count_ready(self, entries: Sequence[WorkerEntry], wanted: Sequence[str] | None) -> int:
         """How many run, or have run and ended already."""
-        own = set(self._crew.unseen if wanted is None else wanted)
+        own = set(self._group.unseen if wanted is None else wanted)
         n_ready = 0
         for entry in entries:
             is_ours = entry.worker_id in own
@@ -263,7 +263,7 @@ class Rush(RushClient):
                 if entry.has_entered:
                     n_ready += 1
                 elif entry.state != "terminated" or wanted is not None:
-                    self._crew.unseen.pop(entry.worker_id, None)  # whoever waits the next time is not told of it again
+                    self._group.unseen.pop(entry.worker_id, None)  # whoever waits the next time is not told of it again
                     why = entry.failure.message if entry.failure is not None else f"it was {entry.state}"
                     raise WorkersNotReadyError(f"worker {entry.worker_id} died before it was running: {why}")
         return n_ready
@@ -283,7 +283,7 @@ class Rush(RushClient):
             WorkerLoopError: loops failed; the message shows each distinct traceback once.
             RushTimeoutError: they did not end in time; they go on.
         """
-        wanted = self._crew.worker_ids if worker_ids is None else as_keys(worker_ids)
+        wanted = self._group.worker_ids if worker_ids is None else as_keys(worker_ids)
         with self._until_closed():
             ends = await self._wait_for_ends(wanted, timeout)
         if missing := [worker_id for worker_id in wanted if worker_id not in ends]:
@@ -296,7 +296,7 @@ class Rush(RushClient):
     async def _wait_for_ends(self, worker_ids: Sequence[str], timeout: float | None) -> dict[str, WorkerExit]:
         """How workers ended, of those that did within `timeout`. Ours tell us themselves, others tell the network."""
         ends: dict[str, WorkerExit] = {}
-        own = self._crew.ends_of(worker_ids)
+        own = self._group.ends_of(worker_ids)
         others = [worker_id for worker_id in worker_ids if worker_id not in own]
         if others:
             await self._read_ends(others, ends)
@@ -349,7 +349,7 @@ class Rush(RushClient):
             raise ValueError(f"mode is 'terminate' or 'kill', not {mode!r}")
         network = self._net
         # One that has not entered the network yet, or has left it a moment ago, is known here.
-        living = set(self._crew.living)
+        living = set(self._group.living)
         entries = await network.workers.read()
         living.update(entry.worker_id for entry in entries if entry.state in ("starting", "running"))
         named = sorted(living) if worker_ids is None else list(dict.fromkeys(as_keys(worker_ids)))
@@ -358,16 +358,16 @@ class Rush(RushClient):
             if worker_id not in living:
                 logger.warning("worker %s is not running, so it is not stopped", worker_id)
         if mode == "kill":
-            await self._crew.kill(wanted)
+            await self._group.kill(wanted)
             return
-        self._crew.stop(wanted, set(await network.workers.ask_to_stop(wanted)))
+        self._group.stop(wanted, set(await network.workers.ask_to_stop(wanted)))
         if timeout == 0:
             return
         with self._until_closed():
             ends = await self._wait_for_ends(wanted, timeout)
         if late := [worker_id for worker_id in wanted if worker_id not in ends]:
             logger.warning("workers did not stop within %g s and are killed: %s", timeout, listed(late))
-            await self._crew.kill(late)
+            await self._group.kill(late)
 
     async def reset(self, *, workers: bool = True) -> None:
         """Deletes every task of the network, and stops its workers first; with `workers=False` they go on.
@@ -378,11 +378,11 @@ class Rush(RushClient):
             await self._net.tasks.reset(workers=False)
             return
         await self.stop_workers(timeout=_GRACE)
-        await self._crew.clear()
+        await self._group.clear()
         await self._net.tasks.reset(workers=True)
-        self._crew_ = None
+        self._group_ = None
         if (path := self._for_workers(None, None).large_objects_path) is not None:
-            await aremove_all(self.network_id, path)
+            await remove_payloads(self.network_id, path)
 
     # watching
 

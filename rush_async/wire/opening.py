@@ -173,11 +173,14 @@ async def _open_transport(
             raise  # whoever answers there was reached
         if any(isinstance(each, AuthenticationError) for each in (error, error.__cause__, error.__context__)):
             raise RushConnectionError(
-                f"{config.where} refuses this user or password ({error}): write them as redis://user:password@host"
+                f"{config.where} refuses this user or password ({error})",
+                ": write them as redis://user:password@host",
+                is_password_refused=True,
             ) from error
         raise RushConnectionError(
-            f"cannot reach {config.where}: {str(error).rstrip('.')}. Start a Redis or Valkey server there, "
-            "name another with the url, or leave the url out to use the embedded server"
+            f"cannot reach {config.where}: {str(error).rstrip('.')}",
+            ". Start a Redis or Valkey server there, "
+            "name another with the url, or leave the url out to use the embedded server",
         ) from error
     except BaseException:
         transport.drop()
@@ -214,7 +217,9 @@ def _check_version(hello: Any, config: RushConfig) -> None:
         code = str(hello).partition(" ")[0]
         if code in ("NOAUTH", "WRONGPASS"):
             raise RushConnectionError(
-                f"{config.where} wants a user or password ({hello}): write them as redis://user:password@host"
+                f"{config.where} wants a user or password ({hello})",
+                ": write them as redis://user:password@host",
+                is_password_refused=True,
             )
         if code != "ERR":
             raise RushConnectionError(f"{config.where} answers {hello}")

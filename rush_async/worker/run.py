@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rush_async.client.arguments import as_keys, as_number
 from rush_async.config import RushConfig
-from rush_async.errors import NetworkStateError, RushConfigError, WorkerLostError
+from rush_async.errors import NetworkStateError, RushConfigError, WorkerIdTakenError, WorkerLostError
 from rush_async.model import Failure, WorkerExit
 from rush_async.plan import resolve_config
 from rush_async.supervisor import Supervisor
@@ -20,7 +21,7 @@ from rush_async.worker.loop import WorkerLoop, bind_loop
 from rush_async.worker.names import worker_name
 from rush_async.worker.worker import RushWorker, membership_of
 
-__all__ = ["live", "run_worker"]
+__all__ = ["Runner", "live", "run_worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, st
             raise  # before it had registered
     except Exception as error:
         # It could not register, or not deregister.
+        if end is None and isinstance(error, WorkerIdTakenError):
+            raise  # `Runner` tells this apart from a loop that failed
         if end is None or end.state == "terminated":
             end = WorkerExit(worker.worker_id, "failed", Failure.of(error))
     return end
@@ -171,8 +174,7 @@ def run_worker(
         )
 
     async def run_all() -> list[WorkerExit]:
-        workers = [RushWorker(network_id, resolved, worker_id=name) for name in names]
-        return await asyncio.gather(*[live(worker, bound, log_levels) for worker in workers])
+        return await Runner(network_id, resolved, names, bound, log_levels).run()
 
     return asyncio.run(run_all())
 
@@ -186,3 +188,63 @@ def _is_in_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+class Runner:
+    """Runs workers in this event loop, each until its end. Coroutines, child processes, pools and the command all use it.
+
+    The workers start when it is created, and run until their loops end or are cancelled.
+
+    Attributes:
+        ended: for each worker, how it ended once it did.
+        refused: the workers that never ran because their id was in use.
+    """
+
+    def __init__(
+        self,
+        network_id: str,
+        config: RushConfig,
+        worker_ids: Sequence[str],
+        loop: WorkerLoop,
+        log_levels: Mapping[str, str | int] | None,
+    ) -> None:
+        event_loop = asyncio.get_running_loop()
+        self.ended: dict[str, asyncio.Future[WorkerExit]] = {}
+        self.refused: set[str] = set()
+        self._workers = {name: RushWorker(network_id, config, worker_id=name) for name in worker_ids}
+        self._tasks: dict[str, asyncio.Task[WorkerExit]] = {}
+        for name, worker in self._workers.items():
+            self.ended[name] = event_loop.create_future()
+            self._tasks[name] = Supervisor.spawn(live(worker, loop, log_levels), name=f"worker {name}")
+            self._tasks[name].add_done_callback(functools.partial(self._note_end, worker))
+
+    async def run(self) -> list[WorkerExit]:
+        """Waits for the workers and returns how they ended, in order. Cancelled, it cancels them and waits for their ends."""
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        return [ended.result() for ended in self.ended.values()]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The workers that have not ended yet."""
+        return [name for name, ended in self.ended.items() if not ended.done()]
+
+    def note_stop(self) -> None:
+        """Sets `terminated` of every worker, from a signal handler or another thread, even while a loop computes."""
+        for worker in self._workers.values():
+            membership_of(worker).note_stop()
+
+    def stop(self) -> None:
+        """Asks every worker to stop: it takes no new task."""
+        for worker in self._workers.values():
+            membership_of(worker).request_stop()
+
+    def cancel(self, worker_ids: Collection[str]) -> None:
+        """Cancels the loops of these workers."""
+        for name in worker_ids:
+            self._tasks[name].cancel()
+
+    def _note_end(self, worker: RushWorker, task: asyncio.Task[WorkerExit]) -> None:
+        if not task.cancelled() and isinstance(task.exception(), WorkerIdTakenError):
+            self.refused.add(worker.worker_id)
+        if not self.ended[worker.worker_id].done():
+            self.ended[worker.worker_id].set_result(_end_of(worker, task))

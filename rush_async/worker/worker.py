@@ -16,7 +16,7 @@ from rush_async.client.arguments import as_failures, as_keys, as_number, check_l
 from rush_async.client.client import RushClient
 from rush_async.client.session import Schema
 from rush_async.config import RushConfig
-from rush_async.errors import RushConfigError, RushConnectionError
+from rush_async.errors import RushConnectionError, WorkerIdTakenError
 from rush_async.model import Failure, Task
 from rush_async.network.network import Network
 from rush_async.store.keys import check_worker_id
@@ -108,8 +108,8 @@ class RushWorker(RushClient):
         if answer == "2":  # while it was being started
             membership.request_stop()
 
-    def _name_is_taken(self) -> RushConfigError:
-        return RushConfigError(
+    def _name_is_taken(self) -> WorkerIdTakenError:
+        return WorkerIdTakenError(
             f"worker_id {self.worker_id!r} is or was in use in network {self._network_id!r}: choose another, "
             "or leave it out for a random one"
         )

@@ -13,7 +13,7 @@ from rush_async.testing import wait_until
 from tests.launch.loops_of_tests import hold
 
 
-async def test_a_stop_reaches_workers_that_have_not_come_in_yet(rush: Rush) -> None:
+async def test_a_stop_reaches_workers_that_have_not_registered_yet(rush: Rush) -> None:
     seen: list[bool] = []
 
     async def loop(rush: RushWorker) -> None:
@@ -30,7 +30,7 @@ async def test_a_stop_reaches_workers_that_have_not_come_in_yet(rush: Rush) -> N
     assert set((await rush.worker_info())["state"]) == {"terminated"}
 
 
-async def test_a_kill_reaches_workers_that_have_not_come_in_yet(rush: Rush) -> None:
+async def test_a_kill_reaches_workers_that_have_not_registered_yet(rush: Rush) -> None:
     ids = await rush.start_workers(hold, 3)
     await rush.stop_workers(mode="kill")
     assert set((await rush.worker_info())["state"]) == {"killed"}
@@ -54,7 +54,7 @@ async def test_the_loop_of_a_killed_worker_ends_before_stop_workers_returns(rush
     assert sorted(ended) == sorted(ids)
 
 
-async def test_one_that_swallows_its_cancellation_does_not_hold_up_the_closing(
+async def test_a_worker_that_swallows_its_cancellation_does_not_delay_the_closing(
     rush: Rush, caplog: pytest.LogCaptureFixture
 ) -> None:
     may_end = asyncio.Event()
@@ -76,7 +76,7 @@ async def test_one_that_swallows_its_cancellation_does_not_hold_up_the_closing(
     may_end.set()
 
 
-async def test_idle_workers_share_three_connections_and_ask_for_nothing(rush: Rush, raw: Any) -> None:
+async def test_idle_workers_share_three_connections_and_send_no_commands(rush: Rush, raw: Any) -> None:
     n, n_impatient = 2_000, 50
     popped: list[Task | None] = []
 
@@ -105,7 +105,7 @@ async def test_idle_workers_share_three_connections_and_ask_for_nothing(rush: Ru
     await wait_until(lambda: len(popped) == n_impatient)
     assert popped == [None] * n_impatient
     await rush.join_workers(impatient)
-    # Their good-byes, and nothing else: not one look into a queue that is known to be empty.
+    # They deregister, and do nothing else: no look into a queue that is known to be empty.
     assert n_scripts() - before <= n_impatient
     before = n_scripts()
     keys = await rush.push_tasks([{"x": x} for x in range(n)])

@@ -1,4 +1,4 @@
-"""Start arguments that are too large to travel: refused, or laid down in a file that the worker reads."""
+"""Start arguments that are too large to travel: refused, or written to a file that the worker reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from rush_async import DecodeError, EncodeError, Processes, Rush, RushConfig, RushConfigError, RushWorker
-from rush_async.launch.payload import Parcel, aremove_all, aunwrap, awrap, discard, remove_all, unwrap, wrap
+from rush_async.launch.payload import Payload, remove_payloads
 from rush_async.launch.pools import Pool
 from rush_async.store.codec import decode, encode
 
@@ -27,7 +27,7 @@ LARGE = os.urandom(2_000)
 
 @pytest.fixture
 def config(directory: Path) -> RushConfig:
-    """Settings by which a thousand bytes travel, and more is laid down."""
+    """Settings by which up to a thousand bytes travel, and more is written to a file."""
     return RushConfig(max_start_args_size=1_000, large_objects_path=directory / "large")
 
 
@@ -35,41 +35,46 @@ def files_in(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if not path.is_dir()]
 
 
-def large_parcel(config: RushConfig, network_id: str = "net") -> tuple[Parcel, Path]:
-    parcel = wrap(LARGE, network_id, config, "the loop f")
-    assert parcel.path is not None
-    return parcel, Path(parcel.path)
+def large_payload(config: RushConfig, network_id: str = "net") -> tuple[Payload, Path]:
+    payload = Payload.pack(LARGE, network_id, config, "the loop f")
+    assert payload.path is not None
+    return payload, Path(payload.path)
 
 
-# wrapping and unwrapping
+async def packed_in_both_ways(content: bytes, config: RushConfig) -> list[Payload]:
+    in_thread = await Payload.pack_in_thread(content, "net", config, "the loop f")
+    return [Payload.pack(content, "net", config, "the loop f"), in_thread]
+
+
+# packing and unpacking
 
 
 @pytest.mark.parametrize("n", [0, 1, 1_000])
-async def test_what_is_small_travels_itself(config: RushConfig, directory: Path, n: int) -> None:
-    for parcel in (wrap(b"x" * n, "net", config, "the loop f"), await awrap(b"x" * n, "net", config, "the loop f")):
-        assert parcel == Parcel("the loop f", n, b"x" * n)
-        assert unwrap(parcel) == await aunwrap(parcel) == b"x" * n
+async def test_a_small_payload_is_inline(config: RushConfig, directory: Path, n: int) -> None:
+    for payload in await packed_in_both_ways(b"x" * n, config):
+        assert payload == Payload("the loop f", n, b"x" * n)
+        assert payload.unpack() == b"x" * n
     assert not (directory / "large").exists()
 
 
-async def test_what_is_large_lies_in_a_file_and_its_digest_travels(config: RushConfig, directory: Path) -> None:
-    for parcel in (wrap(LARGE, "net", config, "the loop f"), await awrap(LARGE, "net", config, "the loop f")):
-        assert (parcel.inline, parcel.size, parcel.sha256) == (None, 2_000, hashlib.sha256(LARGE).hexdigest())
-        assert parcel.path is not None
+async def test_a_large_payload_is_in_a_file_and_its_digest_travels(config: RushConfig, directory: Path) -> None:
+    for payload in await packed_in_both_ways(LARGE, config):
+        assert (payload.inline, payload.size, payload.sha256) == (None, 2_000, hashlib.sha256(LARGE).hexdigest())
+        assert payload.path is not None
         assert files_in(directory)
-        assert unwrap(parcel) == await aunwrap(parcel) == LARGE
+        assert payload.unpack() == LARGE
     assert len(files_in(directory)) == 2  # each has a name of its own
 
 
-def test_what_is_large_by_one_byte_lies_in_a_file(config: RushConfig) -> None:
-    assert wrap(b"x" * 1_001, "net", config, "the loop f").inline is None
+def test_a_payload_that_is_one_byte_too_large_is_in_a_file(config: RushConfig) -> None:
+    assert Payload.pack(b"x" * 1_001, "net", config, "the loop f").inline is None
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_a_parcel_travels_as_pickle_and_as_plain_values(config: RushConfig, inline: bool) -> None:
-    parcel = wrap(b"small" if inline else LARGE, "net", config, "the loop f")
-    assert pickle.loads(pickle.dumps(parcel)) == parcel
-    assert Parcel.of_record(decode(encode(parcel.as_record(), "parcel"))) == parcel
+def test_a_payload_travels_as_pickle_and_as_plain_values(config: RushConfig, inline: bool) -> None:
+    payload = Payload.pack(b"small" if inline else LARGE, "net", config, "the loop f")
+    assert pickle.loads(pickle.dumps(payload)) == payload
+    assert Payload.of_record(decode(encode(payload.as_record(), "payload"))) == payload
 
 
 @pytest.mark.parametrize(
@@ -86,22 +91,22 @@ def test_a_parcel_travels_as_pickle_and_as_plain_values(config: RushConfig, inli
     ],
     ids=str,
 )
-def test_plain_values_that_are_no_parcel_are_refused(change: dict[str, Any]) -> None:
-    record = Parcel("the loop f", 7, None, "/path", "digest").as_record()
-    assert Parcel.of_record(record).path == "/path"
-    with pytest.raises(DecodeError, match="no parcel of start arguments"):
-        Parcel.of_record(record | change)
+def test_plain_values_that_are_no_payload_are_refused(change: dict[str, Any]) -> None:
+    record = Payload("the loop f", 7, None, "/path", "digest").as_record()
+    assert Payload.of_record(record).path == "/path"
+    with pytest.raises(DecodeError, match="no payload of start arguments"):
+        Payload.of_record(record | change)
 
 
-def test_the_repr_of_a_parcel_does_not_show_its_contents() -> None:
-    assert "xxx" not in repr(Parcel("the loop f", 9, b"x" * 9))
+def test_the_repr_of_a_payload_does_not_show_its_contents() -> None:
+    assert "xxx" not in repr(Payload("the loop f", 9, b"x" * 9))
 
 
 @pytest.mark.parametrize("umask", [0, 0o022])
 def test_only_their_owner_may_look_at_directories_and_files(config: RushConfig, directory: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        _, path = large_parcel(config)
+        _, path = large_payload(config)
     finally:
         os.umask(before)
     modes = [stat.S_IMODE(each.stat().st_mode) for each in (directory / "large", path.parent, path)]
@@ -110,17 +115,17 @@ def test_only_their_owner_may_look_at_directories_and_files(config: RushConfig, 
 
 async def test_a_path_counts_from_the_directory_of_the_manager(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(directory)
-    parcel, path = large_parcel(RushConfig(max_start_args_size=1_000, large_objects_path="large"))
+    payload, path = large_payload(RushConfig(max_start_args_size=1_000, large_objects_path="large"))
     assert path.is_relative_to(directory / "large")
     monkeypatch.chdir("/")
-    assert unwrap(parcel) == LARGE
+    assert payload.unpack() == LARGE
 
 
 IDS = ["a", "A", "a/b", "a-b", "..", "../../etc", "/", ".", "-", "ü" * 200, "x" * 200, "a b", "a\\b", "~", "*", "net", "net "]
 
 
 def test_every_network_has_a_directory_of_its_own_whatever_its_name(config: RushConfig, directory: Path) -> None:
-    paths = [large_parcel(config, network_id)[1] for network_id in IDS]
+    paths = [large_payload(config, network_id)[1] for network_id in IDS]
     folders = {path.parent for path in paths}
     assert {folder.parent for folder in folders} == {directory / "large"}
     assert len({folder.name.lower() for folder in folders}) == len(IDS)
@@ -131,12 +136,13 @@ def test_every_network_has_a_directory_of_its_own_whatever_its_name(config: Rush
 # what goes wrong
 
 
-@pytest.mark.parametrize("wrap_", [wrap, awrap])
-async def test_row_5_what_is_too_large_names_both_sizes_and_the_remedies(wrap_: Callable[..., Any]) -> None:
+async def test_row_5_a_payload_that_is_too_large_names_both_sizes_and_the_remedies() -> None:
     config = RushConfig(max_start_args_size=1_000)
     with pytest.raises(EncodeError) as caught:
-        result = wrap_(LARGE, "net", config, "the loop f")
-        await result
+        Payload.pack(LARGE, "net", config, "the loop f")
+    with pytest.raises(EncodeError) as caught_too:
+        await Payload.pack_in_thread(LARGE, "net", config, "the loop f")
+    assert str(caught_too.value) == str(caught.value)
     for words in ("the loop f: 2,000 bytes", "1,000 bytes", "in the loop itself", "large_objects_path", "max_start_args_size"):
         assert words in str(caught.value)
 
@@ -149,14 +155,14 @@ def test_a_directory_that_cannot_be_written_is_named(config: RushConfig, directo
     else:
         root.symlink_to(directory / "gone")
     with pytest.raises(RushConfigError, match=f"cannot be written to the large_objects_path {root}: .*this user may write to"):
-        wrap(LARGE, "net", config, "the loop f")
+        Payload.pack(LARGE, "net", config, "the loop f")
 
 
 def test_a_directory_whose_parent_is_not_there_is_not_made(directory: Path) -> None:
     # It may be a share that is not mounted.
     config = RushConfig(max_start_args_size=1_000, large_objects_path=directory / "share" / "large")
     with pytest.raises(RushConfigError, match="No such file or directory"):
-        wrap(LARGE, "net", config, "the loop f")
+        Payload.pack(LARGE, "net", config, "the loop f")
     assert list(directory.iterdir()) == []
 
 
@@ -168,35 +174,35 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(
 
     monkeypatch.setattr(os, "rename", no_space)
     with pytest.raises(RushConfigError, match="No space left on device"):
-        wrap(LARGE, "net", config, "the loop f")
+        Payload.pack(LARGE, "net", config, "the loop f")
     assert files_in(directory) == []
 
 
-async def test_a_cancelled_wrap_leaves_no_file(config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = asyncio.get_running_loop()
-    wrapping = asyncio.ensure_future(awrap(LARGE, "net", config, "the loop f"))
+async def test_a_cancelled_packing_leaves_no_file(config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    packing = asyncio.ensure_future(Payload.pack_in_thread(LARGE, "net", config, "the loop f"))
     write = os.rename
 
     def cancel_and_rename(*args: Any, **options: Any) -> None:
         cancelled = threading.Event()
-        here.call_soon_threadsafe(wrapping.cancel)
-        here.call_soon_threadsafe(here.call_soon, cancelled.set)
+        loop.call_soon_threadsafe(packing.cancel)
+        loop.call_soon_threadsafe(loop.call_soon, cancelled.set)
         assert cancelled.wait(10)
         write(*args, **options)
 
     monkeypatch.setattr(os, "rename", cancel_and_rename)
     with pytest.raises(asyncio.CancelledError):
-        await wrapping
+        await packing
     assert files_in(directory) == []
     assert (directory / "large").exists()  # it had come that far
 
 
 def test_a_file_that_is_gone_says_why_it_may_be(config: RushConfig) -> None:
-    parcel, path = large_parcel(config)
+    payload, path = large_payload(config)
     path.unlink()
     with pytest.raises(DecodeError) as caught:
-        unwrap(parcel)
-    for words in ("the loop f", str(path), "is not there", "reset", "not shared with this machine"):
+        payload.unpack()
+    for words in ("the loop f", str(path), "does not exist", "reset", "not shared with this machine"):
         assert words in str(caught.value)
 
 
@@ -224,55 +230,55 @@ def a_pipe(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [altered, cut, grown, a_directory, a_pipe])
 def test_a_file_that_was_altered_is_not_used(config: RushConfig, change: Callable[[Path], None]) -> None:
-    parcel, path = large_parcel(config)
+    payload, path = large_payload(config)
     change(path)
-    with pytest.raises(DecodeError, match=r"the loop f: the file .* has been altered since it was written"):
-        unwrap(parcel)
+    with pytest.raises(DecodeError, match=r"the loop f: the file .* was altered after it had been written"):
+        payload.unpack()
 
 
 def test_a_link_in_the_place_of_a_file_is_not_followed(config: RushConfig, directory: Path) -> None:
-    parcel, path = large_parcel(config)
+    payload, path = large_payload(config)
     path.rename(directory / "moved")
     path.symlink_to(directory / "moved")
     with pytest.raises(DecodeError, match="cannot be read on"):
-        unwrap(parcel)
+        payload.unpack()
 
 
 def test_a_link_in_the_place_of_the_network_s_directory_is_not_followed(config: RushConfig, directory: Path) -> None:
-    parcel, path = large_parcel(config)
+    payload, path = large_payload(config)
     path.parent.rename(directory / "elsewhere")
     path.parent.symlink_to(directory / "elsewhere")
     with pytest.raises(RushConfigError, match="Not a directory"):
-        wrap(LARGE, "net", config, "the loop f")
-    remove_all("net", directory / "large")
+        Payload.pack(LARGE, "net", config, "the loop f")
+    asyncio.run(remove_payloads("net", directory / "large"))
     assert (directory / "elsewhere" / path.name).exists()
-    assert unwrap(parcel) == LARGE
+    assert payload.unpack() == LARGE
 
 
 # removing
 
 
 async def test_removing_all_removes_the_files_of_one_network_and_their_directory(config: RushConfig, directory: Path) -> None:
-    paths = [large_parcel(config, network_id)[1] for network_id in [*IDS, *IDS]]
+    paths = [large_payload(config, network_id)[1] for network_id in [*IDS, *IDS]]
     (paths[0].parent / ".part").write_bytes(b"of a manager that was killed")
-    await aremove_all(IDS[0], directory / "large")
-    remove_all(IDS[1], directory / "large")
+    for network_id in IDS[:2]:
+        await remove_payloads(network_id, directory / "large")
     assert set(files_in(directory)) == {path for at, path in enumerate(paths) if at % len(IDS) > 1}
     assert not paths[0].parent.exists()
 
 
 def test_removing_all_of_nothing_does_nothing(config: RushConfig, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    remove_all("net", directory / "large")
-    large_parcel(config)
-    remove_all("another", directory / "large")
+    asyncio.run(remove_payloads("net", directory / "large"))
+    large_payload(config)
+    asyncio.run(remove_payloads("another", directory / "large"))
     assert len(files_in(directory)) == 1
     assert caplog.records == []
 
 
-def test_removing_all_leaves_what_is_behind_a_link_and_what_is_not_ours(
+def test_removing_all_leaves_files_behind_a_link_and_those_of_others(
     config: RushConfig, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, path = large_parcel(config)
+    _, path = large_payload(config)
     (directory / "kept").mkdir()
     (directory / "kept" / "file").write_text("kept")
     (path.parent / "link").symlink_to(directory / "kept")
@@ -280,9 +286,9 @@ def test_removing_all_leaves_what_is_behind_a_link_and_what_is_not_ours(
     (path.parent / "folder").mkdir()
     (path.parent / "folder" / "file").write_text("not ours")
     with caplog.at_level(logging.WARNING):
-        remove_all("net", directory / "large")
+        asyncio.run(remove_payloads("net", directory / "large"))
     assert set(files_in(directory)) == {directory / "kept" / "file", path.parent / "folder" / "file"}
-    assert "is not removed: Directory not empty" in caplog.text
+    assert "cannot be removed: Directory not empty" in caplog.text
 
 
 def test_a_write_beside_a_removal_finds_its_directory_again(
@@ -295,21 +301,21 @@ def test_a_write_beside_a_removal_finds_its_directory_again(
         nonlocal n_removed
         if n_removed < 2:
             n_removed += 1
-            remove_all("net", directory / "large")
+            asyncio.run(remove_payloads("net", directory / "large"))
         rename(*args, **options)
 
     monkeypatch.setattr(os, "rename", remove_and_rename)
-    parcel, _ = large_parcel(config)
+    payload, _ = large_payload(config)
     assert n_removed == 2
-    assert unwrap(parcel) == LARGE
+    assert payload.unpack() == LARGE
     assert len(files_in(directory)) == 1
 
 
-def test_a_parcel_that_nobody_will_read_can_be_discarded(config: RushConfig, directory: Path) -> None:
-    parcel, _ = large_parcel(config)
-    discard(parcel)
-    discard(parcel)
-    discard(wrap(b"small", "net", config, "the loop f"))
+async def test_a_payload_that_no_worker_will_read_is_discarded(config: RushConfig, directory: Path) -> None:
+    payload, _ = large_payload(config)
+    await payload.discard()
+    await payload.discard()
+    await Payload.pack(b"small", "net", config, "the loop f").discard()
     assert files_in(directory) == []
 
 
@@ -334,7 +340,7 @@ async def test_row_5_processes_read_large_arguments_from_the_directory(rush: Rus
         assert tasks["n"].to_list() == [2_000, 2_000]
         assert set(tasks["digest"]) == {hashlib.sha256(LARGE).hexdigest()}
         (path,) = files_in(directory / "large")  # both have read the same
-        remove_all(rush.network_id, directory / "large")
+        await remove_payloads(rush.network_id, directory / "large")
         assert not path.exists()
 
 
@@ -349,7 +355,7 @@ async def test_row_5_a_pool_reads_large_arguments_from_the_directory(rush: Rush,
 
 async def test_row_5_a_reset_leaves_no_file_of_the_network(rush: Rush, config: RushConfig, directory: Path) -> None:
     settings = replace(config, url=rush.config.url)
-    _, of_another = large_parcel(config, "another")
+    _, of_another = large_payload(config, "another")
     async with Rush(rush.network_id, settings) as manager:
         await manager.start_workers(note_digest(), 1, on=Processes(), data=LARGE)
         await manager.join_workers(timeout=60)
@@ -371,14 +377,12 @@ async def test_row_5_too_large_arguments_start_no_process(rush: Rush) -> None:
 async def test_row_5_a_worker_whose_arguments_are_gone_ends_with_that_error(
     rush: Rush, config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rush_async.launch import processes
+    async def pack_and_lose(*args: Any) -> Payload:
+        payload = Payload.pack(*args)
+        await payload.discard()
+        return payload
 
-    async def wrap_and_lose(*args: Any) -> Parcel:
-        parcel = await awrap(*args)
-        discard(parcel)
-        return parcel
-
-    monkeypatch.setattr(processes, "awrap", wrap_and_lose)
+    monkeypatch.setattr(Payload, "pack_in_thread", pack_and_lose)
     async with Rush(rush.network_id, replace(config, url=rush.config.url)) as manager:
         await manager.start_workers(note_digest(), 1, on=Processes(), data=LARGE)
         (end,) = await manager.join_workers(timeout=60, check=False)
@@ -386,7 +390,7 @@ async def test_row_5_a_worker_whose_arguments_are_gone_ends_with_that_error(
     assert end.failure is not None
     assert end.failure.type is not None
     assert "DecodeError" in end.failure.type
-    assert "is not there" in end.failure.message
+    assert "does not exist" in end.failure.message
 
 
 async def test_a_start_that_fails_leaves_no_file(

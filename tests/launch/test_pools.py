@@ -128,7 +128,7 @@ async def test_row_19_a_loop_that_raises_is_reported_with_its_traceback(rush: Ru
     assert await failures(rush) == {("error", "no such model")}
 
 
-# what dies
+# deaths
 
 
 @pytest.mark.parametrize("make", [spawning, of_loky], ids=["spawned", "loky"])
@@ -201,7 +201,7 @@ async def test_on_dask(rush: Rush) -> None:
     dask.Future._cb_executor = None
 
 
-# what is taken back, stopped and left alone
+# withdrawing, stopping and leaving alone
 
 
 async def test_a_worker_that_waits_for_a_place_can_be_stopped_and_killed(rush: Rush) -> None:
@@ -261,7 +261,7 @@ async def block(rush: RushWorker) -> None:
 async def test_a_blocked_worker_is_killed_and_its_process_left_alone(
     rush: Rush, threads: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "_PATIENCE", 0.2)
+    monkeypatch.setattr(pools, "_WORKER_END", 0.2)
     (worker_id,) = await rush.start_workers(block, 1, on=threads)
     try:
         await wait_until(BLOCKS.is_set)
@@ -286,7 +286,7 @@ class Silent:
 async def test_a_lost_worker_is_not_waited_for_though_its_pool_has_not_noticed(
     rush: Rush, elsewhere: Rush, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "_PATIENCE", 0.2)
+    monkeypatch.setattr(pools, "_WORKER_END", 0.2)
     (worker_id,) = await rush.start_workers(hold, 1, on=Silent())
     await elsewhere.stop_workers(worker_id, mode="kill")
     await rush.stop_workers(worker_id)
@@ -347,7 +347,7 @@ async def test_a_pool_that_was_shut_down_starts_nothing(rush: Rush, threads: Thr
     assert set((await states(rush)).values()) == {"failed"}
 
 
-async def test_jobs_before_one_that_is_refused_are_taken_back(rush: Rush) -> None:
+async def test_jobs_submitted_before_a_refused_one_are_withdrawn(rush: Rush) -> None:
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(ValueError, match="quota"):
             await rush.start_workers(serve, 3, on=Pool(Keeping(pool, most=2)))
@@ -356,7 +356,7 @@ async def test_jobs_before_one_that_is_refused_are_taken_back(rush: Rush) -> Non
     assert (await rush.counts()).total == 0
 
 
-async def test_what_cannot_be_pickled_is_refused_before_anything_is_submitted(rush: Rush, threads: ThreadPoolExecutor) -> None:
+async def test_a_loop_that_cannot_be_pickled_is_refused_before_any_submit(rush: Rush, threads: ThreadPoolExecutor) -> None:
     kept = Keeping(threads)
     with pytest.raises(EncodeError, match="cannot be sent to another process"):
         await rush.start_workers(note_arguments, 1, on=kept, thing=asyncio.get_running_loop())
@@ -391,7 +391,7 @@ class Slurm:
         return Job(self.pool.submit(work, payload))
 
 
-async def test_a_future_without_callbacks_is_waited_for(rush: Rush, threads: ThreadPoolExecutor) -> None:
+async def test_a_thread_waits_for_a_future_without_callbacks(rush: Rush, threads: ThreadPoolExecutor) -> None:
     await rush.start_workers(do_some, 2, on=Pool(Slurm(threads)), n=1)
     assert [how.state for how in await rush.join_workers(timeout=30)] == ["terminated"] * 2
     await rush.start_workers(raise_holding, 1, on=Pool(Slurm(threads)))
@@ -407,19 +407,25 @@ async def test_options_are_those_of_submit(rush: Rush, threads: ThreadPoolExecut
     assert slurm.options == [{"resources": {"GPU": 1}, "priority": 5}] * 2
 
 
-def test_what_has_no_submit_is_no_pool() -> None:
+def test_an_object_without_submit_is_no_pool() -> None:
     nothing: Any = "threads"
     with pytest.raises(TypeError, match=r"submit\(function, argument\).*not str: 'threads'"):
         Pool(nothing)
 
 
 async def test_a_job_that_is_run_twice_is_one_worker(rush: Rush, threads: ThreadPoolExecutor) -> None:
+    ends: list[WorkerExit] = []
+
     def run_twice(payload: bytes) -> bytes:
-        first: WorkerExit = pickle.loads(pools.work(payload))
-        assert first.state == "terminated"
-        return pools.work(payload)
+        reports = [pools.run_job(payload), pools.run_job(payload)]
+        ends.extend([pickle.loads(report) for report in reports])
+        return reports[1]
 
     (worker_id,) = await rush.start_workers(do_some, 1, on=Pool(Elsewhere(threads, run_twice)), n=2)
     assert [how.state for how in await rush.join_workers(timeout=30)] == ["terminated"]
     assert await states(rush) == {worker_id: "terminated"}
     assert await rush.counts() == (0, 0, 2, 0)
+    await wait_until(lambda: len(ends) == 2)  # the network knows the first end before the second run
+    assert [end.state for end in ends] == ["terminated", "lost"]
+    assert ends[1].failure is not None
+    assert "the pool ran its job a second time" in ends[1].failure.message

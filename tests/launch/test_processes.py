@@ -44,7 +44,7 @@ async def test_a_death_is_noticed_at_once_though_a_process_it_forked_lives_on(ru
     assert await gone(grandchild)
 
 
-async def test_a_killed_worker_takes_along_what_it_started(rush: Rush) -> None:
+async def test_the_processes_that_a_killed_worker_started_end_with_it(rush: Rush) -> None:
     await rush.start_workers(fork_and_hold, 1, on=Processes())
     await rush.wait_until(lambda counts: counts.running == 1, timeout=30)
     (grandchild,) = await pids_of_tasks(rush, "grandchild")
@@ -108,7 +108,7 @@ async def test_a_stop_reaches_processes_that_are_still_starting(rush: Rush) -> N
     assert [how.state for how in await rush.join_workers(ids)] == ["terminated", "terminated"]
 
 
-async def test_one_that_swallows_its_cancellation_leaves_its_neighbours_alone(rush: Rush) -> None:
+async def test_a_worker_that_swallows_its_cancellation_leaves_its_neighbours_alone(rush: Rush) -> None:
     async def loop(rush: RushWorker) -> None:
         await rush.push_running_tasks([{"x": 1}])
         while True:
@@ -147,7 +147,7 @@ async def test_output_without_a_directory_goes_with_the_process(
     assert found(directory, "*") == []
 
 
-async def test_the_last_words_of_a_process_are_its_workers_failure(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_last_output_of_a_process_is_in_its_workers_failure(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
     (worker_id,) = await rush.start_workers(die_talking, 1, on=Processes())
     (how,) = await rush.join_workers()
     assert how.failure is not None
@@ -158,7 +158,7 @@ async def test_the_last_words_of_a_process_are_its_workers_failure(rush: Rush, c
     assert f"worker {worker_id} is lost" in caplog.text
 
 
-async def test_what_does_not_start_is_reported_and_leaves_nothing(
+async def test_a_process_that_does_not_start_is_reported_and_leaves_nothing(
     rush: Rush, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
@@ -169,8 +169,30 @@ async def test_what_does_not_start_is_reported_and_leaves_nothing(
     assert found(directory, "*") == []
 
 
+async def test_a_start_without_free_descriptors_leaves_no_pipe(
+    rush: Rush, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, pipes = os.pipe, list[tuple[int, int]]()
+
+    def one_pipe() -> tuple[int, int]:
+        if pipes:
+            raise OSError(24, "Too many open files")
+        pipes.append(pipe())
+        return pipes[0]
+
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    monkeypatch.setattr(os, "pipe", one_pipe)
+    with pytest.raises(OSError, match="Too many open files"):
+        await rush.start_workers(hold, 1, on=Processes())
+    monkeypatch.undo()
+    for descriptor in pipes[0]:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+    assert found(directory, "*") == []
+
+
 @pytest.mark.parametrize(("n", "words"), [(0, "at least one process"), (-1, "0 to"), (1.5, "whole number"), ("2", "whole")])
-def test_a_nonsensical_number_of_processes_is_refused(n: Any, words: str) -> None:
+def test_a_wrong_number_of_processes_is_refused(n: Any, words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         Processes(n)
 

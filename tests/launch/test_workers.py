@@ -126,7 +126,7 @@ async def test_row_4_coroutines_get_the_objects_themselves(rush: Rush) -> None:
     assert sorted(map(str, seen)) == sorted(ids)
 
 
-async def test_what_cannot_be_called_is_refused_before_anything_starts(rush: Rush) -> None:
+async def test_a_loop_that_cannot_be_called_is_refused_before_a_worker_starts(rush: Rush) -> None:
     def not_async(rush: RushWorker) -> None: ...
 
     async def with_option(rush: RushWorker, on: int) -> None: ...
@@ -195,7 +195,7 @@ async def test_row_9_a_blocked_process_is_killed_with_its_neighbours(rush: Rush,
     assert [found[worker_id] for worker_id in (*both, *ids)] == ["killed", "lost", "running"]
 
 
-async def test_row_9_a_coroutine_that_swallows_its_cancellation_is_left_to_itself(
+async def test_row_9_a_coroutine_that_swallows_its_cancellation_is_abandoned(
     rush: Rush, caplog: pytest.LogCaptureFixture
 ) -> None:
     may_end = asyncio.Event()
@@ -211,13 +211,13 @@ async def test_row_9_a_coroutine_that_swallows_its_cancellation_is_left_to_itsel
 async def test_row_9_an_id_that_does_not_run_is_skipped_with_a_warning(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
     ids = await rush.start_workers(serve, 1)
     await rush.wait_for_workers(1)
-    await rush.stop_workers(["nobody", *ids])
-    assert "nobody is not running" in caplog.text
+    await rush.stop_workers(["unknown", *ids])
+    assert "unknown is not running" in caplog.text
     assert (await states(rush))[ids[0]] == "terminated"
 
 
 @BOTH
-async def test_row_9_those_who_do_not_stop_in_time_are_killed(rush: Rush, on: Launcher) -> None:
+async def test_row_9_workers_that_do_not_stop_in_time_are_killed(rush: Rush, on: Launcher) -> None:
     ids = await rush.start_workers(hold, 2, on=on)
     await rush.wait_until(lambda counts: counts.running == 2)
     await rush.stop_workers(timeout=0)
@@ -234,8 +234,8 @@ async def test_a_worker_of_another_manager_is_stopped_through_the_network(rush: 
         await other.stop_workers(ids[0])
         await other.stop_workers(ids[1], mode="kill")
         assert [how.state for how in await other.join_workers(ids, timeout=20)] == ["terminated", "killed"]
-        with pytest.raises(KeyError, match="no worker 'nobody'"):
-            await other.join_workers("nobody", timeout=20)
+        with pytest.raises(KeyError, match="no worker 'unknown'"):
+            await other.join_workers("unknown", timeout=20)
 
 
 @BOTH
@@ -260,7 +260,7 @@ async def test_row_10_reset_of_tasks_only_lets_workers_go_on(rush: Rush) -> None
     assert rush.n_tasks == 2
 
 
-async def test_row_10_a_worker_in_reach_of_nobody_learns_of_a_reset(rush: Rush) -> None:
+async def test_row_10_a_worker_of_another_process_learns_of_a_reset(rush: Rush) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         popping = asyncio.ensure_future(worker.pop_task(timeout=None))
         await asyncio.sleep(0)
@@ -289,7 +289,7 @@ async def test_row_19_a_loop_that_raises_is_reported_everywhere(
     assert "raise RuntimeError(message)" in condition["traceback"]
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert sum("the loop broke" in record.getMessage() for record in errors) == 2
-    assert await rush.push_tasks([{"x": 1}])  # the manager goes on
+    assert await rush.push_tasks([{"x": 1}])  # the manager still works
 
 
 async def test_row_19_a_process_that_dies_is_lost_and_so_are_its_tasks_alone(rush: Rush) -> None:
@@ -318,7 +318,7 @@ async def test_row_6_a_megabyte_on_stderr_does_not_block_and_goes_to_files(rush:
     assert (directory / f"{worker_id}.stdout").read_text() == "said on stdout\n"
 
 
-async def test_join_workers_may_lose_patience(rush: Rush) -> None:
+async def test_join_workers_has_a_timeout(rush: Rush) -> None:
     await rush.start_workers(hold, 1)
     with pytest.raises(RushTimeoutError, match=r"1 workers have not ended within 0\.01 s"):
         await rush.join_workers(timeout=0.01)

@@ -20,7 +20,7 @@ from rush_async import (
     run_worker,
 )
 from rush_async.worker.loop import bind_loop
-from rush_async.worker.run import live
+from rush_async.worker.run import Runner, live
 
 
 async def start_living(
@@ -154,15 +154,88 @@ async def test_a_loop_that_swallows_its_cancellation_is_left_behind_without_its_
     assert (await rush.counts()) == (0, 0, 0, 1)
 
 
-async def test_a_name_that_is_taken_is_a_failed_end(rush: Rush, rush_worker: RushWorker) -> None:
-    async def loop(rush: RushWorker) -> None: ...
+# the runner
 
-    worker = RushWorker(rush.network_id, rush.config, worker_id=rush_worker.worker_id)
-    end = await live(worker, bind_loop(loop, None, {}))
+
+def start(rush: Rush, loop: Callable[..., Awaitable[Any]], *worker_ids: str, **arguments: Any) -> Runner:
+    return Runner(rush.network_id, rush.config, worker_ids, bind_loop(loop, None, arguments), None)
+
+
+async def test_a_runner_returns_every_end_in_order(rush: Rush) -> None:
+    async def loop(rush: RushWorker) -> None:
+        if rush.worker_id == "b":
+            raise RuntimeError("the loop broke")
+
+    runner = start(rush, loop, "c", "b", "a")
+    assert runner.unfinished == ["c", "b", "a"]
+    assert [(end.worker_id, end.state) for end in await runner.run()] == [
+        ("c", "terminated"),
+        ("b", "failed"),
+        ("a", "terminated"),
+    ]
+    assert runner.unfinished == []
+
+
+async def test_a_runner_reports_each_end_as_it_comes(rush: Rush) -> None:
+    runner = start(rush, hold, "a", "b", seen=[])
+    await rush.wait_until(lambda counts: counts.running == 2)
+    runner.cancel(["b"])
+    assert (await runner.ended["b"]).state == "terminated"
+    assert runner.unfinished == ["a"]
+    runner.cancel(runner.unfinished)
+    await runner.run()
+
+
+async def test_a_runner_asks_its_workers_to_stop(rush: Rush) -> None:
+    async def loop(rush: RushWorker) -> None:
+        assert await rush.pop_task(timeout=None) is None
+
+    runner = start(rush, loop, "a", "b")
+    await rush.wait_for_workers(2)
+    runner.note_stop()
+    runner.stop()
+    assert {end.state for end in await runner.run()} == {"terminated"}
+
+
+async def test_a_cancelled_runner_cancels_its_workers_and_waits_for_their_ends(rush: Rush) -> None:
+    seen: list[str] = []
+    runner = start(rush, hold, "a", "b", seen=seen)
+    running = asyncio.ensure_future(runner.run())
+    await rush.wait_until(lambda counts: counts.running == 2)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert seen == ["cancelled"] * 2 + ["cleaned up"] * 2
+    assert set((await rush.worker_info())["state"]) == {"terminated"}
+    assert (await rush.counts()).failed == 2
+
+
+async def test_a_worker_that_is_cancelled_before_it_registers_is_terminated(rush: Rush) -> None:
+    runner = start(rush, do_one, "a")
+    runner.cancel(["a"])
+    assert await runner.run() == [WorkerExit("a", "terminated")]
+    assert (await rush.worker_info()).is_empty()
+
+
+async def test_a_worker_whose_id_is_taken_is_refused(rush: Rush, rush_worker: RushWorker) -> None:
+    runner = start(rush, do_one, rush_worker.worker_id)
+    (end,) = await runner.run()
     assert end.state == "failed"
     assert end.failure is not None
     assert "is or was in use" in end.failure.message
+    assert runner.refused == {rush_worker.worker_id}
     assert await state_of(rush, rush_worker) == "running"
+
+
+async def test_a_loop_that_takes_a_used_id_fails_and_is_not_refused(rush: Rush, rush_worker: RushWorker) -> None:
+    async def loop(rush: RushWorker, used: str) -> None:
+        async with RushWorker(rush.network_id, rush.config, worker_id=used):
+            pass
+
+    runner = start(rush, loop, "a", used=rush_worker.worker_id)
+    (end,) = await runner.run()
+    assert end.failure is not None
+    assert (end.state, end.failure.type, runner.refused) == ("failed", "WorkerIdTakenError", set())
 
 
 # run_worker

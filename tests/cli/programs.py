@@ -1,0 +1,61 @@
+"""Programs that tests run as processes, as a scheduler would."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LOOPS = "tests.launch.loops_of_tests"
+
+
+@dataclass
+class Program:
+    """A program that runs."""
+
+    process: Process
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    async def says(self, words: str) -> None:
+        """Waits until it has written this to stderr."""
+        assert self.process.stderr is not None
+        async with asyncio.timeout(30):
+            while words not in (line := (await self.process.stderr.readline()).decode()):
+                assert line, f"it ended without having said {words!r}"
+
+    async def ended(self) -> tuple[int, str]:
+        """Its exit code and what it wrote to stderr; it writes nothing to stdout."""
+        async with asyncio.timeout(30):
+            out, errors = await self.process.communicate()
+        assert out == b""
+        assert self.process.returncode is not None
+        return self.process.returncode, errors.decode()
+
+
+Run = Callable[..., Awaitable[Program]]
+
+
+@asynccontextmanager
+async def running() -> AsyncGenerator[Run]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL", "RUSH_PASSWORD")}
+    programs: list[Program] = []
+
+    async def run(*words: str, cwd: Path = ROOT, **more: str) -> Program:
+        process = await asyncio.create_subprocess_exec(*words, stdout=PIPE, stderr=PIPE, cwd=cwd, env=environment | more)
+        programs.append(Program(process))
+        return programs[-1]
+
+    try:
+        yield run
+    finally:
+        for program in programs:
+            if program.process.returncode is None:
+                program.process.kill()
+                await program.process.communicate()
