@@ -62,6 +62,6 @@ async def usage(link: Link) -> Usage:
 
 
 def resident_memory() -> int:
-    """The resident memory of this process in bytes."""
+    """The worker memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 
 import anyio
 
-__all__ = ["Supervisor", "see_through"]
+__all__ = ["Supervisor", "run_to_completion"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-async def see_through(work: Coroutine[Any, Any, T]) -> T:
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """Awaits a coroutine to its end, even when the caller is cancelled meanwhile, for clean-up that is bounded in time.
 
     The shield of a cancel scope alone does not hold off `Task.cancel`.

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from rush_async.supervisor import Supervisor, see_through
+from rush_async.supervisor import Supervisor, run_to_completion
 from rush_async.testing import wait_until
 
 
@@ -101,9 +101,9 @@ async def test_work_seen_through_gives_its_result_or_its_error() -> None:
             raise error
         return 7
 
-    assert await see_through(work(None)) == 7
+    assert await run_to_completion(work(None)) == 7
     with pytest.raises(ValueError, match="broken"):
-        await see_through(work(ValueError("broken")))
+        await run_to_completion(work(ValueError("broken")))
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -119,7 +119,7 @@ async def test_work_seen_through_ends_though_its_caller_is_cancelled_twice(
         if fails:
             raise ValueError("broken")
 
-    caller = asyncio.create_task(see_through(work()))
+    caller = asyncio.create_task(run_to_completion(work()))
     await begun.wait()
     for _ in range(2):
         caller.cancel()

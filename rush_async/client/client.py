@@ -123,7 +123,7 @@ class RushClient(Session):
             key: decode_task(state, record) for key, (state, record) in (await network.tasks.find(keys)).items()
         }
         if missing := [key for key in keys if key not in found]:
-            found |= (await network.reader.archive()).find(missing)
+            found |= (await network.results.archive()).find(missing)
         return [found.get(key) for key in keys]
 
     async def keys_with_state(self, *states: TaskState) -> dict[TaskState, list[str]]:
@@ -271,7 +271,7 @@ class RushClient(Session):
         Raises:
             SchemaError: a value does not fit `schema`.
         """
-        archive = await self._net.reader.archive()
+        archive = await self._net.results.archive()
         return archive.frame(times=times, schema=schema or self._schema)
 
     async def fetch_new_tasks(
@@ -288,16 +288,16 @@ class RushClient(Session):
         network = self._net
         loop = asyncio.get_running_loop()
         deadline = math.inf if timeout is None else loop.time() + timeout
-        archive = await network.reader.archive()
+        archive = await network.results.archive()
         while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
-            history = network.history
+            generation = network.generation
             with suppress(RushTimeoutError):
                 await self.wait_until(
-                    lambda counts, n=n, history=history: counts.finished > n or network.history != history,
+                    lambda counts, n=n, generation=generation: counts.finished > n or network.generation != generation,
                     timeout=None if timeout is None else left,
                 )
-            archive = await network.reader.archive()
-            if len(archive) <= n and network.history == history:
+            archive = await network.results.archive()
+            if len(archive) <= n and network.generation == generation:
                 break  # otherwise another call may have taken what is new, or what is waited for is still to come
         first = self._first_new(network, len(archive))
         frame = archive.frame(first, times=times, schema=schema or self._schema)
@@ -305,8 +305,8 @@ class RushClient(Session):
         return frame
 
     def _first_new(self, network: Network, length: int) -> int:
-        if self._seen_history != network.history or self._n_seen > length:
-            self._seen_history, self._n_seen = network.history, 0
+        if self._seen_generation != network.generation or self._n_seen > length:
+            self._seen_generation, self._n_seen = network.generation, 0
         return self._n_seen
 
     async def fetch_tasks_with_state(
@@ -346,7 +346,7 @@ class RushClient(Session):
 
     def reset_cache(self) -> None:
         """Drops what this process holds of the network, for all its clients; the next read fetches it anew."""
-        self._net.reader.drop()
+        self._net.results.drop()
 
     # events
 
@@ -377,6 +377,6 @@ class RushClient(Session):
 
     async def _tasks_of(self, event: TasksFinished | TasksFailed) -> Sequence[Task]:
         if isinstance(event, TasksFinished):
-            found = await self._net.reader.find(event.keys)
+            found = await self._net.results.find(event.keys)
             return [found[key] for key in event.keys if key in found]
         return [task for task in await self.get_tasks(event.keys) if task is not None]

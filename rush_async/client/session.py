@@ -21,7 +21,7 @@ from rush_async.network.network import Network
 from rush_async.plan import locate
 from rush_async.store.keys import check_network_id, random_network_id
 from rush_async.store.records import RecordEncoder
-from rush_async.supervisor import see_through
+from rush_async.supervisor import run_to_completion
 from rush_async.wire.link import process_generation
 
 __all__ = ["Schema", "Session", "describe"]
@@ -88,7 +88,7 @@ class Session:
         self._door = asyncio.Lock()  # held while it is opened or closed
         self._waiting: set[anyio.CancelScope] = set()
         self._n_seen = 0
-        self._seen_history = (0, 0)
+        self._seen_generation = (0, 0)
         name = f"{type(self).__name__}({self._network_id!r})"
         self._not_open = _NotOpen(
             f"{name} is not open yet: write `async with {name} as rush: ...`, "
@@ -121,10 +121,10 @@ class Session:
         assert network.link.config.url is not None
         self._config = self._config.at(network.link.config.url)
         try:
-            network.pulse.watch(self._config.heartbeat_period, self._config.max_loop_stall)
+            network.heartbeat.watch(self._config.heartbeat_period, self._config.max_loop_stall)
             await self._enter(network)
         except BaseException:
-            await see_through(self._let_go())
+            await run_to_completion(self._let_go())
             raise
         self._counters = self._unread = _Unread(self, network)
         _open.add(self)
@@ -151,7 +151,7 @@ class Session:
         if self._loop is None or self._generation != process_generation():
             return
         self._check_loop()
-        await see_through(self._end_stay(error))
+        await run_to_completion(self._end_stay(error))
 
     async def _end_stay(self, error: BaseException | None) -> None:
         async with self._door:  # whoever closes it a second time waits for the first

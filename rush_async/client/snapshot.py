@@ -78,7 +78,7 @@ class Snapshot:
 async def take_snapshot(network: Network, states: Sequence[TaskState]) -> Snapshot:
     """All tasks in these states as they were at one moment. Finished ones come from the archive; only what is new of them
     travels."""
-    reader, tasks = network.reader, network.tasks
+    reader, tasks = network.results, network.tasks
     while True:
         if "finished" in states:
             await reader.archive()

@@ -26,7 +26,7 @@ from rush_async.store.keys import NetworkKeys, client_id
 from rush_async.store.scripts import BEAT, LOG, LOSE, ScriptCaller
 from rush_async.store.workers import FAILURES, LOST_WORKER, Beat, Lease, LoseStep, beat_args
 
-__all__ = ["Pulse", "Resident", "own_this_process"]
+__all__ = ["Heartbeat", "LocalWorker", "own_this_process"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _MOST_RECORDS = 100_000  # that the stream of a network keeps, about
 _MOST_WAITING = 10_000  # records that wait for a server that is gone; older ones are dropped
 _RECORDS_A_CALL = 500
 _MOMENT = 0.05  # seconds
-_GOODBYE = 2.0  # seconds that the thread may take to let go of a pulse
+_GOODBYE = 2.0  # seconds that the thread may take to let go of a heartbeat
 
 _owns_process = False
 
@@ -49,7 +49,7 @@ def own_this_process() -> None:
     _owns_process = True
 
 
-class Resident(Protocol):
+class LocalWorker(Protocol):
     """A worker that lives in an event loop of this process: whom requests of the network reach."""
 
     @property
@@ -69,13 +69,13 @@ class Resident(Protocol):
     def shut_out(self, why: str) -> None: ...
 
 
-class Pulse:
+class Heartbeat:
     """One event loop's part of the heartbeat, in one network.
 
     Args:
         config: the server.
         keys: the network's.
-        residents: the workers that live in this loop.
+        local_workers: the workers that live in this loop.
         epoch: gives the network's epoch as known here.
         is_over: whether the loop's part in the network has ended without having been closed.
         on_beat: told in the loop what a beat answered, and whether requests were made meanwhile.
@@ -85,7 +85,7 @@ class Pulse:
         self,
         config: RushConfig,
         keys: NetworkKeys,
-        residents: Mapping[str, Resident],
+        local_workers: Mapping[str, LocalWorker],
         epoch: Callable[[], int],
         is_over: Callable[[], bool],
         on_beat: Callable[[Beat, bool], None],
@@ -93,12 +93,12 @@ class Pulse:
         self.config = config
         self._caller = ScriptCaller(keys)
         self._keys = keys
-        self._residents = residents
+        self._residents = local_workers
         self._epoch = epoch
         self._is_over = is_over
         self._on_beat = on_beat
         self._loop = asyncio.get_running_loop()
-        self._heart: _Heart | None = None
+        self._thread: HeartbeatThread | None = None
         self._first: asyncio.TimerHandle | None = None
         self._leases: dict[tuple[float, float], Lease] = {}
         self._vouched: dict[str, Callable[[], bool | None]] = {}
@@ -146,18 +146,18 @@ class Pulse:
         self._watch_period = min(period, self._watch_period or period)
         self._max_stall = max_stall if self._max_stall is None else self._max_stall
         self._be_due_in(period)
-        if self._heart is None and self._first is None:
+        if self._thread is None and self._first is None:
             # Whoever does not stay for a period needs no thread.
             self._first = self._loop.call_later(period, self._start)
 
     def _be_due_in(self, period: float) -> None:
         self.due = min(self.due, time.monotonic() + period)
-        if self._heart is not None:
-            self._heart.wake()
+        if self._thread is not None:
+            self._thread.wake()
 
     def _start(self) -> None:
-        if self._heart is None and not self._is_closed:
-            self._heart = _Heart.join(self)
+        if self._thread is None and not self._is_closed:
+            self._thread = HeartbeatThread.join(self)
 
     def vouch(self, worker_id: str, is_alive: Callable[[], bool | None]) -> None:
         """Renews the lease of a worker in a process that we started, as long as that `is_alive`, which is called in a thread;
@@ -167,17 +167,17 @@ class Pulse:
     def log(self, record: bytes) -> None:
         """Takes a packed log record, from any thread; it is written soon."""
         self._records.append(record)
-        if self._flush_at is None and self._heart is not None:
+        if self._flush_at is None and self._thread is not None:
             self._flush_at = time.monotonic() + _FLUSH
-            self._heart.wake()
+            self._thread.wake()
 
     async def flush(self) -> None:
         """Waits until what was logged has been written, for a few seconds at the most."""
-        if self._records and self._heart is not None:
+        if self._records and self._thread is not None:
             done: asyncio.Future[None] = self._loop.create_future()
             self._flushes.append(done)
             self._flush_at = time.monotonic()
-            self._heart.wake()
+            self._thread.wake()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(done, _GOODBYE)
 
@@ -186,8 +186,8 @@ class Pulse:
         self._is_closed = True
         if self._first is not None:
             self._first.cancel()
-        if self._heart is not None:
-            await self._heart.leave(self)
+        if self._thread is not None:
+            await self._thread.leave(self)
 
     # in the thread
 
@@ -198,7 +198,7 @@ class Pulse:
         return min(at for at in times if at is not None)
 
     def attend(self, connection: BlockingConnection) -> bool:
-        """Does what is due; whether this pulse goes on."""
+        """Does what is due; whether this heartbeat goes on."""
         now = time.monotonic()
         if self._loop.is_closed() or self._is_over():
             self._shut_out_at = self._flush_at = None
@@ -290,20 +290,20 @@ class Pulse:
         """Sees what is asked of the workers that live here: those that compute without awaiting see `terminated` at once."""
         holders = self._holders(connection)
         for worker_id, holder in holders.items():
-            if (holder is None or holder.endswith(b" stop")) and (resident := self._residents.get(worker_id)) is not None:
-                resident.note_stop()
+            if (holder is None or holder.endswith(b" stop")) and (worker := self._residents.get(worker_id)) is not None:
+                worker.note_stop()
         if _owns_process and None in holders.values():
             self._silence()
             self._shut_out_at = time.monotonic()
 
     def _holders(self, connection: BlockingConnection) -> dict[str, bytes | None]:
         """The leases of the workers that live here; None for one that is not alive."""
-        names = [resident.worker_id for resident in list(self._residents.values()) if resident.is_registered]
+        names = [worker.worker_id for worker in list(self._residents.values()) if worker.is_registered]
         found: list[bytes | None] = connection.ask("HMGET", self._keys.alive, *names) if names else []
         return dict(zip(names, found, strict=True))
 
     def _end_process_if_blocked(self, connection: BlockingConnection) -> None:
-        # One that left meanwhile is no resident any more; one that computes has not heard of its end.
+        # One that left meanwhile is no worker any more; one that computes has not heard of its end.
         if not self._probe.is_set() and None in self._holders(connection).values():
             logger.error("a worker was shut out and its loop does not answer: the process is ended")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -319,10 +319,10 @@ class Pulse:
 
     def _bury(self, connection: BlockingConnection) -> None:
         """The loop ended without having closed its clients: what their workers ran is cleared."""
-        residents = [resident.worker_id for resident in list(self._residents.values()) if resident.is_registered]
-        if residents:
-            logger.warning("the event loop of workers ended without closing them: %s", listed(residents))
-            self._lose(connection, LoseStep.begin("lost", LOST_WORKER, None, residents), self._epoch())
+        local_workers = [worker.worker_id for worker in list(self._residents.values()) if worker.is_registered]
+        if local_workers:
+            logger.warning("the event loop of workers ended without closing them: %s", listed(local_workers))
+            self._lose(connection, LoseStep.begin("lost", LOST_WORKER, None, local_workers), self._epoch())
 
     def _write_records(self, connection: BlockingConnection) -> None:
         records = self._records
@@ -350,34 +350,34 @@ def _resolve(done: asyncio.Future[None]) -> None:
         done.set_result(None)
 
 
-class _Heart:
+class HeartbeatThread:
     """The thread of one server."""
 
-    _all: dict[RushConfig, _Heart] = {}  # noqa: RUF012 - one table a process
+    _all: dict[RushConfig, HeartbeatThread] = {}  # noqa: RUF012 - one table a process
     _lock = threading.Lock()
 
     def __init__(self, config: RushConfig) -> None:
         self._config = config
         self._condition = threading.Condition()
-        self._pulses: list[Pulse] = []
-        self._attended: Pulse | None = None
+        self._heartbeats: list[Heartbeat] = []
+        self._attended: Heartbeat | None = None
         self._connection = BlockingConnection(config, config.response_timeout)
         self._thread = threading.Thread(target=self._run, name="rush_async heartbeat", daemon=True)
 
     @classmethod
-    def join(cls, pulse: Pulse) -> _Heart:
-        """The thread for a pulse's server, which beats for it from here on."""
+    def join(cls, heartbeat: Heartbeat) -> HeartbeatThread:
+        """The thread for a heartbeat's server, which beats for it from here on."""
         with cls._lock:
-            heart = cls._all.get(pulse.config)
-            if heart is None:
-                heart = cls._all[pulse.config] = cls(pulse.config)
-                heart._pulses.append(pulse)
-                heart._thread.start()
+            thread = cls._all.get(heartbeat.config)
+            if thread is None:
+                thread = cls._all[heartbeat.config] = cls(heartbeat.config)
+                thread._heartbeats.append(heartbeat)
+                thread._thread.start()
             else:
-                with heart._condition:
-                    heart._pulses.append(pulse)
-                heart.wake()
-        return heart
+                with thread._condition:
+                    thread._heartbeats.append(heartbeat)
+                thread.wake()
+        return thread
 
     @classmethod
     def forget_all(cls) -> None:
@@ -389,12 +389,12 @@ class _Heart:
         with self._condition:
             self._condition.notify()
 
-    async def leave(self, pulse: Pulse) -> None:
-        """Beats no more for a pulse; with the last one the thread ends."""
+    async def leave(self, heartbeat: Heartbeat) -> None:
+        """Beats no more for a heartbeat; with the last one the thread ends."""
         with self._lock, self._condition:
-            if pulse in self._pulses:
-                self._pulses.remove(pulse)
-            is_last = not self._pulses
+            if heartbeat in self._heartbeats:
+                self._heartbeats.remove(heartbeat)
+            is_last = not self._heartbeats
             if is_last and self._all.get(self._config) is self:
                 del self._all[self._config]
             is_busy = self._attended is not None
@@ -407,31 +407,31 @@ class _Heart:
                 await anyio.to_thread.run_sync(self._thread.join, _GOODBYE)
 
     def _run(self) -> None:
-        while (pulse := self._next()) is not None:
+        while (heartbeat := self._next()) is not None:
             goes_on = True
             try:
-                goes_on = pulse.attend(self._connection)
+                goes_on = heartbeat.attend(self._connection)
             except Exception:
                 logger.exception("the heartbeat failed and goes on")
-                pulse.due = time.monotonic() + _RETRY
+                heartbeat.due = time.monotonic() + _RETRY
             with self._condition:
                 self._attended = None
-                if not goes_on and pulse in self._pulses:
-                    self._pulses.remove(pulse)
+                if not goes_on and heartbeat in self._heartbeats:
+                    self._heartbeats.remove(heartbeat)
         self._connection.close()
 
-    def _next(self) -> Pulse | None:
-        """Waits until a pulse wants attention; None when none is left."""
+    def _next(self) -> Heartbeat | None:
+        """Waits until a heartbeat wants attention; None when none is left."""
         with self._lock, self._condition:
-            if not self._pulses and self._all.get(self._config) is self:
+            if not self._heartbeats and self._all.get(self._config) is self:
                 del self._all[self._config]  # the last one was buried
         with self._condition:
-            while self._pulses:
-                pulse = min(self._pulses, key=lambda pulse: pulse.wants_attention_at)
-                left = pulse.wants_attention_at - time.monotonic()
+            while self._heartbeats:
+                heartbeat = min(self._heartbeats, key=lambda heartbeat: heartbeat.wants_attention_at)
+                left = heartbeat.wants_attention_at - time.monotonic()
                 if left <= 0:
-                    self._attended = pulse
-                    return pulse
+                    self._attended = heartbeat
+                    return heartbeat
                 self._condition.wait(left)
         return None
 
@@ -440,7 +440,7 @@ def _begin_anew() -> None:
     """In a forked child: it has no heartbeat yet, and whoever forked it decides about it."""
     global _owns_process
     _owns_process = False
-    _Heart.forget_all()
+    HeartbeatThread.forget_all()
 
 
 os.register_at_fork(after_in_child=_begin_anew)

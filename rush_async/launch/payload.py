@@ -24,7 +24,7 @@ import anyio.to_thread
 
 from rush_async.config import RushConfig
 from rush_async.errors import DecodeError, EncodeError, RushConfigError
-from rush_async.supervisor import see_through
+from rush_async.supervisor import run_to_completion
 
 __all__ = ["Payload", "remove_payloads"]
 
@@ -98,7 +98,7 @@ class Payload:
             packed.append(await anyio.to_thread.run_sync(cls.pack, content, network_id, config, what))
 
         try:
-            await see_through(pack())  # a thread cannot be cancelled, and its file would be left behind
+            await run_to_completion(pack())  # a thread cannot be cancelled, and its file would be left behind
         except BaseException:
             for payload in packed:
                 await payload.discard()
@@ -136,7 +136,7 @@ class Payload:
     async def discard(self) -> None:
         """Removes the file of a payload that no worker will read. Cancelled, it ends first."""
         if self.path is not None:
-            await see_through(anyio.to_thread.run_sync(_remove_file, self.path))
+            await run_to_completion(anyio.to_thread.run_sync(_remove_file, self.path))
 
     def as_record(self) -> dict[str, Any]:
         """Returns the payload as plain values, for a transport without pickles."""

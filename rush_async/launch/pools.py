@@ -23,7 +23,7 @@ from rush_async.launch.job import Job, pack_report, unpack_report
 from rush_async.model import Failure, WorkerExit
 from rush_async.network.network import Network
 from rush_async.store.workers import KILLED, LOST_WORKER
-from rush_async.supervisor import see_through
+from rush_async.supervisor import run_to_completion
 from rush_async.wire.link import process_generation
 from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.run import Runner
@@ -220,9 +220,9 @@ class Pool:
         futures: dict[str, Any] = {}
         try:
             # In a thread, because it may take long: processes are started, or Slurm is asked.
-            await see_through(anyio.to_thread.run_sync(self._submit, job, futures))
+            await run_to_completion(anyio.to_thread.run_sync(self._submit, job, futures))
         except BaseException as error:
-            await see_through(_withdraw_all(launch.network, futures, Failure.of(error)))
+            await run_to_completion(_withdraw_all(launch.network, futures, Failure.of(error)))
             await job.loop.payload.discard()
             raise
         return [_Worker(launch.network, worker_id, future) for worker_id, future in futures.items()]

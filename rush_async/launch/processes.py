@@ -110,7 +110,7 @@ class _Child:
             on_error.pop_all()
         # No await follows: a cancelled caller has started no process, or one that is watched.
         for worker_id in self.handles:
-            self._network.pulse.vouch(worker_id, self._is_well)
+            self._network.heartbeat.vouch(worker_id, self._is_well)
         self._requests.write(frame(self._job.to_pickle()))
         self._reports = reports
         loop.add_reader(reports, self._take_reports)

@@ -16,7 +16,7 @@ from rush_async.launch.handle import Launch, Launcher, WorkerHandle
 from rush_async.model import Failure, WorkerExit
 from rush_async.network.network import Network
 from rush_async.store.workers import KILLED, LOST_WORKER
-from rush_async.supervisor import see_through
+from rush_async.supervisor import run_to_completion
 from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.names import worker_name
 
@@ -69,10 +69,10 @@ class WorkerGroup:
         """Registers and starts workers. An error or a cancellation leaves none behind."""
         worker_ids: list[str] = []
         try:
-            await see_through(self._register(n_workers, config, worker_ids, is_local=launcher.is_local))
+            await run_to_completion(self._register(n_workers, config, worker_ids, is_local=launcher.is_local))
             handles = await launcher.launch(Launch(self._network, config, loop, worker_ids, log_levels, log_dir))
         except BaseException as error:
-            await see_through(self._withdraw(worker_ids, error))
+            await run_to_completion(self._withdraw(worker_ids, error))
             raise
         for handle in handles:
             self._handles[handle.worker_id] = handle
@@ -85,7 +85,7 @@ class WorkerGroup:
 
     async def _register(self, n_workers: int, config: RushConfig, worker_ids: list[str], *, is_local: bool) -> None:
         """Registers new workers as starting, and adds their ids one batch after the other. Local ones die with this process."""
-        lease = self._network.pulse.lease(config.heartbeat_period, config.heartbeat_expire) if is_local else None
+        lease = self._network.heartbeat.lease(config.heartbeat_period, config.heartbeat_expire) if is_local else None
         info = {"pid": None, "hostname": None, "heartbeat": False}
         while len(worker_ids) < n_workers:
             names = [worker_name() for _ in range(n_workers - len(worker_ids))]

@@ -189,7 +189,7 @@ class Listener:
         self._epoch, self._seq = epoch, seq
         self._offer(EventsMissed(network_id=self._network_id, seq=seq, at=at))
 
-    def go_back(self, epoch: int, seq: int, at: datetime) -> None:
+    def roll_back(self, epoch: int, seq: int, at: datetime) -> None:
         """The network is at an earlier position than it was: its server was restored from older data."""
         if self._epoch is not None and epoch > 0 and (epoch, seq) < (self._epoch, self._seq):
             self._epoch, self._seq = epoch, seq

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from rush_async.errors import DecodeError
-from rush_async.heartbeat.heartbeat import Resident as Beating
+from rush_async.heartbeat.heartbeat import LocalWorker as Beating
 from rush_async.model import Failure
 from rush_async.network.listener import ResetMessage
 from rush_async.store.codec import decode
@@ -17,14 +17,14 @@ from rush_async.store.tasks import TaskStore
 from rush_async.store.workers import LOST_WORKER, WorkerStore
 from rush_async.wire.link import Link
 
-__all__ = ["Resident", "Residents"]
+__all__ = ["LocalWorker", "LocalWorkers"]
 
 logger = logging.getLogger(__name__)
 
 _RESET = "the network was reset"
 
 
-class Resident(Beating, Protocol):
+class LocalWorker(Beating, Protocol):
     """A worker that lives in this event loop."""
 
     @property
@@ -37,7 +37,7 @@ class Resident(Beating, Protocol):
     def cancel_task(self, key: str) -> None: ...
 
 
-class Residents:
+class LocalWorkers:
     """The workers of one network that live in this event loop.
 
     Args:
@@ -55,7 +55,7 @@ class Residents:
         workers: WorkerStore,
         take_reset: Callable[[ResetMessage], None],
     ) -> None:
-        self.by_id: dict[str, Resident] = {}
+        self.by_id: dict[str, LocalWorker] = {}
         self._link = link
         self._channel = keys.control
         self._tasks = tasks
@@ -68,28 +68,28 @@ class Residents:
     @property
     def leases_in_use(self) -> set[str]:
         """The leases of those that are not shut out."""
-        return {resident.lease_id for resident in self.by_id.values() if not resident.is_shut_out}
+        return {worker.lease_id for worker in self.by_id.values() if not worker.is_shut_out}
 
-    async def settle(self, resident: Resident) -> None:
+    async def register(self, worker: LocalWorker) -> None:
         """Requests to this worker reach it from now on."""
         if not self.by_id:
             self._link.subscription.subscribe(self._channel, self._hear, self._make_up)
-        self.by_id[resident.worker_id] = resident
+        self.by_id[worker.worker_id] = worker
         await self._link.subscription.confirmed(self._channel)
 
-    def unsettle(self, resident: Resident) -> None:
+    def unregister(self, worker: LocalWorker) -> None:
         """The worker has left."""
-        if self.by_id.get(resident.worker_id) is resident:
-            del self.by_id[resident.worker_id]
+        if self.by_id.get(worker.worker_id) is worker:
+            del self.by_id[worker.worker_id]
             if not self.by_id:
                 self._link.subscription.unsubscribe(self._channel)
 
-    def bury(self, worker_id: str, failure: Failure | None) -> None:
+    def report_as_lost(self, worker_id: str, failure: Failure | None) -> None:
         """A worker that could not say good-bye is shut out as soon as the server is there, because others here may keep its
         lease alive. Once nobody is left here, or the event loop ends, the lease expires."""
         if self._link.supervisor.is_open:
             self._link.supervisor.start(
-                self._link.sooner_or_later, lambda: self._workers.lose([worker_id], "lost", LOST_WORKER, failure)
+                self._link.retry_until_reachable, lambda: self._workers.lose([worker_id], "lost", LOST_WORKER, failure)
             )
 
     def _hear(self, data: bytes) -> None:
@@ -106,9 +106,9 @@ class Residents:
                 case ["out", _, state, *worker_ids]:
                     self._shut_out(worker_ids, str(state))
                 case ["cancel", _, worker_id, *keys]:
-                    if (resident := self.by_id.get(worker_id)) is not None:
+                    if (worker := self.by_id.get(worker_id)) is not None:
                         for key in keys:
-                            resident.cancel_task(str(key))
+                            worker.cancel_task(str(key))
                 case other:
                     logger.error("a request on %s is malformed: %r", self._channel, other)
         except (DecodeError, TypeError, ValueError) as error:
@@ -125,25 +125,25 @@ class Residents:
 
     async def take_requests(self) -> None:
         """What was asked of these workers, and may not have been heard of, stands beside their leases and in their tasks."""
-        worker_ids = [worker_id for worker_id, resident in self.by_id.items() if resident.is_registered]
-        holders = await self._link.sooner_or_later(lambda: self._workers.holders(worker_ids))
+        worker_ids = [worker_id for worker_id, worker in self.by_id.items() if worker.is_registered]
+        holders = await self._link.retry_until_reachable(lambda: self._workers.holders(worker_ids))
         missing = [worker_id for worker_id, holder in holders.items() if holder is None]
-        entries = await self._link.sooner_or_later(lambda: self._workers.read_some(missing))
+        entries = await self._link.retry_until_reachable(lambda: self._workers.read_some(missing))
         for worker_id, holder in holders.items():
-            resident = self.by_id.get(worker_id)
-            if resident is None or not resident.is_registered:
+            worker = self.by_id.get(worker_id)
+            if worker is None or not worker.is_registered:
                 continue
             if holder is None:
                 entry = entries.get(worker_id)
-                resident.shut_out(_RESET if entry is None else "killed" if entry.state == "killed" else "lost")
+                worker.shut_out(_RESET if entry is None else "killed" if entry.state == "killed" else "lost")
             elif holder.endswith(b" stop"):
-                resident.request_stop()
+                worker.request_stop()
         await self._drop_cancelled()
 
     async def _drop_cancelled(self) -> None:
         """Tasks that somebody cancelled are not running any more."""
-        held = {key: resident for resident in list(self.by_id.values()) for key in resident.held_keys()}
-        running = await self._link.sooner_or_later(lambda: self._tasks.are_running(list(held)))
-        for key, resident in held.items():
+        held = {key: worker for worker in list(self.by_id.values()) for key in worker.held_keys()}
+        running = await self._link.retry_until_reachable(lambda: self._tasks.are_running(list(held)))
+        for key, worker in held.items():
             if key not in running:
-                resident.cancel_task(key)
+                worker.cancel_task(key)

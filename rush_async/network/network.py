@@ -15,11 +15,11 @@ import anyio
 from rush_async.config import RushConfig
 from rush_async.errors import DecodeError, RushError
 from rush_async.events import TasksFailed, TasksFinished, TasksQueued, TasksStarted
-from rush_async.heartbeat.heartbeat import Pulse
+from rush_async.heartbeat.heartbeat import Heartbeat
 from rush_async.model import Counts
 from rush_async.network.listener import EventMessage, Listener, ResetMessage, decode_message
-from rush_async.network.local_workers import Residents
-from rush_async.network.results import Reader
+from rush_async.network.local_workers import LocalWorkers
+from rush_async.network.results import Results
 from rush_async.network.waiting import Conditions, Line
 from rush_async.store.calls import Position
 from rush_async.store.keys import NetworkKeys
@@ -27,7 +27,7 @@ from rush_async.store.scripts import SCRIPTS
 from rush_async.store.tasks import TaskStore
 from rush_async.store.worker_log import WorkerLog
 from rush_async.store.workers import Beat, WorkerStore
-from rush_async.supervisor import see_through
+from rush_async.supervisor import run_to_completion
 from rush_async.wire.link import Link
 
 __all__ = ["EndWait", "Network"]
@@ -56,8 +56,8 @@ class Network:
             everybody else once `watch` was awaited.
         n_workers: how many workers are running, likewise.
         watched: a block in which somebody depends on `watch`.
-        residents: the workers that live in this event loop.
-        pulse: this event loop's part of the heartbeat.
+        local_workers: the workers that live in this event loop.
+        heartbeat: this event loop's part of the heartbeat.
         reader: its finished tasks.
     """
 
@@ -67,7 +67,7 @@ class Network:
         self.keys = NetworkKeys.of(network_id, link.db)
         self.tasks = TaskStore(link.connection, self.keys, self._on_position, self._on_epoch)
         self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls)
-        self.reader = Reader(network_id, self.tasks)
+        self.results = Results(network_id, self.tasks)
         self.worker_log = WorkerLog(link.connection, self.keys)
         self.counts = Counts()
         self.n_workers = 0
@@ -80,9 +80,9 @@ class Network:
         self._opening = asyncio.Lock()
         self._listeners: set[Listener] = set()
         self._end_waits: set[EndWait] = set()
-        self.residents = Residents(link, self.keys, self.tasks, self.workers, self._take_reset)
-        self.pulse = Pulse(
-            *(link.config, self.keys, self.residents.by_id),
+        self.local_workers = LocalWorkers(link, self.keys, self.tasks, self.workers, self._take_reset)
+        self.heartbeat = Heartbeat(
+            *(link.config, self.keys, self.local_workers.by_id),
             epoch=lambda: self.epoch,
             is_over=lambda: self._is_open and link.is_over,
             on_beat=self._take_beat,
@@ -117,7 +117,7 @@ class Network:
                     await network.tasks.look(probe=True)
                     network._is_open = True
         except BaseException:
-            await see_through(network.release())
+            await run_to_completion(network.release())
             raise
         return network
 
@@ -134,11 +134,11 @@ class Network:
             self.link.subscription.unsubscribe(self.keys.events)
             self.link.subscription.unsubscribe(self.keys.control)
             try:
-                await self.pulse.aclose()
+                await self.heartbeat.aclose()
                 # What cancelled callers were granted is given back before the connection may close.
                 with anyio.move_on_after(_PATIENCE, shield=True):
                     await self.tasks.calls.quiet()
-                    if leases := self.pulse.leases:
+                    if leases := self.heartbeat.leases:
                         with suppress(RushError):  # then they expire
                             await self.workers.part(leases)
                     await self.tasks.forget_answers()
@@ -157,9 +157,9 @@ class Network:
 
     def _on_epoch(self, epoch: int) -> None:
         self._seq = self._heard_seq = 0
-        self.reader.forget()
+        self.results.forget()
         for listener in list(self._listeners):
-            listener.go_back(epoch, 0, datetime.now(UTC))
+            listener.roll_back(epoch, 0, datetime.now(UTC))
         if epoch == 0:
             self.n_workers = 0
         self._set_counts(Counts())
@@ -178,9 +178,9 @@ class Network:
         return self.tasks.calls.epoch
 
     @property
-    def history(self) -> tuple[int, int]:
+    def generation(self) -> tuple[int, int]:
         """Changes whenever what was finished may not be any more: the epoch, and how often the server lost what was last."""
-        return self.epoch, self.reader.n_setbacks
+        return self.epoch, self.results.n_rollbacks
 
     @contextmanager
     def budget_line(self, budget: int, max_failed: int | None) -> Generator[Line]:
@@ -278,10 +278,10 @@ class Network:
             known = self._epoch_and_seq
             return await self.tasks.look()
 
-        position = await self.link.sooner_or_later(look)
+        position = await self.link.retry_until_reachable(look)
         now = datetime.now(UTC)
         if position.epoch == known[0] and position.seq < known[1] and self._epoch_and_seq == known:
-            self._go_back(position, now)
+            self._roll_back(position, now)
         self._heard_seq = position.seq
         for listener in list(self._listeners):
             listener.miss(position.epoch, position.seq, now)
@@ -294,14 +294,14 @@ class Network:
     def _epoch_and_seq(self) -> tuple[int, int]:
         return self.epoch, self._seq
 
-    def _go_back(self, position: Position, at: datetime) -> None:
+    def _roll_back(self, position: Position, at: datetime) -> None:
         """The server was restored from data that is a moment old: what happened since never did."""
         logger.warning("network %r went back: its server has lost what happened last", self.network_id)
         self._seq = position.seq
-        self.reader.go_back()
+        self.results.roll_back()
         self._on_position(position)
         for listener in list(self._listeners):
-            listener.go_back(position.epoch, position.seq, at)
+            listener.roll_back(position.epoch, position.seq, at)
 
     def _on_message(self, data: bytes) -> None:
         if not data:
@@ -378,8 +378,8 @@ class Network:
 
     async def _take_requests(self, gone: Collection[str]) -> None:
         """`gone` are leases that had ended; since then, workers may have come in under the same."""
-        await self.residents.take_requests()
-        self.pulse.forget(set(gone) - self.residents.leases_in_use)
+        await self.local_workers.take_requests()
+        self.heartbeat.forget(set(gone) - self.local_workers.leases_in_use)
 
     def _check_events(self, position: Position) -> None:
         """Events up to a position are due by now: a connection that is silent without being broken is opened anew."""

@@ -14,20 +14,20 @@ from rush_async.store.tasks import FinishedChunk, TaskStore
 if TYPE_CHECKING:
     from rush_async.frames.archive import Archive
 
-__all__ = ["Reader"]
+__all__ = ["Results"]
 
 logger = logging.getLogger(__name__)
 
 
-class Reader:
+class Results:
     """Reads what is finished into the archive that all clients of an event loop share.
 
     Attributes:
-        n_setbacks: how often the server turned out to have lost what was finished last.
+        n_rollbacks: how often the server turned out to have lost what was finished last.
     """
 
     def __init__(self, network_id: str, tasks: TaskStore) -> None:
-        self.n_setbacks = 0
+        self.n_rollbacks = 0
         self._network_id = network_id
         self._tasks = tasks
         self._archive: Archive | None = None
@@ -63,9 +63,9 @@ class Reader:
         self._n_last_read = 0
         self.forget()
 
-    def go_back(self) -> None:
+    def roll_back(self) -> None:
         """The server has lost what was finished last, and what was read with it."""
-        self.n_setbacks += 1
+        self.n_rollbacks += 1
         self.drop()
 
     # reading
@@ -110,7 +110,7 @@ class Reader:
                 continue  # the network was reset, or the cache dropped, meanwhile
             if len(chunk.records) < overlap or not self._is_same(archive, chunk.start, chunk.records):
                 logger.warning("the finished tasks of network %r are not those read before: reading anew", self._network_id)
-                self.n_setbacks += 1
+                self.n_rollbacks += 1
                 archive.clear()
                 continue
             end = chunk.start + len(chunk.records)

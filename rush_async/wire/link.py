@@ -17,7 +17,7 @@ import anyio.to_thread
 from rush_async.config import RushConfig
 from rush_async.embedded.server import ServerLease, acquire
 from rush_async.errors import RushConfigError, RushConnectionError, RushError
-from rush_async.supervisor import Supervisor, see_through
+from rush_async.supervisor import Supervisor, run_to_completion
 from rush_async.wire.connection import Connection
 from rush_async.wire.opening import url_db
 from rush_async.wire.subscription import Subscription
@@ -79,7 +79,7 @@ class Link:
         leases: list[ServerLease] = []
         try:
             if config.url is None:
-                await see_through(_start(config, leases))
+                await run_to_completion(_start(config, leases))
                 config = config.at(leases[0].url)
             config = config.of_connection
             links = _links.setdefault(asyncio.get_running_loop(), {})
@@ -98,7 +98,7 @@ class Link:
                     await link._open()
                     link._is_open = True
         except BaseException:
-            await see_through(link.release())
+            await run_to_completion(link.release())
             raise
         assert isinstance(link, cls)
         return link
@@ -119,7 +119,7 @@ class Link:
         """Whether its event loop has ended without having closed it."""
         return not self.supervisor.is_open
 
-    async def sooner_or_later(self, ask: Callable[[], Awaitable[T]]) -> T:
+    async def retry_until_reachable(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What a question answers that is asked again when the server is gone for longer than calls wait, or refuses it."""
         pause = _PAUSE
         while True:

@@ -8,7 +8,7 @@ from collections.abc import Sequence, Sized
 from typing import Any
 
 from rush_async.errors import NetworkStateError, WorkerLostError, listed
-from rush_async.heartbeat.heartbeat import Pulse
+from rush_async.heartbeat.heartbeat import Heartbeat
 from rush_async.model import Failure, WorkerExit, WorkerState
 from rush_async.store.records import encode_failure
 from rush_async.store.tasks import Ended, Lost, TaskStore
@@ -57,21 +57,27 @@ class Membership:
         self._has_left = False
         self._tasks: TaskStore
         self._workers: WorkerStore
-        self._pulse: Pulse | None = None
+        self._heartbeat: Heartbeat | None = None
         self._turns: LoopTurns
         self._neighbours: Sized
 
-    def join(self, tasks: TaskStore, workers: WorkerStore, pulse: Pulse, turns: LoopTurns, neighbours: Sized) -> None:
+    def join(self, tasks: TaskStore, workers: WorkerStore, heartbeat: Heartbeat, turns: LoopTurns, neighbours: Sized) -> None:
         """The network counts the worker as running from here on.
 
         Args:
             tasks: where its tasks are ended.
             workers: where its end can be read.
-            pulse: writes its log.
+            heartbeat: writes its log.
             turns: counts the turns of its event loop.
             neighbours: the workers of this event loop, this one among them.
         """
-        self._tasks, self._workers, self._pulse, self._turns, self._neighbours = tasks, workers, pulse, turns, neighbours
+        self._tasks, self._workers, self._heartbeat, self._turns, self._neighbours = (
+            tasks,
+            workers,
+            heartbeat,
+            turns,
+            neighbours,
+        )
         self.is_registered = True
 
     def check(self) -> None:
@@ -81,7 +87,7 @@ class Membership:
 
     def leave(self) -> None:
         """The worker has left: what it logs from here on is dropped, and it ends no task any more."""
-        self._pulse = None
+        self._heartbeat = None
         self._has_left = True
 
     def log(self, record: bytes) -> None:
@@ -92,9 +98,9 @@ class Membership:
         """
         if not isinstance(record, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"log takes a packed LogEntry as bytes, not {type(record).__name__}")
-        if (pulse := self._pulse) is not None:
+        if (heartbeat := self._heartbeat) is not None:
             self.has_logged = True
-            pulse.log(record)
+            heartbeat.log(record)
 
     # what the network asks of it
 

@@ -86,25 +86,25 @@ class RushWorker(RushClient):
     async def _enter(self, network: Network) -> None:
         membership = self._membership
         info = {"pid": os.getpid(), "hostname": socket.gethostname(), "heartbeat": True}
-        lease = network.pulse.lease(self._config.heartbeat_period, self._config.heartbeat_expire)
+        lease = network.heartbeat.lease(self._config.heartbeat_period, self._config.heartbeat_expire)
         membership.lease_id = lease.lease_id
 
         def undo(answer: Any) -> None:
             if answer in ("1", "2"):
                 network.tasks.calls.give_back(network.workers.bye_group(membership.worker_id, "terminated", None))
 
-        if membership.worker_id in network.residents.by_id:
+        if membership.worker_id in network.local_workers.by_id:
             raise self._name_is_taken()
         try:
-            await network.residents.settle(membership)
+            await network.local_workers.register(membership)
             answer = await network.workers.enter(membership.worker_id, lease, info, give_back=undo)
             if answer == "0":
                 raise self._name_is_taken()
         except BaseException:
-            network.residents.unsettle(membership)
+            network.local_workers.unregister(membership)
             raise
         turns = _turns.setdefault(asyncio.get_running_loop(), LoopTurns())
-        membership.join(network.tasks, network.workers, network.pulse, turns, network.residents)
+        membership.join(network.tasks, network.workers, network.heartbeat, turns, network.local_workers)
         if answer == "2":  # while it was being started
             membership.request_stop()
 
@@ -129,7 +129,7 @@ class RushWorker(RushClient):
             # Others are not to wait for this worker longer than that.
             with anyio.move_on_after(_PATIENCE, shield=True):
                 if membership.has_logged:
-                    await network.pulse.flush()
+                    await network.heartbeat.flush()
                 if not membership.is_shut_out:
                     await network.tasks.calls.quiet()  # calls under way may still give it tasks
                     await membership.fail_held(failure or Failure("cancelled", None, "Its worker ended"))
@@ -142,9 +142,9 @@ class RushWorker(RushClient):
             logger.warning("worker %s could not deregister: %s", membership.worker_id, reason)
         finally:
             membership.leave()
-            network.residents.unsettle(membership)
+            network.local_workers.unregister(membership)
             if not has_left:
-                network.residents.bury(membership.worker_id, failure)
+                network.local_workers.report_as_lost(membership.worker_id, failure)
 
     # tasks
 

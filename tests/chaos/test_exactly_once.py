@@ -184,7 +184,7 @@ async def cancel(stage: Stage, keys: list[str]) -> Any:
 
 async def part(stage: Stage, _: Any) -> Any:
     network = stage.far._net  # pyright: ignore[reportPrivateUsage]
-    await network.workers.part(network.pulse.leases)
+    await network.workers.part(network.heartbeat.leases)
 
 
 async def prepare(stage: Stage, _: Any) -> Any:

@@ -20,7 +20,7 @@ import redis
 
 from rush_async import Counts, Failure, Rush, RushConfig, RushConfigError, RushWorker, WorkerLost, WorkerLostError
 from rush_async.embedded.server import acquire
-from rush_async.heartbeat.heartbeat import Pulse
+from rush_async.heartbeat.heartbeat import Heartbeat
 from rush_async.network.network import Network
 from rush_async.store.calls import Group
 from rush_async.store.keys import NetworkKeys
@@ -53,8 +53,8 @@ def net_of(rush: Rush | RushWorker) -> Network:
     return rush._net  # pyright: ignore[reportPrivateUsage]
 
 
-def pulse_of(rush: Rush | RushWorker) -> Pulse:
-    return net_of(rush).pulse
+def pulse_of(rush: Rush | RushWorker) -> Heartbeat:
+    return net_of(rush).heartbeat
 
 
 def keys_of(rush: Rush) -> NetworkKeys:

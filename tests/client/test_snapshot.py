@@ -266,12 +266,12 @@ async def test_steps_on_data_that_went_back_in_time_are_not_mixed(
     kept = await rush.push_failed_tasks([{"x": x, "pad": PAD} for x in range(600)])
     lost = await rush.push_failed_tasks([{"x": 600, "pad": PAD}])
 
-    async def go_back() -> None:  # as a server does that has lost its last moment; it is heard later than it is read
+    async def roll_back() -> None:  # as a server does that has lost its last moment; it is heard later than it is read
         raw.hdel(names.failed, *lost)
         raw.hincrby(names.meta, "seq", -1)
         proxy.cut_all("pubsub")
 
-    during_scan(go_back)
+    during_scan(roll_back)
     assert sorted((await far.fetch_failed_tasks())["keys"]) == sorted(kept)
 
 

@@ -193,7 +193,7 @@ async def main():
         await rush.start_workers(hold, 1)
         await rush.wait_for_workers(1)
         network = rush._net
-        await network.workers.announce(["coming"], {"pid": None}, network.pulse.leases[0])
+        await network.workers.announce(["coming"], {"pid": None}, network.heartbeat.leases[0])
         print("ready", flush=True)
         await asyncio.Event().wait()
 

@@ -89,11 +89,11 @@ async def test_reading_continues_after_the_last_entry_that_was_read(rush: Rush) 
 async def test_a_reset_deletes_the_log_and_a_late_record_does_not_bring_it_back(rush: Rush, raw: Any) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         membership_of(worker).log(entry_with("before").packed())
-        await worker._net.pulse.flush()  # pyright: ignore[reportPrivateUsage]
+        await worker._net.heartbeat.flush()  # pyright: ignore[reportPrivateUsage]
         assert raw.xlen(NetworkKeys.of(rush.network_id).log) == 1
         await rush._net.tasks.reset(workers=True)  # pyright: ignore[reportPrivateUsage]
         membership_of(worker).log(entry_with("too late").packed())
-        await worker._net.pulse.flush()  # pyright: ignore[reportPrivateUsage]
+        await worker._net.heartbeat.flush()  # pyright: ignore[reportPrivateUsage]
         assert raw.keys("*") == []
 
 
@@ -101,5 +101,5 @@ async def test_records_are_written_after_a_reset_of_the_tasks(rush: Rush) -> Non
     async with RushWorker(rush.network_id, rush.config) as worker:
         await rush.reset(workers=False)
         membership_of(worker).log(entry_with("after the reset").packed())
-        await worker._net.pulse.flush()  # pyright: ignore[reportPrivateUsage]
+        await worker._net.heartbeat.flush()  # pyright: ignore[reportPrivateUsage]
         await wait_until(lambda: has_logged(rush, "after the reset"))

@@ -29,7 +29,7 @@ from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
 from rush_async.model import Task
-from rush_async.supervisor import Supervisor, see_through
+from rush_async.supervisor import Supervisor, run_to_completion
 from rush_async.worker.worker import RushWorker
 
 __all__ = ["Objective", "RunLoop", "Service", "events_until_end", "read_status"]
@@ -195,7 +195,7 @@ class Service:
             await run.start_workers(loop, n_workers, on=on, args={"evals": evals})
             self._check_open()  # the service may have begun to stop meanwhile
         except BaseException:
-            await see_through(run.aclose())
+            await run_to_completion(run.aclose())
             raise
         self._runs[run.network_id] = run
         self._supervisor.start(self._keep_run, run)
@@ -244,7 +244,7 @@ class Service:
             answer.cancel()
             drained.cancel()
             if ended is None:
-                ended = await see_through(self._withdraw(rush, key))
+                ended = await run_to_completion(self._withdraw(rush, key))
             await asyncio.gather(answer, drained, return_exceptions=True)
         if ended is not None:
             return ended
