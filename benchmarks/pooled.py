@@ -13,8 +13,8 @@ from redis.asyncio import BlockingConnectionPool, Redis
 
 from rush_async import RushWorker
 from rush_async.frames.archive import Archive
-from rush_async.store.keys import NetworkKeys, client_id, task_key
-from rush_async.store.records import encode_created, encode_ended, header
+from rush_async.store.keys import NetworkKeys, client_id
+from rush_async.store.records import encode_created, encode_ended, header, task_key
 from rush_async.store.scripts import FINISH, PUSH, Script
 
 __all__ = ["Pooled", "PooledWorker"]
