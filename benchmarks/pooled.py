@@ -15,7 +15,8 @@ from rush_async import RushWorker
 from rush_async.frames.archive import Archive
 from rush_async.store.keys import NetworkKeys, client_id
 from rush_async.store.records import encode_created, encode_ended, header, task_key
-from rush_async.store.scripts import FINISH, PUSH, Script
+from rush_async.store.scripts import Script
+from rush_async.store.tasks import FINISH, PUSH
 
 __all__ = ["Pooled", "PooledWorker"]
 
@@ -65,7 +66,7 @@ class PooledWorker:
 
     async def _call(self, script: Script, *args: Any) -> Any:
         self.number += 1
-        keys = self.pooled.keys[: script.n_keys]
+        keys = [getattr(self.pooled.keys, name) for name in script.keys]
         head = (self.pooled.epoch, self.client_id, self.number)
         reply = await self.pooled.client.evalsha(script.digest, len(keys), *keys, *head, *args)
         return reply[7]
@@ -75,11 +76,11 @@ class PooledWorker:
         key = task_key()
         created = encode_created(key, xs, None)
         record = header(created) + created
-        taken = await self._call(PUSH, self.pooled.epoch, "R", self.pooled.worker_id, "", "", 1, key, record, "")
-        assert taken == b"1", taken
+        taken = await self._call(PUSH, self.pooled.epoch, "running", self.pooled.worker_id, "", "", 1, key, record, "")
+        assert taken == [1], taken
         return key
 
     async def finish_task(self, key: str, ys: dict[str, Any]) -> None:
         """Finishes a task."""
-        mark = await self._call(FINISH, "F", key, self.pooled.worker_id, encode_ended(ys, None))
-        assert mark == b"1", mark
+        mark = await self._call(FINISH, "finished", key, self.pooled.worker_id, encode_ended(ys, None))
+        assert mark == [1], mark

@@ -17,7 +17,7 @@ from benchmarks.replay import record_and_replay
 from benchmarks.report import Row, Table, ratio
 from rush_async import Rush, RushConfig, RushWorker
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.scripts import FINISH, PUSH
+from rush_async.store.tasks import FINISH, PUSH
 from rush_async.wire.link import Link
 from rush_async.wire.transport import pack
 

@@ -20,7 +20,7 @@ XS, YS = {"x1": 0.25, "x2": 0.5}, {"y": 0.75}
 
 
 class Costs:
-    """Counts what the server was asked since `restart`."""
+    """Counts the commands that the server received since `restart`."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw

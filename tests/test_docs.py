@@ -1,4 +1,4 @@
-"""The pages: what they show of the programs, what they promise to be whole, and the runner that follows them."""
+"""The pages: the code that they show, the tables that must be complete, and the runner that follows them."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ def test_only_a_line_in_a_fence_is_a_piece(tmp_path: Path) -> None:
         ("{{ module.py loop inner }}", "page.md shows inner of module.py, which defines no such name; it defines LEAST, LOW"),
     ],
 )
-def test_what_is_not_there_is_named_with_its_page(tmp_path: Path, line: str, sentence: str) -> None:
+def test_the_error_names_a_missing_piece_and_its_page(tmp_path: Path, line: str, sentence: str) -> None:
     (tmp_path.parent / "elsewhere.py").write_text(MODULE, "utf-8")
     with pytest.raises(MissingPieceError, match=re.escape(sentence)):
         expand(tmp_path, line)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_piece_that_a_page_shows_is_there(page: str) -> None:
+def test_every_piece_that_a_page_shows_exists(page: str) -> None:
     shown = with_pieces(read(page), page=page)
     assert not re.search(r"^ *\{\{.*\}\}$", shown, flags=re.MULTILINE), "a piece outside a fence is shown as it stands"
 
@@ -146,12 +146,12 @@ def test_every_fence_is_one_that_the_runner_understands(page: str) -> None:
     run = [block for block in blocks_of(read(page)) if block.language == "sh" and block.title is None]
     lines = [line for block in run for line in block.text.split("\n")[:-1]]
     assert [line for line in lines if "&&" in line] == []
-    # What is run is marked `sh` or `python`, and nothing looks so that is not.
+    # Blocks that run are marked `sh` or `python`; no other block is marked so.
     assert {block.language for block in blocks_of(read(page))} <= LANGUAGES
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_what_the_repositorys_pages_link_to_is_there(page: str) -> None:
+def test_the_links_of_the_repositorys_pages_lead_to_files(page: str) -> None:
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", read(page)) if "://" not in link]
     assert [link for link in links if link and not (ROOT / link).exists()] == []
 
@@ -217,7 +217,7 @@ def test_the_table_of_events_has_every_event_with_what_it_carries() -> None:
     ("page", "alias"),
     [("docs/reference/workers.md", rush_async.WorkerState), ("docs/reference/client.md", rush_async.FailureKind)],
 )
-def test_tables_of_states_and_kinds_are_whole(page: str, alias: Any) -> None:
+def test_tables_of_states_and_kinds_are_complete(page: str, alias: Any) -> None:
     assert sorted(name for name, _ in rows_of(page, r"^\| `(\w+)` \| (.+) \|$")) == sorted(get_args(alias))
 
 
@@ -283,7 +283,7 @@ def help_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     return capsys.readouterr().out
 
 
-def test_the_page_on_the_command_line_names_the_options_that_there_are(help_text: str) -> None:
+def test_the_page_on_the_command_line_names_every_option(help_text: str) -> None:
     page = read("docs/reference/cli.md")
     options = r"(?<![\w-])--?[a-z][a-z-]*"
     rows = re.findall(r"^\| (`-.*?) \|", page, flags=re.MULTILINE)
@@ -301,7 +301,7 @@ def test_the_page_on_the_command_line_names_the_options_that_there_are(help_text
     assert re.search(r"^\| `--drain S` \|.* 30 by default", page, flags=re.MULTILINE)
 
 
-def test_the_pages_on_the_command_line_know_the_exit_codes(help_text: str) -> None:
+def test_the_pages_on_the_command_line_name_the_exit_codes(help_text: str) -> None:
     (sentence,) = re.findall(r"Exit codes: (.*?)\.", " ".join(help_text.split()))
     codes = re.findall(r"(?:^|, |or )(\d+)(?= )", sentence)
     assert codes == ["0", "1", "2", "3", "69", "78", "130", "143"]
@@ -353,7 +353,7 @@ def test_blocks_are_found_with_their_language_title_and_text() -> None:
     assert [block.is_for_running for block in (first, second, third, fourth)] == [True, True, False, True]
 
 
-def test_what_is_left_out_says_why() -> None:
+def test_a_block_that_is_left_out_says_why() -> None:
     assert why_left_out(Block(1, "sh", None, "echo"), {}) is None
     assert why_left_out(Block(1, "python", "search.py", "{{ examples/random_search.py }}"), {}) is None
     assert why_left_out(Block(1, "sh", "on a cluster", "sbatch job.sh"), {}) == "on a cluster"
@@ -407,7 +407,7 @@ def test_a_block_that_fails_ends_the_page_with_what_it_wrote(reader: Reader, tex
     assert "before" not in str(raised.value)
 
 
-async def test_what_a_page_starts_in_the_background_ends_with_the_page(reader: Reader, tmp_path: Path) -> None:
+async def test_processes_that_a_page_starts_in_the_background_end_with_the_page(reader: Reader, tmp_path: Path) -> None:
     reader.follow(sh("sleep 100 & echo $! > pid"))
     pid = int((tmp_path / "pid").read_text("utf-8"))
     assert psutil.pid_exists(pid)

@@ -57,7 +57,7 @@ def test_a_full_server_names_the_tasks_already_written() -> None:
     assert pickle.loads(pickle.dumps(ServerFullError("full", ("a", "b")))).keys == ["a", "b"]
 
 
-def test_tasks_that_did_not_end_are_named() -> None:
+def test_tasks_not_done_error_names_the_tasks() -> None:
     assert TasksNotDoneError("late").pending == []
     assert pickle.loads(pickle.dumps(TasksNotDoneError("late", ("a", "b")))).pending == ["a", "b"]
 

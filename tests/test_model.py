@@ -79,7 +79,7 @@ class Holder:
         return self._suppresses
 
 
-async def test_the_block_of_a_task_tells_its_holder_how_it_ended() -> None:
+async def test_the_block_of_a_task_reports_its_end_to_the_holder() -> None:
     holder = Holder()
     task = Task("key", "running", {"x": 1}, _holder=holder)
     async with task as entered:
@@ -100,13 +100,13 @@ async def test_a_holder_may_suppress_the_error_of_a_block() -> None:
     assert len(holder.left) == 1
 
 
-async def test_a_task_without_a_holder_is_no_block() -> None:
+async def test_a_task_without_a_holder_cannot_be_used_as_a_block() -> None:
     with pytest.raises(NetworkStateError, match="task 'key' is not held by a worker in this process: only a task from"):
         async with Task("key", "queued", {}):
             pytest.fail("the block was entered")
 
 
-def test_the_holder_is_no_part_of_what_a_task_shows_and_equals() -> None:
+def test_the_holder_is_not_part_of_the_repr_and_the_equality_of_a_task() -> None:
     task = Task("key", "running", {}, _holder=Holder())
     assert task == Task("key", "running", {})
     assert "_holder" not in repr(task)

@@ -94,7 +94,7 @@ async def test_before_opening_and_after_closing_work_is_refused() -> None:
         supervisor.start(work)
 
 
-async def test_work_seen_through_gives_its_result_or_its_error() -> None:
+async def test_run_to_completion_returns_the_result_or_raises_the_error() -> None:
     async def work(error: Exception | None) -> int:
         await asyncio.sleep(0)
         if error is not None:
@@ -107,7 +107,7 @@ async def test_work_seen_through_gives_its_result_or_its_error() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_work_seen_through_ends_though_its_caller_is_cancelled_twice(
+async def test_run_to_completion_ends_the_work_though_its_caller_is_cancelled_twice(
     fails: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun, may_end, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()

@@ -1,4 +1,4 @@
-"""Signals of the program `rush-async`: the first lets workers finish what they run, the second cancels them."""
+"""Signals of the program `rush-async`: the first lets workers finish their tasks, the second cancels them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 _ANSWER = 5.0  # seconds for the event loop to take the request to cancel the workers
 _WORKER_END = 15.0  # seconds for cancelled workers to end; each of their steps is bounded
-_THREAD_END = 5.0  # seconds for threads of the loops to end, once all workers have and the program is asked to end
+_THREAD_END = 5.0  # seconds for threads of the loops to end, after all workers, once the program is asked to end
 
 
 class Drain:
-    """Ends the program on a signal. A thread watches over it, because a loop may block the event loop.
+    """Ends the program on a signal. A thread enforces the time limits, because a loop may block the event loop.
 
     Attributes:
         signal: the last signal, or None.
@@ -36,7 +36,7 @@ class Drain:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        # Signals interrupt one another in the same thread, and only this queue's `put` allows that.
+        # A signal may interrupt the handler of another one in the same thread: `put` of this queue is reentrant.
         self._steps: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: Runner | None = None
@@ -47,10 +47,10 @@ class Drain:
         self.code = 0
 
     def install(self) -> None:
-        """Takes SIGTERM and SIGINT from here on."""
+        """Handles SIGTERM and SIGINT from here on."""
         before = {number: signal.signal(number, self._take_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 
-        def restore() -> None:  # a process that a loop forks has no watching thread, and signals end it as any other
+        def restore() -> None:  # a process that a loop forks has no such thread: signals end it by default
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -58,23 +58,23 @@ class Drain:
         threading.Thread(target=self._watch, name="rush-async drain", daemon=True).start()
 
     def attend(self, runner: Runner) -> None:
-        """Drains the workers of this event loop on a signal; at once where a signal came before."""
+        """Drains these workers on a signal; at once if a signal came before."""
         self._runner = runner
         self._loop = asyncio.get_running_loop()
         self._act()
 
     def end(self, code: int) -> None:
-        """Sets the exit code: all workers have ended."""
+        """Sets the exit code once all workers have ended."""
         self.code = code
         try:
-            with contextlib.suppress(AttributeError, ValueError):  # it was closed
+            with contextlib.suppress(AttributeError, ValueError):  # stdout was closed
                 sys.stdout.flush()
-        except OSError:  # its reader is gone, and the interpreter's own flush must not change the exit code
+        except OSError:  # its reader is gone; the flush at interpreter exit must not change the exit code
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         self._steps.put("ended")
 
     def _take_signal(self, number: int, frame: FrameType | None) -> None:
-        # Runs between any two instructions of the main thread, so it must not wait for a lock.
+        # A signal handler runs between any two instructions of the main thread, so it must not wait for a lock.
         self.signal = number
         if self._runner is not None:
             self._runner.note_stop()
@@ -83,18 +83,18 @@ class Drain:
     # in the event loop
 
     def _act(self) -> None:
-        """Does what signals and the deadline demand by now."""
+        """Stops or cancels the workers, as signals and the deadline demand."""
         if self._runner is None:
             return
         if self.signal is not None and not self._has_asked:
             self._has_asked = True
-            logger.info("asked to end by %s: workers finish what they run", signal.Signals(self.signal).name)
+            logger.info("asked to end by %s: workers finish their tasks", signal.Signals(self.signal).name)
             self._runner.stop()
         if self._is_out_of_time:
             self._steps.put("cancelling")
             if (unfinished := self._runner.unfinished) and not self.has_cancelled:
                 self.has_cancelled = True
-                logger.warning("%d workers have not ended yet and are cancelled: what they run fails", len(unfinished))
+                logger.warning("%d workers have not ended yet and are cancelled: their tasks fail", len(unfinished))
                 self._runner.cancel(unfinished)
 
     # in the thread
@@ -116,7 +116,7 @@ class Drain:
         self._end_now(self.code, "all workers have ended, but threads of their loops have not")
 
     def _next(self, seconds: float | None, *steps: str) -> str | None:
-        """Waits for one of these steps; None if none came in time."""
+        """Waits for one of these steps and returns it; None if none came in time."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
             try:

@@ -20,7 +20,7 @@ __all__ = ["parse"]
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(redact(message))  # which may quote a URL in a wrong place
+        super().error(redact(message))  # the message may quote a URL given in the wrong place
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
@@ -29,9 +29,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
     worker = commands.add_parser(
         "worker",
-        help="run workers of a network until they end or are asked to",
-        description="Runs workers in this process until they end or are asked to. SIGTERM and SIGINT ask: the workers finish "
-        "what they run and take nothing new. The loop may be in a module of the current directory.",
+        help="run workers of a network until they end or are asked to stop",
+        description="Runs workers in this process until they end or are asked to stop. On SIGTERM and SIGINT the workers "
+        "finish their tasks and take no new ones. The loop may be in a module of the current directory.",
         epilog="The server is named by RUSH_URL, else REDIS_URL, in the environment, and its password by RUSH_PASSWORD where "
         "the URL has none. Exit codes: 0 all workers ended, 1 a loop failed, 2 wrong usage, 3 a worker was killed or lost, "
         "69 the server cannot be reached, 78 the loop, start or configuration is refused, 130 or 143 ended before it was "
@@ -76,7 +76,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, worker = _parsers()
     options, rest = parser.parse_known_args(argv)
     if len(rest) == 1 and options.loop is None and not rest[0].startswith("-"):
-        # Where options stand between network and loop, argparse of Python 3.11 leaves the loop over.
+        # argparse of Python 3.11 does not parse the loop if options come between network and loop.
         try:
             options.loop = _loop_name(rest[0])
         except argparse.ArgumentTypeError as error:

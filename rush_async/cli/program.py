@@ -1,10 +1,10 @@
-"""The program `rush-async`: workers on any machine, under whatever starts and ends programs there.
+"""The program `rush-async`: runs workers on any machine, started by hand or by a scheduler.
 
 `rush-async worker NETWORK --start ID` runs what `Rush.worker_command` prepared, and `rush-async worker NETWORK module:function`
-a loop by its name. All workers of a program live in one process and one event loop.
+a loop by its name. All workers of a program run in one process and one event loop.
 
-SIGTERM and SIGINT *drain* it: the workers finish what they run and take nothing new. After `--drain` seconds, or at a second
-signal, they are cancelled, and what they run fails as `cancelled`. A loop that never awaits ends with the process.
+SIGTERM and SIGINT *drain* the program: the workers finish their tasks and take no new ones. After `--drain` seconds, or at a
+second signal, they are cancelled, and their tasks fail as `cancelled`. A loop that never awaits ends with the process.
 
 Exit codes:
 
@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace, drain: Drain) -> int:
         sys.path.insert(0, os.getcwd())
     try:
         job = _job(options, _config(options))
-        loop = _load(job, options.args or {})  # outside of any event loop, as modules expect it
+        loop = _load(job, options.args or {})  # outside of any event loop, as modules expect to be imported
         if drain.signal is not None:
             logger.info("asked to end before a worker was started")
             return 0
@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace, drain: Drain) -> int:
         logger.error("%s", f"{error.problem}. {_advice(error)}" if error.advice else error)
         return _UNREACHABLE
     except RushError as error:
-        # The cause is what a module raised that cannot be imported.
+        # The cause is the error that importing the module raised.
         logger.error("%s", error, exc_info=error.__cause__)
         return _REFUSED
 
@@ -155,7 +155,9 @@ def _load(job: Job, arguments: dict[str, Any]) -> WorkerLoop:
 
 
 async def _work(job: Job, loop: WorkerLoop, drain: Drain) -> int:
-    network = await Network.acquire(job.network_id, job.config)  # workers share it; one error where the server is not reached
+    network = await Network.acquire(
+        job.network_id, job.config
+    )  # shared by the workers: one error if the server cannot be reached
     try:
         runner = Runner(job.network_id, job.config, job.worker_ids, loop, job.log_levels)
         drain.attend(runner)
@@ -163,7 +165,7 @@ async def _work(job: Job, loop: WorkerLoop, drain: Drain) -> int:
     finally:
         await network.release()
     code = _code(ends, drain)
-    drain.end(code)  # from here on threads of the loops may delay the end of the program, but not for ever
+    drain.end(code)  # from here on threads of the loops may delay the end of the program only for a limited time
     return code
 
 

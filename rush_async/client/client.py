@@ -56,7 +56,7 @@ class RushClient(Session):
         """
         retries = as_number(retries, "retries", 127)
         network = self._net
-        return await self._push(network, "Q", self._encoder.tasks(xss, xss_extra, retries=retries))
+        return await self._push(network, "queued", self._encoder.tasks(xss, xss_extra, retries=retries))
 
     async def push_finished_tasks(
         self,
@@ -72,7 +72,7 @@ class RushClient(Session):
         ends = self._encoder.ends(yss, yss_extra)
         check_lengths("xss", tasks, "yss", ends)
         ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
-        return await self._push(network, "F", ended)
+        return await self._push(network, "finished", ended)
 
     async def push_failed_tasks(
         self, xss: Iterable[Any], failures: Any = None, *, xss_extra: Iterable[Any] | None = None
@@ -88,7 +88,7 @@ class RushClient(Session):
         tasks = self._encoder.tasks(xss, xss_extra)
         ends = [encode_failure(failure) for failure in as_failures(failures, len(tasks), "xss")]
         ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
-        return await self._push(network, "X", ended)
+        return await self._push(network, "failed", ended)
 
     async def _push(self, network: Network, target: Target, tasks: Sequence[NewTask]) -> list[str]:
         keys = await network.tasks.push(target, tasks) if tasks else []

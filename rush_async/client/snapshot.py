@@ -21,7 +21,7 @@ from rush_async.model import TaskState
 from rush_async.network.listener import Listener
 from rush_async.network.network import Network
 from rush_async.store.records import complete, decode_task
-from rush_async.store.tasks import View
+from rush_async.store.task_reads import View
 
 if TYPE_CHECKING:
     import polars as pl

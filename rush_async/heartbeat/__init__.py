@@ -1,1 +1,1 @@
-"""The thread that renews leases."""
+"""The thread that renews leases, and the writer of logs beside it."""

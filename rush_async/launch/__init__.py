@@ -1,1 +1,1 @@
-"""The ways a worker is started; each answers to one `WorkerHandle`."""
+"""The ways to start a worker; each returns a `WorkerHandle` for it."""

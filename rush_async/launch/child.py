@@ -22,7 +22,7 @@ from rush_async.worker.run import Runner
 __all__ = ["main"]
 
 _CLEANUP = 3.0  # seconds for workers to leave the network once the manager is gone
-_PARENT_CHECK = 1.0  # seconds between two looks whether the manager is gone, where another process holds its end of the pipe
+_PARENT_CHECK = 1.0  # seconds between two checks of the parent: another process may hold the manager's end of the pipe open
 
 
 def main(reports_fd: int, manager_pid: int, private_directory: str | None) -> None:
@@ -31,7 +31,7 @@ def main(reports_fd: int, manager_pid: int, private_directory: str | None) -> No
     Args:
         reports_fd: the file descriptor of the pipe for the reports.
         manager_pid: the process that reads the reports.
-        private_directory: a temporary directory with the output of this process: the manager removes it, or this process where
+        private_directory: a temporary directory with the output of this process. The manager removes it, or this process if
             the manager is gone.
     """
     requests = _take_stdin()
@@ -47,7 +47,7 @@ def main(reports_fd: int, manager_pid: int, private_directory: str | None) -> No
 
 
 def _take_stdin() -> FileIO:
-    """Returns the pipe from the manager, and leaves an empty standard input to the loop and the processes it starts."""
+    """Returns the pipe from the manager. The loop and the processes that it starts get an empty standard input."""
     requests = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -84,7 +84,7 @@ class _Child:
         try:
             loop = job.loop.load()
         except BaseException as error:
-            # A package that is missing here, a module that cannot be imported, or a file of large arguments that is gone.
+            # A package or a module cannot be imported here, or a file of large arguments is missing.
             for worker_id in job.worker_ids:
                 self._report(WorkerExit(worker_id, "failed", Failure.of(error)))
             raise
@@ -110,8 +110,8 @@ class _Child:
             self._reports.write(frame(pack_report(report)))
 
     def _take_requests(self) -> None:
-        """Takes ids of workers to cancel, until the manager closes the pipe or is gone. Then it ends the process, in time or
-        not. Runs in a thread."""
+        """Takes ids of workers to cancel, until the manager closes the pipe or is gone. Then cancels all workers, and ends the
+        process after a time limit. Runs in a thread."""
         while os.getppid() == self._manager_pid:
             if select.select([self._requests], [], [], _PARENT_CHECK)[0]:
                 line = self._requests.readline().decode()
@@ -134,15 +134,15 @@ class _Child:
             self._runner.cancel(self._runner.unfinished)
         else:
             self._runner.cancel([worker_id])
-            self._report(worker_id)  # the event loop answers
+            self._report(worker_id)  # confirms that the event loop has taken the request
 
     @property
     def _is_without_manager(self) -> bool:
-        # A process that dies closes its pipes a moment before it is gone.
+        # A process that dies closes its pipes before its children get another parent.
         return self._is_abandoned.is_set() or os.getppid() != self._manager_pid
 
     def end_started_processes(self) -> None:
-        """Ends this process and those that its loops have started, where a worker was killed or the manager is gone."""
+        """Ends this process and those that its loops have started, if a worker was killed or the manager is gone."""
         if self._has_killed_worker or self._is_without_manager:
             _end_group()
 
@@ -152,7 +152,7 @@ class _Child:
 
 
 def _end_group() -> None:
-    """Ends this process and those in its group at once."""
+    """Kills this process and its process group."""
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)

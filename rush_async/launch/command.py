@@ -1,4 +1,4 @@
-"""The command that starts workers on any machine: what the database keeps for it, and its words."""
+"""The command that starts workers on any machine, and the start that the database keeps for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Command:
 
     Attributes:
         start_id: the id under which the network keeps `start`.
-        start: what the program reads there.
+        start: the packed job that the program reads there.
         line: the command, for a POSIX shell.
     """
 
@@ -47,16 +47,16 @@ def prepare_command(
     allow_pickle: bool = False,
     is_embedded: bool = False,
 ) -> Command:
-    """Returns the command that starts workers elsewhere, and what the network keeps for it. Logs it without its password.
+    """Returns the command that starts workers on other machines, and its start. Logs the command without its password.
 
     Args:
         loop: the loop with its arguments.
         network_id: the network to work in.
-        config: the server, and the settings that the workers take over.
+        config: the server, and the settings that the workers get.
         n_workers: how many workers the command starts, in one process.
         log_levels: the loggers whose records the network keeps, with their levels.
-        with_password: whether the command sets `RUSH_URL` with the password; otherwise the environment must.
-        allow_pickle: whether loop and arguments travel as a pickle; the command then has `--allow-pickle`.
+        with_password: whether the command sets `RUSH_URL` with the password; otherwise the environment must contain it.
+        allow_pickle: whether loop and arguments are sent as a pickle; the command then has `--allow-pickle`.
         is_embedded: whether the server is an embedded one.
 
     Raises:
@@ -67,7 +67,7 @@ def prepare_command(
         raise ValueError(f"n_workers must be at least 1, not {n_workers}")
     assert config.url is not None
     pack = PackedLoop.pickled if allow_pickle else PackedLoop.named
-    names = [worker_name() for _ in range(n_workers)]  # how many counts: each run of the command draws its own
+    names = [worker_name() for _ in range(n_workers)]  # only their number counts: each run of the command draws new names
     start = Job(network_id, config, names, pack(loop, network_id, config), log_levels).to_start()
     start_id = digest_of(start)
     words = _words(network_id, start_id, config, n_workers, with_password, allow_pickle)

@@ -22,15 +22,15 @@ class _Coroutine(WorkerHandle):
         self._runner.cancel([self.worker_id])
 
     async def kill(self) -> None:
-        # The request on `control` cancels it; this cancels one that the request cannot reach. The wait is bounded, because a
-        # runner abandons a loop that swallows its cancellation.
+        # The network's message on `control` cancels the worker too, but cannot reach one that has not registered. The wait is
+        # bounded, because a runner abandons a loop that swallows its cancellation.
         self.cancel()
         await asyncio.wait([self.ended])
 
 
 @dataclass(frozen=True, slots=True)
 class Coroutines:
-    """Start workers in this process's event loop: for objectives that await."""
+    """Start workers in the event loop of this process: for objectives that await."""
 
     is_local: ClassVar[bool] = True
 

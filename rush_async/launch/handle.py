@@ -1,4 +1,4 @@
-"""What a launcher gets, and what it returns for each worker it started."""
+"""The input of a launcher, and the handle that it returns for each worker."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Launch", "Launcher", "WorkerHandle"]
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a launcher starts.
+    """The workers that a launcher is to start.
 
     Attributes:
-        network: the network to work in, as the manager sees it.
-        config: the server, as the manager reached it, and the settings.
+        network: the network to work in, through the manager's connection.
+        config: the server at the address that the manager used, and the settings.
         loop: the loop with its arguments.
         worker_ids: the workers, registered as starting.
         log_levels: the loggers whose records the network keeps, with their levels.
@@ -55,7 +55,7 @@ class WorkerHandle:
 
     Attributes:
         worker_id: the worker.
-        ended: how it ended, once it did. The network may not know it yet.
+        ended: how it ended; set before the end is reported to the network.
     """
 
     def __init__(self, worker_id: str) -> None:
@@ -68,19 +68,19 @@ class WorkerHandle:
         return not self.ended.done()
 
     def end(self, end: WorkerExit) -> None:
-        """Sets how the worker ended; the first call counts."""
+        """Sets how the worker ended. Only the first call counts."""
         if not self.ended.done():
             self.ended.set_result(end)
 
     def stop(self) -> None:
-        """Withdraws a start that has not begun. The worker has been asked to stop through the network."""
+        """Cancels a start that has not begun. The worker has been asked to stop through the network."""
 
     def cancel(self) -> None:
         """Cancels the worker's loop; its running tasks fail as `cancelled`."""
         raise NotImplementedError
 
     async def kill(self) -> None:
-        """Ends the worker in any case. The network has shut it out already."""
+        """Ends the worker. The network has shut it out already."""
         raise NotImplementedError
 
     async def clear(self) -> None:

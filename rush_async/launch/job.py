@@ -1,8 +1,8 @@
 """The job of workers: what they run in one process, and how that process reports their ends.
 
-Child processes, pools and the worker command get a job. To the first two it travels as a pickle, by a way that no other program
-can write to. For a command the database keeps it as msgpack, a *start*. The command names the start by its digest, so that
-write access to the database does not allow to choose what the workers run.
+Child processes, pools and the worker command get a job. The first two get it as a pickle, on a channel that no other program
+can write to. For a command the database keeps it as msgpack: a *start*. The command names the start by its digest, so write
+access to the database does not allow choosing what the workers run.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["LENGTH", "Job", "Report", "digest_of", "frame", "pack_report", "take
 
 LENGTH = 8  # bytes of a frame that say how long the rest is
 
-# The settings of the manager that the workers of a command take over; its words say where the server and the certificates are.
+# The settings that the workers of a command get from the manager; its options name the server and the certificates.
 _SETTINGS = (
     *("heartbeat_period", "heartbeat_expire", "max_loop_stall", "max_record_size"),
     *("connect_timeout", "response_timeout", "retry_deadline", "wait_replicas"),
 )
 
 Report: TypeAlias = WorkerExit | str
-"""What a process sends back about a worker: how it ended, or its id once its event loop has taken the request to cancel it."""
+"""A report about a worker: how it ended, or its id, which confirms that its event loop has taken a request to cancel it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Job:
         return cast("Job", pickle.loads(packed))
 
     def to_start(self) -> bytes:
-        """Returns the form for the database, without network, server and names: each run of a command draws new names."""
+        """Returns the form for the database, without network, server and worker ids: each run of a command draws new ids."""
         payload = self.loop.payload.as_record()
         if self.loop.name is None:
             start: dict[str, Any] = {"pickle": payload, "python": list(sys.version_info[:2])}
@@ -76,7 +76,7 @@ class Job:
 
     @classmethod
     def of_start(cls, packed: bytes, start_id: str, network_id: str, config: RushConfig, *, allow_pickle: bool) -> Job:
-        """Checks a start from the database and returns its job, with new names for the workers.
+        """Checks a start from the database and returns its job, with new ids for the workers.
 
         Args:
             packed: what the database holds.
@@ -95,7 +95,7 @@ class Job:
                 f"start {start_id} was altered in the database, so it is not used: "
                 "make a new command with worker_command(), and check which programs write to this database"
             )
-        start: Any = decode(packed)  # a manager wrote it, as its digest says; another form comes from another version
+        start: Any = decode(packed)  # a manager wrote it, as the digest proves; another form comes from another version
         try:
             names = [worker_name() for _ in range(start["n_workers"])]
             log_levels, settings = start["log_levels"], dict(start["settings"])
@@ -141,7 +141,7 @@ def pack_report(report: Report) -> bytes:
 
 
 def unpack_report(packed: bytes) -> Report:
-    """Returns the report that `pack_report` packed. Only processes that run our code anyway write to the pipe or the pool."""
+    """Returns the report that `pack_report` packed. Only processes that run the job write to the pipe or the pool."""
     return cast("Report", pickle.loads(packed))
 
 

@@ -1,4 +1,4 @@
-"""A worker loop on its way to another process: as a pickle, or by the name it is imported by with its arguments as msgpack."""
+"""A worker loop packed for another process: as a pickle, or by the name that imports it, with its arguments as msgpack."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PackedLoop:
 
     Attributes:
         payload: the `WorkerLoop` in the pickle of cloudpickle, or only its arguments in msgpack.
-        name: `module:function`, for a loop that travels by name; None for a pickle.
+        name: `module:function`, for a loop that is imported by name; None for a pickle.
     """
 
     payload: Payload
@@ -48,7 +48,7 @@ class PackedLoop:
 
     @classmethod
     async def pickled_in_thread(cls, loop: WorkerLoop, network_id: str, config: RushConfig) -> PackedLoop:
-        """As `pickled`, with the disk in a thread. Cancelled, it leaves no file."""
+        """Like `pickled`, but writes the file in a thread. A cancelled call leaves no file."""
         what = f"the worker loop {loop.name} with its arguments"
         return cls(await Payload.pack_in_thread(_pickle(loop), network_id, config, what))
 
@@ -57,7 +57,7 @@ class PackedLoop:
         """Packs a loop by its name, with its arguments as values.
 
         Raises:
-            TypeError: importing the loop's name would not give the loop.
+            TypeError: the loop has no name that imports it.
             EncodeError: an argument cannot be stored, or they are too large.
             RushConfigError: `large_objects_path` cannot be written.
         """
@@ -72,7 +72,7 @@ class PackedLoop:
         return cls(Payload(f"the arguments of the worker loop {name}", len(content), content), name)
 
     def load(self) -> WorkerLoop:
-        """Unpickles or imports the loop. Imports modules, so it runs outside of an event loop where that is possible.
+        """Unpickles or imports the loop. Call it outside of an event loop where possible, because it imports modules.
 
         Raises:
             DecodeError: the file that holds the payload is missing or was altered.
@@ -91,7 +91,7 @@ class PackedLoop:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Splits `module:function` into the two.
+    """Splits `module:function` into module and function.
 
     Raises:
         RushConfigError: the text has another form.

@@ -1,8 +1,8 @@
-"""Start arguments on their way to a worker. Arguments that are too large to travel go to a file that the worker reads.
+"""Payloads: packed start arguments. Arguments that are too large for a job are written to a file that the worker reads.
 
-The files of a network lie in a directory of its own under `large_objects_path`. They stay until the network is reset, because a
-worker may start at any time. Write access to that directory does not allow to choose what a worker runs: the content of a file
-must have the digest that travelled with the worker's job.
+The files of a network are in a directory of its own under `large_objects_path`. They stay until the network is reset, because a
+worker may start at any time. Write access to that directory does not allow choosing what a worker runs: the content of a file
+must have the digest that is part of the worker's job.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _TRIES = 5  # a reset may remove the directory between two steps
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_OLD_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in its place must not block the reader
+_OLD_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a named pipe in its place must not block the reader
 _NOT_IN_NAME = re.compile(r"[^0-9A-Za-z_-]+")
 
 
@@ -42,7 +42,7 @@ class Payload:
     """Encoded start arguments, or the file that holds them.
 
     Attributes:
-        what: what it contains, for a message.
+        what: what it contains, for error messages.
         size: the size of the content in bytes.
         inline: the content; None where a file holds it.
         path: the file.
@@ -63,7 +63,7 @@ class Payload:
             content: loop and arguments, encoded.
             network_id: the network whose workers read them.
             config: the two settings.
-            what: what the content is, for a message: "the worker loop f with its arguments".
+            what: what the content is, for error messages: "the worker loop f with its arguments".
 
         Raises:
             EncodeError: the content is too large, and no `large_objects_path` is set.
@@ -89,7 +89,7 @@ class Payload:
 
     @classmethod
     async def pack_in_thread(cls, content: bytes, network_id: str, config: RushConfig, what: str) -> Payload:
-        """As `pack`, with the disk in a thread. Cancelled, it leaves no file."""
+        """Like `pack`, but writes the file in a thread. A cancelled call leaves no file."""
         if len(content) <= config.max_start_args_size:
             return cls.pack(content, network_id, config, what)
         packed: list[Payload] = []
@@ -134,7 +134,7 @@ class Payload:
         return content
 
     async def discard(self) -> None:
-        """Removes the file of a payload that no worker will read. Cancelled, it ends first."""
+        """Removes the file of a payload that no worker will read. Runs to completion even if it is cancelled."""
         if self.path is not None:
             await run_to_completion(anyio.to_thread.run_sync(_remove_file, self.path))
 
@@ -144,7 +144,7 @@ class Payload:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Payload:
-        """Returns the payload that `as_record` turned into plain values.
+        """Returns the payload from the plain values of `as_record`.
 
         Raises:
             DecodeError: the values are not those of a payload.
@@ -163,7 +163,7 @@ class Payload:
 
 
 async def remove_payloads(network_id: str, large_objects_path: str | os.PathLike[str]) -> None:
-    """Removes every file of a network, and nothing else: no other network's, and nothing behind a link.
+    """Removes the files of one network. Does not follow symbolic links.
 
     Logs a warning about what it cannot remove, so that a reset continues.
     """
@@ -227,11 +227,11 @@ def _remove_all(large_objects_path: str | os.PathLike[str], network_id: str) -> 
     try:
         with _opened(root, name) as directory:
             for entry in os.listdir(directory):
-                with contextlib.suppress(OSError):  # a directory that is not ours, or another process was faster
+                with contextlib.suppress(OSError):  # a subdirectory, or another process has removed it
                     os.unlink(entry, dir_fd=directory)
         os.rmdir(os.path.join(root, name))
     except FileNotFoundError:
-        return  # it never existed, or another process was faster
+        return  # it never existed, or another process has removed it
     except OSError as error:
         logger.warning(
             "the directory %s for start arguments of network %r cannot be removed: %s. Remove it by hand",
@@ -242,14 +242,14 @@ def _remove_all(large_objects_path: str | os.PathLike[str], network_id: str) -> 
 
 
 def _directory_of(network_id: str) -> str:
-    """Returns the name of a network's directory: safe, unique, and readable by a person, whatever the network's id is."""
+    """Returns the name of a network's directory: a valid file name, unique, and readable by people, for any network id."""
     digest = hashlib.sha256(network_id.encode()).hexdigest()[:32]
     return f"rush-{_NOT_IN_NAME.sub('-', network_id)[:40].strip('-')}-{digest}"
 
 
 @contextmanager
 def _opened(root: str, name: str, *, make: bool = False) -> Generator[int]:
-    """Opens the directory of a network. Does not follow a link in its place."""
+    """Opens the directory of a network. Does not follow a symbolic link in its place."""
     outer = os.open(root, _DIRECTORY)
     try:
         if make:

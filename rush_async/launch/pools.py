@@ -1,6 +1,6 @@
 """Workers through anything that has `submit()`: a pool of `concurrent.futures`, loky, Dask, MPI, Slurm. One job is one worker.
 
-The pool owns its processes: a job is withdrawn or asked to stop, and a process is never killed.
+The pool owns its processes: a job is cancelled or its worker asked to stop, but no process is killed.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = ["Pool", "Submitter", "run_job"]
 
 logger = logging.getLogger(__name__)
 
-_WORKER_END = 2.0  # seconds for a worker to end that was shut out
+_WORKER_END = 2.0  # seconds that a worker has to end once the network has shut it out
 _SECOND_RUN = Failure(
     "lost",
     None,
-    "the pool ran its job a second time: the process that ran it first has died, or was given up by the pool",
+    "the pool ran its job a second time: the process that ran it first has died, or the pool has lost it",
 )
 
 
 class Submitter(Protocol):
-    """What can be a pool: `submit(function, argument)` runs the function somewhere and returns a future."""
+    """A pool: `submit(function, argument)` runs the function in one of its places and returns a future."""
 
     def submit(self, *args: Any, **kwargs: Any) -> Any: ...
 
@@ -61,7 +61,7 @@ def run_job(packed: bytes) -> bytes:
     try:
         end = asyncio.run(_run(job, job.loop.load()))
     except Exception as error:
-        # A package that is missing here, a module that cannot be imported, a file of large arguments that is gone.
+        # A package or a module cannot be imported here, or a file of large arguments is missing.
         end = WorkerExit(worker_id, "failed", Failure.of(error))
     return pack_report(end)
 
@@ -82,7 +82,7 @@ class _Worker(WorkerHandle):
         super().__init__(worker_id)
         self._network = network
         self._future: Any = future
-        self._is_withdrawn = False
+        self._is_cancelled = False
         self._loop = asyncio.get_running_loop()
         if hasattr(future, "add_done_callback"):
             future.add_done_callback(self._note_done)
@@ -92,25 +92,25 @@ class _Worker(WorkerHandle):
 
     def end(self, end: WorkerExit) -> None:
         super().end(end)
-        self._future = None  # Dask repeats what died with a process as long as the future is referenced
+        self._future = None  # Dask repeats a job that died with its process as long as its future is referenced
 
     def stop(self) -> None:
         if self.is_alive and self._network.link.supervisor.is_open:
-            self._network.link.supervisor.start(self._withdraw)
+            self._network.link.supervisor.start(self._cancel_unbegun)
 
     def cancel(self) -> None:
         # The network has lost the worker. Its pool may never notice.
         if self.is_alive and self._network.link.supervisor.is_open:
-            self._network.link.supervisor.start(self._give_up)
+            self._network.link.supervisor.start(self._end_as_lost)
 
-    async def _give_up(self) -> None:
-        await self._withdraw()
+    async def _end_as_lost(self) -> None:
+        await self._cancel_unbegun()
         await asyncio.wait([self.ended], timeout=_WORKER_END)
         self.end(WorkerExit(self.worker_id, "lost", Failure("lost", None, "its heartbeat had stopped")))
 
     async def kill(self) -> None:
-        # The network has shut the worker out: a request on `control` cancels one that runs, a later one is refused.
-        await self._withdraw()
+        # The network has shut the worker out: a message on `control` cancels a running one, and a later start is refused.
+        await self._cancel_unbegun()
         await asyncio.wait([self.ended], timeout=_WORKER_END)
         if self.is_alive:
             logger.warning(
@@ -121,23 +121,23 @@ class _Worker(WorkerHandle):
             )
             self.end(WorkerExit(self.worker_id, "killed", KILLED))
 
-    async def _withdraw(self) -> None:
-        """Cancels a job that has not begun. Dask would drop a running one too, and Slurm would kill it."""
+    async def _cancel_unbegun(self) -> None:
+        """Cancels a job that has not begun. A running job is not cancelled: Dask would drop it, and Slurm would kill it."""
         if not await self._has_entered() and hasattr(self._future, "cancel"):
-            self._is_withdrawn = True
+            self._is_cancelled = True
             await anyio.to_thread.run_sync(self._future.cancel)
 
     async def _has_entered(self) -> bool:
         try:
             entry = (await self._network.workers.read_some([self.worker_id])).get(self.worker_id)
         except RushConnectionError:
-            return True  # then no job is withdrawn, and one that is gone counts as lost
+            return True  # then no job is cancelled, and a job that the pool has cancelled counts as lost
         return entry is not None and entry.has_entered
 
     def _note_done(self, future: Any) -> None:
-        """Takes the outcome of the job. The pool calls it, in any thread."""
+        """Takes the outcome of the job. The pool calls it in any thread."""
         outcome = _outcome(future)
-        with contextlib.suppress(RuntimeError):  # the event loop was closed, and with it the manager
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, and so is the manager
             self._loop.call_soon_threadsafe(self._take, outcome)
 
     def _take(self, outcome: WorkerExit | BaseException) -> None:
@@ -149,10 +149,10 @@ class _Worker(WorkerHandle):
             self.end(WorkerExit(self.worker_id, "lost", _failure(outcome)))
 
     def _is_cancellation(self, outcome: BaseException) -> bool:
-        return self._is_withdrawn or isinstance(outcome, CancelledError | asyncio.CancelledError)
+        return self._is_cancelled or isinstance(outcome, CancelledError | asyncio.CancelledError)
 
     async def _take_cancellation(self, outcome: BaseException) -> None:
-        """A cancelled job had not begun, or its worker is lost."""
+        """Ends the worker of a cancelled job: as terminated if it had not begun, else as lost."""
         end = WorkerExit(self.worker_id, "lost", _failure(outcome))
         try:
             if not await self._has_entered():
@@ -178,7 +178,7 @@ def _failure(error: BaseException) -> Failure:
 
 @dataclass(frozen=True, init=False)
 class Pool:
-    """Start workers through anything with `submit()`: each is one job of the pool, and keeps one of its places while it lives.
+    """Start workers through anything with `submit()`: each is one job, and keeps one place of the pool while it runs.
 
     For `start_workers(on=...)` a pool may be given as it is; `Pool` is for the options of its `submit()`:
 
@@ -186,9 +186,9 @@ class Pool:
     await rush.start_workers(loop, n_workers=4, on=Pool(client, resources={"GPU": 1}))
     ```
 
-    Loop and arguments travel through the pool, as copies by cloudpickle; rush_async and your own modules must be importable
-    there. Workers of a pool continue when the manager closes. Stop them before the pool is shut down, which waits for them.
-    They write where the pool lets them write, whatever `log_dir` says.
+    The pool gets loop and arguments as copies by cloudpickle; rush_async and your own modules must be importable there. Workers
+    of a pool continue when the manager closes. Stop them before you shut the pool down, which waits for them. Their output goes
+    where the pool sends it; `log_dir` has no effect.
 
     Attributes:
         pool: a `concurrent.futures` executor, loky's, a Dask client or its `get_executor()`, a submitit executor, ...
@@ -211,7 +211,7 @@ class Pool:
         object.__setattr__(self, "options", options)
 
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
-        """Submits the jobs and returns. If one cannot be submitted, those before it are withdrawn.
+        """Submits the jobs and returns. If one cannot be submitted, those before it are cancelled.
 
         Raises:
             EncodeError: the loop or one of its arguments cannot be pickled, or is too large.
@@ -219,10 +219,10 @@ class Pool:
         job = await launch.pack()
         futures: dict[str, Any] = {}
         try:
-            # In a thread, because it may take long: processes are started, or Slurm is asked.
+            # In a thread, because it may take long: a pool may start processes or call Slurm.
             await run_to_completion(anyio.to_thread.run_sync(self._submit, job, futures))
         except BaseException as error:
-            await run_to_completion(_withdraw_all(launch.network, futures, Failure.of(error)))
+            await run_to_completion(_cancel_all(launch.network, futures, Failure.of(error)))
             await job.loop.payload.discard()
             raise
         return [_Worker(launch.network, worker_id, future) for worker_id, future in futures.items()]
@@ -233,12 +233,12 @@ class Pool:
             packed = replace(job, worker_ids=[worker_id]).to_pickle()
             futures[worker_id] = self.pool.submit(run_job, packed, **self.options)
         if isinstance(self.pool, ProcessPoolExecutor):
-            # It notices the death of the process that it started last only with a further item.
+            # The executor notices the death of the process that it started last only when it gets a further item.
             self.pool.submit(int).cancel()
 
 
-async def _withdraw_all(network: Network, futures: Mapping[str, Any], failure: Failure) -> None:
-    """Cancels submitted jobs. Workers that have begun are shut out, which ends them at their next call."""
+async def _cancel_all(network: Network, futures: Mapping[str, Any], failure: Failure) -> None:
+    """Cancels submitted jobs. Workers that have begun are shut out of the network, which ends them at their next call."""
     for future in futures.values():
         if hasattr(future, "cancel"):
             await anyio.to_thread.run_sync(future.cancel)

@@ -22,10 +22,10 @@ from rush_async.model import Failure, WorkerExit
 
 __all__ = ["Processes"]
 
-_ANSWER = 2.0  # seconds for the event loop of a process to take a request
+_ANSWER = 2.0  # seconds for the event loop of a process to confirm a request
 _WORKER_END = 8.0  # seconds for a cancelled worker to end, once its event loop has taken the request
 _PROCESS_END = 2.0  # seconds for a process to end, once its workers have
-_STDERR_SHOWN = 2_000  # bytes of the last output that the failure of a dead process shows
+_STDERR_SHOWN = 2_000  # bytes of the last output that the failure of a process shows
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; "
     "from rush_async.launch.child import main; main({reports}, {manager}, {private_directory!r})"
@@ -42,14 +42,14 @@ class _Worker(WorkerHandle):
 
     def end(self, end: WorkerExit) -> None:
         super().end(end)
-        self.answered.set()  # no answer will follow
+        self.answered.set()  # no confirmation will follow
 
     def cancel(self) -> None:
         self._child.request_cancel(self.worker_id)
 
     async def kill(self) -> None:
-        # The request on `control` cancels its loop. The process is killed only if no other worker lives in it, or if its event
-        # loop does not answer.
+        # The network's message on `control` cancels the loop. The process is killed only if no other worker runs in it, or if
+        # its event loop does not confirm the request.
         if self._child.has_others_than(self):
             self.cancel()
             with anyio.move_on_after(_ANSWER):
@@ -66,9 +66,9 @@ class _Worker(WorkerHandle):
 
 class _Child:
     """A child process and its workers. Its standard input carries its job and then requests to cancel workers; the end of that
-    pipe tells it that the manager is gone. A second pipe carries its reports.
+    pipe means that the manager is gone. A second pipe carries its reports.
 
-    asyncio does not know these pipes: a process that a loop starts may inherit their ends and outlive the child, and asyncio
+    The pipes are not those of asyncio: a process that a loop starts may inherit their ends and outlive the child, and asyncio
     does not report the death of a process before its pipes are closed.
     """
 
@@ -76,12 +76,12 @@ class _Child:
         self._network = launch.network
         self._job = job
         self.handles = {worker_id: _Worker(worker_id, self) for worker_id in job.worker_ids}
-        # The manager removes a temporary directory at the end, or the child where the manager was killed.
+        # The manager removes the temporary directory at the end, or the child if the manager was killed.
         self._private_directory = tempfile.mkdtemp(prefix="rush-out-") if launch.log_dir is None else None
         directory = launch.log_dir or Path(self._private_directory or "")
         self._stderr = directory / f"{job.worker_ids[0]}.stderr"
         self._stdout = directory / f"{job.worker_ids[0]}.stdout"
-        self._process: asyncio.subprocess.Process  # this and the pipes are there once it has started
+        self._process: asyncio.subprocess.Process  # this and the pipes are set by `start`
         self._requests: asyncio.WriteTransport
         self._reports: int
         self._reported = bytearray()
@@ -109,8 +109,9 @@ class _Child:
                 self._process = await self._execute(requests_end, reports_end)
             on_error.pop_all()
         # No await follows: a cancelled caller has started no process, or one that is watched.
-        for worker_id in self.handles:
-            self._network.heartbeat.vouch(worker_id, self._is_well)
+        if sys.platform != "darwin":  # which cannot tell whether a process is stopped; the workers' own heartbeat is enough
+            for worker_id in self.handles:
+                self._network.heartbeat.vouch(worker_id, self)
         self._requests.write(frame(self._job.to_pickle()))
         self._reports = reports
         loop.add_reader(reports, self._take_reports)
@@ -132,16 +133,18 @@ class _Child:
                 start_new_session=True,  # Ctrl-C reaches the manager, which stops its workers
             )
 
-    def _is_well(self) -> bool | None:
-        """Whether the process runs and is not stopped; None when it has ended. The heartbeat thread calls it."""
-        if self._process.returncode is not None:
-            return None
-        if sys.platform == "darwin":  # which cannot tell; the worker's own heartbeat says enough
-            return None
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended. The heartbeat thread asks."""
+        return self._process.returncode is not None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process runs, and was not stopped by a signal. The heartbeat thread asks."""
         try:
             return os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None
-        except ChildProcessError:
-            return None
+        except ChildProcessError:  # it has ended
+            return False
 
     def request_cancel(self, worker_id: str) -> None:
         """Asks the process to cancel a worker."""
@@ -154,7 +157,7 @@ class _Child:
             self._kill_group()
 
     async def clear(self) -> None:
-        """Waits for the end of a process whose workers have ended; kills it where its exit takes long."""
+        """Waits for the end of a process whose workers have ended. Kills it if its exit takes long."""
         with anyio.move_on_after(_PROCESS_END):
             await self._is_gone.wait()
         self.kill()
@@ -193,7 +196,7 @@ class _Child:
             shutil.rmtree(self._private_directory, ignore_errors=True)
 
     def _take_reports(self) -> None:
-        """Takes the reports of the process: ends of workers, and requests it has taken."""
+        """Takes the reports of the process: ends of workers, and confirmed requests."""
         while True:
             try:
                 piece = os.read(self._reports, 2**16)
@@ -211,7 +214,7 @@ class _Child:
                 self.handles[report].answered.set()
 
     def _end_silent(self, code: int) -> None:
-        """Sets the workers that have not reported their ends as lost: they died with the process."""
+        """Ends the workers that have not reported their ends as lost: they died with the process."""
         silent = [handle for handle in self.handles.values() if handle.is_alive]
         if silent:
             self._kill_group()  # no worker is left that could use the processes it started
@@ -240,8 +243,8 @@ class Processes:
     """Start workers in processes of this machine: for objectives that compute.
 
     Attributes:
-        n: how many processes the workers are spread over, each with one event loop and one connection; None is a process for
-            each worker.
+        n: the number of processes, each with one event loop and one connection, over which the workers are spread; None
+            starts a process for each worker.
     """
 
     n: int | None = None

@@ -1,4 +1,4 @@
-"""The workers' log in the manager: as a frame, and once more through the loggers of this process."""
+"""The worker log in the manager: as a frame, and through the loggers of this process."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def frame_of_log(entries: Sequence[LogEntry], *, time_difference: bool) -> pl.Da
 
     Args:
         entries: the entries, in order.
-        time_difference: whether to add that column.
+        time_difference: whether to add the column `time_difference`.
 
     Returns:
         The columns `worker_id`, `level` (String), `timestamp` (Datetime in UTC), `logger`, `caller`, `msg` (String), and
-        `time_difference` (Duration) to the record before of the same worker.
+        `time_difference` (Duration) to the previous record of the same worker.
     """
     import polars as pl  # slow to import: loaded with the first frame
 

@@ -37,15 +37,18 @@ __all__ = ["Rush", "rsh"]
 
 logger = logging.getLogger(__name__)
 
-_GRACE = 1.0  # seconds that workers have to end by themselves when their manager closes or resets the network
-_PATIENCE = 5.0  # seconds beyond that after which a manager that closes gives up a server that does not answer
+_GRACE = 1.0  # seconds that workers have to stop when their manager closes or resets the network
+_PATIENCE = 5.0  # further seconds that a manager which closes waits for the server
 
 
 class Rush(RushClient):
     """The manager of a network: starts, watches and stops workers; pushes tasks and reads results.
 
-    When its block ends, the coroutine and process workers that it started are asked to stop, and killed after a second: where
-    they are to finish, wait for them with `join_workers`. Tasks and results stay in the database.
+    At the end of its block the manager asks the coroutine and process workers that it started to stop, and kills them after a
+    second. To let them finish, wait for them with `join_workers` first. Tasks and results stay in the database.
+
+    Every call raises `NetworkStateError` if the manager is not open or is closed meanwhile, and `RushConnectionError` if the
+    server cannot be reached within `retry_deadline`.
 
     ```python
     async with Rush("branin") as rush:
@@ -64,18 +67,18 @@ class Rush(RushClient):
         self, network_id: str | None = None, config: RushConfig | str | None = None, *, schema: Schema | None = None
     ) -> None:
         super().__init__(network_id, config, schema=schema)
-        self._group_: WorkerGroup | None = None
-        self._log_place = "0"  # up to where the log was printed
+        self._workers: WorkerGroup | None = None
+        self._log_place = "0"  # the last log entry that was printed
 
     @property
-    def _group(self) -> WorkerGroup:
+    def _worker_group(self) -> WorkerGroup:
         network = self._net
-        if self._group_ is None:
-            self._group_ = WorkerGroup(network)
-        return self._group_
+        if self._workers is None:
+            self._workers = WorkerGroup(network)
+        return self._workers
 
     async def _leave(self, error: BaseException | None) -> None:
-        if (group := self._group_) is None:
+        if (group := self._workers) is None:
             return
         try:
             with anyio.fail_after(_GRACE + _PATIENCE, shield=True):
@@ -84,7 +87,7 @@ class Rush(RushClient):
         except (RushConnectionError, TimeoutError) as gone:
             group.cut_off()
             logger.warning(
-                "workers are killed, for they could not be stopped through the network: %s", str(gone) or "no answer"
+                "workers are killed because they could not be stopped through the network: %s", str(gone) or "no answer"
             )
         finally:
             await group.dismiss()
@@ -104,29 +107,34 @@ class Rush(RushClient):
         heartbeat_expire: float | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Starts workers and returns; `wait_for_workers` waits until they run. May be called again, with another loop too.
+        """Starts workers and returns at once; `wait_for_workers` waits until they run. Each call may start another loop.
 
         Args:
             loop: `async def loop(rush: RushWorker, ...)`.
-            n_workers: how many; that of the plan by default, else 1.
-            on: where: `Coroutines()` (this event loop), `Processes(n)`, or a pool, which is anything with `submit()`; that of
-                the plan by default, else coroutines.
+            n_workers: how many workers to start; by default that of the plan, else 1.
+            on: where they run: `Coroutines()` (this event loop), `Processes(n)`, or a pool, which is anything with `submit()`;
+                by default that of the plan, else coroutines.
             args: the loop's arguments by name. Coroutines get the objects themselves, processes and pools get copies by
                 cloudpickle.
-            log_levels: the loggers whose records `read_log` is to show, with their levels: `{"my.logger": "DEBUG"}`.
-            log_dir: a directory for one stdout and one stderr file a process; by default they go when the process goes.
-            heartbeat_period: seconds between two heartbeats; that of the configuration by default.
-            heartbeat_expire: seconds after which a silent process is believed dead; likewise.
-            kwargs: more of the loop's arguments.
+            log_levels: the loggers whose records the network keeps for `read_log`, with their levels:
+                `{"my.logger": "DEBUG"}`.
+            log_dir: a directory for a stdout and a stderr file of each process; by default they are deleted with the process.
+            heartbeat_period: seconds between two heartbeats; by default that of the configuration.
+            heartbeat_expire: seconds without a heartbeat after which a process counts as lost; by default that of the
+                configuration.
+            kwargs: further arguments of the loop.
 
         Returns:
-            The workers' ids.
+            The ids of the workers, in the order they were started.
 
         Raises:
-            TypeError: the loop is not `async def`, or does not take these arguments.
-            EncodeError: the loop or an argument cannot be sent to another process.
+            TypeError: the loop is not `async def` or does not take these arguments, or `on` starts no workers.
+            ValueError: `n_workers` is below 1.
+            EncodeError: the loop or an argument cannot be sent to another process, or is too large.
+            RushConfigError: a log level or a heartbeat is invalid, or `large_objects_path` cannot be written.
+            ServerFullError: the server has no memory left to register the workers.
         """
-        group, plan = self._group, current_plan()
+        group, plan = self._worker_group, current_plan()
         bound = bind_loop(loop, args, kwargs, _OPTIONS)
         n_workers = (plan.n_workers or 1) if n_workers is None else as_number(n_workers, "n_workers")
         if n_workers < 1:
@@ -142,12 +150,12 @@ class Rush(RushClient):
         return replace(config, large_objects_path=path)
 
     async def detect_lost_workers(self) -> list[str]:
-        """Looks for workers whose heartbeats have stopped, as every live process does once a heartbeat period by itself.
+        """Looks for workers whose leases have expired. Every process of the network does so by itself once a heartbeat period.
 
-        What they ran is failed (kind `lost`), or queued again where it was pushed with `retries`.
+        The tasks of lost workers fail with kind `lost`, or are queued again if they were pushed with `retries`.
 
         Returns:
-            The workers that this call found lost.
+            The ids of the workers that this call found lost.
         """
         return await self._net.workers.judge()
 
@@ -164,30 +172,32 @@ class Rush(RushClient):
         allow_pickle: bool = False,
         **kwargs: Any,
     ) -> str:
-        """A shell command that starts workers in one process anywhere that reaches the database: `rush-async worker ...`.
+        """Returns the shell command `rush-async worker ...`, which starts workers on any machine that reaches the database.
 
-        The loop travels by name, `module:function`, and its arguments as msgpack through the database, where they stay until a
-        `reset`. The command may be run any number of times.
+        The command sends the loop by its name, `module:function`. The database keeps its arguments as msgpack until a `reset`.
+        The command may be run any number of times; each run starts new workers in one process.
 
         Args:
             loop: `async def loop(rush: RushWorker, ...)`, in a module that can be imported where the command is run.
-            n_workers: how many workers the command starts; that of the plan by default, else 1.
+            n_workers: how many workers the command starts; by default that of the plan, else 1.
             args: the loop's arguments by name.
             log_levels: as for `start_workers`.
             heartbeat_period: as for `start_workers`.
             heartbeat_expire: as for `start_workers`.
-            with_password: whether the password stands in the command, as an assignment in front of it, which other users of a
-                machine do not see; otherwise `RUSH_PASSWORD` or `RUSH_URL` is to be set where the command is run.
-            allow_pickle: whether loop and arguments travel as a pickle. The command names them by their digest, so that nobody
-                who can write to the database can change what it runs.
-            kwargs: more of the loop's arguments.
+            with_password: whether the command contains the password, as an assignment of `RUSH_URL` before it, which other
+                users of the machine do not see. Otherwise set `RUSH_PASSWORD` or `RUSH_URL` where the command is run.
+            allow_pickle: whether loop and arguments are sent as a pickle. The command names them by their digest, so write
+                access to the database does not allow changing what the workers run.
+            kwargs: further arguments of the loop.
 
         Returns:
-            The command, quoted for a POSIX shell. It is logged too, without its password.
+            The command, quoted for a POSIX shell. It is also logged, without the password.
 
         Raises:
             TypeError: the loop is not `async def`, does not take these arguments, or cannot be imported by name.
-            EncodeError: an argument cannot be stored, or they are larger than `max_start_args_size`.
+            ValueError: `n_workers` is below 1.
+            EncodeError: an argument cannot be stored, or the arguments are larger than `max_start_args_size`.
+            RushConfigError: a log level or a heartbeat is invalid, or `large_objects_path` cannot be written.
         """
         network, plan = self._net, current_plan()
         command = prepare_command(
@@ -200,7 +210,7 @@ class Rush(RushClient):
             allow_pickle=allow_pickle,
             is_embedded=network.link.is_embedded,
         )
-        # It leaves in this tick, long before anybody can run the command.
+        # The start is sent in this tick, long before the command can be run.
         network.link.supervisor.start(network.workers.prepare, command.start_id, command.start)
         return command.line
 
@@ -209,15 +219,18 @@ class Rush(RushClient):
     async def wait_for_workers(
         self, n: int | None = None, *, worker_ids: str | Sequence[str] | None = None, timeout: float | None = None
     ) -> None:
-        """Waits until workers run, without polling: `n` of them, or those in `worker_ids`; one of the two is needed.
+        """Waits until `n` workers or the workers in `worker_ids` run; one of the two is needed. Does not poll.
+
+        Workers that ran and have ended already count as ready.
 
         Args:
-            n: how many workers of the network; with `worker_ids`, how many of those (all by default).
-            worker_ids: which workers.
-            timeout: seconds to wait; 0 looks once. By default the `start_worker_timeout` of the plan, else for ever.
+            n: how many workers of the network; with `worker_ids`, how many of those (by default all).
+            worker_ids: the workers to wait for.
+            timeout: seconds to wait; 0 checks once. By default the `start_worker_timeout` of the plan, else no limit.
 
         Raises:
             WorkersNotReadyError: the time is up, or a worker died before it was running; the message has its error.
+            ValueError: neither `n` nor `worker_ids` is given, or `n` is larger than the number of `worker_ids`.
         """
         wanted = None if worker_ids is None else list(dict.fromkeys(as_keys(worker_ids)))
         if n is None and wanted is None:
@@ -237,13 +250,13 @@ class Rush(RushClient):
                     while True:
                         n_ready = self._count_ready(await network.workers.read(), wanted)
                         if n_ready >= needed:
-                            self._group.unseen.clear()
+                            self._worker_group.unseen.clear()
                             return
                         if looks_once:
                             raise TimeoutError
                         await wait.changed()
         except WorkersNotReadyError:
-            raise  # one that died: a timeout by its class, not by its cause
+            raise  # the error of a worker that died, which is a TimeoutError too
         except TimeoutError:
             of = f" of {listed(wanted)}" if wanted else ""
             raise WorkersNotReadyError(
@@ -252,8 +265,8 @@ class Rush(RushClient):
             ) from None
 
     def _count_ready(self, entries: Sequence[WorkerEntry], wanted: Sequence[str] | None) -> int:
-        """How many run, or have run and ended already."""
-        own = set(self._group.unseen if wanted is None else wanted)
+        """Returns how many workers run, or have run and ended already."""
+        own = set(self._worker_group.unseen if wanted is None else wanted)
         n_ready = 0
         for entry in entries:
             is_ours = entry.worker_id in own
@@ -263,7 +276,7 @@ class Rush(RushClient):
                 if entry.has_entered:
                     n_ready += 1
                 elif entry.state != "terminated" or wanted is not None:
-                    self._group.unseen.pop(entry.worker_id, None)  # whoever waits the next time is not told of it again
+                    self._worker_group.unseen.pop(entry.worker_id, None)  # the next wait does not raise it again
                     why = entry.failure.message if entry.failure is not None else f"it was {entry.state}"
                     raise WorkersNotReadyError(f"worker {entry.worker_id} died before it was running: {why}")
         return n_ready
@@ -271,19 +284,22 @@ class Rush(RushClient):
     async def join_workers(
         self, worker_ids: str | Sequence[str] | None = None, *, timeout: float | None = None, check: bool = True
     ) -> list[WorkerExit]:
-        """Waits until workers have ended; how each did, in order. One that was killed or lost raises nothing here: its `state`
-        and `failure` tell.
+        """Waits until workers have ended.
 
         Args:
-            worker_ids: which; those that this manager started by default.
-            timeout: seconds to wait; None waits for ever.
-            check: whether to raise when a loop failed.
+            worker_ids: the workers to wait for; by default those that this manager started.
+            timeout: seconds to wait; 0 checks once, None waits without a limit.
+            check: whether to raise an error if a loop failed. A worker that was killed or lost raises no error.
+
+        Returns:
+            How each worker ended, in the order of `worker_ids`: its `state` and its `failure`.
 
         Raises:
             WorkerLoopError: loops failed; the message shows each distinct traceback once.
-            RushTimeoutError: they did not end in time; they go on.
+            RushTimeoutError: workers did not end in time; they continue.
+            KeyError: the network has no such worker.
         """
-        wanted = self._group.worker_ids if worker_ids is None else as_keys(worker_ids)
+        wanted = self._worker_group.worker_ids if worker_ids is None else as_keys(worker_ids)
         with self._until_closed():
             ends = await self._wait_for_ends(wanted, timeout)
         if missing := [worker_id for worker_id in wanted if worker_id not in ends]:
@@ -294,9 +310,10 @@ class Rush(RushClient):
         return exits
 
     async def _wait_for_ends(self, worker_ids: Sequence[str], timeout: float | None) -> dict[str, WorkerExit]:
-        """How workers ended, of those that did within `timeout`. Ours tell us themselves, others tell the network."""
+        """Returns how those workers ended that did within `timeout`. This process sees the ends of its own workers itself, and
+        reads those of others from the network."""
         ends: dict[str, WorkerExit] = {}
-        own = self._group.ends_of(worker_ids)
+        own = self._worker_group.ends_of(worker_ids)
         others = [worker_id for worker_id in worker_ids if worker_id not in own]
         if others:
             await self._read_ends(others, ends)
@@ -339,17 +356,20 @@ class Rush(RushClient):
         """Stops workers of the network, wherever they run, and returns when they have ended.
 
         Args:
-            worker_ids: which; all by default. One that is not running is skipped with a warning.
-            mode: `terminate` asks (`rush.terminated` turns true, waits for tasks end); `kill` fails what they run and shuts
-                them out at once, then cancels the coroutine, or kills the process if this manager started it for that
-                worker alone.
-            timeout: seconds to wait for those asked; then they are killed. 0 only asks, None waits.
+            worker_ids: the workers to stop; by default all. Workers that do not run are skipped with a warning.
+            mode: `terminate` asks them to stop: `rush.terminated` becomes true, and their waits for tasks end. `kill` fails
+                their tasks and shuts them out of the network at once. Then it cancels the coroutine, or kills the process if
+                this manager started it for that worker alone.
+            timeout: seconds that workers have to stop before they are killed; 0 only asks them, None waits without a limit.
+
+        Raises:
+            ValueError: the mode is unknown.
         """
         if mode not in ("terminate", "kill"):
             raise ValueError(f"mode is 'terminate' or 'kill', not {mode!r}")
         network = self._net
-        # One that has not entered the network yet, or has left it a moment ago, is known here.
-        living = set(self._group.living)
+        # The group also knows workers that have not registered yet or have just deregistered.
+        living = set(self._worker_group.living)
         entries = await network.workers.read()
         living.update(entry.worker_id for entry in entries if entry.state in ("starting", "running"))
         named = sorted(living) if worker_ids is None else list(dict.fromkeys(as_keys(worker_ids)))
@@ -358,45 +378,54 @@ class Rush(RushClient):
             if worker_id not in living:
                 logger.warning("worker %s is not running, so it is not stopped", worker_id)
         if mode == "kill":
-            await self._group.kill(wanted)
+            await self._worker_group.kill(wanted)
             return
-        self._group.stop(wanted, set(await network.workers.ask_to_stop(wanted)))
+        self._worker_group.stop(wanted, set(await network.workers.ask_to_stop(wanted)))
         if timeout == 0:
             return
         with self._until_closed():
             ends = await self._wait_for_ends(wanted, timeout)
         if late := [worker_id for worker_id in wanted if worker_id not in ends]:
             logger.warning("workers did not stop within %g s and are killed: %s", timeout, listed(late))
-            await self._group.kill(late)
+            await self._worker_group.kill(late)
 
     async def reset(self, *, workers: bool = True) -> None:
-        """Deletes every task of the network, and stops its workers first; with `workers=False` they go on.
+        """Stops the workers of the network, then deletes its tasks, workers and log. Other clients drop their caches.
 
-        Other clients notice, wherever they are: their caches start anew.
+        Args:
+            workers: whether to stop and delete the workers too. With False only the tasks are deleted, and workers continue.
         """
         if not workers:
             await self._net.tasks.reset(workers=False)
             return
         await self.stop_workers(timeout=_GRACE)
-        await self._group.clear()
+        await self._worker_group.clear()
         await self._net.tasks.reset(workers=True)
-        self._group_ = None
+        self._workers = None
         if (path := self._for_workers(None, None).large_objects_path) is not None:
             await remove_payloads(self.network_id, path)
 
     # watching
 
     async def worker_info(self) -> pl.DataFrame:
-        """The workers of the network, those that ended too, by the moment they registered.
+        """Reads the workers of the network, including those that have ended.
 
         Returns:
-            A frame: `worker_id` (String), `pid` (Int64), `hostname` (String), `heartbeat` (Boolean), `state` (String: starting,
-            running, terminated, failed, killed, lost), `started_at`, `last_seen` (Datetime in UTC): of a running worker, when
-            its event loop last answered its heartbeat; of any other, when it ended or was started.
+            A frame with a row for each worker, in the order they registered:
+
+            - `worker_id` (String), `pid` (Int64), `hostname` (String), `heartbeat` (Boolean: whether it has registered with
+              a heartbeat); `pid` and `hostname` are null until the worker has registered;
+            - `state` (String): starting, running, terminated, failed, killed or lost;
+            - `started_at` (Datetime in UTC, microseconds);
+            - `last_seen` (Datetime in UTC, microseconds): when the event loop of a running worker last answered its
+              heartbeat; when any other worker ended or was started.
+
+        Raises:
+            DecodeError: an entry in the database is malformed.
         """
         seen = await self._net.workers.last_seen()
         entries = await self._net.workers.read()
-        import polars as pl  # takes its time: it is imported for the first frame
+        import polars as pl  # slow to import: loaded with the first frame
 
         rows = [
             (
@@ -423,15 +452,19 @@ class Rush(RushClient):
         return pl.DataFrame(rows, schema=schema, orient="row")
 
     async def read_log(self, worker_ids: str | Sequence[str] | None = None, *, time_difference: bool = False) -> pl.DataFrame:
-        """What workers logged, in order, of those that were started with `log_levels`; about 100,000 records are kept.
+        """Reads what workers logged that were started with `log_levels`. The network keeps about 100,000 records.
 
         Args:
-            worker_ids: of which workers; of all by default.
-            time_difference: whether to add that column.
+            worker_ids: the workers whose records to read; by default all.
+            time_difference: whether to add the column `time_difference`.
 
         Returns:
-            A frame: `worker_id`, `level` (String), `timestamp` (Datetime in UTC), `logger`, `caller` (`module.function:line`),
-            `msg` (String), and `time_difference` (Duration) to the record before of the same worker.
+            A frame with a row for each record, in the order they were logged: `worker_id`, `level` (String), `timestamp`
+            (Datetime in UTC, microseconds), `logger`, `caller` (String: `module.function:line`), `msg` (String), and
+            `time_difference` (Duration, microseconds) to the previous record of the same worker.
+
+        Raises:
+            DecodeError: a record in the database is malformed.
         """
         _, entries = await self._net.worker_log.read()
         if worker_ids is not None:
@@ -440,7 +473,11 @@ class Rush(RushClient):
         return frame_of_log(entries, time_difference=time_difference)
 
     async def print_log(self) -> None:
-        """Passes on what workers logged since this was last called, each record through the logger it came from."""
+        """Logs what workers logged since the last call, each record through the logger it came from.
+
+        Raises:
+            DecodeError: a record in the database is malformed.
+        """
         self._log_place, entries = await self._net.worker_log.read(self._log_place)
         for entry in entries:
             log_again(entry)
@@ -474,5 +511,11 @@ def _raise_failures(exits: Sequence[WorkerExit]) -> None:
 
 
 async def rsh(network_id: str | None = None, config: RushConfig | str | None = None, *, schema: Schema | None = None) -> Rush:
-    """Opens a manager at once, for notebooks; end with `await rush.aclose()`."""
+    """Opens a manager without a block, for notebooks, and returns it. Close it with `await rush.aclose()`.
+
+    The arguments are those of `Rush`.
+
+    Raises:
+        RushConnectionError: the server cannot be reached, or refuses the connection.
+    """
     return await Rush(network_id, config, schema=schema)

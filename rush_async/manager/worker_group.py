@@ -1,4 +1,4 @@
-"""The group of workers that one manager started, until each has ended and the network knows how."""
+"""The group of workers that one manager started. It reports to the network how each worker ended."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = ["WorkerGroup"]
 
 logger = logging.getLogger(__name__)
 
-_REPORT = 2.0  # seconds that a manager which closes waits until the network knows how its workers ended
+_REPORT = 2.0  # seconds that a manager which closes waits for the reports of its workers' ends
 
 
 class WorkerGroup:
     """The workers that a manager started in one network.
 
     Attributes:
-        ends: for each worker, how it ended, once the network knows it too.
-        unseen: the workers started since the last wait for workers.
+        ends: how each worker ended; set once the end has been reported to the network.
+        unseen: the workers started since the last successful `wait_for_workers`.
     """
 
     def __init__(self, network: Network) -> None:
@@ -43,11 +43,11 @@ class WorkerGroup:
         self.unseen: dict[str, None] = {}
         self._killed: set[str] = set()
         self._unreported: list[WorkerExit] = []
-        self._is_cut_off = False  # the server is gone for good, and no end is reported
+        self._is_cut_off = False  # the server is away, and no end is reported
 
     @property
     def living(self) -> list[str]:
-        """The workers whose ends the network does not know yet; some have not registered, others have just left."""
+        """The workers whose ends are not reported yet, including those that have not registered yet."""
         return [worker_id for worker_id, end in self.ends.items() if not end.done()]
 
     @property
@@ -66,13 +66,13 @@ class WorkerGroup:
         log_levels: Mapping[str, str | int] | None,
         log_dir: Path | None,
     ) -> list[str]:
-        """Registers and starts workers. An error or a cancellation leaves none behind."""
+        """Registers and starts workers. An error or a cancellation leaves no worker registered."""
         worker_ids: list[str] = []
         try:
             await run_to_completion(self._register(n_workers, config, worker_ids, is_local=launcher.is_local))
             handles = await launcher.launch(Launch(self._network, config, loop, worker_ids, log_levels, log_dir))
         except BaseException as error:
-            await run_to_completion(self._withdraw(worker_ids, error))
+            await run_to_completion(self._report_failed_start(worker_ids, error))
             raise
         for handle in handles:
             self._handles[handle.worker_id] = handle
@@ -84,14 +84,14 @@ class WorkerGroup:
         return worker_ids
 
     async def _register(self, n_workers: int, config: RushConfig, worker_ids: list[str], *, is_local: bool) -> None:
-        """Registers new workers as starting, and adds their ids one batch after the other. Local ones die with this process."""
+        """Registers new workers as starting, and adds their ids to `worker_ids`. Local workers hold a lease of this process."""
         lease = self._network.heartbeat.lease(config.heartbeat_period, config.heartbeat_expire) if is_local else None
         info = {"pid": None, "hostname": None, "heartbeat": False}
         while len(worker_ids) < n_workers:
             names = [worker_name() for _ in range(n_workers - len(worker_ids))]
             worker_ids += await self._network.workers.announce(names, info, lease)
 
-    async def _withdraw(self, worker_ids: Sequence[str], error: BaseException) -> None:
+    async def _report_failed_start(self, worker_ids: Sequence[str], error: BaseException) -> None:
         """Reports registered workers whose start failed or was cancelled."""
         is_own = isinstance(error, Exception)
         state, failure = ("failed", Failure.of(error)) if is_own else ("terminated", None)
@@ -104,7 +104,7 @@ class WorkerGroup:
     def _note_end(self, ended: asyncio.Future[WorkerExit]) -> None:
         end = ended.result()
         if end.worker_id in self._killed:
-            end = WorkerExit(end.worker_id, "killed", KILLED)  # however its launcher saw it
+            end = WorkerExit(end.worker_id, "killed", KILLED)  # its launcher may report another end
         if end.state == "failed" and end.failure is not None:
             logger.error("the loop of worker %s failed: %s", end.worker_id, end.failure.traceback or end.failure.message)
         supervisor = self._network.link.supervisor
@@ -116,7 +116,7 @@ class WorkerGroup:
             supervisor.start(self._report)
 
     async def _report(self) -> None:
-        """Reports ends to the network: those of workers that left without one, and of workers that were lost."""
+        """Reports ends to the network, which takes only those of workers that have not deregistered."""
         ends, self._unreported = self._unreported, []
         lost: dict[Failure | None, list[str]] = {}
         for end in ends:
@@ -129,7 +129,7 @@ class WorkerGroup:
             await asyncio.gather(*[self._network.workers.report(end.worker_id, end.state, end.failure) for end in others])
         except RushError as error:
             workers = listed([end.worker_id for end in ends])
-            logger.warning("how workers ended cannot be reported to the network: %s: %s", workers, error)
+            logger.warning("the ends of workers cannot be reported to the network: %s: %s", workers, error)
         finally:
             for end in ends:
                 self.ends[end.worker_id].set_result(end)
@@ -143,15 +143,20 @@ class WorkerGroup:
     # stopping
 
     def stop(self, worker_ids: Sequence[str], asked: Collection[str]) -> None:
-        """Withdraws starts of workers that have been asked to stop. Cancels those that could not be asked: the network has lost
-        them and cannot reach them, though their loops may continue."""
+        """Stops workers of this group.
+
+        Args:
+            worker_ids: the workers, also those of other managers, which are skipped.
+            asked: the workers that were asked to stop; starts of theirs that have not begun are cancelled. The others are lost
+                to the network, which cannot reach them, so their loops are cancelled.
+        """
         for worker_id in worker_ids:
             if (handle := self._handles.get(worker_id)) is not None:
                 handle.stop() if worker_id in asked else handle.cancel()
 
     async def kill(self, worker_ids: Sequence[str]) -> None:
-        """Shuts workers out of the network, wherever they run, and ends those of this group in any case."""
-        # The network first: from here on none of their calls has an effect, whether they can be reached or not.
+        """Shuts workers out of the network, wherever they run, and ends those of this group."""
+        # The network first: from here on their calls have no effect, even if they cannot be reached.
         self._killed.update(await self._network.workers.lose(worker_ids, "killed", KILLED, KILLED))
         own = [self._handles[worker_id] for worker_id in worker_ids if worker_id in self._handles]
         await asyncio.gather(*[handle.kill() for handle in own])
@@ -159,7 +164,7 @@ class WorkerGroup:
             await asyncio.wait([self.ends[handle.worker_id] for handle in own])
 
     def ends_of(self, worker_ids: Sequence[str]) -> dict[str, asyncio.Future[WorkerExit]]:
-        """The ends that this process sees by itself. The ends of workers that outlive their manager come from the network."""
+        """Returns the ends that this process sees itself. Those of workers that outlive their manager are in the network."""
         return {worker_id: self.ends[worker_id] for worker_id in worker_ids if worker_id in self._local}
 
     @property
@@ -168,11 +173,11 @@ class WorkerGroup:
         return [worker_id for worker_id, handle in self._local.items() if handle.is_alive]
 
     def cut_off(self) -> None:
-        """The server is gone: from here on no end is reported."""
+        """Stops reporting ends, because the server is away."""
         self._is_cut_off = True
 
     async def dismiss(self) -> None:
-        """Ends the workers that do not outlive their manager in any case."""
+        """Kills the workers that do not outlive their manager, and waits until nothing is left of them."""
         with anyio.CancelScope(shield=True):
             await asyncio.gather(*[handle.kill() for handle in self._local.values() if handle.is_alive])
             await asyncio.gather(*[handle.clear() for handle in self._local.values()])
@@ -180,5 +185,5 @@ class WorkerGroup:
                 await asyncio.wait([self.ends[worker_id] for worker_id in self._local], timeout=_REPORT)
 
     async def clear(self) -> None:
-        """Waits until nothing is left of the workers that have ended."""
+        """Waits until nothing is left of the workers that have ended, such as their processes."""
         await asyncio.gather(*[handle.clear() for handle in self._handles.values()])

@@ -73,7 +73,7 @@ class LocalWorkers:
     async def register(self, worker: LocalWorker) -> None:
         """Requests to this worker reach it from now on."""
         if not self.by_id:
-            self._link.subscription.subscribe(self._channel, self._hear, self._make_up)
+            self._link.subscription.subscribe(self._channel, self)
         self.by_id[worker.worker_id] = worker
         await self._link.subscription.confirmed(self._channel)
 
@@ -91,6 +91,12 @@ class LocalWorkers:
             self._link.supervisor.start(
                 self._link.retry_until_reachable, lambda: self._workers.lose([worker_id], "lost", LOST_WORKER, failure)
             )
+
+    def heard(self, channel: str, message: bytes) -> None:
+        self._hear(message)
+
+    def confirmed(self, channel: str) -> None:
+        self._make_up()
 
     def _hear(self, data: bytes) -> None:
         try:
@@ -136,7 +142,7 @@ class LocalWorkers:
             if holder is None:
                 entry = entries.get(worker_id)
                 worker.shut_out(_RESET if entry is None else "killed" if entry.state == "killed" else "lost")
-            elif holder.endswith(b" stop"):
+            elif holder.is_asked_to_stop:
                 worker.request_stop()
         await self._drop_cancelled()
 

@@ -16,17 +16,19 @@ from rush_async.config import RushConfig
 from rush_async.errors import DecodeError, RushError
 from rush_async.events import TasksFailed, TasksFinished, TasksQueued, TasksStarted
 from rush_async.heartbeat.heartbeat import Heartbeat
+from rush_async.heartbeat.log_writer import LogWriter
 from rush_async.model import Counts
 from rush_async.network.listener import EventMessage, Listener, ResetMessage, decode_message
 from rush_async.network.local_workers import LocalWorkers
 from rush_async.network.results import Results
 from rush_async.network.waiting import Conditions, Line
-from rush_async.store.calls import Position
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.scripts import SCRIPTS
+from rush_async.store.leases import Beat
+from rush_async.store.position import NetworkPosition, Position
+from rush_async.store.scripts import Script
 from rush_async.store.tasks import TaskStore
 from rush_async.store.worker_log import WorkerLog
-from rush_async.store.workers import Beat, WorkerStore
+from rush_async.store.workers import WorkerStore
 from rush_async.supervisor import run_to_completion
 from rush_async.wire.link import Link
 
@@ -38,7 +40,7 @@ _LATEST = 1.0  # seconds after a beat by which the events before it have arrived
 _LINGER = 5.0  # seconds for which events are listened to when nobody waits for them any more
 _PATIENCE = 5.0  # seconds that the last calls of a network may take when it is closed
 
-SOURCES = tuple([script.source for script in SCRIPTS])
+SOURCES = tuple([script.source for script in Script.all])
 
 _networks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[RushConfig, str], Network]] = WeakKeyDictionary()
 
@@ -57,7 +59,8 @@ class Network:
         n_workers: how many workers are running, likewise.
         watched: a block in which somebody depends on `watch`.
         local_workers: the workers that live in this event loop.
-        heartbeat: this event loop's part of the heartbeat.
+        heartbeat: renews the leases of this event loop's workers.
+        log_writer: writes what they log.
         reader: its finished tasks.
     """
 
@@ -65,7 +68,10 @@ class Network:
         self.network_id = network_id
         self.link = link
         self.keys = NetworkKeys.of(network_id, link.db)
-        self.tasks = TaskStore(link.connection, self.keys, self._on_position, self._on_epoch)
+        self.position = NetworkPosition(network_id)
+        self.position.watchers.add(self)
+        self._known: tuple[int, int] = (0, 0)
+        self.tasks = TaskStore(link.connection, self.keys, self.position)
         self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls)
         self.results = Results(network_id, self.tasks)
         self.worker_log = WorkerLog(link.connection, self.keys)
@@ -81,12 +87,8 @@ class Network:
         self._listeners: set[Listener] = set()
         self._end_waits: set[EndWait] = set()
         self.local_workers = LocalWorkers(link, self.keys, self.tasks, self.workers, self._take_reset)
-        self.heartbeat = Heartbeat(
-            *(link.config, self.keys, self.local_workers.by_id),
-            epoch=lambda: self.epoch,
-            is_over=lambda: self._is_open and link.is_over,
-            on_beat=self._take_beat,
-        )
+        self.heartbeat = Heartbeat(link.config, self.keys, self, self.local_workers.by_id)
+        self.log_writer = LogWriter(link.config, self.keys, self)
         self._heard_seq = 0
         self.watched = _Users(self._leave_soon)
         self._unwatched_at = 0.0
@@ -134,13 +136,14 @@ class Network:
             self.link.subscription.unsubscribe(self.keys.events)
             self.link.subscription.unsubscribe(self.keys.control)
             try:
+                await self.log_writer.aclose()
                 await self.heartbeat.aclose()
                 # What cancelled callers were granted is given back before the connection may close.
                 with anyio.move_on_after(_PATIENCE, shield=True):
                     await self.tasks.calls.quiet()
                     if leases := self.heartbeat.leases:
                         with suppress(RushError):  # then they expire
-                            await self.workers.part(leases)
+                            await self.workers.release_leases(leases)
                     await self.tasks.forget_answers()
             finally:
                 await self.link.release()
@@ -149,14 +152,27 @@ class Network:
 
     # where it stands
 
-    def _on_position(self, position: Position) -> None:
-        if position.seq >= self._seq:
-            self._seq = position.seq
-            self.n_workers = position.n_workers
-            self._set_counts(position.counts)
+    def position_changed(self) -> None:
+        """The network moved on, was reset, or lost what happened last."""
+        position, known = self.position, self._known
+        self._known = position.generation
+        if position.epoch != known[0]:
+            self._on_epoch(position.epoch)
+        elif position.n_rollbacks != known[1]:
+            self.results.roll_back()
+            for listener in list(self._listeners):
+                listener.roll_back(position.epoch, position.seq, datetime.now(UTC))
+        self.n_workers = position.n_workers
+        self._set_counts(position.counts)
+
+    def heard(self, channel: str, message: bytes) -> None:
+        self._on_message(message)
+
+    def confirmed(self, channel: str) -> None:
+        self._on_confirmed()
 
     def _on_epoch(self, epoch: int) -> None:
-        self._seq = self._heard_seq = 0
+        self._heard_seq = 0
         self.results.forget()
         for listener in list(self._listeners):
             listener.roll_back(epoch, 0, datetime.now(UTC))
@@ -175,7 +191,7 @@ class Network:
     @property
     def epoch(self) -> int:
         """Rises with every reset; 0 while nothing of the network exists."""
-        return self.tasks.calls.epoch
+        return self.position.epoch
 
     @property
     def generation(self) -> tuple[int, int]:
@@ -239,7 +255,7 @@ class Network:
     def _watch(self) -> None:
         if self._watching is None:
             self._watching = asyncio.Event()
-            self.link.subscription.subscribe(self.keys.events, self._on_message, self._on_confirmed)
+            self.link.subscription.subscribe(self.keys.events, self)
 
     def _leave_soon(self) -> None:
         """Nobody may be watching any more: events cost everybody who gets them, and fill the server where nobody reads."""
@@ -271,17 +287,8 @@ class Network:
 
     async def _resynchronise(self) -> None:
         """After a confirmation: what was published before it is gone, so look where the network stands now."""
-        known = self._epoch_and_seq
-
-        async def look() -> Position:
-            nonlocal known
-            known = self._epoch_and_seq
-            return await self.tasks.look()
-
-        position = await self.link.retry_until_reachable(look)
+        position = await self.link.retry_until_reachable(self.tasks.look)
         now = datetime.now(UTC)
-        if position.epoch == known[0] and position.seq < known[1] and self._epoch_and_seq == known:
-            self._roll_back(position, now)
         self._heard_seq = position.seq
         for listener in list(self._listeners):
             listener.miss(position.epoch, position.seq, now)
@@ -289,19 +296,6 @@ class Network:
             wait.look_again()
         if self._watching is not None:
             self._watching.set()
-
-    @property
-    def _epoch_and_seq(self) -> tuple[int, int]:
-        return self.epoch, self._seq
-
-    def _roll_back(self, position: Position, at: datetime) -> None:
-        """The server was restored from data that is a moment old: what happened since never did."""
-        logger.warning("network %r went back: its server has lost what happened last", self.network_id)
-        self._seq = position.seq
-        self.results.roll_back()
-        self._on_position(position)
-        for listener in list(self._listeners):
-            listener.roll_back(position.epoch, position.seq, at)
 
     def _on_message(self, data: bytes) -> None:
         if not data:
@@ -311,12 +305,11 @@ class Network:
         except DecodeError as error:
             logger.error("%s", error)
             return
-        calls = self.tasks.calls
         if isinstance(message, ResetMessage):
             self._take_reset(message)
         else:
             self._heard_seq = message.last
-            calls.take_position(Position(message.epoch, message.last, message.counts, message.n_workers))
+            self.position.take(Position(message.epoch, message.last, message.counts, message.n_workers))
         try:
             for listener in list(self._listeners):
                 listener.take(message)
@@ -326,11 +319,10 @@ class Network:
             logger.error("%s", error)
 
     def _take_reset(self, message: ResetMessage) -> None:
-        calls = self.tasks.calls
-        if message.epoch > calls.highest_epoch:
-            calls.learn_epoch(message.epoch)
+        if message.epoch > self.position.highest_epoch:
+            self.position.learn_epoch(message.epoch)
             if not message.workers_go_on:
-                calls.learn_epoch(0)
+                self.position.learn_epoch(0)
 
     def _tell_end_waits(self, message: EventMessage | ResetMessage) -> None:
         waits = list(self._end_waits)
@@ -368,11 +360,17 @@ class Network:
 
     # the heartbeat
 
-    def _take_beat(self, beat: Beat, has_requests: bool) -> None:
+    @property
+    def is_over(self) -> bool:
+        """Whether the event loop has ended without closing this view."""
+        return self._is_open and self.link.is_over
+
+    def take_beat(self, beat: Beat, has_requests: bool) -> None:
+        """Takes the answer to a beat: where the network is, and whether requests were made since the beat before."""
         position = beat.position
         if (has_requests or beat.gone) and not self.link.is_over:
             self.link.supervisor.start(self._take_requests, beat.gone)
-        self.tasks.calls.take_position(position)
+        self.position.take(position)
         if self.is_watching and position.epoch == self.epoch and position.seq > self._heard_seq:
             self._loop.call_later(_LATEST, self._check_events, position)
 

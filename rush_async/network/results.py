@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from rush_async.errors import RushConnectionError
 from rush_async.model import Task
-from rush_async.store.tasks import FinishedChunk, TaskStore
+from rush_async.store.task_reads import FinishedRead
+from rush_async.store.tasks import TaskStore
 
 if TYPE_CHECKING:
     from rush_async.frames.archive import Archive
@@ -37,7 +38,9 @@ class Results:
 
     async def archive(self) -> Archive:
         """The archive with all that was finished when this was called. Concurrent calls share one read."""
-        number = self._n_reads + 1  # the next read to begin covers this call; one that is under way may not
+        # A read whose question has not left covers this call; one that is under way may not.
+        under_way = self._reading
+        number = self._n_reads + 1 if under_way is None or under_way.has_left else under_way.number
         while self._n_last_read < number or self._archive is None:
             if self._reading is None:
                 await self._read_for_all()
@@ -71,13 +74,10 @@ class Results:
     # reading
 
     async def _read_for_all(self) -> None:
-        read = self._reading = _Read(self._n_reads + 1)
-
-        def begin() -> None:
-            self._n_reads = read.number
-
+        self._n_reads += 1
+        read = self._reading = _Read(self._n_reads)
         try:
-            await self._read_to_end(begin)
+            await self._read_to_end(read)
             self._n_last_read = read.number
         except RushConnectionError as error:
             read.error = error
@@ -86,24 +86,25 @@ class Results:
             self._reading = None
             read.over.set()
 
-    async def _read_to_end(self, begin: Callable[[], None]) -> None:
-        """Reads all there is; `begin` is called when the question leaves, so that whoever asks in the same tick is covered."""
+    async def _read_to_end(self, read: _Read) -> None:
+        """Reads all there is."""
         if self._archive is None:
             from rush_async.frames.archive import Archive  # polars takes its time: it is imported for the first frame
 
             self._archive = Archive()
-        archive, calls = self._archive, self._tasks.calls
-        ahead: Callable[[], Awaitable[FinishedChunk]] | None = None
+        archive, position = self._archive, self._tasks.position
+        ahead: FinishedRead | None = None
         asked_at = overlap = 0
         while True:
             if ahead is None:
                 # One record is read again: that it is the same shows that the list only grew.
-                asked_at, overlap = calls.highest_epoch, min(len(archive), 1)
-                ahead = self._tasks.read_finished(len(archive) - overlap, begin)
-            chunk = await ahead()
+                asked_at, overlap = position.highest_epoch, min(len(archive), 1)
+                ahead = self._tasks.read_finished(len(archive) - overlap)
+                read.first = read.first or ahead
+            chunk = await ahead.chunk()
             ahead = None
-            if chunk.epoch != calls.epoch:
-                calls.hear_epoch(chunk.epoch, asked_at)
+            if chunk.epoch != position.epoch:
+                position.hear_epoch(chunk.epoch, asked_at)
                 continue
             n_known = len(archive) - chunk.start
             if n_known < overlap:
@@ -115,7 +116,7 @@ class Results:
                 continue
             end = chunk.start + len(chunk.records)
             if end < chunk.total:  # the server reads the next chunk while this one is decoded
-                asked_at, overlap = calls.highest_epoch, 1
+                asked_at, overlap = position.highest_epoch, 1
                 ahead = self._tasks.read_finished(end - 1)
             archive.extend(chunk.records[n_known:])
             if end >= chunk.total:
@@ -129,7 +130,7 @@ class Results:
     def join(self, epoch: int, start: int, records: Sequence[bytes]) -> Archive | None:
         """Takes what was read from `resumes_at` on; None if it does not follow on what is here, which may have changed."""
         archive = self._archive
-        if archive is None or epoch != self._tasks.calls.epoch or not self._is_same(archive, start, records):
+        if archive is None or epoch != self._tasks.position.epoch or not self._is_same(archive, start, records):
             return None
         if len(archive) > start and not records:
             return None  # it was to be read again, and is not there
@@ -150,9 +151,16 @@ class _Read:
         number: it covers those who asked for this number or a lower one.
         over: set when it has ended.
         error: what kept it from that, where the server cannot be reached.
+        first: the first question.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.first: FinishedRead | None = None
         self.over = asyncio.Event()
         self.error: RushConnectionError | None = None
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the first question has left: the read does not cover what is asked from now on."""
+        return self.first is not None and self.first.has_left

@@ -1,69 +1,67 @@
-"""Numbered calls: every change of a network is sent with a number and its answer kept by the server, so that it may be sent
-again whatever happened to the reply. Calls of one kind that are issued in one tick of the loop go as one, a group each."""
+"""Numbered calls: every change of a network is sent with a number, and the server stores its answer, so that the call may be
+sent again whatever happened to the reply (the idempotent producer of Kafka, KIP-98, has an epoch and a sequence for the same).
+
+Requests of one kind that are issued in one tick of the event loop go as one call, the batch.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Iterable, Sequence
+from enum import Enum, auto
+from typing import Any, cast
 
 import hiredis
 
-from rush_async.errors import RushConnectionError, RushError
-from rush_async.model import Counts
+from rush_async.errors import DecodeError, RushConnectionError, RushError
 from rush_async.store.keys import client_id
-from rush_async.store.scripts import WIRE_VERSION, Script, ScriptCaller
-from rush_async.wire.connection import Connection, gave_up
-from rush_async.wire.refusals import refusal
+from rush_async.store.position import NetworkPosition, position_of
+from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Script, ScriptCaller, wire_mismatch
+from rush_async.wire.connection import Connection
+from rush_async.wire.refusals import gave_up, refusal
 from rush_async.wire.transport import Command, Word, pack
 
-__all__ = ["Answer", "Calls", "Group", "Position"]
+__all__ = ["Batcher", "Request", "moved_keys"]
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 64  # calls of a client that may be unanswered; the scripts keep as many answers
-MOST_TASKS = 1_000
-MOST_BYTES = 1024 * 1024
+WINDOW = 64  # calls of a client that may be unanswered; the scripts store as many answers
 MOST_BYTES_MERGED = 16 * 1024
 REPLICAS_IN = 1_000  # milliseconds in which replicas are to acknowledge a call, before it is sent again
-_PAUSE = 0.5  # seconds until a call that must arrive is made again where it was refused
-ENOUGH = 16  # groups that are worth a call before the tick is over
+_PAUSE = 0.5  # seconds until a detached request is issued again where it was refused
+ENOUGH = 16  # requests that are worth a call before the tick is over
+
+RECALL = Script("recall", item=("worker",), parts=("records", "taken"), memory="reads")
 
 
-class Position(NamedTuple):
-    """Where a network stood when a reply or an event left the server."""
+class Life(Enum):
+    """What becomes of a request."""
 
-    epoch: int
-    seq: int
-    counts: Counts
-    n_workers: int
-
-
-class Answer(NamedTuple):
-    """What a script answered beside the position."""
-
-    text: bytes
-    extra: list[Any]
+    AWAITED = auto()  # a caller awaits the answer
+    ABANDONED = auto()  # its caller is gone: it is dropped if it has not left, else what it is granted is compensated
+    DETACHED = auto()  # no caller awaits it, and it is to be executed all the same
+    OVERDUE = auto()  # detached, and so late that nothing waits for it any longer
+    OVER = auto()
 
 
-class Group:
+class Request:
     """One caller's part of a call.
 
     Args:
         script: what is called.
-        args: this group's arguments.
+        args: this request's arguments.
         n_tasks: how many tasks it moves at the most.
+        n_answers: how many entries of the answer are this request's, where requests are merged.
         size: how many bytes its arguments take, about; counted by default.
         survives_reset: whether the call is issued again when the network was reset before it was executed; if not, it
             resolves to `None`, which means that nothing moved.
-        give_back: what to do with the result when the caller was cancelled meanwhile.
     """
 
     __slots__ = (
-        *("args", "future", "give_back", "goes_alone", "is_late", "must_arrive", "n_tasks"),
-        *("orphans", "script", "since", "size", "survives_reset"),
+        *("args", "future", "goes_alone", "life", "n_answers", "n_tasks"),
+        *("script", "since", "size", "survives_reset"),
     )
 
     def __init__(
@@ -72,257 +70,270 @@ class Group:
         args: Sequence[Word],
         *,
         n_tasks: int = 1,
+        n_answers: int = 1,
         size: int | None = None,
         survives_reset: bool = True,
-        give_back: Callable[[Any], None] | None = None,
     ) -> None:
         self.script = script
         self.args = args
         self.n_tasks = n_tasks
+        self.n_answers = n_answers
         self.size = sum([len(arg) for arg in args if not isinstance(arg, int)]) if size is None else size
         self.survives_reset = survives_reset
-        self.give_back = give_back
         self.goes_alone = False
-        self.must_arrive = False  # nobody would say it again
-        self.is_late = False  # must arrive, and nobody waits for it any longer
+        self.life = Life.AWAITED
         self.since: float | None = None  # since when it has been kept back, because the server takes nothing
-        self.orphans: set[Group] | None = None  # of the calls it was issued by, until it is over
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def abandon(self) -> None:
-        """Nobody wants the answer any more: what it grants is given back, now or when it comes."""
-        future = self.future
-        if not future.done():
-            future.cancel()
-        elif not future.cancelled() and future.exception() is None:  # it came in the very tick of the cancellation
-            self._return(future.result())
-        if self.orphans is not None:
-            self.orphans.add(self)
-            self.must_arrive = self.script.ends
+    def decode(self, answer: Any, extra: list[Any]) -> Any:
+        """The result that this request's part of the answer means. What does not decode is a `DecodeError` for the caller."""
+        return answer
 
-    def be_late(self) -> None:
-        """It is still to arrive, and nobody waits for that any longer."""
-        self.is_late, self.since = True, None
-        self.end()
+    @property
+    def compensates(self) -> bool:
+        """Whether `compensate` undoes anything."""
+        return False
 
-    def end(self) -> None:
-        """Nothing more will come of it that anybody waits for."""
-        orphans, self.orphans = self.orphans, None
-        if orphans:
-            orphans.discard(self)
+    def compensate(self, result: Any) -> None:
+        """Undoes what the server granted to a caller that is gone."""
 
-    def _return(self, value: Any) -> None:
-        give_back, self.give_back = self.give_back, None
-        if give_back is not None and value is not None:
-            give_back(value)
+    def answered(self, answer: Any, extra: list[Any]) -> None:
+        """Takes this request's part of the answer."""
+        try:
+            self.resolve(self.decode(answer, extra))
+        except Exception as error:
+            self.reject(DecodeError(f"the answer of the script {self.script.name} is malformed: {error}: {answer!r:.200}"))
 
-    def resolve(self, value: Any) -> None:
-        self.end()
+    def resolve(self, result: Any) -> None:
+        """The request is over, with a result."""
+        self.life = Life.OVER
         if not self.future.done():
-            self.future.set_result(value)
-        elif self.future.cancelled() or self.future.exception() is not None:  # nobody wants it any more
-            self._return(value)
+            self.future.set_result(result)
+        elif result is not None and (self.future.cancelled() or self.future.exception() is not None):
+            self.compensate(result)
 
     def reject(self, error: Exception) -> None:
-        self.end()
+        """The caller gets an error, and the request is over unless its answer is still to come."""
+        self.life = Life.OVER
         if not self.future.done():
             self.future.set_exception(error)
-            self.future.exception()  # whoever waits sees it; nobody may be waiting any more
+            self.future.exception()  # its caller may be gone
 
 
-class _Call(Command):
-    """A numbered call under way; where replicas are to acknowledge it, with a second reply that tells how many did."""
+class _Batch(Command):
+    """A call under way; where replicas are to acknowledge it, with a second reply that tells how many did."""
 
-    __slots__ = ("asked_at", "calls", "groups", "number", "patience_ends", "reply", "script")
+    __slots__ = ("asked_at", "asked_seq", "batcher", "number", "reply", "requests", "script", "wait_ends")
 
-    def __init__(self, calls: Calls, script: Script, groups: list[Group], number: int) -> None:
-        super().__init__(b"", 2 if calls.n_replicas else 1)
+    def __init__(self, batcher: Batcher, script: Script, requests: list[Request], number: int) -> None:
+        super().__init__(b"", 2 if batcher.n_replicas else 1)
         self.reply: Any = None
-        self.patience_ends: float | None = None
-        self.calls = calls
+        self.wait_ends: float | None = None
+        self.batcher = batcher
         self.script = script
-        self.groups = groups
+        self.requests = requests
         self.number = number
-        self.asked_at = calls.highest_epoch
+        self.asked_at = batcher.position.highest_epoch
+        self.asked_seq = batcher.position.seq
 
     def passed(self, reply: Any) -> None:
         self.reply = reply
 
     def answered(self, reply: Any) -> None:
         if self.n_replies == 1:
-            self.calls.answered(self, reply)
+            self.batcher.answered(self, reply)
         else:
-            self.calls.acknowledged(self, reply)
+            self.batcher.acknowledged(self, reply)
 
     def failed(self, error: Exception) -> None:
-        self.calls.forget(self)
-        for group in self.groups:
-            group.reject(error)
+        self.batcher.forget(self)
+        for request in self.requests:
+            request.reject(error)
 
     def given_up(self, error: Exception) -> bool:
-        # What the server may have granted already is given back once it answers again.
-        if self.was_sent and any(group.give_back is not None or group.must_arrive for group in self.groups):
-            for group in self.groups:
-                group.be_late() if group.must_arrive else group.reject(error)
-            self.calls.go_on()
+        # What the server may have granted already is compensated once it answers again.
+        if self.n_sent and any(request.compensates or request.life is Life.DETACHED for request in self.requests):
+            for request in self.requests:
+                if request.life is Life.DETACHED:
+                    request.life = Life.OVERDUE
+                elif request.life is not Life.OVERDUE:
+                    request.reject(error)
+            self.batcher.progressed()
             return True
-        self.calls.forget(self)
-        for group in self.groups:
-            if group.must_arrive:
-                group.be_late()
-                self.calls.issue(group)
+        self.batcher.forget(self)
+        for request in self.requests:
+            if request.life in (Life.DETACHED, Life.OVERDUE):
+                request.life = Life.OVERDUE
+                self.batcher.issue(request)
             else:
-                group.reject(error)
+                request.reject(error)
         return False
 
 
-class Calls:
+class Batcher:
     """Numbers, merges and sends the calls of one process on one network.
 
     Args:
         connection: the connection they go through.
         caller: writes the calls.
-        split: for each script how its answer to several groups is dealt to them.
-        on_position: told where the network stands, by every reply and event of the present epoch.
-        on_epoch: told when another epoch began, before any position of it.
+        position: where the network stands, which every reply tells.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        caller: ScriptCaller,
-        split: dict[Script, Callable[[Answer, list[Group]], list[Any]]],
-        on_position: Callable[[Position], None],
-        on_epoch: Callable[[int], None],
-    ) -> None:
-        self.epoch: int = 0
-        self.highest_epoch = 0
+    def __init__(self, connection: Connection, caller: ScriptCaller, position: NetworkPosition) -> None:
+        self.position = position
         self.client = client_id()
         self.n_replicas = connection.config.wait_replicas
         self._wait = pack(("WAIT", self.n_replicas, REPLICAS_IN)) if self.n_replicas else b""
         self._connection = connection
         self._caller = caller
-        self._split = split
-        self._on_position = on_position
-        self._on_epoch = on_epoch
         self._number = 0
-        self._unanswered: dict[int, _Call] = {}
-        self._n_under_way = 0  # groups in them
-        self._waiting: dict[Script, deque[Group]] = {}
+        self._unanswered: dict[int, _Batch] = {}
+        self._n_under_way = 0  # requests in them
+        self._waiting: dict[Script, deque[Request]] = {}
         self._is_due = False
         self._progress = asyncio.Event()
-        self._orphans: set[Group] = set()
+        self._unawaited: set[Request] = set()  # abandoned and detached ones
 
-    def issue(self, group: Group) -> Group:
-        """Takes a group; it leaves at the end of this tick at the latest, merged with what else is issued until then.
+    def issue(self, request: Request) -> Request:
+        """Takes a request; it leaves at the end of this tick at the latest, merged with what else is issued until then.
 
         A call that has gathered as much as the server still has to do for us leaves at once, so that the server works on it
         while this process goes on: both are busy, where they would take turns.
         """
-        group.orphans = self._orphans
-        waiting = self._waiting.get(group.script)
+        waiting = self._waiting.get(request.script)
         if waiting is None:
-            waiting = self._waiting[group.script] = deque()
-        waiting.append(group)
+            waiting = self._waiting[request.script] = deque()
+        waiting.append(request)
         if not self._is_due:
             self._send_soon()
-        if ENOUGH <= len(waiting) >= self._n_under_way and group.script.merges and self._connection.is_ready:
+        if ENOUGH <= len(waiting) >= self._n_under_way and request.script.merges and self._connection.is_ready:
             self._connection.flush()
-        return group
+        return request
 
-    def give_back(self, group: Group) -> None:
-        """Issues a group whose answer nobody awaits, and which arrives in the end, however long the server is away."""
-        group.must_arrive = True
-        self._orphans.add(group)
-        self.issue(group)
+    def detach(self, request: Request) -> None:
+        """Issues a request that no caller awaits, and that is executed in the end, however long the server is away."""
+        request.life = Life.DETACHED
+        self._unawaited.add(request)
+        self.issue(request)
 
-    async def call(self, group: Group) -> Any:
-        """Issues a group and waits for its answer. Cancelled, it leaks nothing: what the answer grants is given back."""
-        self.issue(group)
+    def _abandon(self, request: Request) -> None:
+        """The caller is gone: what the answer grants is compensated, now or when it comes."""
+        future = request.future
+        if not future.done():
+            future.cancel()
+        elif not future.cancelled() and future.exception() is None:  # it came in the very tick of the cancellation
+            request.compensate(future.result())
+        if request.life is Life.AWAITED:
+            request.life = Life.DETACHED if request.script.is_final else Life.ABANDONED
+            self._unawaited.add(request)
+
+    def call(self, request: Request) -> Awaitable[Any]:
+        """Issues a request and waits for its answer. Cancelled, it leaks nothing: what the answer grants is compensated."""
+        return self._answer(self.issue(request))
+
+    async def _answer(self, request: Request) -> Any:
         try:
-            return await group.future
+            return await request.future
         except asyncio.CancelledError:
-            group.abandon()
+            self._abandon(request)
             raise
 
-    async def call_all(self, groups: Sequence[Group]) -> list[Any]:
-        """Issues groups together and waits for all. When one fails or the caller is cancelled, all are abandoned."""
-        if len(groups) == 1:
-            return [await self.call(groups[0])]
-        for group in groups:
-            self.issue(group)
+    async def call_all(self, requests: Sequence[Request]) -> list[Any]:
+        """Issues requests together and waits for all. When one fails or the caller is cancelled, all are abandoned."""
+        if len(requests) == 1:
+            return [await self.call(requests[0])]
+        for request in requests:
+            self.issue(request)
         error: Exception | None = None
         results: list[Any] = []
         try:
-            for group in groups:
+            for request in requests:
                 try:
-                    results.append(await group.future)
+                    results.append(await request.future)
                 except Exception as reason:
                     error = error or reason
         except BaseException:
-            for group in groups:
-                group.abandon()
+            for request in requests:
+                self._abandon(request)
             raise
         if error is not None:
-            for group in groups:
-                group.abandon()
+            for request in requests:
+                self._abandon(request)
             raise error
         return results
 
+    # waiting for what no caller awaits
+
     async def quiet(self) -> None:
-        """Waits until every call issued before this one has been answered, those of cancelled callers included, and what
-        was given back then too. What others issue meanwhile is not waited for: there may be no end of it."""
-        await self._until_over(self._under_way)
+        """Waits until every request issued before has been answered, those of cancelled callers included, and compensated.
+        What others issue meanwhile is not waited for: there may be no end of it."""
+        under_way = self._under_way()
+        while under_way:
+            await self._next_progress()
+            under_way &= self._under_way()
+        await asyncio.sleep(0)  # callers that were answered just now may compensate
         await self.settled()
 
     async def settled(self) -> None:
-        """Waits until the calls of cancelled callers have been answered, and what they were granted was given back."""
+        """Waits until the requests of cancelled callers have been answered and compensated."""
         for _ in range(2):
-            await self._until_over(self._orphans.copy)
+            due = set(self._unawaited)
+            while due := {request for request in due if request.life not in (Life.OVER, Life.OVERDUE)}:
+                await self._next_progress()
+            await asyncio.sleep(0)
 
-    async def _until_over(self, under_way: Callable[[], set[Group]]) -> None:
-        due = under_way()
-        while due:
-            self._progress.clear()
-            await self._progress.wait()
-            due &= under_way()
-        await asyncio.sleep(0)  # who was answered just now may give back what it was granted
+    async def _next_progress(self) -> None:
+        self._progress.clear()
+        await self._progress.wait()
 
-    def _under_way(self) -> set[Group]:
-        calls = [call.groups for call in self._unanswered.values()]
-        return {group for groups in (*self._waiting.values(), *calls) for group in groups if not group.is_late}
+    def _under_way(self) -> set[Request]:
+        batches = [batch.requests for batch in self._unanswered.values()]
+        requests = {request for some in (*self._waiting.values(), *batches) for request in some}
+        return {request for request in requests if request.life is not Life.OVERDUE}
+
+    def progressed(self) -> None:
+        """A batch is over, or nothing waits for it any more."""
+        if any(self._waiting.values()):
+            self._send_soon()
+        if self._unawaited:
+            self._unawaited = {request for request in self._unawaited if request.life not in (Life.OVER, Life.OVERDUE)}
+        self._progress.set()
+
+    # sending
 
     def _send_soon(self) -> None:
         if not self._is_due:
             self._is_due = True
-            self._connection.fill_at_tick_end(self._fill)
+            self._connection.fill_soon(self)
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
+        """Sends what was issued."""
         self._is_due = False
         for script, waiting in self._waiting.items():
             while waiting and self._has_window():
-                if groups := _take_together(waiting):
-                    self._send(script, groups)
+                if requests := _take_together(waiting):
+                    self._send(script, requests)
         if not self._connection.is_ready and any(self._waiting.values()):
             now = asyncio.get_running_loop().time()
             for waiting in self._waiting.values():
-                for group in waiting:
-                    group.since = group.since or now
-            self._connection.fill_when_ready(self._fill, self._fail_overdue)
+                for request in waiting:
+                    request.since = request.since or now
+            self._connection.fill_when_ready(self)
         self._progress.set()
 
-    def _fail_overdue(self, reason: Exception) -> None:
-        """The server was looked for in vain: groups that have been kept back for too long fail."""
+    def server_lost(self, reason: Exception) -> None:
+        """The server was looked for in vain: requests that have been kept back for too long fail."""
         now, patience = asyncio.get_running_loop().time(), self._connection.config.retry_deadline
         for waiting in self._waiting.values():
-            for group in list(waiting):
-                if not group.is_late and group.since is not None and now - group.since >= patience:
-                    if group.must_arrive:
-                        group.be_late()
-                    else:
-                        waiting.remove(group)
-                        group.reject(gave_up(now - group.since, reason, was_sent=False))
-        self._progress.set()
+            for request in list(waiting):
+                if request.life is Life.OVERDUE or request.since is None or now - request.since < patience:
+                    continue
+                if request.life is Life.DETACHED:
+                    request.life, request.since = Life.OVERDUE, None
+                else:
+                    waiting.remove(request)
+                    request.reject(gave_up(now - request.since, reason, was_sent=False))
+        self.progressed()
 
     def _has_window(self) -> bool:
         if not self._unanswered:
@@ -331,198 +342,205 @@ class Calls:
         oldest = next(iter(self._unanswered))
         return self._number + 1 - oldest < WINDOW and self._connection.is_ready
 
-    def _send(self, script: Script, groups: list[Group]) -> None:
+    def _send(self, script: Script, requests: list[Request]) -> None:
         self._number += 1
-        call = _Call(self, script, groups, self._number)
+        batch = _Batch(self, script, requests, self._number)
         try:
-            call.payload = self._caller.call(script, self._args(call)) + self._wait
+            args = tuple(self._args(batch))
+            n_words, head = self._caller.heads[script]
+            body = pack(args)
+            batch.payload = b"*%d\r\n%b%b%b" % (n_words + len(args), head, body[body.index(b"\n") + 1 :], self._wait)
         except (TypeError, ValueError) as error:  # such as a key with a lone surrogate, which has no bytes
-            self._part(call, error)
+            self._split(batch, error)
             return
-        self._unanswered[call.number] = call
-        self._n_under_way += len(groups)
-        self._connection.send(call, groups[0].since)
+        self._unanswered[batch.number] = batch
+        self._n_under_way += len(requests)
+        self._connection.send(batch, requests[0].since)
 
-    def _args(self, call: _Call) -> list[Word]:
-        args: list[Word] = [str(self.epoch), self.client, call.number]
-        if call.script.founds:
-            args.append(str(self.highest_epoch))
-        for group in call.groups:
-            args += group.args
+    def _args(self, batch: _Batch) -> list[Word]:
+        args: list[Word] = [str(self.position.epoch), self.client, batch.number]
+        if batch.script.creates:
+            args.append(str(self.position.highest_epoch))
+        for request in batch.requests:
+            args += request.args
         return args
 
-    def forget(self, call: _Call) -> None:
-        if self._unanswered.pop(call.number, None) is not None:
-            self._n_under_way -= len(call.groups)
-        self.go_on()
+    def forget(self, batch: _Batch) -> None:
+        """A batch is not under way any more."""
+        if self._unanswered.pop(batch.number, None) is not None:
+            self._n_under_way -= len(batch.requests)
 
-    def go_on(self) -> None:
-        """A call is over, or given up: nobody waits for it any more."""
-        if any(self._waiting.values()):
-            self._send_soon()
-        self._progress.set()
+    # answers
 
-    def answered(self, call: _Call, reply: Any) -> None:
-        """Deals a reply to the groups of its call."""
-        if isinstance(reply, hiredis.ReplyError):
-            self._refused(call, reply)
-            return
+    def answered(self, batch: _Batch, reply: Any) -> None:
+        """Deals a reply to the requests of its batch."""
         match reply:
+            case hiredis.ReplyError():
+                self._refused(batch, reply)
             case [b"EPOCH", epoch, wire]:
-                self.forget(call)
-                if (error := wire_mismatch(int(wire))) is not None:
-                    for group in call.groups:
-                        group.reject(error)
-                    return
-                self.hear_epoch(int(epoch), call.asked_at)
-                self._issue_again(call)
+                self.forget(batch)
+                self._epoch_refused(batch, epoch, wire)
             case [b"OLD"]:
-                self.forget(call)
+                self.forget(batch)
                 error = RushError("the server took a call for an old one; this is a defect of rush_async, please report it")
-                for group in call.groups:
-                    group.reject(error)
-            case [epoch, seq, queued, running, finished, failed, n_workers, text, *extra]:
-                self.forget(call)
-                self.take_position(Position(int(epoch), seq, Counts(queued, running, finished, failed), n_workers))
-                answer = Answer(text, extra)
-                values = self._split.get(call.script, _alone)(answer, call.groups)
-                for group, value in zip(call.groups, values, strict=True):
-                    group.resolve(value)
+                for request in batch.requests:
+                    request.reject(error)
+            case [_, _, _, _, _, _, _, answer, *extra]:
+                self.forget(batch)
+                try:
+                    self.position.take(position_of(reply), batch.asked_seq)
+                except DecodeError as error:
+                    logger.error("%s", error)
+                _deal(batch, answer, extra)
             case _:
-                self.forget(call)
-                for group in call.groups:
-                    group.reject(RushError(f"the script {call.script.name} answered {reply!r:.200}"))
+                self.forget(batch)
+                for request in batch.requests:
+                    request.reject(DecodeError(f"the script {batch.script.name} answered {reply!r:.200}"))
+        self.progressed()
 
-    def acknowledged(self, call: _Call, n: Any) -> None:
+    def _epoch_refused(self, batch: _Batch, epoch: bytes, wire: bytes) -> None:
+        try:
+            number, version = int(epoch), int(wire)
+        except ValueError:
+            error: RushError | None = DecodeError(f"the network's meta holds the epoch {epoch!r} and the wire version {wire!r}")
+        else:
+            if (error := wire_mismatch(version)) is None:
+                self.position.hear_epoch(number, batch.asked_at)
+        for request in batch.requests:
+            if error is not None:
+                request.reject(error)
+            elif not request.survives_reset:
+                request.resolve(None)
+            elif request.future.done():
+                request.life = Life.OVER
+            else:
+                self.issue(request)
+
+    def acknowledged(self, batch: _Batch, n: Any) -> None:
         """Takes how many replicas have what was written up to this call. While there are too few, the call is repeated."""
-        if isinstance(call.reply, hiredis.ReplyError) or (isinstance(n, int) and n >= self.n_replicas):
-            self.answered(call, call.reply)
+        if isinstance(batch.reply, hiredis.ReplyError) or (isinstance(n, int) and n >= self.n_replicas):
+            self.answered(batch, batch.reply)
             return
-        now = asyncio.get_running_loop().time()
-        call.patience_ends = call.patience_ends or now + self._connection.config.retry_deadline
-        if isinstance(n, int) and now < call.patience_ends:
-            self._connection.send(call)
+        now, config = asyncio.get_running_loop().time(), self._connection.config
+        batch.wait_ends = batch.wait_ends or now + config.retry_deadline
+        if isinstance(n, int) and now < batch.wait_ends:
+            self._connection.send(batch)
             return
-        config = self._connection.config
         if isinstance(n, hiredis.ReplyError):
-            error = refusal(n, config)
+            error: Exception = refusal(n, config.where)
         else:
             error = RushConnectionError(
                 f"{config.where} executed a call that {n} of {self.n_replicas} replicas have acknowledged within "
                 f"{config.retry_deadline:g} s: see after the replicas, or lower RushConfig(wait_replicas=...)"
             )
-        for group in call.groups:
-            group.reject(error)
-        self.answered(call, call.reply)  # what it granted is given back
+        for request in batch.requests:
+            request.reject(error)
+        self.answered(batch, batch.reply)  # what it granted is compensated
 
-    def _refused(self, call: _Call, error: hiredis.ReplyError) -> None:
-        if str(error).startswith("NOSCRIPT"):
-            call.payload = self._caller.call_by_source(call.script, self._args(call)) + self._wait
-            self._connection.send(call)
-            return
-        self.forget(call)
-        self._part(call, refusal(error, self._connection.config))
-        self._send_soon()
+    def _refused(self, batch: _Batch, error: hiredis.ReplyError) -> None:
+        if str(error).startswith("NOSCRIPT"):  # not executed this time
+            batch.payload = self._caller.call_by_source(batch.script, self._args(batch)) + self._wait
+            batch.n_sent -= 1
+            self._connection.send(batch)
+        elif batch.n_sent > 1:
+            # It may have been executed the first time. The server refused it before the script could look that up.
+            self._connection.supervisor.start(self._recall, batch, error)
+        else:
+            self.forget(batch)
+            self._split(batch, refusal(error, self._connection.config.where))
 
-    def _part(self, call: _Call, reason: Exception) -> None:
-        """Of a call that failed as a whole nothing was done: alone, each of its groups fails only for itself."""
-        if len(call.groups) == 1:
-            (group,) = call.groups
-            if not (group.must_arrive and isinstance(reason, RushError) and self._insist(group)):
-                group.reject(reason)
-            return
-        for group in reversed(call.groups):
-            group.goes_alone = True
-            self._waiting[call.script].appendleft(group)
-
-    def _insist(self, group: Group) -> bool:
-        """Issues a group again that must arrive and was refused, in a while; whether there is still hope."""
-        loop = asyncio.get_running_loop()
-        if group.since is None:
-            group.since = loop.time()
-        if loop.time() - group.since > self._connection.config.retry_deadline:
-            logger.error(
-                "%s refused a call for too long, and it is given up: %s", self._connection.config.where, group.script.name
+    async def _recall(self, batch: _Batch, error: hiredis.ReplyError) -> None:
+        """Asks what became of a call that the server refuses to repeat."""
+        args: list[Word] = [str(self.position.epoch), self.client, batch.number]
+        if batch.script.name == "pop":
+            args += [request.args[0] for request in batch.requests]
+        try:
+            reply = await self._connection.ask_script(
+                self._caller.call(RECALL, args), self._caller.call_by_source(RECALL, args)
             )
+        except RushError as unknown:
+            self.forget(batch)
+            for request in batch.requests:
+                request.reject(unknown)
+            self.progressed()
+            return
+        if len(reply) > 7 and reply[7] is None:  # it was not executed
+            batch.n_sent = 1
+            self.answered(batch, error)
+        else:
+            self.answered(batch, reply)
+
+    def _split(self, batch: _Batch, reason: Exception) -> None:
+        """Of a call that failed as a whole nothing was done: alone, each of its requests fails only for itself."""
+        if len(batch.requests) == 1:
+            (request,) = batch.requests
+            is_detached = request.life in (Life.DETACHED, Life.OVERDUE)
+            if not (is_detached and isinstance(reason, RushError) and self._issue_later(request)):
+                request.reject(reason)
+            return
+        for request in reversed(batch.requests):
+            request.goes_alone = True
+            self._waiting[batch.script].appendleft(request)
+
+    def _issue_later(self, request: Request) -> bool:
+        """Issues a detached request again that was refused, in a while; whether there is still hope."""
+        loop = asyncio.get_running_loop()
+        if request.since is None:
+            request.since = loop.time()
+        if loop.time() - request.since > self._connection.config.retry_deadline:
+            where = self._connection.config.where
+            logger.error("%s refused a call for too long, and it is given up: %s", where, request.script.name)
             return False
-        loop.call_later(_PAUSE, self.issue, group)
+        loop.call_later(_PAUSE, self.issue, request)
         return True
-
-    def _issue_again(self, call: _Call) -> None:
-        for group in call.groups:
-            if group.survives_reset:
-                if group.future.done():
-                    group.end()
-                else:
-                    self.issue(group)
-            else:
-                group.resolve(None)
-
-    def take_position(self, position: Position) -> None:
-        """Takes what a reply or an event says of where the network stands; what lags behind is ignored."""
-        if position.epoch > self.highest_epoch:
-            self.learn_epoch(position.epoch)
-        if position.epoch == self.epoch:
-            self._on_position(position)
 
     def slots(self) -> list[str]:
         """Where the server keeps the answers to this client's last calls."""
         first = max(1, self._number - WINDOW + 1)
         return [f"{self.client}:{number % WINDOW}" for number in range(first, self._number + 1)]
 
-    def hear_epoch(self, epoch: int, asked_at: int) -> None:
-        """Takes an epoch that a reply tells, asked for when `asked_at` was the highest one known.
 
-        If nothing overtook the reply on the other connection, the network stands where it says, even when that lies further
-        back: its server was restored from older data. Otherwise an earlier epoch, or none, is old news.
-        """
-        if asked_at == self.highest_epoch:
-            self._begin(epoch)
-        elif epoch:
-            self.learn_epoch(epoch)
-
-    def learn_epoch(self, epoch: int) -> None:
-        """Takes note that the network is in another epoch: it was reset, or came into being. 0: nothing of it exists."""
-        if epoch == 0 or epoch >= self.highest_epoch:
-            self._begin(epoch)
-
-    def _begin(self, epoch: int) -> None:
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.highest_epoch = max(self.highest_epoch, epoch)
-            self._on_epoch(epoch)
+def _deal(batch: _Batch, answer: Any, extra: list[Any]) -> None:
+    """Gives each request its part of an answer."""
+    if not batch.script.merges:
+        batch.requests[0].answered(answer, extra)
+        return
+    n_expected = sum([request.n_answers for request in batch.requests])
+    if not isinstance(answer, list) or len(cast("list[Any]", answer)) != n_expected:
+        error = DecodeError(f"the script {batch.script.name} answered {answer!r:.200}")
+        for request in batch.requests:
+            request.reject(error)
+        return
+    entries = cast("list[Any]", answer)
+    at = 0
+    for request in batch.requests:
+        request.answered(entries[at : at + request.n_answers], extra)
+        at += request.n_answers
 
 
-def wire_mismatch(wire: int) -> RushError | None:
-    """The error for a network that a newer library wrote, else None."""
-    if wire <= WIRE_VERSION:
-        return None
-    return RushError(
-        f"this network is written in wire version {wire} and this library knows {WIRE_VERSION}: upgrade rush_async here"
-    )
-
-
-def _alone(answer: Answer, groups: list[Group]) -> list[Any]:
-    return [answer.text]
-
-
-def _take_together(waiting: deque[Group]) -> list[Group]:
-    """The next groups that may go as one call; groups whose callers have gone are dropped, nothing of theirs was done."""
-    groups: list[Group] = []
+def _take_together(waiting: deque[Request]) -> list[Request]:
+    """The next requests that may go as one call; abandoned ones are dropped, nothing of theirs was done."""
+    requests: list[Request] = []
     tasks = size = 0
     while waiting:
-        group = waiting[0]
-        if group.future.done() and not group.script.ends:
+        request = waiting[0]
+        # Its caller may have been cancelled and not have run yet, so the life of the request does not show that.
+        if request.future.done() and not request.script.is_final:
             waiting.popleft()
-            group.end()
+            request.life = Life.OVER
             continue
-        is_too_much = tasks + group.n_tasks > MOST_TASKS or size + group.size > MOST_BYTES
-        goes_alone = group.goes_alone or not group.script.merges or group.size > MOST_BYTES_MERGED
-        if groups and (is_too_much or goes_alone):
+        is_too_much = tasks + request.n_tasks > MOST_TASKS or size + request.size > MOST_BYTES
+        goes_alone = request.goes_alone or not request.script.merges or request.size > MOST_BYTES_MERGED
+        if requests and (is_too_much or goes_alone):
             break
-        groups.append(waiting.popleft())
-        tasks += group.n_tasks
-        size += group.size
+        requests.append(waiting.popleft())
+        tasks += request.n_tasks
+        size += request.size
         if goes_alone:
             break
-    return groups
+    return requests
+
+
+def moved_keys(answers: Iterable[Any]) -> list[str]:
+    """The keys in answers that list what moved; None is a network that was reset meanwhile."""
+    return [key.decode() for answer in answers for key in answer or ()]

@@ -1,46 +1,54 @@
-"""The transitions and reads of tasks, typed: each method here is one script of `lua/`, or one read."""
+"""The transitions of tasks, typed: each method here is one script of `lua/`."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
-from functools import partial
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from rush_async.errors import RushConnectionError, RushError, ServerFullError
-from rush_async.model import Counts, Failure, TaskState
-from rush_async.store.calls import MOST_BYTES, MOST_TASKS, Answer, Calls, Group, Position, wire_mismatch
+from rush_async.errors import RushError, ServerFullError
+from rush_async.model import Failure
+from rush_async.store.calls import Batcher, Request, moved_keys
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.position import NetworkPosition
 from rush_async.store.records import NewTask, encode_failure
-from rush_async.store.scripts import (
-    BYE,
-    CANCEL,
-    ENTER,
-    FINISH,
-    LOOK,
-    POP,
-    PUSH,
-    REMOVE,
-    RESET,
-    RETRY,
-    Script,
-    ScriptCaller,
-)
+from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Script
+from rush_async.store.task_reads import TaskReads, slices
 from rush_async.wire.connection import Connection
-from rush_async.wire.refusals import acl_remedy
 from rush_async.wire.transport import Word
 
-__all__ = ["LOST", "Ended", "FinishedChunk", "Lost", "Popped", "Target", "TaskStore", "View"]
+__all__ = ["LOST", "Ended", "Lost", "Popped", "Target", "TaskStore"]
 
-T = TypeVar("T")
-
-Target: TypeAlias = Literal["Q", "R", "F", "X"]
-EndKind: TypeAlias = Literal["F", "X", "B"]
+Target: TypeAlias = Literal["queued", "running", "finished", "failed"]
+EndKind: TypeAlias = Literal["finished", "failed", "returned"]
 
 _WAVE = 8  # chunks of one bulk push that are under way together
 _SWEPT = 500  # tasks that a call ends, removes or tries again: it rewrites their records, and is to be over in 10 ms
-_CHUNK = 2_000
-_FIRST_CHUNK = 100  # as long as nobody told how large the records are
+
+_PUSH_GROUP = ("target", "worker", "budget", "max_failed", "n")
+PUSH = Script(
+    *("push",),
+    keys=("queue",),
+    group=_PUSH_GROUP,
+    item=NewTask._fields,
+    parts=("finished",),
+    memory="grows",
+    creates=True,
+    merges=True,
+)
+POP = Script("pop", keys=("queue",), item=("worker", "want"), parts=("records", "taken"), merges=True)
+FINISH = Script(
+    *("finish",),
+    keys=("queue",),
+    item=("kind", "key", "worker", "ended"),
+    parts=("records", "finished"),
+    merges=True,
+    is_final=True,
+)
+REMOVE = Script("remove", keys=("queue",), args=("most", "ended"), item=("key",), parts=("records",))
+RETRY = Script("retry", keys=("queue",), item=("key",), parts=("records",), memory="grows")
+CANCEL = Script("cancel", keys=("control",), args=("ended",), item=("key",), parts=("records", "workers"))
+RESET = Script("reset", keys=("queue", "control", "workers", "passing", "leases", "processes", "log", "starts"), args=("what",))
 
 
 class Popped(NamedTuple):
@@ -51,39 +59,12 @@ class Popped(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a running task is to end: finished (F), failed (X) or given back (B)."""
+    """How a running task is to end."""
 
     kind: EndKind
-    key: str
-    worker_id: str
+    key: Word
+    worker: str
     ended: bytes = b""
-
-
-class FinishedChunk(NamedTuple):
-    """A piece of the list of finished records: the epoch it was read in, its position, how long the list was, the records."""
-
-    epoch: int
-    start: int
-    total: int
-    records: list[bytes]
-
-
-class View(NamedTuple):
-    """Tasks as they were at one moment.
-
-    Attributes:
-        epoch: the network's.
-        seq: the number of its last event.
-        records: of queued, running and failed ones, by state and key.
-        queue: the keys of the queued ones in their order, and some that are stale.
-        finished: the records of finished ones from a position on.
-    """
-
-    epoch: int
-    seq: int
-    records: dict[TaskState, dict[bytes, bytes]]
-    queue: list[bytes]
-    finished: list[bytes]
 
 
 class Lost:
@@ -93,30 +74,16 @@ class Lost:
 LOST: Final = Lost()
 
 
-class TaskStore:
+class TaskStore(TaskReads):
     """The tasks of one network, as one process sees them.
 
-    Args:
-        connection: the connection everything goes through.
-        keys: the network's keys.
-        on_position: told where the network stands, by every reply.
-        on_epoch: told when another epoch began.
+    Attributes:
+        calls: numbers and sends the calls of this process.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        keys: NetworkKeys,
-        on_position: Callable[[Position], None],
-        on_epoch: Callable[[int], None],
-    ) -> None:
-        self.keys = keys
-        self._connection = connection
-        self._caller = ScriptCaller(keys)
-        self._largest = 0
-        self.calls = Calls(connection, self._caller, _SPLIT, on_position, on_epoch)
-
-    # transitions
+    def __init__(self, connection: Connection, keys: NetworkKeys, position: NetworkPosition) -> None:
+        super().__init__(connection, keys, position)
+        self.calls = Batcher(connection, self._caller, position)
 
     async def push(
         self,
@@ -133,15 +100,15 @@ class TaskStore:
         chunks = _chunks(tasks)
         for first in range(0, len(chunks), _WAVE):
             wave = chunks[first : first + _WAVE]
-            groups = [self._push_group(target, chunk, worker_id, budget, max_failed) for chunk in wave]
+            requests = [_Push(self, target, chunk, worker_id, budget, max_failed) for chunk in wave]
             try:
-                taken = await self.calls.call_all(groups)
+                taken = await self.calls.call_all(requests)
             except BaseException as error:
-                self._take_back(target, made, worker_id)
+                self.take_back(target, made, worker_id)
                 if isinstance(error, ServerFullError):
-                    if target in ("F", "X"):
+                    if target in ("finished", "failed"):
                         error.keys = made
-                    await self.calls.quiet()  # whoever looks after the error sees that nothing is left
+                    await self.calls.quiet()  # the caller sees that nothing is left
                 raise
             for chunk, n in zip(wave, taken, strict=True):
                 if n is LOST:
@@ -153,105 +120,76 @@ class TaskStore:
         self, task: NewTask, worker_id: str, budget: int | None = None, max_failed: int | None = None
     ) -> Awaitable[int | Lost]:
         """Creates one task that a worker runs: 1, or 0 when it found no place."""
-        return self.calls.call(self._push_group("R", (task,), worker_id, budget, max_failed))
+        return self.calls.call(_Push(self, "running", (task,), worker_id, budget, max_failed))
 
-    def _push_group(
-        self, target: Target, chunk: Sequence[NewTask], worker_id: str, budget: int | None, max_failed: int | None
-    ) -> Group:
-        limits = ("" if budget is None else budget, "" if max_failed is None else max_failed)
-        args: list[Word] = [target, worker_id, *limits, len(chunk)]
-        size = 0
-        for task in chunk:
-            args += task
-            size += len(task[0]) + len(task[1]) + len(task[2])
-        give_back = partial(self._take_back_taken, target, worker_id, chunk) if target in ("Q", "R") else None
-        return Group(PUSH, args, n_tasks=len(chunk), size=size, give_back=give_back)
-
-    def _take_back_taken(self, target: Target, worker_id: str, chunk: Sequence[NewTask], n: Any) -> None:
-        if n is not LOST:
-            self._take_back(target, [task.key for task in chunk[:n]], worker_id)
-
-    def _take_back(self, target: Target, keys: Sequence[str], worker_id: str) -> None:
+    def take_back(self, target: Target, keys: Sequence[str], worker_id: str) -> None:
         """Fails what was created for a caller that is gone; what is finished or failed already stays."""
         ended = encode_failure(Failure("cancelled", None, "The call that pushed it was cancelled or refused"))
-        if target == "R":
-            for chunk in _slices(keys, MOST_TASKS):
-                self.calls.give_back(self._end_group([Ended("X", key, worker_id, ended) for key in chunk]))
-        elif target == "Q":
-            for chunk in _slices(keys, MOST_TASKS):
-                self.calls.give_back(self._remove_group(ended, MOST_TASKS, chunk))
+        for chunk in slices(keys, MOST_TASKS):
+            if target == "running":
+                self.calls.detach(_End([Ended("failed", key, worker_id, ended) for key in chunk]))
+            elif target == "queued":
+                self.calls.detach(_remove(ended, MOST_TASKS, chunk))
 
-    async def pop(self, worker_id: str, want: int = 1) -> list[Popped] | Lost:
+    async def pop(self, worker_id: str, want: int = 1) -> Pop:
         """Takes up to `want` tasks from the head of the queue."""
-
-        def put_back(popped: Any) -> None:
-            if popped is not LOST and popped:
-                self.put_back(popped, worker_id)
-
-        return await self.calls.call(Group(POP, [worker_id, want], n_tasks=want, give_back=put_back))
+        return await self.calls.call(_Pop(self, worker_id, want))
 
     def put_back(self, popped: Sequence[Popped], worker_id: str) -> None:
-        """Tasks that nobody has seen return to the head of the queue."""
-        self.calls.give_back(self._end_group([Ended("B", key, worker_id) for key, _ in popped]))
+        """Returns tasks that no caller has seen to the head of the queue."""
+        self.calls.detach(_End([Ended("returned", key, worker_id) for key, _ in popped]))
 
-    def end(self, items: Sequence[Ended]) -> Awaitable[str | None]:
-        """Ends running tasks; a character an item: `1` moved, `0` not held by that worker, `L` the worker is not alive. None
+    def fail_unread(self, key: Word, worker_id: str, error: Exception) -> None:
+        """Fails a task that the worker was given and cannot read."""
+        self.calls.detach(_End([Ended("failed", key, worker_id, encode_failure(Failure.of(error)))]))
+
+    def end(self, items: Sequence[Ended]) -> Awaitable[list[int | None] | None]:
+        """Ends running tasks; for each item 1 moved, 0 not held by that worker, None the worker is not alive. None for all
         when the network was reset and nothing moved."""
-        return self.calls.call(self._end_group(items)) if len(items) <= _SWEPT else self._end_many(items)
+        return self.calls.call(_End(items)) if len(items) <= _SWEPT else self._end_many(items)
 
-    async def _end_many(self, items: Sequence[Ended]) -> str:
-        chunks = list(_slices(items, _SWEPT))
-        answers = await self.calls.call_all([self._end_group(chunk) for chunk in chunks])
-        return "".join(["0" * len(chunk) if answer is None else answer for chunk, answer in zip(chunks, answers, strict=True)])
-
-    def _end_group(self, items: Sequence[Ended]) -> Group:
-        args: list[Word] = []
-        size = 0
-        for item in items:
-            args += item
-            size += len(item[1]) + len(item[2]) + len(item[3])
-        return Group(FINISH, args, n_tasks=len(items), size=size, survives_reset=False)
+    async def _end_many(self, items: Sequence[Ended]) -> list[int | None]:
+        chunks = list(slices(items, _SWEPT))
+        answers = await self.calls.call_all([_End(chunk) for chunk in chunks])
+        ends: list[int | None] = []
+        for chunk, answer in zip(chunks, answers, strict=True):
+            ends += [0] * len(chunk) if answer is None else answer
+        return ends
 
     async def empty_queue(self, failure: Failure) -> list[str]:
         """Fails what is queued now, in steps; what others push meanwhile stays."""
         ended, removed = encode_failure(failure), list[str]()
         left = (await self.look()).counts.queued
         while left > 0:
-            keys = await self.calls.call(self._remove_group(ended, min(left, _SWEPT)))
-            if not keys:
+            answer = await self.calls.call(_remove(ended, min(left, _SWEPT)))
+            keys = moved_keys([answer.keys])
+            removed += keys
+            left -= len(keys)
+            if not answer.may_follow:
                 break
-            removed += keys.decode().split()
-            left -= len(keys.split())
         return removed
 
-    def _remove_group(self, ended: bytes, most: int, keys: Sequence[str] = ()) -> Group:
-        return Group(REMOVE, [most, ended, *keys], n_tasks=most)
-
     async def cancel(self, keys: Sequence[str], failure: Failure) -> list[str]:
-        """Fails tasks that are queued or running, whoever holds them."""
+        """Fails tasks that are queued or running, whichever worker holds them; the keys that moved."""
         ended = encode_failure(failure)
-        groups = [Group(CANCEL, [ended, *chunk], n_tasks=len(chunk)) for chunk in _slices(keys, _SWEPT)]
-        return await self._moved(groups)
+        requests = [Request(CANCEL, [ended, *chunk], n_tasks=len(chunk)) for chunk in slices(keys, _SWEPT)]
+        return moved_keys(await self.calls.call_all(requests))
 
     async def retry(self, keys: Sequence[str] | None) -> list[str]:
-        """Queues failed tasks again, all of them when no keys are given."""
-        if keys is None:
-            keys = [key.decode() for key in await self.scan("failed", MOST_TASKS)]
-        groups = [Group(RETRY, chunk, n_tasks=len(chunk)) for chunk in _slices(keys, _SWEPT)]
-        return await self._moved(groups)
-
-    async def _moved(self, groups: Sequence[Group]) -> list[str]:
-        return [key for answer in await self.calls.call_all(groups) for key in (answer or b"").decode().split()]
+        """Queues failed tasks again, all of them when no keys are given; the keys that moved."""
+        wanted: Sequence[Word] = list(await self.scan("failed", MOST_TASKS)) if keys is None else keys
+        requests = [Request(RETRY, chunk, n_tasks=len(chunk)) for chunk in slices(wanted, _SWEPT)]
+        return moved_keys(await self.calls.call_all(requests))
 
     async def reset(self, *, workers: bool) -> None:
         """Deletes every task of the network, and its workers too."""
         await self.look()
-        # A refusal for its epoch means that somebody reset the network after the look: just as well.
-        epoch = await self.calls.call(Group(RESET, ["all" if workers else "tasks"], survives_reset=False))
+        # A refusal for its epoch means that the network was reset after the look: just as well.
+        epoch = await self.calls.call(Request(RESET, ["all" if workers else "tasks"], survives_reset=False))
         if workers:
-            self.calls.learn_epoch(0)  # nothing of the network exists until somebody begins again
-        elif epoch is not None and self.calls.epoch:
-            self.calls.learn_epoch(int(epoch))
+            self.position.learn_epoch(0)  # nothing of the network exists until it is created again
+        elif epoch is not None and self.position.epoch:
+            self.position.learn_epoch(int(epoch))
 
     async def forget_answers(self) -> None:
         """Deletes the answers that the server keeps for this client, which is leaving and waits for none.
@@ -259,170 +197,127 @@ class TaskStore:
         They stay where a connection was ever lost, for a late copy of a call may still be on its way over that.
         """
         fields = self.calls.slots()
-        if fields and self._connection.is_ready and self._connection.n_reconnects == 0:
+        if fields and self.connection.is_ready and self.connection.n_reconnects == 0:
             with suppress(RushError):
-                await self._connection.ask("HDEL", self.keys.calls, *fields)
+                await self.connection.ask("HDEL", self.keys.calls, *fields)
 
-    # reads
 
-    async def look(self, *, probe: bool = False) -> Position:
-        """Asks where the network stands.
+class _Push(Request):
+    """Pushes some tasks; the result is how many found a place."""
 
-        Raises:
-            RushConnectionError: `probe` is set and this user may not publish the network's events.
-            RushError: the network is written in a newer wire version.
-        """
-        asked_at = self.calls.highest_epoch
-        args: list[Word] = ["0", "", 0, "1" if probe else "0"]
-        by_digest = self._caller.call(LOOK, args)
-        reply = await self._connection.ask_script(by_digest, lambda: self._caller.call_by_source(LOOK, args))
-        epoch, seq, *counts, n_workers, wire, denied = reply
-        if (error := wire_mismatch(int(wire))) is not None:
-            raise error
-        if denied:
-            raise RushConnectionError(f"this user may not publish on {self.keys.events} ({denied.decode()}). {acl_remedy()}")
-        position = Position(int(epoch), seq, Counts(*counts), n_workers)
-        if position.epoch == 0 and asked_at != self.calls.highest_epoch:
-            return await self.look(probe=probe)  # an event of a later epoch overtook the reply
-        self.calls.hear_epoch(position.epoch, asked_at)
-        self.calls.take_position(position)
-        return position
+    __slots__ = ("_store", "_target", "_tasks", "_worker_id")
 
-    def read_finished(self, start: int, on_leaving: Callable[[], None] | None = None) -> Callable[[], Awaitable[FinishedChunk]]:
-        """Asks for a chunk of finished records from position `start`; what this returns waits for it. Its size follows from the
-        largest record there is. `on_leaving` as in `Connection.begin_together`."""
-        # Two at least: the first has been read before.
-        count = _FIRST_CHUNK if not self._largest else max(2, min(_CHUNK, MOST_BYTES // self._largest))
-        replies = self._connection.begin_together(
-            ("HMGET", self.keys.meta, "epoch", "largest"),
-            ("LLEN", self.keys.finished),
-            ("LRANGE", self.keys.finished, start, start + count - 1),
-            on_leaving=on_leaving,
-        )
-
-        async def chunk() -> FinishedChunk:
-            (epoch, largest), total, records = await replies()
-            self._largest = int(largest or MOST_BYTES // _CHUNK)
-            return FinishedChunk(int(epoch or 0), start, total, records)
-
-        return chunk
-
-    async def view(self, states: Sequence[TaskState], finished_from: int) -> View:
-        """All tasks in these states in one step, finished ones from a position on."""
-        return await self._view(states, finished_from, lambda name: ("HGETALL", name), _paired)
-
-    async def view_of_few(self, states: Sequence[TaskState], finished_from: int, most: int) -> View | None:
-        """The same; None where there are more than about `most` queued, running or failed ones."""
-        is_whole = True
-
-        def paired(reply: tuple[bytes, list[bytes]]) -> dict[bytes, bytes]:
-            nonlocal is_whole
-            is_whole &= reply[0] == b"0"
-            return _paired(reply[1])
-
-        view = await self._view(states, finished_from, lambda name: ("HSCAN", name, 0, "COUNT", most), paired)
-        return view if is_whole else None
-
-    async def view_of_some(self, states: Sequence[TaskState], finished_from: int, keys: Sequence[bytes]) -> View:
-        """The same, of queued, running and failed ones only those with these keys, at least one."""
-
-        def paired(records: list[bytes | None]) -> dict[bytes, bytes]:
-            return {key: record for key, record in zip(keys, records, strict=True) if record is not None}
-
-        return await self._view(states, finished_from, lambda name: ("HMGET", name, *keys), paired)
-
-    async def _view(
+    def __init__(
         self,
-        states: Sequence[TaskState],
-        finished_from: int,
-        read: Callable[[str], tuple[Word, ...]],
-        paired: Callable[[Any], dict[bytes, bytes]],
-    ) -> View:
-        hashed: list[TaskState] = [state for state in states if state != "finished"]
-        reads = [read(self._hash_of(state)) for state in hashed]
-        if "queued" in states:
-            reads.append(("LRANGE", self.keys.queue, 0, -1))
-        if "finished" in states:
-            reads.append(("LRANGE", self.keys.finished, finished_from, -1))
-        (epoch, seq), *replies = await self._connection.ask_together(("HMGET", self.keys.meta, "epoch", "seq"), *reads)
-        parts = iter(replies)
-        records: dict[TaskState, dict[bytes, bytes]] = {state: paired(next(parts)) for state in hashed}
-        queue: list[bytes] = next(parts) if "queued" in states else []
-        finished: list[bytes] = next(parts) if "finished" in states else []
-        return View(int(epoch or 0), int(seq or 0), records, queue, finished)
+        store: TaskStore,
+        target: Target,
+        tasks: Sequence[NewTask],
+        worker_id: str,
+        budget: int | None,
+        max_failed: int | None,
+    ) -> None:
+        limits = ("" if budget is None else budget, "" if max_failed is None else max_failed)
+        args: list[Word] = [target, worker_id, *limits, len(tasks)]
+        size = 0
+        for task in tasks:
+            args += task
+            size += len(task[0]) + len(task[1]) + len(task[2])
+        super().__init__(PUSH, args, n_tasks=len(tasks), size=size)
+        self._store = store
+        self._target: Target = target
+        self._tasks = tasks
+        self._worker_id = worker_id
 
-    async def scan(self, state: TaskState, step: int) -> dict[bytes, bytes]:
-        """The queued, running or failed tasks that were there from the beginning to the end of this, read in steps, and some
-        of those that were not."""
-        name, cursor, found = self._hash_of(state), b"0", dict[bytes, bytes]()
-        while True:
-            cursor, flat = await self._connection.ask("HSCAN", name, cursor, "COUNT", step)
-            found |= _paired(flat)
-            if cursor == b"0":
-                return found
+    def decode(self, answer: Any, extra: list[Any]) -> int | Lost:
+        (n,) = answer
+        return LOST if n is None else int(n)
 
-    def _hash_of(self, state: TaskState) -> str:
-        return {"queued": self.keys.queued, "running": self.keys.running, "failed": self.keys.failed}[state]
+    @property
+    def compensates(self) -> bool:
+        return self._target in ("queued", "running")
 
-    async def are_running(self, keys: Sequence[str]) -> set[str]:
-        """Which of these tasks are running."""
-        running: set[str] = set()
-        for chunk in _slices(keys, MOST_TASKS):
-            records = await self._connection.ask("HMGET", self.keys.running, *chunk)
-            running.update([key for key, record in zip(chunk, records, strict=True) if record is not None])
-        return running
-
-    async def find(self, keys: Sequence[str]) -> dict[str, tuple[TaskState, bytes]]:
-        """Looks keys up among queued, running and failed tasks in one step; those elsewhere are left out."""
-        found: dict[str, tuple[TaskState, bytes]] = {}
-        for chunk in _slices(keys, MOST_TASKS):
-            states: tuple[TaskState, ...] = ("queued", "running", "failed")
-            replies = await self._connection.ask_together(*[("HMGET", self._hash_of(state), *chunk) for state in states])
-            for state, records in zip(states, replies, strict=True):
-                found |= {key: (state, record) for key, record in zip(chunk, records, strict=True) if record is not None}
-        return found
+    def compensate(self, result: Any) -> None:
+        if result is not None and result is not LOST:
+            self._store.take_back(self._target, [task.key for task in self._tasks[:result]], self._worker_id)
 
 
-def _split_pushes(answer: Answer, groups: list[Group]) -> list[Any]:
-    return [LOST if word == b"L" else int(word) for word in answer.text.split(b" ")]
+class Pop(NamedTuple):
+    """What a pop gave.
+
+    Attributes:
+        tasks: the tasks; or the worker is not alive.
+        left_off: whether the script left off at many stale entries, so that it is worth another call at once.
+    """
+
+    tasks: list[Popped] | Lost
+    left_off: bool = False
 
 
-def _split_pops(answer: Answer, groups: list[Group]) -> list[Any]:
-    records = iter(answer.extra)
-    results: list[Any] = []
-    for word in answer.text.split(b"|"):
-        if word == b"L":
-            results.append(LOST)
-        else:
-            taken = [Popped(key.decode(), next(records)) for key in word.split()]
-            results.append([popped for popped in taken if popped.record])
-    return results
+class _Pop(Request):
+    """Pops some tasks."""
+
+    __slots__ = ("_store", "_worker_id")
+
+    def __init__(self, store: TaskStore, worker_id: str, want: int) -> None:
+        super().__init__(POP, [worker_id, want], n_tasks=want)
+        self._store = store
+        self._worker_id = worker_id
+
+    def decode(self, answer: Any, extra: list[Any]) -> Pop:
+        (given,) = answer
+        if given is None:
+            return Pop(LOST)
+        popped: list[Popped] = []
+        error: UnicodeDecodeError | None = None
+        for key, record in zip(given[::2], given[1::2], strict=True):
+            try:
+                popped.append(Popped(key.decode(), record))
+            except UnicodeDecodeError as reason:
+                error = reason
+                self._store.fail_unread(key, self._worker_id, reason)
+        if error is not None:
+            if popped:
+                self._store.put_back(popped, self._worker_id)
+            raise error
+        return Pop(popped, extra[0] == 1)
+
+    @property
+    def compensates(self) -> bool:
+        return True
+
+    def compensate(self, result: Any) -> None:
+        if result is not None and result.tasks is not LOST and result.tasks:
+            self._store.put_back(result.tasks, self._worker_id)
 
 
-def _split_characters(answer: Answer, groups: list[Group]) -> list[Any]:
-    text, at, results = answer.text.decode(), 0, list[Any]()
-    for group in groups:
-        results.append(text[at : at + group.n_tasks])
-        at += group.n_tasks
-    return results
+class _End(Request):
+    """Ends some tasks; the result is an entry for each."""
+
+    __slots__ = ()
+
+    def __init__(self, items: Sequence[Ended]) -> None:
+        args: list[Word] = []
+        size = 0
+        for item in items:
+            args += item
+            size += len(item[3]) + 40
+        super().__init__(FINISH, args, n_tasks=len(items), n_answers=len(items), size=size, survives_reset=False)
 
 
-_SPLIT: dict[Script, Callable[[Answer, list[Group]], list[Any]]] = {
-    PUSH: _split_pushes,
-    POP: _split_pops,
-    FINISH: _split_characters,
-    ENTER: _split_characters,
-    BYE: _split_characters,
-}
+class _Removed(NamedTuple):
+    keys: list[bytes]
+    may_follow: bool
 
 
-def _paired(flat: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+class _Remove(Request):
+    __slots__ = ()
+
+    def decode(self, answer: Any, extra: list[Any]) -> _Removed:
+        return _Removed(answer, extra[0] == 1)
 
 
-def _slices(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), length):
-        yield items[first : first + length]
+def _remove(ended: bytes, most: int, keys: Sequence[Word] = ()) -> Request:
+    return _Remove(REMOVE, [most, ended, *keys], n_tasks=most)
 
 
 def _chunks(tasks: Sequence[NewTask]) -> list[Sequence[NewTask]]:

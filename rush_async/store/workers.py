@@ -1,35 +1,44 @@
-"""The transitions and reads of workers, typed: each method here is one script of `lua/`, or one read."""
+"""The transitions and reads of workers, typed: each method is one script of `lua/`, or one read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from rush_async.errors import DecodeError
-from rush_async.model import Counts, Failure, WorkerState
-from rush_async.store.calls import MOST_TASKS, Calls, Group, Position
+from rush_async.model import Failure, WorkerState
+from rush_async.store.calls import Batcher, Request
 from rush_async.store.codec import decode_all, encode
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.records import encode_failure, encode_worker_failure
-from rush_async.store.scripts import BEAT, BYE, ENTER, LOSE, PART, PREPARE, STOP, ScriptCaller
+from rush_async.store.leases import BEAT, FAILURES, KILLED, LOSE, LOST_WORKER, Beat, Holder, Lease, LoseStep, answered_at
+from rush_async.store.records import encode_worker_failure
+from rush_async.store.scripts import MOST_TASKS, Script, ScriptCaller
 from rush_async.wire.connection import Connection
 from rush_async.wire.transport import Word
 
-__all__ = ["FAILURES", "KILLED", "LOST_WORKER", "Beat", "Lease", "LoseStep", "WorkerEntry", "WorkerStore", "beat_args"]
+__all__ = ["KILLED", "LOST_WORKER", "WorkerEntry", "WorkerStore"]
 
-KILLED = Failure("killed", None, "Worker was killed")
-LOST_WORKER = Failure("lost", None, "Worker has crashed or was killed")
-FAILURES: dict[WorkerState, Failure] = {"killed": KILLED, "lost": LOST_WORKER}
-
-
-class Lease(NamedTuple):
-    """For how long a process is believed to be alive: its name, how often it is renewed, and when it expires (seconds)."""
-
-    lease_id: str
-    period: float
-    expire: float
+REGISTER = Script(
+    "register",
+    keys=("workers", "passing", "leases", "processes"),
+    item=("state", "lease", "period", "expire", "worker", "info"),
+    parts=("workers",),
+    memory="grows",
+    creates=True,
+    merges=True,
+)
+DEREGISTER = Script(
+    *("deregister",),
+    keys=("workers", "passing"),
+    item=("worker", "state", "failure", "by"),
+    merges=True,
+    is_final=True,
+)
+STOP = Script("stop", keys=("control", "passing"), item=("worker",), parts=("workers",))
+PREPARE = Script("prepare", keys=("starts",), args=("id", "start"), memory="grows", creates=True)
+RELEASE_LEASES = Script("release_leases", keys=("passing", "leases", "processes"), item=("lease",), parts=("workers",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +46,13 @@ class WorkerEntry:
     """What the network keeps of a worker.
 
     Attributes:
-        state: as in `worker_info`; a worker that is being cleared counts as what it will be.
+        worker_id: its name.
+        state: the state of `worker_info`; for a worker that is being cleared, the state in which it ends.
         info: pid, hostname and the like, as the worker wrote them.
         started_at: when it registered.
-        failure: of its loop, once it ended.
+        failure: the failure of its loop, once it has ended.
         ended_at: when it ended.
-        is_clearing: it is shut out, but what it ran may not have been failed yet.
+        is_clearing: whether it was shut out and may still have running tasks.
     """
 
     worker_id: str
@@ -55,117 +65,121 @@ class WorkerEntry:
 
     @property
     def has_entered(self) -> bool:
-        """Whether it ever came to run, whatever became of it."""
+        """Whether it ever ran."""
         return self.info.get("pid") is not None
 
 
 class WorkerStore:
-    """The workers of one network."""
+    """The workers of one network, for callers in an event loop."""
 
-    def __init__(self, connection: Connection, keys: NetworkKeys, calls: Calls) -> None:
+    def __init__(self, connection: Connection, keys: NetworkKeys, calls: Batcher) -> None:
         self.keys = keys
         self._connection = connection
         self._caller = ScriptCaller(keys)
         self._calls = calls
 
-    async def enter(self, worker_id: str, lease: Lease, info: dict[str, Any], *, give_back: Callable[[Any], None]) -> str:
-        """Registers a worker that is here: `1`; `2` when it was asked to stop already; `0` when the id is or was in use."""
-        group = Group(ENTER, _coming("running", lease, worker_id, encode(info, "info")), give_back=give_back)
-        return await self._calls.call(group)
+    async def register(self, worker_id: str, lease: Lease, info: dict[str, Any]) -> int:
+        """Registers a running worker. Cancelled, it leaves no worker behind.
+
+        Returns:
+            1; 2 where it was asked to stop while it was being started; 0 where the id is or was in use.
+        """
+        args = _registration("running", lease, worker_id, encode(info, "info"))
+        return await self._calls.call(_Register(self, worker_id, args))
 
     async def announce(self, worker_ids: Sequence[str], info: dict[str, Any], lease: Lease | None) -> list[str]:
-        """Registers workers that are being started, lost with the process of `lease`; the ids that were free."""
+        """Registers workers that are being started, and returns the ids that were free. They are lost when `lease` expires."""
         packed = encode(info, "info")
-        groups = [Group(ENTER, _coming("starting", lease, worker_id, packed)) for worker_id in worker_ids]
-        answers = await self._calls.call_all(groups)
-        return [worker_id for worker_id, answer in zip(worker_ids, answers, strict=True) if answer == "1"]
+        requests = [Request(REGISTER, _registration("starting", lease, worker_id, packed)) for worker_id in worker_ids]
+        answers = await self._calls.call_all(requests)
+        return [worker_id for worker_id, answer in zip(worker_ids, answers, strict=True) if answer == [1]]
 
-    def bye_group(self, worker_id: str, state: WorkerState, failure: Failure | None, *, by: str = "self") -> Group:
-        """A worker that holds nothing leaves."""
-        return Group(BYE, [worker_id, state, encode_worker_failure(failure), by])
+    async def deregister(self, worker_id: str, state: WorkerState, failure: Failure | None = None) -> bool:
+        """Deregisters a worker that holds no task; returns False where it is not alive."""
+        return await self._calls.call(_leaving(worker_id, state, failure, "self")) == [1]
 
-    async def bye(self, worker_id: str, state: WorkerState, failure: Failure | None = None) -> bool:
-        """As `bye_group`; False when the worker was not there (any more)."""
-        return await self._calls.call(self.bye_group(worker_id, state, failure)) == "1"
+    def deregister_later(self, worker_id: str) -> None:
+        """Deregisters a worker whose caller is gone, in the background."""
+        self._calls.detach(_leaving(worker_id, "terminated", None, "self"))
 
     async def report(self, worker_id: str, state: WorkerState, failure: Failure | None) -> None:
-        """Whoever started a worker says how it ended, where it did not itself: one that never came is reported, one that
-        left without a good-bye is shut out and what it ran is cleared."""
-        if await self._calls.call(self.bye_group(worker_id, state, failure, by="starter")) == "2":
+        """Reports the end of a worker on behalf of the process that started it. A worker that never ran is deregistered; one
+        that ended without deregistering is shut out, and what it ran is cleared."""
+        if await self._calls.call(_leaving(worker_id, state, failure, "starter")) == [2]:
             await self.lose([worker_id], "lost", LOST_WORKER, failure)
 
     async def lose(
         self, worker_ids: Sequence[str], state: WorkerState, task_failure: Failure, failure: Failure | None = None
     ) -> list[str]:
-        """Shuts workers out and clears what they run. Those that this call shut out: each is one caller's."""
+        """Shuts workers out, which end in `state` with `failure`, and clears what they run. Returns the workers that this call
+        shut out: of several concurrent calls, one returns each worker."""
         shut_out: list[str] = []
         for first in range(0, len(worker_ids), MOST_TASKS):
             step = LoseStep.begin(state, task_failure, failure, worker_ids[first : first + MOST_TASKS])
             while not step.is_done:
-                step = step.next(await self._calls.call(Group(LOSE, step.args())))
+                step = step.next(await self._calls.call(Request(LOSE, step.args())))
                 shut_out += step.shut_out
         return shut_out
 
     async def judge(self) -> list[str]:
-        """Shuts out the workers whose leases have expired, and clears what they and others shut out before them ran. Those that
-        this call shut out."""
+        """Shuts out the workers whose leases have expired, clears what they and workers shut out earlier ran, and returns the
+        workers that this call shut out."""
         shut_out: list[str] = []
-        args = beat_args((), ())
-        by_digest = self._caller.call(BEAT, args)
+        args = Beat.args()
+        by_digest, by_source = self._caller.call(BEAT, args), self._caller.call_by_source(BEAT, args)
         while True:
-            beat = Beat.of(await self._connection.ask_script(by_digest, lambda: self._caller.call_by_source(BEAT, args)))
+            beat = Beat.of(await self._connection.ask_script(by_digest, by_source))
             shut_out += beat.shut_out
             for state, worker_ids in beat.clearing.items():
                 await self.lose(worker_ids, state, FAILURES[state])
             if not beat.is_more:
                 return shut_out
 
-    async def part(self, leases: Sequence[Lease]) -> None:
-        """Ends leases whose workers have all left."""
-        await self._calls.call(Group(PART, [lease.lease_id for lease in leases], survives_reset=False))
+    async def release_leases(self, leases: Sequence[Lease]) -> None:
+        """Ends leases, except those that a worker still lives under."""
+        await self._calls.call(Request(RELEASE_LEASES, [lease.lease_id for lease in leases], survives_reset=False))
 
     async def prepare(self, start_id: str, start: bytes) -> None:
-        """Keeps how workers are to be started by a command."""
-        await self._calls.call(Group(PREPARE, [start_id, start]))
+        """Keeps the job of workers that a command will start."""
+        await self._calls.call(Request(PREPARE, [start_id, start]))
 
     async def read_start(self, start_id: str) -> bytes | None:
-        """How workers are to be started by a command; None when the network does not know it (any more)."""
+        """Returns the job of workers that a command starts; None where the network does not keep it."""
         return await self._connection.ask("HGET", self.keys.starts, start_id)
 
     async def last_seen(self) -> dict[str, datetime]:
-        """For each worker that is alive, when the event loop it lives in last answered."""
-        holders, processes = await self._connection.ask_together(("HGETALL", self.keys.alive), ("HGETALL", self.keys.processes))
-        seen = {lease: times.split() for lease, times in zip(processes[::2], processes[1::2], strict=True)}
-        found: dict[str, datetime] = {}
-        for worker_id, holder in zip(holders[::2], holders[1::2], strict=True):
-            if (times := seen.get(holder.removesuffix(b" stop"))) is not None:
-                found[worker_id.decode()] = datetime.fromtimestamp(float(times[2]), UTC)
-        return found
+        """Returns, for each worker that is alive, when its event loop last answered."""
+        alive, processes = await self._connection.ask_together(("HGETALL", self.keys.alive), ("HGETALL", self.keys.processes))
+        seen = {lease.decode("utf-8", "replace"): answered_at(times) for lease, times in _pairs(processes)}
+        return {
+            worker_id.decode(): at
+            for worker_id, value in _pairs(alive)
+            if (at := seen.get(Holder.of(value).lease_id)) is not None
+        }
 
     async def ask_to_stop(self, worker_ids: Sequence[str]) -> list[str]:
-        """Asks workers to stop; those that were alive or are being started."""
+        """Asks workers to stop, and returns those that are alive or being started."""
         asked: list[str] = []
         for first in range(0, len(worker_ids), MOST_TASKS):
             chunk = worker_ids[first : first + MOST_TASKS]
-            answer = await self._calls.call(Group(STOP, list(chunk), n_tasks=len(chunk)))
-            asked += [worker_id for worker_id, mark in zip(chunk, (answer or b"").decode(), strict=False) if mark == "1"]
+            answer: list[int] = await self._calls.call(Request(STOP, list(chunk), n_tasks=len(chunk)))
+            asked += [worker_id for worker_id, mark in zip(chunk, answer, strict=True) if mark == 1]
         return asked
 
-    async def holders(self, worker_ids: Sequence[str]) -> dict[str, bytes | None]:
-        """The leases of workers, with ` stop` behind that of one that was asked to stop; None for one that is not alive."""
+    async def holders(self, worker_ids: Sequence[str]) -> dict[str, Holder | None]:
+        """Returns the holder of each worker; None for a worker that is not alive."""
         if not worker_ids:
             return {}
-        leases: list[bytes | None] = await self._connection.ask("HMGET", self.keys.alive, *worker_ids)
-        return dict(zip(worker_ids, leases, strict=True))
+        return Holder.of_each(worker_ids, await self._connection.ask("HMGET", self.keys.alive, *worker_ids))
 
     async def read(self) -> list[WorkerEntry]:
-        """All workers that the network knows, by the moment they registered."""
+        """Returns all workers that the network knows, ordered by the time at which they registered."""
         flat = await self._connection.ask("HGETALL", self.keys.workers)
-        entries = [_decode_entry(name, raw) for name, raw in zip(flat[::2], flat[1::2], strict=True)]
+        entries = [_decode_entry(name, raw) for name, raw in _pairs(flat)]
         return sorted(entries, key=lambda entry: (entry.started_at, entry.worker_id))
 
     async def read_some(self, worker_ids: Sequence[str]) -> dict[str, WorkerEntry]:
-        """The entries of these workers; those unknown are left out."""
+        """Returns the entries of workers, without those that the network does not know."""
         if not worker_ids:
             return {}
         raws = await self._connection.ask("HMGET", self.keys.workers, *worker_ids)
@@ -173,89 +187,38 @@ class WorkerStore:
         return {worker_id: _decode_entry(worker_id.encode(), raw) for worker_id, raw in pairs if raw is not None}
 
 
-class LoseStep(NamedTuple):
-    """One step of shutting workers out and clearing what they ran.
+def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
+    return zip(flat[::2], flat[1::2], strict=True)
 
-    Attributes:
-        workers: whom it concerns; after the last step, nobody.
-        shut_out: those that the step before this one shut out.
-    """
 
-    state: WorkerState
-    task_failure: bytes
-    failure: bytes
-    cursor: str
-    workers: Sequence[str]
-    shut_out: Sequence[str] = ()
+class _Register(Request):
+    """Registers a worker; the result is the answer."""
 
-    @classmethod
-    def begin(cls, state: WorkerState, task_failure: Failure, failure: Failure | None, workers: Sequence[str]) -> LoseStep:
-        """The first step."""
-        return cls(state, encode_failure(task_failure), encode_worker_failure(failure), "0", workers)
+    __slots__ = ("_store", "_worker_id")
+
+    def __init__(self, store: WorkerStore, worker_id: str, args: list[Word]) -> None:
+        super().__init__(REGISTER, args)
+        self._store = store
+        self._worker_id = worker_id
+
+    def decode(self, answer: Any, extra: list[Any]) -> int:
+        (mark,) = answer
+        return int(mark)
 
     @property
-    def is_done(self) -> bool:
-        """Whether nothing is left to do."""
-        return not self.workers
+    def compensates(self) -> bool:
+        return True
 
-    def args(self) -> list[Word]:
-        """The arguments of its call."""
-        return [self.state, self.task_failure, self.cursor, self.failure, *self.workers]
-
-    def next(self, answer: bytes | None) -> LoseStep:
-        """What follows from the answer."""
-        if not answer:
-            return self._replace(workers=(), shut_out=())
-        cursor, n, *workers = answer.decode().split("|")
-        return self._replace(cursor=cursor, workers=() if cursor == "0" else workers, shut_out=workers[: int(n)])
+    def compensate(self, result: Any) -> None:
+        if result in (1, 2):
+            self._store.deregister_later(self._worker_id)
 
 
-class Beat(NamedTuple):
-    """What a beat answered.
-
-    Attributes:
-        position: where the network stands.
-        is_more: whether more is to be judged at once.
-        pace: how often somebody has to look after the leases (seconds); None without any.
-        asks: how many requests were ever made.
-        gone: leases that are not there any more.
-        shut_out: workers that this beat shut out.
-        clearing: workers whose tasks are to be cleared, by the state they end in.
-    """
-
-    position: Position
-    is_more: bool
-    pace: float | None
-    asks: int
-    gone: Sequence[str]
-    shut_out: Sequence[str]
-    clearing: dict[WorkerState, list[str]]
-
-    @classmethod
-    def of(cls, reply: Sequence[Any]) -> Beat:
-        """The beat that a reply tells of."""
-        epoch, seq, *counts, n_workers, more, pace, asks, gone, shut_out = reply[:12]
-        clearing: dict[WorkerState, list[str]] = {}
-        for state, worker in zip(reply[12::2], reply[13::2], strict=True):
-            clearing.setdefault(cast("WorkerState", state.decode()), []).append(worker.decode())
-        return cls(
-            Position(int(epoch), seq, Counts(*counts), n_workers),
-            more == b"1",
-            float(pace) if pace else None,
-            int(asks),
-            gone.decode().split("|") if gone else (),
-            shut_out.decode().split("|") if shut_out else (),
-            clearing,
-        )
+def _leaving(worker_id: str, state: WorkerState, failure: Failure | None, by: str) -> Request:
+    return Request(DEREGISTER, [worker_id, state, encode_worker_failure(failure), by])
 
 
-def beat_args(leases: Iterable[tuple[str, float]], vouched: Iterable[str]) -> list[Word]:
-    """The arguments of a beat: leases with the seconds since their loops answered, and workers vouched for."""
-    args: list[Word] = [word for lease_id, silence in leases for word in (lease_id, f"{silence:.3f}")]
-    return ["0", "", 0, encode_worker_failure(LOST_WORKER), len(args) // 2, *args, *vouched]
-
-
-def _coming(state: str, lease: Lease | None, worker_id: str, info: bytes) -> list[Word]:
+def _registration(state: str, lease: Lease | None, worker_id: str, info: bytes) -> list[Word]:
     times: list[Word] = ["", "", ""] if lease is None else [lease.lease_id, repr(lease.period), repr(lease.expire)]
     return [state, *times, worker_id, info]
 

@@ -6,8 +6,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import hiredis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -15,32 +14,46 @@ from redis.backoff import ExponentialWithJitterBackoff
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError
 from rush_async.supervisor import Supervisor
-from rush_async.wire.opening import open_transport
-from rush_async.wire.refusals import refusal
-from rush_async.wire.transport import Command, FutureCommand, Transport, Word, pack
+from rush_async.wire.refusals import broken, gave_up, refusal
+from rush_async.wire.transport import Command, FutureCommand, Opener, Transport, Word, pack
 
-__all__ = ["Connection", "gave_up"]
+__all__ = ["Connection", "Filler"]
 
 logger = logging.getLogger(__name__)
 
 _IN_A_ROW = 10.0  # seconds after which a server that refuses calls is not known for that any more
 
 
+class Filler(Protocol):
+    """Gathers what is issued in one tick of the event loop, so that it leaves as one command."""
+
+    def fill(self) -> None:
+        """Sends what was gathered. Called before the next write."""
+
+    def server_lost(self, reason: Exception) -> None:
+        """The server was looked for in vain, while this filler waits for it."""
+
+
 class Connection:
-    """The one command connection of an event loop to a server: it mends itself, and sends again what was not answered.
+    """The one command connection of an event loop to a server: it reconnects, and sends again what was not answered.
 
     Everything sent here may be executed again: reads by nature, everything else because the scripts know their calls.
+
+    Args:
+        config: the server.
+        supervisor: runs the reconnecting.
+        opener: opens connections to the server.
     """
 
-    def __init__(self, config: RushConfig, supervisor: Supervisor, scripts: Sequence[str] = ()) -> None:
+    def __init__(self, config: RushConfig, supervisor: Supervisor, opener: Opener) -> None:
         self.config = config
-        self._scripts = scripts
-        self._supervisor = supervisor
+        self.supervisor = supervisor
+        self._opener = opener
         self._loop = asyncio.get_running_loop()
         self._transport: Transport | None = None
         self._waiting: deque[Command] = deque()
-        self._fillers: list[Callable[[], None]] = []
-        self._postponed: dict[Callable[[], None], Callable[[Exception], None]] = {}
+        self._due: list[Filler] = []
+        self._postponed: dict[Filler, None] = {}
         self._is_flush_due = False
         self._watch: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -54,7 +67,7 @@ class Connection:
 
     async def open(self) -> None:
         """Opens the connection; raises `RushConnectionError` when that fails."""
-        self._transport = await open_transport(self.config, self._scripts, self._lost, on_writable=self._go_on)
+        self._transport = await self._opener.open(self)
 
     @property
     def is_ready(self) -> bool:
@@ -72,63 +85,58 @@ class Connection:
 
     async def ask(self, *words: Word) -> Any:
         """Sends one plain command and returns its reply; for reads."""
-        return self._checked(await self._send(pack(words), 1))
+        return await self.result(self._send(pack(words)))
 
     async def ask_together(self, *commands: tuple[Word, ...]) -> list[Any]:
         """Sends commands as one transaction and returns their replies; for reads."""
-        return self._checked(await self._send(*_transaction(commands)))
+        return await self.result(self.begin_together(*commands))
 
-    def begin_together(
-        self, *commands: tuple[Word, ...], on_leaving: Callable[[], None] | None = None
-    ) -> Callable[[], Awaitable[list[Any]]]:
-        """The same for a caller that waits for the replies later, which it does by what this returns.
+    def begin_together(self, *commands: tuple[Word, ...]) -> FutureCommand:
+        """Sends commands as one transaction at the end of this tick; `result` waits for their replies."""
+        packed = [pack(command) for command in commands]
+        return self._send(b"".join([pack(("MULTI",)), *packed, pack(("EXEC",))]), len(packed) + 2)
 
-        Args:
-            commands: the transaction.
-            on_leaving: called when it leaves, at the end of this tick; without it, it leaves at once, since what the caller
-                does next keeps the loop from sending.
-        """
-        future = self._send(*_transaction(commands))
-        if on_leaving is None:
-            self.flush()
-        else:
-            self.fill_at_tick_end(on_leaving)
-
-        async def replies() -> list[Any]:
-            return self._checked(await future)
-
-        return replies
-
-    async def ask_script(self, payload: bytes, by_source: Callable[[], bytes]) -> Any:
-        """Sends the call of a script that only reads; `by_source` writes it for a server that forgot its scripts."""
-        reply = await self._send(payload, 1)
+    async def ask_script(self, by_digest: bytes, by_source: bytes) -> Any:
+        """Calls a script that only reads: by its digest, or by its source where the server has forgotten it."""
+        command = self._send(by_digest)
+        reply = await command.future
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            reply = await self._send(by_source(), 1)
-        return self._checked(reply)
+            command = self._send(by_source)
+        return await self.result(command)
 
-    def _send(self, payload: bytes, n_replies: int) -> asyncio.Future[Any]:
-        command = FutureCommand(payload, n_replies)
-        self.send(command)
-        return command.future
+    async def result(self, command: FutureCommand) -> Any:
+        """Waits for the reply to a command.
 
-    def _checked(self, reply: Any) -> Any:
+        Raises:
+            RushError: the server refused it.
+        """
+        reply = await command.future
         if isinstance(reply, hiredis.ReplyError):
-            raise refusal(reply, self.config)
+            raise refusal(reply, self.config.where)
         return reply
 
-    def fill_at_tick_end(self, filler: Callable[[], None]) -> None:
-        """Calls `filler` once before the next write, so that what was issued in this tick can leave as one command."""
-        self._fillers.append(filler)
+    def _send(self, payload: bytes, n_replies: int = 1) -> FutureCommand:
+        command = FutureCommand(payload, n_replies)
+        self.send(command)
+        return command
+
+    def fill_soon(self, filler: Filler) -> None:
+        """Calls `filler.fill` once before the next write."""
+        self._due.append(filler)
         self._flush_soon()
 
-    def fill_when_ready(self, filler: Callable[[], None], on_trouble: Callable[[Exception], None]) -> None:
-        """Calls `filler` when the server takes bytes again; `on_trouble` whenever that was tried in vain."""
-        self._postponed[filler] = on_trouble
+    def fill_when_ready(self, filler: Filler) -> None:
+        """Calls `filler.fill` when the server takes bytes again, `filler.server_lost` whenever it was looked for in vain."""
+        self._postponed[filler] = None
 
-    def _go_on(self) -> None:
-        self._fillers += self._postponed
+    def writable(self) -> None:
+        """The server takes bytes again."""
+        self._due += self._postponed
         self._postponed.clear()
         self._flush_soon()
+
+    def pushed(self, message: list[Any]) -> None:
+        """No message is published on this connection."""
 
     def _flush_soon(self) -> None:
         if not self._is_flush_due:
@@ -137,9 +145,9 @@ class Connection:
 
     def flush(self) -> None:
         """Sends what there is before the tick ends."""
-        fillers, self._fillers = self._fillers, []
-        for filler in fillers:
-            filler()
+        due, self._due = self._due, []
+        for filler in due:
+            filler.fill()
         self._is_flush_due = False
         transport = self._transport
         if self._waiting and transport is not None and transport.is_open and transport.is_writable:
@@ -160,15 +168,16 @@ class Connection:
         else:
             self._watch = self._loop.call_later(patience, self._check_silence)
 
-    def _lost(self, transport: Transport, error: Exception | None) -> None:
-        if transport is not self._transport:
-            transport.fail_unanswered(self.config.where, error)  # it broke while it was being opened
+    def lost(self, transport: Transport, error: Exception | None) -> None:
+        """The connection is gone: what was not answered is sent again on the next one."""
+        if transport is not self._transport:  # it broke while it was being opened
+            transport.fail_unanswered(broken(self.config.where, error))
             return
         self._transport = None
         for command in transport.unanswered:
             command.n_seen = 0
         self._waiting.extendleft(reversed(transport.unanswered))
-        if self._is_closed or not self._supervisor.is_open:
+        if self._is_closed or not self.supervisor.is_open:
             self._fail_waiting(self._closed(), 0)
             self._gone.set()
             return
@@ -181,7 +190,7 @@ class Connection:
                 RushConnectionError(f"{self.config.where} does not take calls: {error}"), self.config.retry_deadline
             )
         logger.warning("lost the connection to %s (%s): reconnecting", self.config.where, error or "closed by the server")
-        self._supervisor.start(self._reconnect, error)
+        self.supervisor.start(self._reconnect, error)
 
     async def _reconnect(self, error: Exception | None) -> None:
         # Full jitter keeps a thousand processes from coming back in step; the first try is at once.
@@ -192,7 +201,7 @@ class Connection:
                 await asyncio.sleep(backoff.compute(failures))
             while not self._is_closed:
                 try:
-                    transport = await open_transport(self.config, self._scripts, self._lost, on_writable=self._go_on)
+                    transport = await self._opener.open(self)
                     if not transport.is_open:
                         raise RushConnectionError(f"{self.config.where} closed the connection at once")
                     self._transport = transport
@@ -203,7 +212,7 @@ class Connection:
                 else:
                     self.n_reconnects += 1
                     logger.info("connected to %s again", self.config.where)
-                    self._go_on()
+                    self.writable()
                     break
         finally:
             if self._transport is None:  # it was cancelled with all tasks of an event loop that ends
@@ -219,14 +228,14 @@ class Connection:
             if now - command.since < patience and not self._is_closed:
                 self._waiting.append(command)
                 continue
-            error = gave_up(now - command.since, reason, was_sent=command.was_sent)
+            error = gave_up(now - command.since, reason, was_sent=command.n_sent > 0)
             if self._is_closed:
                 command.failed(error)
             elif command.given_up(error):
                 command.since = math.inf
                 self._waiting.append(command)
-        for tell in list(self._postponed.values()):
-            tell(reason)
+        for filler in list(self._postponed):
+            filler.server_lost(reason)
 
     async def aclose(self) -> None:
         """Closes the connection; what was not answered fails."""
@@ -238,19 +247,3 @@ class Connection:
             await self._gone.wait()
         else:
             self._fail_waiting(self._closed(), 0)
-
-
-def gave_up(after: float, reason: Exception, *, was_sent: bool) -> RushConnectionError:
-    """The error for a person whose call waited in vain."""
-    error = RushConnectionError(
-        f"gave up after {after:.3g} s: {reason}"
-        + (" (it was sent, so it may have been executed)" if was_sent else " (it was never sent)")
-    )
-    error.__cause__ = reason
-    return error
-
-
-def _transaction(commands: Sequence[tuple[Word, ...]]) -> tuple[bytes, int]:
-    """Its bytes, and how many replies they have; the last one is a list."""
-    packed = [pack(command) for command in commands]
-    return b"".join([pack(("MULTI",)), *packed, pack(("EXEC",))]), len(packed) + 2

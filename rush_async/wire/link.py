@@ -19,7 +19,7 @@ from rush_async.embedded.server import ServerLease, acquire
 from rush_async.errors import RushConfigError, RushConnectionError, RushError
 from rush_async.supervisor import Supervisor, run_to_completion
 from rush_async.wire.connection import Connection
-from rush_async.wire.opening import url_db
+from rush_async.wire.opening import ServerOpener, url_db
 from rush_async.wire.subscription import Subscription
 
 __all__ = ["Link", "process_generation"]
@@ -105,8 +105,9 @@ class Link:
 
     async def _open(self) -> None:
         await self.supervisor.open()
-        self.connection = Connection(self.config, self.supervisor, self._scripts)
-        self.subscription = Subscription(self.config, self.supervisor)
+        opener = ServerOpener(self.config, self._scripts)
+        self.connection = Connection(self.config, self.supervisor, opener)
+        self.subscription = Subscription(self.config, self.supervisor, opener)
         await self.connection.open()
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import anyio
@@ -27,9 +27,9 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 from rush_async.config import RushConfig
 from rush_async.errors import RushConfigError, RushConnectionError
 from rush_async.wire.refusals import acl_remedy
-from rush_async.wire.transport import FutureCommand, Transport, pack
+from rush_async.wire.transport import FutureCommand, Transport, TransportOwner, pack
 
-__all__ = ["connection_options", "open_transport", "url_db"]
+__all__ = ["ServerOpener", "connection_options", "url_db"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,11 @@ class _HandsOver:
     _writer: asyncio.StreamWriter | None
 
     def hand_over(self, transport: Transport) -> None:
+        # The stream's writer closes its connection when it is collected, so the transport keeps the stream until then.
         assert self._writer is not None
-        transport.adopt(cast("asyncio.Transport", self._writer.transport), self._forget)
-
-    def _forget(self) -> None:
-        # The stream's writer closes its connection when it is collected, so it is kept until the connection is gone.
+        stream = self._reader, self._writer
         self._reader = self._writer = None
+        transport.adopt(cast("asyncio.Transport", stream[1].transport), stream)
 
 
 class _TCP(_HandsOver, TCPConnection):
@@ -110,40 +109,75 @@ def _connection(config: RushConfig) -> _TCP | _TLS | _Unix:
         raise RushConfigError(f"the URL {config.where!r} has an option that the connection does not know: {error}") from None
 
 
-async def open_transport(
-    config: RushConfig,
-    scripts: Sequence[str],
-    on_lost: Callable[[Transport, Exception | None], None],
-    on_push: Callable[[list[Any]], None] | None = None,
-    on_writable: Callable[[], None] | None = None,
-) -> Transport:
-    """Opens a connection, checks who answers, and teaches the server these scripts.
+class ServerOpener:
+    """Opens connections to one server.
 
-    Raises:
-        RushConnectionError: the server cannot be reached within `connect_timeout`, refuses us, or is too old.
-        RushConfigError: the URL cannot be used.
+    Args:
+        config: where the server is and how long to wait for it.
+        scripts: the sources of the scripts that the server is taught on a connection that takes commands.
     """
-    loading: RushConnectionError | None = None
-    try:
-        with anyio.fail_after(config.connect_timeout):
-            while True:
-                try:
-                    return await _open_transport(config, scripts, on_lost, on_push, on_writable)
-                except RushConnectionError as error:
-                    if not _is_loading(error):
-                        raise
-                    loading = error
-                await asyncio.sleep(_PAUSE)  # nothing tells when a server has loaded its data
-    except TimeoutError as error:
-        if loading is not None:
+
+    def __init__(self, config: RushConfig, scripts: Sequence[str]) -> None:
+        self._config = config
+        self._scripts = scripts
+
+    async def open(self, owner: TransportOwner, *, listens: bool = False) -> Transport:
+        """Opens a connection, checks who answers, and teaches the server the scripts.
+
+        Raises:
+            RushConnectionError: the server cannot be reached within `connect_timeout`, refuses us, or is too old.
+            RushConfigError: the URL cannot be used.
+        """
+        config = self._config
+        loading: RushConnectionError | None = None
+        try:
+            with anyio.fail_after(config.connect_timeout):
+                while True:
+                    try:
+                        return await self._open(owner, listens)
+                    except RushConnectionError as error:
+                        if not _is_loading(error):
+                            raise
+                        loading = error
+                    await asyncio.sleep(_PAUSE)  # nothing tells when a server has loaded its data
+        except TimeoutError as error:
+            if loading is not None:
+                raise RushConnectionError(
+                    f"{config.where} was still loading its data after {config.connect_timeout:g} s: "
+                    "connect_timeout sets how long to wait"
+                ) from loading
             raise RushConnectionError(
-                f"{config.where} was still loading its data after {config.connect_timeout:g} s: "
+                f"no answer from {config.where} within {config.connect_timeout:g} s: is a Redis or Valkey server there? "
                 "connect_timeout sets how long to wait"
-            ) from loading
-        raise RushConnectionError(
-            f"no answer from {config.where} within {config.connect_timeout:g} s: is a Redis or Valkey server there? "
-            "connect_timeout sets how long to wait"
-        ) from error
+            ) from error
+
+    async def _open(self, owner: TransportOwner, listens: bool) -> Transport:
+        config = self._config
+        connection = _connection(config)
+        transport = Transport(owner, listens=listens)
+        try:
+            await connection.connect()
+            connection.hand_over(transport)
+            await _greet(transport, config, () if listens else self._scripts)
+        except (RedisError, OSError) as error:
+            transport.drop()
+            if isinstance(error, RushConnectionError):
+                raise  # a server answered
+            if any(isinstance(each, AuthenticationError) for each in (error, error.__cause__, error.__context__)):
+                raise RushConnectionError(
+                    f"{config.where} refuses this user or password ({error})",
+                    ": write them as redis://user:password@host",
+                    is_password_refused=True,
+                ) from error
+            raise RushConnectionError(
+                f"cannot reach {config.where}: {str(error).rstrip('.')}",
+                ". Start a Redis or Valkey server there, "
+                "name another with the url, or leave the url out to use the embedded server",
+            ) from error
+        except BaseException:
+            transport.drop()
+            raise
+        return transport
 
 
 def _is_loading(error: BaseException | None) -> bool:
@@ -152,40 +186,6 @@ def _is_loading(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-async def _open_transport(
-    config: RushConfig,
-    scripts: Sequence[str],
-    on_lost: Callable[[Transport, Exception | None], None],
-    on_push: Callable[[list[Any]], None] | None,
-    on_writable: Callable[[], None] | None,
-) -> Transport:
-    connection = _connection(config)
-    transport = Transport(on_lost, on_push, on_writable)
-    try:
-        await connection.connect()
-        connection.hand_over(transport)
-        await _greet(transport, config, scripts)
-    except (RedisError, OSError) as error:
-        transport.drop()
-        if isinstance(error, RushConnectionError):
-            raise  # whoever answers there was reached
-        if any(isinstance(each, AuthenticationError) for each in (error, error.__cause__, error.__context__)):
-            raise RushConnectionError(
-                f"{config.where} refuses this user or password ({error})",
-                ": write them as redis://user:password@host",
-                is_password_refused=True,
-            ) from error
-        raise RushConnectionError(
-            f"cannot reach {config.where}: {str(error).rstrip('.')}",
-            ". Start a Redis or Valkey server there, "
-            "name another with the url, or leave the url out to use the embedded server",
-        ) from error
-    except BaseException:
-        transport.drop()
-        raise
-    return transport
 
 
 async def _greet(transport: Transport, config: RushConfig, scripts: Sequence[str]) -> None:

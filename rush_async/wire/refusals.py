@@ -1,13 +1,10 @@
-"""What a server's error reply means, in words for a person."""
+"""What the error replies and the silence of a server mean, in words for a person."""
 
 from __future__ import annotations
 
-import hiredis
-
-from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError, RushError, ServerFullError
 
-__all__ = ["acl_remedy", "refusal"]
+__all__ = ["acl_remedy", "broken", "gave_up", "refusal"]
 
 
 def acl_remedy(network_id: str = "") -> str:
@@ -19,15 +16,32 @@ def acl_remedy(network_id: str = "") -> str:
     )
 
 
-def refusal(reply: hiredis.ReplyError, config: RushConfig) -> Exception:
-    """The error for a person that a server's error reply means."""
+def refusal(reply: Exception, where: str) -> RushError:
+    """The error for a person that the error reply of the server at `where` means."""
     text = str(reply).rstrip(".")
     if text.startswith(("OOM", "MISCONF")):
         return ServerFullError(
-            f"{config.where} is full and refused the call, nothing of it was done: "
+            f"{where} is full and refused the call, nothing of it was done: "
             f"raise its maxmemory, or reset networks that are not needed ({text})"
         )
-    # In scripts, Redis 7.0 says it in its own way.
+    # In scripts, Redis 7.0 words it in its own way.
     if text.startswith("NOPERM") or "ACL failure" in text or "can't run this command" in text:
-        return RushConnectionError(f"{config.where} does not allow this user the call: {text}. {acl_remedy()}")
-    return RushError(f"{config.where} refused a call: {text}")
+        return RushConnectionError(f"{where} does not allow this user the call: {text}. {acl_remedy()}")
+    return RushError(f"{where} refused a call: {text}")
+
+
+def gave_up(after: float, reason: Exception, *, was_sent: bool) -> RushConnectionError:
+    """The error for a person whose call waited in vain."""
+    error = RushConnectionError(
+        f"gave up after {after:.3g} s: {reason}"
+        + (" (it was sent, so it may have been executed)" if was_sent else " (it was never sent)")
+    )
+    error.__cause__ = reason
+    return error
+
+
+def broken(where: str, error: Exception | None) -> RushConnectionError:
+    """The error for what was asked on a connection that broke."""
+    reason = RushConnectionError(f"the connection to {where} broke: {error}")
+    reason.__cause__ = error
+    return reason

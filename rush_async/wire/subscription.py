@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import hiredis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -14,20 +13,28 @@ from redis.backoff import ExponentialWithJitterBackoff
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError
 from rush_async.supervisor import Supervisor
-from rush_async.wire.opening import open_transport
-from rush_async.wire.refusals import acl_remedy
-from rush_async.wire.transport import FutureCommand, Transport, pack
+from rush_async.wire.refusals import acl_remedy, broken
+from rush_async.wire.transport import FutureCommand, Opener, Transport, pack
 
-__all__ = ["Subscription"]
+__all__ = ["ChannelListener", "Subscription"]
 
 logger = logging.getLogger(__name__)
+
+
+class ChannelListener(Protocol):
+    """Listens on a channel."""
+
+    def heard(self, channel: str, message: bytes) -> None:
+        """A message was published."""
+
+    def confirmed(self, channel: str) -> None:
+        """The server confirmed the subscription: what was published before is not heard."""
 
 
 @dataclass(eq=False)
 class _Channel:
     name: str
-    on_message: Callable[[bytes], None]
-    on_confirmed: Callable[[], None]
+    listener: ChannelListener
     confirmed: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -35,8 +42,9 @@ class Subscription:
     """Listens on shard channels. After a lost connection it comes back by itself; every confirmation, the first and those
     after a reconnect, is told to the channel's listener, since what was published in between is gone."""
 
-    def __init__(self, config: RushConfig, supervisor: Supervisor) -> None:
+    def __init__(self, config: RushConfig, supervisor: Supervisor, opener: Opener) -> None:
         self._config = config
+        self._opener = opener
         self._supervisor = supervisor
         self._channels: dict[str, _Channel] = {}
         self._transport: Transport | None = None
@@ -45,9 +53,9 @@ class Subscription:
         self._is_running = False
         self._is_closed = False
 
-    def subscribe(self, name: str, on_message: Callable[[bytes], None], on_confirmed: Callable[[], None]) -> None:
+    def subscribe(self, name: str, listener: ChannelListener) -> None:
         """Listens on a channel from the next confirmation on."""
-        self._channels[name] = _Channel(name, on_message, on_confirmed)
+        self._channels[name] = _Channel(name, listener)
         if not self._is_running:
             self._is_running = True
             self._supervisor.start(self._run)
@@ -108,14 +116,19 @@ class Subscription:
         if not channel.confirmed.done():
             channel.confirmed.set_result(None)
         if self._supervisor.is_open:  # else the event loop is ending
-            channel.on_confirmed()
+            channel.listener.confirmed(channel.name)
 
-    def _message(self, reply: list[Any]) -> None:
-        if reply[0] == b"smessage" and (channel := self._channels.get(reply[1].decode())) is not None:
-            channel.on_message(reply[2])
+    def pushed(self, message: list[Any]) -> None:
+        """A message of a channel arrived."""
+        if message[0] == b"smessage" and (channel := self._channels.get(message[1].decode())) is not None:
+            channel.listener.heard(channel.name, message[2])
 
-    def _lost(self, transport: Transport, error: Exception | None) -> None:
-        transport.fail_unanswered(self._config.where, error)
+    def writable(self) -> None:
+        """Little is written here, so nothing waits for this."""
+
+    def lost(self, transport: Transport, error: Exception | None) -> None:
+        """The connection is gone."""
+        transport.fail_unanswered(broken(self._config.where, error))
         if transport is self._transport:  # else it broke while it was being opened
             self._gone.set()
 
@@ -124,7 +137,7 @@ class Subscription:
         try:
             while self._channels and not self._is_closed:
                 try:
-                    transport = await open_transport(self._config, (), self._lost, self._message)
+                    transport = await self._opener.open(self, listens=True)
                 except RushConnectionError as error:
                     failures += 1
                     logger.debug("cannot listen yet: %s", error)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import hiredis
 
-from rush_async.errors import RushConnectionError
+__all__ = ["Command", "FutureCommand", "Opener", "Transport", "TransportOwner", "Word", "pack"]
 
-__all__ = ["Command", "FutureCommand", "Transport", "Word", "pack"]
+logger = logging.getLogger(__name__)
 
 # `Reader.gets()` answers False for "nothing yet", which a reply could be as well.
 _NOTHING = object()
@@ -27,16 +28,21 @@ pack = cast("Callable[[tuple[Word, ...]], bytes]", hiredis.pack_command)  # pyri
 
 
 class Command:
-    """Bytes to send, and what to do with the reply: the last of `n_replies`, so that a transaction is one command."""
+    """Bytes to send, and what to do with the reply: the last of `n_replies`, so that a transaction is one command.
 
-    __slots__ = ("n_replies", "n_seen", "payload", "since", "was_sent")
+    Attributes:
+        since: when it was first wanted, in the event loop's time.
+        n_sent: how often it was written and may have been executed.
+    """
+
+    __slots__ = ("n_replies", "n_seen", "n_sent", "payload", "since")
 
     def __init__(self, payload: bytes, n_replies: int = 1) -> None:
         self.payload = payload
         self.n_replies = n_replies
         self.n_seen = 0
         self.since = 0.0
-        self.was_sent = False
+        self.n_sent = 0
 
     def answered(self, reply: Any) -> None:
         """Takes the server's reply, which may be a `hiredis.ReplyError`."""
@@ -46,18 +52,17 @@ class Command:
         """Sees a reply before the last."""
 
     def failed(self, error: Exception) -> None:
-        """Learns that there will be no reply."""
+        """There will be no reply."""
         raise NotImplementedError
 
     def given_up(self, error: Exception) -> bool:
-        """Learns that nobody waits for the reply any longer; whether it is to be sent all the same, to learn what became
-        of it."""
+        """The time to wait for the reply is up; True if the command is to be sent all the same, to learn what became of it."""
         self.failed(error)
         return False
 
 
 class FutureCommand(Command):
-    """A command whose reply somebody awaits."""
+    """A command whose reply is awaited."""
 
     __slots__ = ("_refusal", "future")
 
@@ -79,41 +84,59 @@ class FutureCommand(Command):
     def failed(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
-            self.future.exception()  # whoever waits sees it; nobody may be waiting any more
+            self.future.exception()  # its caller may be gone
+
+
+class TransportOwner(Protocol):
+    """What a transport belongs to."""
+
+    def lost(self, transport: Transport, error: Exception | None) -> None:
+        """The connection is gone. Called once."""
+
+    def writable(self) -> None:
+        """The peer takes bytes again after it did not."""
+
+    def pushed(self, message: list[Any]) -> None:
+        """A published message arrived."""
+
+
+class Opener(Protocol):
+    """Opens connections to one server."""
+
+    async def open(self, owner: TransportOwner, *, listens: bool = False) -> Transport:
+        """Opens a connection that takes commands, or one that `listens` to published messages.
+
+        Raises:
+            RushConnectionError: the server cannot be reached, or refuses this client.
+        """
+        ...
 
 
 class Transport(asyncio.Protocol):
     """One open connection.
 
     Args:
-        on_lost: called once when the connection is gone.
-        on_push: called with published messages; without it a reply that nobody asked for ends the connection.
-        on_writable: called when the peer takes bytes again after it did not.
+        owner: learns of published messages and of the end of the connection.
+        listens: whether messages are published on it; without, a reply that no command asked for ends the connection.
     """
 
-    def __init__(
-        self,
-        on_lost: Callable[[Transport, Exception | None], None],
-        on_push: Callable[[list[Any]], None] | None = None,
-        on_writable: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, owner: TransportOwner, *, listens: bool = False) -> None:
         self.unanswered: deque[Command] = deque()
         self.last_received = 0.0
         self.is_writable = True
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
-        self._on_lost = on_lost
-        self._on_push = on_push
-        self._on_writable = on_writable
+        self._owner = owner
+        self._listens = listens
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._previous: asyncio.BaseProtocol | None = None
-        self._release: Callable[[], None] | None = None
+        self._stream: object = None
         self._error: Exception | None = None
 
-    def adopt(self, transport: asyncio.Transport, release: Callable[[], None]) -> None:
-        """Takes over an open connection from the protocol that made it; `release` is called at its end."""
+    def adopt(self, transport: asyncio.Transport, stream: object) -> None:
+        """Takes over an open connection from the protocol that made it, and keeps its stream alive until its end."""
         self._previous = transport.get_protocol()
-        self._release = release
+        self._stream = stream
         self._transport = transport
         self.last_received = self._loop.time()
         transport.set_protocol(self)
@@ -127,24 +150,22 @@ class Transport(asyncio.Protocol):
         """Sends commands in one write."""
         assert self._transport is not None
         if not self.unanswered:
-            self.last_received = self._loop.time()  # the patience with a silent server begins here
+            self.last_received = self._loop.time()  # from here on the server's silence counts
         self.unanswered.extend(commands)
         for command in commands:
-            command.was_sent = True
+            command.n_sent += 1
         self._transport.write(b"".join([command.payload for command in commands]))
 
     def drop(self, reason: Exception | None = None) -> None:
-        """Ends the connection at once; `on_lost` is called with the reason."""
+        """Ends the connection at once; the owner learns the reason."""
         self._error = self._error or reason
         if self._transport is not None:
             self._transport.abort()
 
-    def fail_unanswered(self, where: str, error: Exception | None) -> None:
-        """What was asked fails: the connection broke while it was being opened, so nobody will ask again."""
-        reason = RushConnectionError(f"the connection to {where} broke: {error}")
-        reason.__cause__ = error
+    def fail_unanswered(self, error: Exception) -> None:
+        """Fails what was asked: the connection broke while it was being opened, so it is not asked again."""
         while self.unanswered:
-            self.unanswered.popleft().failed(reason)
+            self.unanswered.popleft().failed(error)
 
     # what asyncio calls
 
@@ -158,9 +179,9 @@ class Transport(asyncio.Protocol):
             self.drop(error)
 
     def _take(self, reply: object) -> None:
-        if self._on_push is not None and (not self.unanswered or _is_message(reply)):
+        if self._listens and (not self.unanswered or _is_message(reply)):
             if isinstance(reply, list):
-                self._on_push(cast("list[Any]", reply))
+                self._owner.pushed(cast("list[Any]", reply))
             return
         if not self.unanswered:
             self.drop(hiredis.ProtocolError("the server sent a reply that nobody asked for"))
@@ -171,31 +192,35 @@ class Transport(asyncio.Protocol):
             self.drop(reply)  # with this command and all behind it still unanswered: they are sent again, in order
             return
         command.n_seen += 1
-        if command.n_seen == command.n_replies:
-            command.n_seen = 0  # it may be sent again
-            self.unanswered.popleft()
-            command.answered(reply)
-        else:
+        if command.n_seen < command.n_replies:
             command.passed(reply)
+            return
+        command.n_seen = 0  # it may be sent again
+        self.unanswered.popleft()
+        try:
+            command.answered(reply)
+        except Exception as error:  # whatever the reply was, its caller gets an answer and the next replies are read
+            logger.exception("a reply could not be taken: %r", str(reply)[:200])
+            command.failed(error)
 
     def pause_writing(self) -> None:
         self.is_writable = False
 
     def resume_writing(self) -> None:
         self.is_writable = True
-        if self._on_writable is not None:
-            self._on_writable()
+        self._owner.writable()
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         # The protocol that opened the connection waits for this call when it is asked to disconnect.
-        if self._previous is not None:
-            self._previous.connection_lost(exc)
-        if self._release is not None:
-            self._release()
-        self._on_lost(self, self._error or exc)
+        try:
+            if self._previous is not None:
+                self._previous.connection_lost(exc)
+        finally:
+            self._stream = None
+            self._owner.lost(self, self._error or exc)
 
 
 def _is_message(reply: object) -> bool:

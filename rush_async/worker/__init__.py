@@ -1,1 +1,1 @@
-"""A worker: a client with an identity, and its life."""
+"""A worker: a client with an identity that takes tasks, and how its loop is run."""

@@ -1,4 +1,4 @@
-"""Lets the network cancel what runs in a task's block, and tells whether a block let anything else run."""
+"""Guards of task blocks: they cancel the code in a block, and measure whether it blocked the event loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Guard", "LoopTurns"]
 
 
 class LoopTurns:
-    """Counts the turns of an event loop: all blocks that open in one turn share one number."""
+    """Counts the iterations of an event loop: all blocks that open in one iteration see the same number."""
 
     __slots__ = ("_is_due", "n")
 
@@ -18,7 +18,7 @@ class LoopTurns:
         self._is_due = False
 
     def current(self) -> int:
-        """The number of the present turn."""
+        """Returns the number of the current iteration."""
         if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._advance)
@@ -30,9 +30,9 @@ class LoopTurns:
 
 
 class Guard:
-    """Cancels what runs in a block, as `asyncio.timeout` does when its time is up."""
+    """Cancels the code in a block, as `asyncio.timeout` does when its time is up."""
 
-    __slots__ = ("_begun", "_cancelling", "_is_cancelled", "_is_left", "_task", "_turn", "_turns")
+    __slots__ = ("_begun", "_cancelling", "_has_ended", "_is_cancelled", "_task", "_turn", "_turns")
 
     def __init__(self, turns: LoopTurns) -> None:
         task = asyncio.current_task()
@@ -40,31 +40,31 @@ class Guard:
         self._task = task
         self._cancelling = task.cancelling()
         self._is_cancelled = False
-        self._is_left = False
+        self._has_ended = False
         self._begun = time.monotonic()
         self._turns = turns
         self._turn = turns.current()
 
     def cancel(self) -> None:
         """Cancels the block, because the network has cancelled its task."""
-        if not self._is_cancelled and not self._is_left:
+        if not self._is_cancelled and not self._has_ended:
             self._is_cancelled = True
             self._task.cancel()
 
     @property
     def blocked_for(self) -> float:
-        """Seconds for which the block let nothing else run; 0 if it did."""
+        """Seconds for which the block kept the event loop from running anything else; 0 if it awaited."""
         return time.monotonic() - self._begun if self._turn == self._turns.n else 0.0
 
-    def leave(self) -> bool:
-        """Ends the guard; True if the network had cancelled the block."""
-        self._is_left = True
+    def end(self) -> bool:
+        """Ends the guard. Returns whether the network has cancelled the block."""
+        self._has_ended = True
         return self._is_cancelled
 
     async def was_only_cause(self, error: BaseException | None) -> bool:
-        """Whether `error`, with which a cancelled block was left, is nothing but this guard's cancellation, which ends here."""
+        """Ends the guard's cancellation. Returns whether it is the only cause of the `error` that leaves the block."""
         if error is None:
-            # The cancellation may still be on its way, when nothing in the block awaited.
+            # If nothing in the block awaited, the cancellation is delivered only at this await.
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:

@@ -17,7 +17,7 @@ from rush_async.store.worker_log import LogEntry
 __all__ = ["LogSink", "capture"]
 
 _MAX_MESSAGE = 64 * 1024  # characters
-_SENDERS = ("rush_async.heartbeat.", "rush_async.wire.")  # these loggers' packages send the records
+_SENDERS = ("rush_async.heartbeat.", "rush_async.wire.")  # packages that send the records
 
 
 class LogSink(Protocol):
@@ -69,7 +69,7 @@ def capture(worker_id: str, levels: Mapping[str, str | int] | None, sink: LogSin
         yield
     finally:
         _registry.remove(source)
-        with suppress(ValueError):  # a coroutine that an ended event loop left behind is closed in another context
+        with suppress(ValueError):  # a coroutine of an ended event loop may be closed in another context
             _current_source.reset(token)
 
 
@@ -104,7 +104,7 @@ class _CaptureHandler(logging.Handler):
     def remove_level(self, level: int) -> bool:
         """Removes the level of a worker. Returns whether it was the last worker; the handler is then removed too."""
         self._levels -= Counter((level,))
-        if self._logger.level == self._given_level:  # else the program has set it meanwhile
+        if self._logger.level == self._given_level:  # otherwise the program has set another level meanwhile
             self._set_level(min(self._levels, default=self._former_level))
         if self._levels:
             return False
@@ -129,7 +129,7 @@ class _CaptureHandler(logging.Handler):
 
 
 def _entry_of(record: logging.LogRecord, worker_id: str) -> LogEntry:
-    """Returns a record as an entry of the log; the record itself stays unchanged, for other handlers get it too."""
+    """Returns a record as a log entry. Does not change the record, because other handlers get it too."""
     msg = record.getMessage()
     if record.exc_info:
         msg = f"{msg}\n{record.exc_text or logging.Formatter().formatException(record.exc_info)}"
@@ -161,7 +161,7 @@ class _Registry:
                 self._handlers[name].add_level(level)
 
     def remove(self, source: _Source) -> None:
-        """Captures no more of what a worker logs."""
+        """Stops capturing what a worker logs."""
         with self._lock:
             self._sources.discard(source)
             for name, level in source.levels.items():
@@ -169,12 +169,12 @@ class _Registry:
                     del self._handlers[name]
 
     def source_of(self, record: logging.LogRecord) -> _Source | None:
-        """Returns the worker that logged a record. Takes no lock, for any thread may log at any moment."""
+        """Returns the worker that logged a record. Takes no lock, because any thread may log at any moment."""
         source = _current_source.get()
         if source is not None:
             return source if source in self._sources else None
         sources = tuple(self._sources)
-        # The loop's thread runs code of the program too, outside of the worker.
+        # In the thread of the event loop, code outside of the worker logs too.
         return sources[0] if len(sources) == 1 and sources[0].loop_thread != record.thread else None
 
 

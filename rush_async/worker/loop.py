@@ -99,7 +99,7 @@ def bind_loop(
 
 
 def _suggestion(signature: inspect.Signature, further: Mapping[str, Any], options: Collection[str], of: str) -> str:
-    """Returns a hint at the option of which a keyword looks like a misspelling; else the empty string."""
+    """Returns a hint if a keyword looks like a misspelled option, else the empty string."""
     for name in further:
         if name not in signature.parameters and (close := difflib.get_close_matches(name, options, n=1)):
             return f"; did you mean {close[0]}, an option of {of}?"

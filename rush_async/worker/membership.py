@@ -1,4 +1,4 @@
-"""A worker's membership in its network: its lease, the tasks it holds, and what the network asks of it."""
+"""A worker's membership in its network: its lease, the tasks that it holds, and the requests of the network to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence, Sized
 from typing import Any
 
 from rush_async.errors import NetworkStateError, WorkerLostError, listed
-from rush_async.heartbeat.heartbeat import Heartbeat
+from rush_async.heartbeat.log_writer import LogWriter
 from rush_async.model import Failure, WorkerExit, WorkerState
 from rush_async.store.records import encode_failure
 from rush_async.store.tasks import Ended, Lost, TaskStore
@@ -23,20 +23,20 @@ _LONG = 1.0  # seconds for which a worker may block an event loop that it shares
 
 
 class Membership:
-    """What the network needs of a worker, and the worker of the network.
+    """The state of a worker in its network, for the network and for the worker.
 
-    The heartbeat thread reads `worker_id`, `lease_id` and `is_registered` and calls `note_stop`; everything else happens in
-    the worker's event loop.
+    The heartbeat thread reads `worker_id`, `lease_id` and `is_registered` and calls `note_stop`. Everything else runs in the
+    worker's event loop.
 
     Attributes:
         worker_id: the worker's name.
-        lease_id: the lease it lives under.
+        lease_id: the lease that keeps it alive.
         is_registered: whether the network counts the worker as running, or did until it was shut out.
-        terminated: whether the worker is to take nothing new.
+        terminated: whether the worker is to take no new task.
         shut_out_because: why the network shut the worker out (`lost`, `killed`, a reset); None while it has not.
-        end: the state and failure to report when the worker leaves; None until they are known.
-        has_logged: whether log records of the worker are on their way.
-        waits: the waits of the worker for a task or a place; a stop ends them with False.
+        end: the state and failure to report when the worker deregisters; None until they are known.
+        has_logged: whether log records of the worker may not have been sent yet.
+        waits: the worker's waits for a task or a place; a stop request ends them with False.
     """
 
     def __init__(self, network_id: str, worker_id: str) -> None:
@@ -57,55 +57,60 @@ class Membership:
         self._has_left = False
         self._tasks: TaskStore
         self._workers: WorkerStore
-        self._heartbeat: Heartbeat | None = None
+        self._log_writer: LogWriter | None = None
         self._turns: LoopTurns
         self._neighbours: Sized
 
-    def join(self, tasks: TaskStore, workers: WorkerStore, heartbeat: Heartbeat, turns: LoopTurns, neighbours: Sized) -> None:
+    def join(self, tasks: TaskStore, workers: WorkerStore, log_writer: LogWriter, turns: LoopTurns, neighbours: Sized) -> None:
         """The network counts the worker as running from here on.
 
         Args:
             tasks: where its tasks are ended.
             workers: where its end can be read.
-            heartbeat: writes its log.
+            log_writer: writes its log.
             turns: counts the turns of its event loop.
             neighbours: the workers of this event loop, this one among them.
         """
-        self._tasks, self._workers, self._heartbeat, self._turns, self._neighbours = (
+        self._tasks, self._workers, self._log_writer, self._turns, self._neighbours = (
             tasks,
             workers,
-            heartbeat,
+            log_writer,
             turns,
             neighbours,
         )
+        log_writer.start()
         self.is_registered = True
 
     def check(self) -> None:
-        """Raises where the worker is leaving, for a call that takes a task."""
+        """Checks that the worker may take a task.
+
+        Raises:
+            NetworkStateError: the worker has begun to close.
+        """
         if not self.is_registered:
             raise NetworkStateError(f"worker {self.worker_id} is leaving network {self.network_id!r}: open a new one")
 
-    def leave(self) -> None:
-        """The worker has left: what it logs from here on is dropped, and it ends no task any more."""
-        self._heartbeat = None
+    def note_deregistered(self) -> None:
+        """Notes that the worker has deregistered: its later log records are dropped, and it can end no task."""
+        self._log_writer = None
         self._has_left = True
 
     def log(self, record: bytes) -> None:
-        """Keeps a packed log record in the network; from any thread.
+        """Sends a packed log record to the network. May be called in any thread.
 
         Raises:
-            TypeError: the record is not bytes, and would make the log unreadable.
+            TypeError: the record is not bytes.
         """
         if not isinstance(record, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"log takes a packed LogEntry as bytes, not {type(record).__name__}")
-        if (heartbeat := self._heartbeat) is not None:
+        if (log_writer := self._log_writer) is not None:
             self.has_logged = True
-            heartbeat.log(record)
+            log_writer.log(record)
 
-    # what the network asks of it
+    # requests of the network
 
     def note_stop(self) -> None:
-        """Sets `terminated`, from any thread: the event loop may be computing."""
+        """Sets `terminated`. May be called in any thread, because the event loop may be blocked."""
         self.terminated = True
 
     def request_stop(self) -> None:
@@ -116,16 +121,16 @@ class Membership:
                 future.set_result(False)
 
     def shut_out(self, why: str) -> None:
-        """The network does not count the worker as alive any more."""
+        """Notes that the network has shut the worker out, and why."""
         if self.shut_out_because is None and self.is_registered:
             self.shut_out_because = why
             self._held.clear()
             self.request_stop()
-            # A worker that was lost may come back: it learns by `WorkerLostError` and may go on under another name.
+            # The loop of a lost worker continues: it gets a `WorkerLostError` and may open another worker.
             if why != "lost":
                 self._expelled.set()
                 if self._loop is not None:
-                    self._loop.cancel()  # at once: a later cancellation would meet the clean-up of a loop whose wait has ended
+                    self._loop.cancel()  # at once: a later cancellation could interrupt the clean-up of the loop
 
     @property
     def is_shut_out(self) -> bool:
@@ -138,7 +143,7 @@ class Membership:
         return self.shut_out_because == "killed"
 
     def run(self, loop: asyncio.Task[Any]) -> None:
-        """The task that runs the worker's loop: a kill or a reset cancels it."""
+        """Sets the task that runs the worker's loop. A kill or a reset cancels it."""
         self._loop = loop
         if self._expelled.is_set():
             loop.cancel()
@@ -148,16 +153,16 @@ class Membership:
         await self._expelled.wait()
 
     def lost_error(self) -> WorkerLostError:
-        """The error for a worker whose call the network refused because it is not alive."""
+        """Returns the error of a call that the network refused because the worker is not alive."""
         self.shut_out("lost")
         return WorkerLostError(
             f"worker {self.worker_id} is not alive in network {self.network_id!r} any more "
-            f"({self.shut_out_because or 'lost'}): its tasks have been failed. Open a new RushWorker to go on"
+            f"({self.shut_out_because or 'lost'}): its tasks have failed. Open a new RushWorker to continue"
         )
 
     async def end_seen_by_network(self) -> WorkerExit:
-        """How the network sees the end of a worker that it shut out: killed, lost, or terminated by a reset."""
-        if self.was_killed:  # a reset may have followed, and deleted its entry
+        """Returns how a worker ended that the network has shut out: killed, lost, or terminated by a reset."""
+        if self.was_killed:  # a later reset may have deleted its entry
             return WorkerExit(self.worker_id, "killed", KILLED)
         entry = (await self._workers.read_some([self.worker_id])).get(self.worker_id)
         if entry is None or entry.state in ("starting", "running"):
@@ -166,17 +171,17 @@ class Membership:
             return WorkerExit(self.worker_id, "killed", KILLED)
         return WorkerExit(self.worker_id, entry.state, entry.failure)
 
-    # the tasks it holds
+    # the tasks that it holds
 
     def held_keys(self) -> list[str]:
         """The keys of the tasks that the worker holds."""
         return list(self._held)
 
     def hold(self, keys: list[str] | Lost) -> list[str]:
-        """Takes note of tasks that the network gave to the worker.
+        """Adds tasks that the network gave to the worker, and returns their keys.
 
         Raises:
-            WorkerLostError: it gave none, because the worker is not alive.
+            WorkerLostError: the network gave none, because the worker is not alive.
         """
         if isinstance(keys, Lost):
             raise self.lost_error()
@@ -185,12 +190,12 @@ class Membership:
         return keys
 
     def cancel_task(self, key: str) -> None:
-        """The network has failed a task: the block that runs it is cancelled."""
+        """Cancels the block of a task that the network has failed."""
         if self._held.pop(key, self) is None and (guard := self._guards.get(key)) is not None:
             guard.cancel()
 
     async def end_tasks(self, items: Sequence[Ended], *, quietly: bool = False) -> list[str]:
-        """Ends tasks that the worker holds; the keys that moved. Those that did not are named in a warning.
+        """Ends tasks that the worker holds. Returns the keys that moved, and names the others in a warning.
 
         Raises:
             WorkerLostError: the worker is not alive.
@@ -198,23 +203,23 @@ class Membership:
         if not items:
             return []
         if self._has_left:
-            raise NetworkStateError(f"worker {self.worker_id} has left network {self.network_id!r}: it is closed")
+            raise NetworkStateError(f"worker {self.worker_id} of network {self.network_id!r} is closed")
         try:
-            marks = await self._tasks.end(items) or "0" * len(items)
+            marks = await self._tasks.end(items) or [0] * len(items)
         except asyncio.CancelledError:
-            self._release(items)  # the end is on its way
+            self._release(items)  # the call takes effect nevertheless
             raise
         self._release(items)
-        if marks == "1":  # the usual case of a loop
-            return [items[0].key]
-        moved = [item.key for item, mark in zip(items, marks, strict=True) if mark == "1"]
+        if marks == [1]:  # the usual case of a loop
+            return [str(items[0].key)]
+        moved = [str(item.key) for item, mark in zip(items, marks, strict=True) if mark == 1]
         if len(moved) == len(items):
             return moved
-        if "L" in marks:
+        if None in marks:
             raise self.lost_error()
         if not quietly:
-            missed = [item.key for item, mark in zip(items, marks, strict=True) if mark != "1"]
-            verb = "finished" if items[0].kind == "F" else "failed"
+            missed = [str(item.key) for item, mark in zip(items, marks, strict=True) if mark != 1]
+            verb = "finished" if items[0].kind == "finished" else "failed"
             logger.warning(
                 "worker %s does not run %s: not %s (ended before, held by another worker, unknown, or deleted by a reset)",
                 self.worker_id,
@@ -225,25 +230,25 @@ class Membership:
 
     def _release(self, items: Sequence[Ended]) -> None:
         for item in items:
-            self._held.pop(item.key, None)
+            self._held.pop(str(item.key), None)
 
     async def fail_held(self, failure: Failure) -> None:
-        """Fails what the worker still holds."""
+        """Fails the tasks that the worker still holds."""
         if keys := list(self._held):
             self._held.clear()
             ended = encode_failure(failure)
-            await self._tasks.end([Ended("X", key, self.worker_id, ended) for key in keys])
+            await self._tasks.end([Ended("failed", key, self.worker_id, ended) for key in keys])
 
     # their blocks
 
     def enter_block(self, key: str) -> None:
-        """A task's block opens: from here on `cancel_task` cancels it."""
+        """Opens a task's block: from here on `cancel_task` cancels it."""
         guard = self._guards[key] = Guard(self._turns)
         if key not in self._held and self.shut_out_because is None:
             guard.cancel()  # it was cancelled before its block opened
 
     def leave_block(self, key: str) -> Guard | None:
-        """A task's block is being left; its guard. Warns once where the block kept the neighbours from running."""
+        """Ends a task's block and returns its guard. Warns once if the block kept other workers from running."""
         guard = self._guards.pop(key, None)
         if guard is not None and not self._has_warned and guard.blocked_for > _LONG and len(self._neighbours) > 1:
             self._has_warned = True

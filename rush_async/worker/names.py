@@ -1,4 +1,4 @@
-"""Names of workers: readable words, easy to tell apart in a log."""
+"""Names of workers: readable words that are easy to distinguish in a log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 
 __all__ = ["worker_name"]
 
-# Short words, so that a name with its random end has at most 24 characters.
+# Short words, so that a name with its random characters has at most 24 characters.
 _ADJECTIVES = tuple(
     """
 able agile amber apt bold brave breezy bright brisk calm candid chatty civil clean clear clever cosy crisp curious
@@ -32,5 +32,5 @@ walrus wasp weasel whale wolf wombat yak zebra
 
 
 def worker_name() -> str:
-    """An adjective, an animal and six random characters, at most 24 characters together."""
+    """Returns an adjective, an animal and six random characters, together at most 24 characters."""
     return f"{secrets.choice(_ADJECTIVES)}_{secrets.choice(_ANIMALS)}_{secrets.token_hex(3)}"

@@ -1,4 +1,4 @@
-"""The life of one worker, wherever it was started: enter, run the loop, leave with the end reported."""
+"""Runs workers: each registers, runs its loop, and deregisters with its end reported."""
 
 from __future__ import annotations
 
@@ -29,11 +29,20 @@ _PATIENCE = 2.0  # seconds that a cancelled loop has to end
 
 
 async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, str | int] | None = None) -> WorkerExit:
-    """Runs one worker from its registration to its good-bye, and returns how it ended: nothing that its loop raises is lost.
-    What it logs at `log_levels` is kept in the network.
+    """Runs one worker from its registration to its deregistration, and returns how it ended.
 
-    What it still runs fails with the loop's error. The loop of a worker that is shut out by a kill or a reset is cancelled, and
-    so it is when `live` is cancelled. One that swallows its cancellation is left to itself after two seconds.
+    An exception of the loop does not propagate: it is the worker's end, and the tasks that the worker still holds fail with it.
+    The loop is cancelled when a kill or a reset shuts the worker out, and when `live` itself is cancelled. A loop that swallows
+    its cancellation is abandoned after two seconds.
+
+    Args:
+        worker: the worker, not open yet.
+        loop: its loop.
+        log_levels: the loggers whose records the network keeps, with their levels.
+
+    Raises:
+        WorkerIdTakenError: the id is or was in use.
+        asyncio.CancelledError: the worker was cancelled before it had registered.
     """
     end: WorkerExit | None = None
     membership = membership_of(worker)
@@ -46,38 +55,38 @@ async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, st
             membership.end = (end.state, end.failure)
     except asyncio.CancelledError:
         if end is None:
-            raise  # before it had registered
+            raise  # the worker had not registered yet
     except Exception as error:
-        # It could not register, or not deregister.
+        # The worker could not register or deregister.
         if end is None and isinstance(error, WorkerIdTakenError):
-            raise  # `Runner` tells this apart from a loop that failed
+            raise  # for `Runner`: a loop that fails raises nothing here
         if end is None or end.state == "terminated":
             end = WorkerExit(worker.worker_id, "failed", Failure.of(error))
     return end
 
 
 async def _run(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
-    """Runs the loop as a task of its own: it is cancelled once, as asyncio does it, so that its own clean-up may await; and a
-    worker can leave behind a loop that does not end."""
-    clock = asyncio.get_running_loop()
-    running = Supervisor.spawn(_see_end(worker, loop), name=f"loop of worker {worker.worker_id}")
+    """Runs the loop in a task of its own, which is cancelled only once, so that its clean-up may await, and which can be
+    abandoned if it does not end."""
+    event_loop = asyncio.get_running_loop()
+    running = Supervisor.spawn(_run_loop(worker, loop), name=f"loop of worker {worker.worker_id}")
     membership_of(worker).run(running)
     expelled = Supervisor.spawn(membership_of(worker).expelled())
     deadline: float | None = None
     try:
-        while not running.done() and (deadline is None or clock.time() < deadline):
+        while not running.done() and (deadline is None or event_loop.time() < deadline):
             is_cancelled = False
             try:
-                left = None if deadline is None else deadline - clock.time()
+                left = None if deadline is None else deadline - event_loop.time()
                 waited = [running] if deadline is not None else [running, expelled]
                 await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError:
-                # Who cancels a worker's life cancels its loop; how that ends is what they get.
+                # Cancelling the worker cancels its loop; the caller gets the end of the loop.
                 is_cancelled = True
                 if (task := asyncio.current_task()) is not None:
                     task.uncancel()
             if deadline is None and (is_cancelled or expelled.done()) and not running.done():
-                deadline = clock.time() + _PATIENCE
+                deadline = event_loop.time() + _PATIENCE
                 if not expelled.done():
                     running.cancel()
     finally:
@@ -85,7 +94,7 @@ async def _run(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
     if running.done():
         return _end_of(worker, running)
     logger.error(
-        "worker %s swallows its cancellation: it leaves the network, and its loop is left to itself; "
+        "worker %s swallows its cancellation: it deregisters, and its loop is abandoned; "
         "let the loop end on asyncio.CancelledError",
         worker.worker_id,
     )
@@ -93,12 +102,12 @@ async def _run(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
     return WorkerExit(worker.worker_id, "terminated")
 
 
-async def _see_end(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
-    """Runs the loop; an error is its end."""
+async def _run_loop(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
+    """Runs the loop and returns how it ended, also for an error."""
     try:
         await loop(worker)
     except WorkerLostError as error:
-        if not membership_of(worker).is_shut_out:  # another worker's, that the loop opened
+        if not membership_of(worker).is_shut_out:  # the error of another worker that the loop opened
             return WorkerExit(worker.worker_id, "failed", Failure.of(error))
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
@@ -108,7 +117,7 @@ async def _see_end(worker: RushWorker, loop: WorkerLoop) -> WorkerExit:
         return WorkerExit(worker.worker_id, "failed", replace(Failure.of(error, "cancelled"), message=why))
     except (KeyboardInterrupt, GeneratorExit):
         raise
-    except BaseException as error:  # `sys.exit()` in a loop is to end the loop, not the process with all its workers
+    except BaseException as error:  # `sys.exit()` in a loop ends the loop, not the process with all its workers
         return WorkerExit(worker.worker_id, "failed", Failure.of(error))
     return WorkerExit(worker.worker_id, "terminated")
 
@@ -123,7 +132,7 @@ def _end_of(worker: RushWorker, running: asyncio.Task[WorkerExit]) -> WorkerExit
 
 def _note_late_end(running: asyncio.Task[WorkerExit]) -> None:
     if not running.cancelled():
-        logger.debug("%s has ended at last", running.get_name(), exc_info=running.exception())
+        logger.debug("the abandoned %s has ended", running.get_name(), exc_info=running.exception())
 
 
 def run_worker(
@@ -139,28 +148,30 @@ def run_worker(
     heartbeat_expire: float | None = None,
     **kwargs: Any,
 ) -> list[WorkerExit]:
-    """Runs workers in this process until their loops have ended: what any engine can call to start workers somewhere.
+    """Runs workers in this process until their loops have ended. Any scheduler or pool can call it to start workers.
 
-    A plain function with an event loop of its own.
+    It is a plain function that runs an event loop of its own.
 
     Args:
         loop: `async def loop(rush: RushWorker, ...)`.
         network_id: the network to work in.
         config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else the embedded server.
-        n_workers: how many, as coroutines of one event loop; where `worker_ids` are given, they say how many.
-        worker_ids: their names, new in the network; random by default.
-        args: the loop's arguments.
-        log_levels: the loggers whose records `Rush.read_log` is to show, with their levels.
-        heartbeat_period: seconds between two heartbeats; that of the configuration by default.
-        heartbeat_expire: seconds after which a silent process is believed dead; likewise.
-        kwargs: more of the loop's arguments.
+        n_workers: how many workers, as coroutines of one event loop. Has no effect if `worker_ids` are given.
+        worker_ids: the ids of the workers, new in the network; random by default.
+        args: the loop's arguments by name.
+        log_levels: the loggers whose records the network keeps for `Rush.read_log`, with their levels.
+        heartbeat_period: seconds between two heartbeats; by default that of the configuration.
+        heartbeat_expire: seconds without a heartbeat after which a process counts as lost; by default that of the
+            configuration.
+        kwargs: further arguments of the loop.
 
     Returns:
-        How each worker ended, in order. A loop that raises is an end as `failed`, with its `failure`.
+        How each worker ended, in order. A worker whose loop raised has the state `failed` and its `failure`.
 
     Raises:
         TypeError: the loop is not `async def`, or does not take these arguments.
-        NetworkStateError: an event loop is running already in this thread.
+        RushConfigError: a worker id is given twice, or the configuration is invalid.
+        NetworkStateError: an event loop is already running in this thread.
     """
     bound = bind_loop(loop, args, kwargs, _OPTIONS, of="run_worker")
     names = [worker_name() for _ in range(as_number(n_workers, "n_workers"))] if worker_ids is None else as_keys(worker_ids)
@@ -193,10 +204,10 @@ def _is_in_event_loop() -> bool:
 class Runner:
     """Runs workers in this event loop, each until its end. Coroutines, child processes, pools and the command all use it.
 
-    The workers start when it is created, and run until their loops end or are cancelled.
+    The workers start when the runner is created, and run until their loops end or are cancelled.
 
     Attributes:
-        ended: for each worker, how it ended once it did.
+        ended: how each worker ended; set when it has ended.
         refused: the workers that never ran because their id was in use.
     """
 
@@ -219,7 +230,7 @@ class Runner:
             self._tasks[name].add_done_callback(functools.partial(self._note_end, worker))
 
     async def run(self) -> list[WorkerExit]:
-        """Waits for the workers and returns how they ended, in order. Cancelled, it cancels them and waits for their ends."""
+        """Waits for the workers and returns how they ended, in order. A cancellation is passed on to them and awaited."""
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         return [ended.result() for ended in self.ended.values()]
 
@@ -229,7 +240,7 @@ class Runner:
         return [name for name, ended in self.ended.items() if not ended.done()]
 
     def note_stop(self) -> None:
-        """Sets `terminated` of every worker, from a signal handler or another thread, even while a loop computes."""
+        """Sets `terminated` of every worker, even while a loop blocks. May be called in a signal handler or another thread."""
         for worker in self._workers.values():
             membership_of(worker).note_stop()
 

@@ -1,4 +1,4 @@
-"""A task as a block: opening it takes a place for the task, and whatever leaves it ends the task."""
+"""A task as a block: opening the block takes a place for the task, and every way out of it ends the task."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import anyio
 
-from rush_async.errors import RushError, WorkerLostError
+from rush_async.errors import DecodeError, RushError, WorkerLostError
 from rush_async.model import CANCELLED, Failure, FailureKind, Task
 from rush_async.network.network import Network
 from rush_async.store.records import NewTask, RecordEncoder, as_record, decode_task, encode_failure
-from rush_async.store.tasks import Ended, EndKind, Lost, Popped
+from rush_async.store.tasks import Ended, EndKind, Lost
 from rush_async.worker.membership import Membership
 
 __all__ = ["Catch", "Place", "TaskBlock", "TaskBlocks"]
@@ -26,7 +26,7 @@ Caught = TypeVar("Caught", covariant=True)
 
 
 class TaskBlocks:
-    """The tasks that one worker takes, and how their blocks end. It is the holder of each popped task.
+    """The task blocks of one worker. It is the holder of each task that the worker has popped.
 
     Args:
         membership: the worker.
@@ -37,34 +37,39 @@ class TaskBlocks:
         self.membership = membership
         self.encoder = encoder
 
-    def took(self, popped: list[Popped] | Lost) -> Task | None:
-        """The task that a pop gave to the worker, or None.
+    async def pop(self, network: Network) -> Task | None:
+        """Pops the next queued task, if there is one.
 
         Raises:
+            DecodeError: the task is not a record of this library; it has failed.
             WorkerLostError: the worker is not alive.
         """
-        if isinstance(popped, Lost):
-            raise self.membership.lost_error()
-        if not popped:
+        membership = self.membership
+        membership.check()
+        while True:
+            pop = await network.tasks.pop(membership.worker_id)
+            if isinstance(pop.tasks, Lost):
+                raise membership.lost_error()
+            if pop.tasks or not pop.left_off:
+                break
+        if not pop.tasks:
             return None
-        key, record = popped[0]
-        self.membership.hold([key])
-        task = decode_task("running", record)
+        key, record = pop.tasks[0]
+        try:
+            task = decode_task("running", record)
+        except DecodeError as error:
+            network.tasks.fail_unread(key, membership.worker_id, error)
+            raise
+        membership.hold([key])
         task._holder = self  # pyright: ignore[reportPrivateUsage]
         return task
 
     async def look_in_queue(self, network: Network) -> Task | None:
         """The next queued task, without waiting for one."""
-        while not self.membership.terminated:
-            self.membership.check()
-            task = self.took(await network.tasks.pop(self.membership.worker_id))
-            # A call skips a thousand stale entries of the queue at the most, and then leaves off.
-            if task is not None or not network.counts.queued:
-                return task
-        return None
+        return None if self.membership.terminated else await self.pop(network)
 
     async def watch(self, network: Network) -> None:
-        """Waits until what happens in the network is heard here, or the worker is asked to stop."""
+        """Waits until the client receives the events of the network, or the worker is asked to stop."""
         stop: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.membership.waits.add(stop)
         try:
@@ -75,17 +80,17 @@ class TaskBlocks:
             self.membership.waits.discard(stop)
 
     def enter_block(self, task: Task) -> None:
-        """A task's block opens."""
+        """Opens a task's block."""
         self.membership.enter_block(task.key)
 
     async def leave_block(self, task: Task, error: BaseException | None) -> bool:
-        """Ends a popped task whose block was left with `error` or without; whether the error ends here."""
+        """Ends a popped task whose block was left, with or without an error. Returns whether to suppress the error."""
         return await self.end(task, error, ())
 
     async def end(self, task: Task, error: BaseException | None, catch: Catch, kind: FailureKind = "error") -> bool:
-        """Ends a task whose block was left with `error` or without; whether the error ends here."""
+        """Ends a task whose block was left, with or without an error. Returns whether to suppress the error."""
         guard = self.membership.leave_block(task.key)
-        if guard is not None and guard.leave():
+        if guard is not None and guard.end():
             is_only_cause = await guard.was_only_cause(error)
             task.state, task.failure = "failed", CANCELLED
             return is_only_cause or (isinstance(error, Exception) and isinstance(error, catch))
@@ -93,10 +98,10 @@ class TaskBlocks:
             await self._finish(task)
             return False
         if isinstance(error, WorkerLostError) and self.membership.is_shut_out:
-            return False  # what the worker ran has been failed
+            return False  # the network has failed the task
         if not isinstance(error, Exception):
             await self._fail_shielded(task, error)
-            return False  # no `catch` ends a cancellation
+            return False  # `catch` never suppresses a cancellation
         is_caught = isinstance(error, catch)
         try:
             await self._fail(task, Failure.of(error, kind))
@@ -115,10 +120,10 @@ class TaskBlocks:
             await self.end(task, reason, ())
             raise
         try:
-            if await self._end_as("F", task, ended):
+            if await self._end_as("finished", task, ended):
                 task.state = "finished"
         except asyncio.CancelledError as reason:
-            # It may have been too late to finish; then nothing is left to fail.
+            # The task may have been finished already; then failing it moves nothing.
             await self._fail_shielded(task, reason)
             raise
 
@@ -131,12 +136,12 @@ class TaskBlocks:
             try:
                 await self._fail(task, failure, quietly=True)
             except WorkerLostError:
-                pass  # what the worker ran has been failed
+                pass  # the network has failed the task
             except RushError as reason:
                 error.add_note(f"task {task.key} could not be failed: {reason}")
 
     async def _fail(self, task: Task, failure: Failure, *, quietly: bool = False) -> None:
-        if await self._end_as("X", task, encode_failure(failure), quietly=quietly):
+        if await self._end_as("failed", task, encode_failure(failure), quietly=quietly):
             task.state = "failed"
             task.failure = failure
 
@@ -152,7 +157,7 @@ class Place:
         network: the network.
         blocks: the worker that takes the task.
         xs: the input.
-        xs_extra: what is stored beside it.
+        xs_extra: extra values that are stored with it.
         budget: how many tasks may be queued, running or finished; None for no limit.
         max_failed: with a budget, how many tasks may have failed.
     """
@@ -169,7 +174,7 @@ class Place:
         self._max_failed = max_failed
 
     async def take(self) -> Task | None:
-        """A task that the worker runs from here on; None when the budget is spent or a stop was requested."""
+        """Returns a task that the worker now runs; None if the budget is spent or a stop was requested."""
         record = as_record(self._xs, "xs")
         extra = None if self._xs_extra is None else as_record(self._xs_extra, "xs_extra")
         new = self._blocks.encoder.task(record, extra)
@@ -219,10 +224,10 @@ class Place:
 
 
 class TaskBlock(Generic[Opened, Caught]):
-    """What `RushWorker.task` gives: `async with rush.task(xs) as task: task.ys = ...`.
+    """The block that `RushWorker.task` returns: `async with rush.task(xs) as task: task.ys = ...`.
 
-    The first parameter is what the block opens with: `Task`, or with a budget `Task | None`. The second tells type checkers
-    whether an exception may end at the block: `bool` where it was given exceptions to catch, else `None`.
+    The first type parameter is what the block opens with: `Task`, or with a budget `Task | None`. The second tells type
+    checkers whether the block may suppress an exception: `bool` if it has exceptions to catch, else `None`.
     """
 
     __slots__ = ("_blocks", "_catch", "_place", "_task", "_timeout")

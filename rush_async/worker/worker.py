@@ -31,18 +31,18 @@ __all__ = ["RushWorker", "membership_of"]
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 5.0  # seconds that leaving the network may take
+_PATIENCE = 5.0  # seconds that deregistering may take
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopTurns] = WeakKeyDictionary()
 
 
 def membership_of(worker: RushWorker) -> Membership:
-    """The membership of a worker, for who runs it."""
+    """Returns the membership of a worker, for the code that runs the worker."""
     return worker._membership  # pyright: ignore[reportPrivateUsage]
 
 
 class RushWorker(RushClient):
-    """A worker of a network: it registers itself when it is opened and leaves when it is closed.
+    """A worker of a network: it registers when it is opened and deregisters when it is closed.
 
     ```python
     async with RushWorker("branin") as rush:
@@ -54,7 +54,7 @@ class RushWorker(RushClient):
     Args:
         network_id: the network to work in.
         config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else the embedded server.
-        worker_id: the worker's name, new in this network; a random one by default.
+        worker_id: the worker's id, new in this network; a random name by default.
         schema: columns that frames always have, with their dtypes.
     """
 
@@ -73,15 +73,15 @@ class RushWorker(RushClient):
 
     @property
     def worker_id(self) -> str:
-        """The worker's name."""
+        """The worker's id."""
         return self._membership.worker_id
 
     @property
     def terminated(self) -> bool:
-        """Whether this worker was asked to stop; local and free to read."""
+        """Whether this worker was asked to stop. Reading it makes no call."""
         return self._membership.terminated
 
-    # registering and leaving
+    # registering and deregistering
 
     async def _enter(self, network: Network) -> None:
         membership = self._membership
@@ -89,23 +89,19 @@ class RushWorker(RushClient):
         lease = network.heartbeat.lease(self._config.heartbeat_period, self._config.heartbeat_expire)
         membership.lease_id = lease.lease_id
 
-        def undo(answer: Any) -> None:
-            if answer in ("1", "2"):
-                network.tasks.calls.give_back(network.workers.bye_group(membership.worker_id, "terminated", None))
-
         if membership.worker_id in network.local_workers.by_id:
             raise self._name_is_taken()
         try:
             await network.local_workers.register(membership)
-            answer = await network.workers.enter(membership.worker_id, lease, info, give_back=undo)
-            if answer == "0":
+            answer = await network.workers.register(membership.worker_id, lease, info)
+            if answer == 0:
                 raise self._name_is_taken()
         except BaseException:
             network.local_workers.unregister(membership)
             raise
         turns = _turns.setdefault(asyncio.get_running_loop(), LoopTurns())
-        membership.join(network.tasks, network.workers, network.heartbeat, turns, network.local_workers)
-        if answer == "2":  # while it was being started
+        membership.join(network.tasks, network.workers, network.log_writer, turns, network.local_workers)
+        if answer == 2:  # while it was being started
             membership.request_stop()
 
     def _name_is_taken(self) -> WorkerIdTakenError:
@@ -126,22 +122,22 @@ class RushWorker(RushClient):
         state, failure = membership.end
         has_left = False
         try:
-            # Others are not to wait for this worker longer than that.
+            # The limit keeps a worker from delaying the close of its manager.
             with anyio.move_on_after(_PATIENCE, shield=True):
                 if membership.has_logged:
-                    await network.heartbeat.flush()
+                    await network.log_writer.flush()
                 if not membership.is_shut_out:
-                    await network.tasks.calls.quiet()  # calls under way may still give it tasks
+                    await network.tasks.calls.quiet()  # calls in flight may still give it tasks
                     await membership.fail_held(failure or Failure("cancelled", None, "Its worker ended"))
                     await network.tasks.calls.settled()
-                    await network.workers.bye(membership.worker_id, state, failure)
+                    await network.workers.deregister(membership.worker_id, state, failure)
                 has_left = True
             if not has_left:
                 logger.warning("worker %s could not deregister within %g s", membership.worker_id, _PATIENCE)
         except RushConnectionError as reason:
             logger.warning("worker %s could not deregister: %s", membership.worker_id, reason)
         finally:
-            membership.leave()
+            membership.note_deregistered()
             network.local_workers.unregister(membership)
             if not has_left:
                 network.local_workers.report_as_lost(membership.worker_id, failure)
@@ -155,12 +151,12 @@ class RushWorker(RushClient):
 
         Args:
             xss: the inputs, a record each.
-            xss_extra: what to store beside each input.
-            budget: at most this many tasks of the network are to be queued, running or finished; failed ones give
-                their place back.
+            xss_extra: extra values to store with each input, a record each.
+            budget: the largest number of tasks of the network that may be queued, running or finished together. Failed tasks
+                do not count.
 
         Returns:
-            The keys, in the order of `xss`; with a budget, of as many as found a place.
+            The keys, in the order of `xss`; with a budget, only those of the tasks that found a place.
 
         Raises:
             EncodeError: a value cannot be stored; nothing was pushed.
@@ -176,7 +172,7 @@ class RushWorker(RushClient):
             taken = await network.tasks.push_one(tasks[0], membership.worker_id, budget)
             keys = taken if isinstance(taken, Lost) else [tasks[0].key][:taken]
         else:
-            keys = await network.tasks.push("R", tasks, worker_id=membership.worker_id, budget=budget)
+            keys = await network.tasks.push("running", tasks, worker_id=membership.worker_id, budget=budget)
         return membership.hold(keys)
 
     async def finish_tasks(
@@ -187,30 +183,34 @@ class RushWorker(RushClient):
         Args:
             keys: one key or several.
             yss: the outputs, a record each.
-            yss_extra: what to store beside each output.
+            yss_extra: extra values to store with each output, a record each.
 
         Returns:
-            The keys that moved, in the order given. A task that this worker does not hold (any more) moves nothing and is
-            named in a warning.
+            The keys of the tasks that finished, in the order given. A warning names the tasks that this worker does not run;
+            they do not change.
 
         Raises:
-            EncodeError: a value cannot be stored; nothing moved, the tasks are still running.
+            EncodeError: a value cannot be stored; no task has finished, all are still running.
             WorkerLostError: this worker was declared lost or was killed.
         """
         keys = as_keys(keys)
-        self._net  # noqa: B018 - a client that is not open says so before it complains about values
+        self._net  # noqa: B018 - raises if the client is not open, before the values are checked
         ends = self._encoder.ends(yss, yss_extra)
         check_lengths("keys", keys, "yss", ends)
         return await self._membership.end_tasks(
-            [Ended("F", key, self.worker_id, end) for key, end in zip(keys, ends, strict=True)]
+            [Ended("finished", key, self.worker_id, end) for key, end in zip(keys, ends, strict=True)]
         )
 
     async def fail_tasks(self, keys: str | Sequence[str], failures: Any = None) -> list[str]:
-        """Fails tasks that this worker runs; the keys that moved, in the order given.
+        """Fails tasks that this worker runs.
 
         Args:
             keys: one key or several.
             failures: one for all or one for each: an exception, a string or a `Failure`.
+
+        Returns:
+            The keys of the tasks that failed, in the order given. A warning names the tasks that this worker does not run;
+            they do not change.
 
         Raises:
             WorkerLostError: this worker was declared lost or was killed.
@@ -219,18 +219,18 @@ class RushWorker(RushClient):
         keys = as_keys(keys)
         found = as_failures(failures, len(keys), "keys")
         return await self._membership.end_tasks(
-            [Ended("X", key, self.worker_id, encode_failure(why)) for key, why in zip(keys, found, strict=True)]
+            [Ended("failed", key, self.worker_id, encode_failure(why)) for key, why in zip(keys, found, strict=True)]
         )
 
     async def pop_task(self, timeout: float | None = 1.0) -> Task | None:
         """Takes the next queued task.
 
         Args:
-            timeout: seconds to wait for one, without polling; 0 looks once, None waits for ever.
+            timeout: seconds to wait for one, without polling; 0 does not wait, None waits without a limit.
 
         Returns:
-            The task, now running here, which is also a block: `async with task: task.ys = ...`. None when there was none in
-            time, or when this worker was asked to stop.
+            The task, which this worker now runs. It can be used as a block: `async with task: task.ys = ...`. None if no task
+            came in time, or this worker was asked to stop.
 
         Raises:
             WorkerLostError: this worker was declared lost or was killed.
@@ -248,7 +248,7 @@ class RushWorker(RushClient):
 
     async def _wait_for_task(self, network: Network, timeout: float | None) -> Task | None:
         membership = self._membership
-        # Without a view of the queue, ask; with one that shows it empty, a waiting pop has nothing to ask.
+        # A client that receives events knows whether the queue is empty; any other has to ask the server.
         if not network.is_watching:
             if (task := await self._blocks.look_in_queue(network)) is not None:
                 return task
@@ -261,8 +261,7 @@ class RushWorker(RushClient):
             try:
                 if membership.terminated:
                     break
-                membership.check()
-                task = self._blocks.took(await network.tasks.pop(membership.worker_id))
+                task = await self._blocks.pop(network)
             finally:
                 network.queue_line.done()
             if task is not None:
@@ -327,41 +326,59 @@ class RushWorker(RushClient):
         catch: Catch = (),
         timeout: float | None = None,
     ) -> TaskBlock[Any, Any]:
-        """A task as a block: pushed as running when it opens, finished with the `ys` set in it when it is left.
+        """Returns a task as a block: pushed as running when it opens, finished with the `ys` that were set when it ends.
 
         ```python
         async with rush.task({"x1": 1.0, "x2": 2.0}) as task:
             task.ys = {"y": branin(**task.xs)}
         ```
 
-        An exception fails the task and goes on, but for what `catch` names; left without `ys`, the task fails and `ValueError`
-        is raised; a cancellation from outside fails it and goes on.
+        An exception in the block fails the task and propagates, unless `catch` names it. A cancellation fails the task and
+        propagates always.
 
         Args:
             xs: the input.
-            xs_extra: what to store beside it.
-            budget: the block opens once the network has a place among this many queued, running or finished tasks, waiting
-                while the last places are running elsewhere; a task that is queued is taken instead (`task.xs` tells).
-                It gives None once that many have finished, or when this worker is asked to stop.
-            max_failed: with a budget, give None as well once this many tasks have failed.
-            catch: exceptions that fail the task and end here.
+            xs_extra: extra values to store with it, a record.
+            budget: the largest number of tasks of the network that may be queued, running or finished together. The block
+                opens once there is a place, and waits while other workers run the tasks of the last places. If a task is
+                queued, the block opens with that task instead; `task.xs` is its input. The block opens with None once `budget`
+                tasks have finished, or when this worker is asked to stop.
+            max_failed: with a budget, the block also opens with None once this many tasks have failed.
+            catch: exceptions that fail the task and are suppressed.
             timeout: seconds the block may take; then the task fails and `TimeoutError` is raised.
+
+        Returns:
+            The block, for `async with`.
+
+        Raises:
+            ValueError: `max_failed` is given without a budget; at the end of the block, `task.ys` was not set.
+            EncodeError: `xs` or `task.ys` cannot be stored.
+            WorkerLostError: this worker was declared lost or was killed.
         """
         if max_failed is not None and budget is None:
-            raise ValueError("max_failed goes with a budget: give both")
+            raise ValueError("max_failed needs a budget: give both")
         budget = None if budget is None else as_number(budget, "budget")
         max_failed = None if max_failed is None else as_number(max_failed, "max_failed")
         place = Place(self._net, self._blocks, xs, xs_extra, budget, max_failed)
         return TaskBlock(self._blocks, place, catch, timeout)
 
     async def tasks(self, *, timeout: float | None = None) -> AsyncIterator[Task]:
-        """Queued tasks one after the other, until this worker is asked to stop, or until none came for `timeout` seconds.
+        """Takes queued tasks one after the other, until this worker is asked to stop.
 
         ```python
         async for task in rush.tasks():
             async with task:
                 task.ys = {"y": branin(**task.xs)}
         ```
+
+        Args:
+            timeout: seconds to wait for the next task before the iteration ends; None waits without a limit.
+
+        Yields:
+            Each task, which this worker now runs.
+
+        Raises:
+            WorkerLostError: this worker was declared lost or was killed.
         """
         while (task := await self.pop_task(timeout)) is not None:
             yield task

@@ -1,4 +1,4 @@
-"""Callers are cancelled at any point of any call: nobody gets another's reply, and nothing is left that nobody holds."""
+"""Callers are cancelled at any point of any call: every other caller gets its own reply, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 TIMEOUT = 15.0
 BUDGET = 6
-# Where a cancellation strikes depends on the clock as well, so a shrunk example would often be another one.
+# The effect of a cancellation also depends on timing, so a shrunk example often does not fail.
 SETTINGS = settings(max_examples=30, deadline=None, database=None, print_blob=True, phases=(Phase.explicit, Phase.generate))
 TICKS = st.integers(0, 40)
 
@@ -55,7 +55,7 @@ CALLS: tuple[CallName, ...] = CallName.__args__
 
 @dataclass(frozen=True)
 class Attempt:
-    """A call, and when its caller is cancelled: after so many ticks of the loop, and once more after so many."""
+    """A call, and after how many ticks of the event loop it is cancelled, once or twice."""
 
     call: CallName
     worker: int
@@ -73,7 +73,7 @@ async def ticks(n: int) -> None:
 
 
 async def cancelled(call: Coroutine[Any, Any, T], after: int, again_after: int | None = None) -> T | None:
-    """The result of a call whose caller is cancelled after so many ticks, None when that was in time."""
+    """Returns the result of a call that is cancelled after so many ticks; None if the cancellation was in time."""
     task = asyncio.ensure_future(call)
     await ticks(after)
     task.cancel()
@@ -85,7 +85,7 @@ async def cancelled(call: Coroutine[Any, Any, T], after: int, again_after: int |
 
 
 class Crowd:
-    """Workers of one connection whose calls are cancelled, and a steady one beside them that checks its replies."""
+    """Workers of one connection whose calls are cancelled, and one worker beside them that checks its own replies."""
 
     def __init__(self, config: RushConfig, raw: Any) -> None:
         self.config = config
@@ -179,7 +179,7 @@ class Crowd:
                     await other.push_running_tasks(xss)
 
     async def block(self, worker: RushWorker, name: CallName, xs: dict[str, Any], budget: int | None) -> bool:
-        """Whether there was a task."""
+        """Runs one block. Returns whether there was a task for it."""
         try:
             async with worker.task(xs, budget=budget) as task:
                 if task is None:
@@ -194,8 +194,8 @@ class Crowd:
             pass
         return True
 
-    async def stay_steady(self, done: asyncio.Event) -> None:
-        """Makes calls that nobody cancels and checks that their answers are its own."""
+    async def check_own_replies(self, done: asyncio.Event) -> None:
+        """Makes calls that are never cancelled and checks that each gets its own reply."""
         while not done.is_set():
             xss = [self.xs() for _ in range(2)]
             keys = await self.steady.push_running_tasks(xss)
@@ -212,10 +212,10 @@ class Crowd:
             assert failed.failure is not None
             assert failed.failure.message == str(xss[1]["x"])
 
-    # what must hold when the dust has settled
+    # what must hold once all calls have ended
 
-    async def settled(self) -> None:
-        """Nothing runs that nobody holds, and nothing else is left of those who were cancelled."""
+    async def check_nothing_is_left(self) -> None:
+        """Every running task has a holder, and the cancelled callers have left nothing behind."""
         await self.rush._net.tasks.calls.quiet()  # pyright: ignore[reportPrivateUsage]
         held = {key.encode() for keys in self.held for key in keys}
         await wait_until(lambda: set(self.raw.hkeys(self.keys.running)) <= held)
@@ -252,36 +252,38 @@ def run(config: RushConfig, raw: Any, story: Callable[[Crowd], Awaitable[None]])
 
 @SETTINGS
 @given(batches=BATCHES)
-def test_cancelled_callers_leak_nothing_and_disturb_nobody(
+def test_cancelled_callers_leave_nothing_behind_and_others_get_their_own_replies(
     rush_server: RushConfig, raw: Any, batches: list[list[Attempt]]
 ) -> None:
     async def story(crowd: Crowd) -> None:
         done = asyncio.Event()
-        steady = asyncio.create_task(crowd.stay_steady(done))
+        steady = asyncio.create_task(crowd.check_own_replies(done))
         for batch in batches:
             calls = [cancelled(crowd.make(each.call, each.worker), each.ticks, each.more_ticks) for each in batch]
             results = await asyncio.gather(*calls, return_exceptions=True)
             errors = [error for error in results if isinstance(error, BaseException)]
-            # A wait for tasks that are queued with nobody to run them, or no task known yet: not what is tested here.
+            # A wait for queued tasks that no worker runs, or for no task at all, is not tested here.
             assert not errors, errors
         done.set()
         await steady
-        await crowd.settled()
+        await crowd.check_nothing_is_left()
 
     run(rush_server, raw, story)
 
 
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("name", CALLS)
-def test_a_caller_cancelled_at_every_tick_in_turn(rush_server: RushConfig, raw: Any, name: CallName, twice: bool) -> None:
-    """Not at random: each call alone, cancelled at each of its first ticks."""
+def test_a_call_cancelled_at_any_of_its_first_ticks_leaves_nothing_behind(
+    rush_server: RushConfig, raw: Any, name: CallName, twice: bool
+) -> None:
+    """Each call alone, cancelled once or twice."""
 
     async def story(crowd: Crowd) -> None:
         for after in range(12 if name != "push_many" else 6):
             await crowd.make("push_running", 0)
             await crowd.make("push", 0)
             await cancelled(crowd.make(name, 0), after, 0 if twice else None)
-        await crowd.settled()
+        await crowd.check_nothing_is_left()
 
     run(rush_server, raw, story)
 
@@ -294,13 +296,13 @@ def test_a_caller_cancelled_at_every_tick_in_turn(rush_server: RushConfig, raw: 
         max_size=40,
     )
 )
-def test_no_place_of_a_budget_is_lost_with_a_cancelled_block(
+def test_a_cancelled_block_gives_its_place_in_the_budget_back(
     rush_server: RushConfig, raw: Any, attempts: list[tuple[CallName, int, int]]
 ) -> None:
     async def story(crowd: Crowd) -> None:
         calls = [cancelled(crowd.block(crowd.workers[who], name, crowd.xs(), BUDGET), after) for name, who, after in attempts]
         await asyncio.gather(*calls)
-        await crowd.settled()
+        await crowd.check_nothing_is_left()
         assert (await crowd.rush.counts()).finished <= BUDGET
 
         async def use_up(worker: RushWorker) -> None:
@@ -318,7 +320,7 @@ def test_no_place_of_a_budget_is_lost_with_a_cancelled_block(
 @given(after=TICKS, again_after=st.none() | st.integers(0, 10), elsewhere=st.booleans())
 @example(after=1, again_after=None, elsewhere=True)
 @example(after=1, again_after=1, elsewhere=True)
-def test_a_worker_whose_closing_is_cancelled_is_gone_with_its_tasks(
+def test_a_worker_whose_close_is_cancelled_deregisters_and_its_tasks_fail(
     rush_server: RushConfig, raw: Any, after: int, again_after: int | None, elsewhere: bool
 ) -> None:
     async def story(crowd: Crowd) -> None:
@@ -329,14 +331,14 @@ def test_a_worker_whose_closing_is_cancelled_is_gone_with_its_tasks(
         assert await worker.pop_task(timeout=0) is not None
         await cancelled(worker.aclose(), after, again_after)
         await worker.aclose()
-        await crowd.settled()
+        await crowd.check_nothing_is_left()
         assert (await crowd.rush.counts()).failed == 3
 
     run(rush_server, raw, story)
 
 
 @pytest.mark.parametrize("after", range(8))
-async def test_a_cancelled_push_of_a_client_that_closes_at_once_leaves_no_task_queued(
+async def test_a_push_cancelled_while_its_client_closes_queues_all_tasks_or_none(
     rush: Rush, rush_server: RushConfig, after: int
 ) -> None:
     async def main() -> None:
@@ -347,8 +349,8 @@ async def test_a_cancelled_push_of_a_client_that_closes_at_once_leaves_no_task_q
     assert (await rush.counts()).queued in (0, 3)
 
 
-async def test_tasks_behind_those_of_a_cancelled_push_are_emptied_too(rush: Rush) -> None:
-    """What a cancelled push had queued leaves stale entries at the head of the queue."""
+async def test_empty_queue_removes_the_tasks_behind_stale_entries_of_a_cancelled_push(rush: Rush) -> None:
+    """A cancelled push leaves stale entries at the head of the queue."""
     kept = [await cancelled(rush.push_tasks([{"x": 1}, {"x": 2}]), after) for after in range(8)]
     assert None in kept
     await rush._net.tasks.calls.quiet()  # pyright: ignore[reportPrivateUsage]
@@ -362,7 +364,7 @@ async def test_tasks_behind_those_of_a_cancelled_push_are_emptied_too(rush: Rush
 
 
 @pytest.mark.parametrize("after", range(12))
-async def test_one_of_two_openers_that_is_cancelled_leaves_the_other_alone(
+async def test_cancelling_one_of_two_clients_that_open_a_connection_leaves_the_other_working(
     rush_server: RushConfig, raw: Any, after: int
 ) -> None:
     config = replace(rush_server, retry_deadline=19.0)
@@ -382,7 +384,7 @@ async def test_one_of_two_openers_that_is_cancelled_leaves_the_other_alone(
     assert asyncio.all_tasks() == tasks
 
 
-async def test_closing_twice_at_once_is_closing_once(rush: Rush, raw: Any) -> None:
+async def test_concurrent_closes_of_a_worker_fail_its_tasks_once(rush: Rush, raw: Any) -> None:
     worker = await RushWorker(rush.network_id, rush.config)
     await worker.push_running_tasks([{"x": 1}])
     await asyncio.gather(worker.aclose(), worker.aclose(), worker.aclose())

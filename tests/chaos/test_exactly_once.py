@@ -1,4 +1,4 @@
-"""Every call that changes a network happens once, whatever becomes of its request and its reply."""
+"""Every call that changes a network takes effect exactly once, whether its request or its reply is lost or arrives late."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import pytest
 
 from rush_async import Failure, Rush, RushConfig, RushWorker
 from rush_async.store import calls as store_calls
-from rush_async.store import scripts
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.leases import LOSE
 from rush_async.store.scripts import Script
-from rush_async.store.workers import WorkerStore
+from rush_async.store.tasks import CANCEL, FINISH, POP, PUSH, REMOVE, RESET, RETRY
+from rush_async.store.workers import DEREGISTER, PREPARE, REGISTER, RELEASE_LEASES, STOP, WorkerStore
 from rush_async.testing import wait_until
+from rush_async.worker.worker import membership_of
 from tests.proxy import Command, Fault, LateCopy, Predicate, Proxy, named
 
 TIMEOUT = 10.0
@@ -27,7 +29,7 @@ FaultName: TypeAlias = Literal["drop_reply", "cut_before", "late_copy"]
 
 @dataclass
 class Stage:
-    """A network with the client whose calls pass the proxy, and others that do not.
+    """A network with a manager and a worker whose calls pass the proxy, and a worker whose calls do not.
 
     Attributes:
         far: the manager beyond the proxy.
@@ -63,7 +65,7 @@ class Stage:
         return self.far._net.workers  # pyright: ignore[reportPrivateUsage]
 
     def dump(self) -> dict[str, Any]:
-        """All that the server holds of the network, but for the answers it keeps."""
+        """Returns all that the server keeps of the network, without the answers of calls."""
         raw, keys = self.raw, self.keys
         return {
             "seq": raw.hget(keys.meta, "seq"),
@@ -82,7 +84,7 @@ class Stage:
         }
 
     def shape(self) -> dict[str, Any]:
-        """What two runs of the same story have in common: how much there is of everything."""
+        """Returns what two runs of one scenario have in common: how many entries each key has."""
         dump = self.dump()
         shape: dict[str, Any] = {name: len(held) for name, held in dump.items() if name not in ("seq", "epoch")}
         return shape | {"seq": dump["seq"], "states": sorted(entry.split()[0] for entry in dump["workers"].values())}
@@ -97,7 +99,7 @@ Act: TypeAlias = Callable[[Stage, Any], Awaitable[Any]]
 
 @dataclass
 class Call:
-    """A mutating call: the script it is, what stands before it, and itself; it returns something comparable."""
+    """A call that changes the network: its script, what prepares the stage, and the call, whose result can be compared."""
 
     script: Script
     act: Act
@@ -160,14 +162,14 @@ async def retry(stage: Stage, keys: list[str]) -> Any:
     return stage.named(await stage.far.retry_tasks(keys[:2]))
 
 
-async def enter(stage: Stage, _: Any) -> Any:
+async def register(stage: Stage, _: Any) -> Any:
     worker = await RushWorker(stage.far.network_id, stage.far.config, worker_id="newcomer")
     alive = [name for name, holder in (await stage.far_workers.holders(["newcomer"])).items() if holder is not None]
     stage.newcomers.append(worker)
     return alive
 
 
-async def bye(stage: Stage, _: Any) -> Any:
+async def deregister(stage: Stage, _: Any) -> Any:
     await stage.worker.aclose()
 
 
@@ -179,12 +181,12 @@ async def lose(stage: Stage, keys: list[str]) -> Any:
 
 async def cancel(stage: Stage, keys: list[str]) -> Any:
     (key,) = await stage.running(1)
-    return stage.named(await stage.far.cancel_tasks([keys[0], key, "nobody", key]))
+    return stage.named(await stage.far.cancel_tasks([keys[0], key, "unknown", key]))
 
 
-async def part(stage: Stage, _: Any) -> Any:
+async def release_leases(stage: Stage, _: Any) -> Any:
     network = stage.far._net  # pyright: ignore[reportPrivateUsage]
-    await network.workers.part(network.heartbeat.leases)
+    await network.workers.release_leases(network.heartbeat.leases)
 
 
 async def prepare(stage: Stage, _: Any) -> Any:
@@ -192,7 +194,7 @@ async def prepare(stage: Stage, _: Any) -> Any:
 
 
 async def ask_to_stop(stage: Stage, _: Any) -> Any:
-    asked = await stage.far_workers.ask_to_stop([stage.worker.worker_id, "nobody"])
+    asked = await stage.far_workers.ask_to_stop([stage.worker.worker_id, "unknown"])
     return asked == [stage.worker.worker_id]
 
 
@@ -218,31 +220,31 @@ async def three_failed(stage: Stage) -> list[str]:
 
 
 CALLS = {
-    "push_queued": Call(scripts.PUSH, push_queued),
-    "push_running": Call(scripts.PUSH, push_running),
-    "push_running_within_a_budget": Call(scripts.PUSH, push_running_within_a_budget),
-    "push_finished": Call(scripts.PUSH, push_finished),
-    "push_failed": Call(scripts.PUSH, push_failed),
-    "pop": Call(scripts.POP, pop, three_queued),
-    "finish": Call(scripts.FINISH, finish, three_running),
-    "fail": Call(scripts.FINISH, fail, three_running),
-    "empty_queue": Call(scripts.REMOVE, empty_queue, three_queued),
-    "retry": Call(scripts.RETRY, retry, three_failed),
-    "cancel": Call(scripts.CANCEL, cancel, three_queued),
-    "enter": Call(scripts.ENTER, enter),
-    "part": Call(scripts.PART, part),
-    "prepare": Call(scripts.PREPARE, prepare),
-    "bye": Call(scripts.BYE, bye),
-    "lose": Call(scripts.LOSE, lose, three_running),
-    "ask_to_stop": Call(scripts.STOP, ask_to_stop),
-    "reset_all": Call(scripts.RESET, reset_all, three_queued),
-    "reset_tasks": Call(scripts.RESET, reset_tasks, three_queued),
+    "push_queued": Call(PUSH, push_queued),
+    "push_running": Call(PUSH, push_running),
+    "push_running_within_a_budget": Call(PUSH, push_running_within_a_budget),
+    "push_finished": Call(PUSH, push_finished),
+    "push_failed": Call(PUSH, push_failed),
+    "pop": Call(POP, pop, three_queued),
+    "finish": Call(FINISH, finish, three_running),
+    "fail": Call(FINISH, fail, three_running),
+    "empty_queue": Call(REMOVE, empty_queue, three_queued),
+    "retry": Call(RETRY, retry, three_failed),
+    "cancel": Call(CANCEL, cancel, three_queued),
+    "register": Call(REGISTER, register),
+    "release_leases": Call(RELEASE_LEASES, release_leases),
+    "prepare": Call(PREPARE, prepare),
+    "deregister": Call(DEREGISTER, deregister),
+    "lose": Call(LOSE, lose, three_running),
+    "ask_to_stop": Call(STOP, ask_to_stop),
+    "reset_all": Call(RESET, reset_all, three_queued),
+    "reset_tasks": Call(RESET, reset_tasks, three_queued),
 }
 FAULTS: tuple[FaultName, ...] = ("drop_reply", "cut_before", "late_copy")
 
 
 @asynccontextmanager
-async def staged(proxy: Proxy, server: RushConfig, raw: Any) -> AsyncGenerator[Stage]:
+async def open_stage(proxy: Proxy, server: RushConfig, raw: Any) -> AsyncGenerator[Stage]:
     far_config = server.at(proxy.url)
     async with Rush(config=server) as rush:
         name = rush.network_id
@@ -260,8 +262,8 @@ async def staged(proxy: Proxy, server: RushConfig, raw: Any) -> AsyncGenerator[S
             await rush.reset()
 
 
-async def tell(call: Call, stage: Stage, arm: Callable[[Predicate], Fault] | None) -> tuple[Any, Fault | None]:
-    """Prepares the stage, then makes the call under a fault; the call's result, and the fault."""
+async def call_under_fault(call: Call, stage: Stage, arm: Callable[[Predicate], Fault] | None) -> tuple[Any, Fault | None]:
+    """Prepares the stage and makes the call under a fault. Returns the result and the fault."""
     given = None if call.prepare is None else await call.prepare(stage)
     fault = None if arm is None else arm(call.predicate)
     async with asyncio.timeout(TIMEOUT):
@@ -272,22 +274,22 @@ async def tell(call: Call, stage: Stage, arm: Callable[[Predicate], Fault] | Non
 
 @pytest.mark.parametrize("fault_name", FAULTS)
 @pytest.mark.parametrize("name", CALLS)
-async def test_a_call_has_its_effect_once_and_its_right_answer(
+async def test_a_call_takes_effect_once_and_returns_the_right_answer_under_every_fault(
     name: str, fault_name: FaultName, proxy: Proxy, rush_server: RushConfig, raw: Any
 ) -> None:
     call = CALLS[name]
-    async with staged(proxy, rush_server, raw) as stage:
-        control_result, _ = await tell(call, stage, None)
+    async with open_stage(proxy, rush_server, raw) as stage:
+        control_result, _ = await call_under_fault(call, stage, None)
         control = stage.shape()
-    async with staged(proxy, rush_server, raw) as stage:
-        result, fault = await tell(call, stage, getattr(proxy, fault_name))
+    async with open_stage(proxy, rush_server, raw) as stage:
+        result, fault = await call_under_fault(call, stage, getattr(proxy, fault_name))
         assert result == control_result
         assert stage.shape() == control
         if isinstance(fault, LateCopy):
-            await late_copies_move_nothing(fault, stage)
+            await assert_late_copies_change_nothing(fault, stage)
 
 
-async def late_copies_move_nothing(fault: LateCopy, stage: Stage) -> None:
+async def assert_late_copies_change_nothing(fault: LateCopy, stage: Stage) -> None:
     before = stage.dump()
     answers = [await deliver(fault)]
     assert stage.dump() == before
@@ -306,22 +308,22 @@ async def deliver(fault: LateCopy) -> bytes:
         return await fault.deliver()
 
 
-# The first call of all, with which the network begins to exist, knows no epoch yet.
+# The first call creates the network, and knows no epoch yet.
 
-FOUNDING: dict[str, tuple[Script, Callable[[Rush], Awaitable[Any]]]] = {
-    "push_queued": (scripts.PUSH, lambda rush: rush.push_tasks(XSS)),
-    "push_finished": (scripts.PUSH, lambda rush: rush.push_finished_tasks(XSS, XSS)),
-    "push_failed": (scripts.PUSH, lambda rush: rush.push_failed_tasks(XSS)),
-    "enter": (scripts.ENTER, lambda rush: RushWorker(rush.network_id, rush.config, worker_id="first").__aenter__()),
+CREATING: dict[str, tuple[Script, Callable[[Rush], Awaitable[Any]]]] = {
+    "push_queued": (PUSH, lambda rush: rush.push_tasks(XSS)),
+    "push_finished": (PUSH, lambda rush: rush.push_finished_tasks(XSS, XSS)),
+    "push_failed": (PUSH, lambda rush: rush.push_failed_tasks(XSS)),
+    "enter": (REGISTER, lambda rush: RushWorker(rush.network_id, rush.config, worker_id="first").__aenter__()),
 }
 
 
 @pytest.mark.parametrize("fault_name", FAULTS)
-@pytest.mark.parametrize("name", FOUNDING)
-async def test_the_call_that_founds_a_network_has_its_effect_once(
+@pytest.mark.parametrize("name", CREATING)
+async def test_the_call_that_creates_a_network_takes_effect_once(
     name: str, fault_name: FaultName, proxy: Proxy, rush_server: RushConfig, raw: Any
 ) -> None:
-    script, act = FOUNDING[name]
+    script, act = CREATING[name]
     keys: Any = None
     async with Rush(config=rush_server) as near, Rush(near.network_id, rush_server.at(proxy.url)) as far:
         at = NetworkKeys.of(near.network_id)
@@ -344,34 +346,35 @@ async def test_the_call_that_founds_a_network_has_its_effect_once(
         await near.reset()
 
 
-async def test_a_repeated_merged_pop_gives_the_living_worker_what_it_was_given(
+async def test_a_repeated_merged_pop_returns_the_task_of_the_live_worker(
     proxy: Proxy, rush_server: RushConfig, raw: Any
 ) -> None:
     """One call pops for a worker that was shut out and for one that lives; its reply is lost."""
-    async with staged(proxy, rush_server, raw) as stage:
+    async with open_stage(proxy, rush_server, raw) as stage:
         async with RushWorker(stage.far.network_id, stage.far.config) as other:
             await stage.pushed(1)
             tasks = stage.far._net.tasks  # pyright: ignore[reportPrivateUsage]
-            fault = proxy.drop_reply(named("EVALSHA", scripts.POP.digest))
+            fault = proxy.drop_reply(named("EVALSHA", POP.digest))
             async with asyncio.timeout(TIMEOUT):
-                _, popped = await asyncio.gather(tasks.pop("nobody"), tasks.pop(other.worker_id))
+                _, popped = await asyncio.gather(tasks.pop("unknown"), tasks.pop(other.worker_id))
             assert fault.hit.is_set()
-            assert isinstance(popped, list)
-            assert len(popped) == 1
-            assert await other.fail_tasks(popped[0].key) == [popped[0].key]
+            assert isinstance(popped.tasks, list)
+            (task,) = popped.tasks
+            membership_of(other).hold([task.key])
+            assert await other.fail_tasks(task.key) == [task.key]
 
 
-async def test_merged_calls_that_were_refused_and_then_cut_have_their_effect_once(
+async def test_merged_calls_that_are_refused_and_then_cut_off_take_effect_once(
     proxy: Proxy, rush_server: RushConfig, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hundred pushes of one tick are refused as one, sent one by one, executed, and their replies lost."""
     n = 100
     monkeypatch.setattr(store_calls, "ENOUGH", n + 1)
-    async with staged(proxy, rush_server, raw) as stage:
+    async with open_stage(proxy, rush_server, raw) as stage:
         pushes: list[Command] = []
 
         def first_that_goes_alone(command: Command) -> bool:
-            if named("EVALSHA", scripts.PUSH.digest)(command):
+            if named("EVALSHA", PUSH.digest)(command):
                 pushes.append(command)
                 if len(pushes) == 2:
                     raw.config_set("maxmemory", 0)
@@ -382,7 +385,7 @@ async def test_merged_calls_that_were_refused_and_then_cut_have_their_effect_onc
         raw.config_set("maxmemory", 1)
         try:
             calls = asyncio.gather(*[stage.far.push_tasks([{"x": x}]) for x in range(n)])
-            # As many as may be under way are executed, and nobody hears of it.
+            # As many as may be in flight are executed, and their replies are held.
             await wait_until(lambda: raw.hlen(stage.keys.queued) >= 50)
         finally:
             raw.config_set("maxmemory", 0)

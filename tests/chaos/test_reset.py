@@ -1,4 +1,4 @@
-"""A reset while others write, read, wait and listen: no key stays, no cache is stale, nobody hangs."""
+"""A reset while other clients write, read, wait and listen: no key remains, no cache is stale, and every wait ends."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ async def repeatedly(call: Callable[[], Awaitable[object]], done: asyncio.Event)
         await call()
 
 
-async def whole_life(client: RushClient) -> None:
+async def push_and_wait(client: RushClient) -> None:
     keys = await client.push_tasks([{"x": 1}])
     with suppress(KeyError):  # a reset deleted it
         await client.wait_for_tasks(keys, need_workers=False)
 
 
 @pytest.mark.parametrize("workers", [False, True])
-async def test_a_reset_amid_everything_leaves_nothing_behind_and_nobody_waiting(
+async def test_a_reset_during_calls_of_every_kind_leaves_no_key_and_ends_every_wait(
     rush_server: RushConfig, raw: Any, workers: bool
 ) -> None:
     configs = [rush_server, replace(rush_server, retry_deadline=21.0), replace(rush_server, retry_deadline=22.0)]
@@ -66,17 +66,17 @@ async def test_a_reset_amid_everything_leaves_nothing_behind_and_nobody_waiting(
         rush = await stack.enter_async_context(Rush(config=rush_server))
         name = rush.network_id
         clients = [rush] + [await stack.enter_async_context(Rush(name, config)) for config in configs[1:]]
-        crew = [await stack.enter_async_context(RushWorker(name, config)) for config in configs * 2]
+        all_workers = [await stack.enter_async_context(RushWorker(name, config)) for config in configs * 2]
         done = asyncio.Event()
         seen: list[Event] = []
         events = await stack.enter_async_context(clients[1].events())
 
         async def listen() -> None:
             async for event in events:
-                seen.append(event)  # noqa: PERF401 - others look while it grows
+                seen.append(event)  # noqa: PERF401 - others read while it grows
 
-        busy = [asyncio.create_task(busy_worker(worker)) for worker in crew[:3]]
-        busy += [asyncio.create_task(busy_blocks(worker)) for worker in crew[3:]]
+        busy = [asyncio.create_task(busy_worker(worker)) for worker in all_workers[:3]]
+        busy += [asyncio.create_task(busy_blocks(worker)) for worker in all_workers[3:]]
         others = [asyncio.create_task(listen())]
         for client in clients:
             calls: list[Callable[[], Awaitable[object]]] = [
@@ -88,7 +88,7 @@ async def test_a_reset_amid_everything_leaves_nothing_behind_and_nobody_waiting(
                 client.empty_queue,
                 client.retry_tasks,
                 client.counts,
-                lambda client=client: whole_life(client),
+                lambda client=client: push_and_wait(client),
             ]
             others += [asyncio.create_task(repeatedly(call, done)) for call in calls]
         for n in range(1, 4):
@@ -102,22 +102,22 @@ async def test_a_reset_amid_everything_leaves_nothing_behind_and_nobody_waiting(
             await asyncio.wait(busy)
         else:
             await wait_until(lambda: all(not task.done() for task in busy))
-            for worker in crew:
+            for worker in all_workers:
                 membership_of(worker).request_stop()
             await asyncio.gather(*busy)
         waiting = others[1:]
         await asyncio.sleep(0)
-        # Those who wait for a task that nobody will run any more learn that it is gone.
+        # A wait for a task that no worker will run ends with the reset.
         await rush._net.tasks.reset(workers=workers)  # pyright: ignore[reportPrivateUsage]
         await asyncio.gather(*waiting)
         await rush._net.tasks.reset(workers=workers)  # pyright: ignore[reportPrivateUsage]
         others[0].cancel()
         await asyncio.wait(others[:1])
-        for client in [*clients, *crew]:
+        for client in [*clients, *all_workers]:
             assert await client.counts() == Counts()
             assert len(await client.fetch_tasks()) == len(await client.fetch_finished_tasks()) == 0
             await wait_until(lambda client=client: client.n_tasks == 0)
-        in_order(seen)
+        assert_in_order(seen)
         kept = {f"rush:{{{name}}}:{key}".encode() for key in ("meta", "calls", "alive", "workers", "leases", "processes")}
         assert set(raw.keys("*")) <= (set() if workers else kept)
     async with Rush(name, rush_server) as rush:
@@ -125,8 +125,8 @@ async def test_a_reset_amid_everything_leaves_nothing_behind_and_nobody_waiting(
     assert raw.keys("*") == []
 
 
-def in_order(seen: list[Event]) -> None:
-    """Within an epoch `seq` rises by one; only what follows a reset begins anew."""
+def assert_in_order(seen: list[Event]) -> None:
+    """Within an epoch `seq` rises by one; after a reset it begins again."""
     last = None
     for event in seen:
         if isinstance(event, NetworkReset):
@@ -137,8 +137,8 @@ def in_order(seen: list[Event]) -> None:
             last = event.seq
 
 
-async def test_caches_of_other_views_begin_anew_after_a_reset(rush: Rush, rush_server: RushConfig) -> None:
-    """Also in a view that follows nothing: it learns of the reset by its next call."""
+async def test_other_clients_drop_their_caches_after_a_reset(rush: Rush, rush_server: RushConfig) -> None:
+    """Also a client that follows no events: it learns of the reset by its next call."""
     async with (
         Rush(rush.network_id, replace(rush_server, retry_deadline=21.0)) as still,
         Rush(rush.network_id, replace(rush_server, retry_deadline=22.0)) as watching,
@@ -149,7 +149,7 @@ async def test_caches_of_other_views_begin_anew_after_a_reset(rush: Rush, rush_s
             assert len(await client.fetch_new_tasks()) == 5
         await wait_until(lambda: watching.n_finished_tasks == 5)
         await rush.reset(workers=False)
-        # As many finished tasks as before, of which none is the same.
+        # As many finished tasks as before, all of them new.
         keys = await rush.push_finished_tasks([{"x": -x} for x in range(5)], [{"z": x} for x in range(5)])
         for client in (still, watching, rush):
             assert (await client.fetch_new_tasks())["keys"].to_list() == keys
@@ -162,7 +162,7 @@ async def test_caches_of_other_views_begin_anew_after_a_reset(rush: Rush, rush_s
             assert (await client.keys_with_state())["finished"] == []
 
 
-async def test_a_worker_goes_on_after_a_reset_of_the_tasks_and_what_it_held_is_gone(rush: Rush) -> None:
+async def test_a_worker_continues_after_a_reset_of_the_tasks_but_its_tasks_are_gone(rush: Rush) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         (key,) = await worker.push_running_tasks([{"x": 1}])
         await rush.push_tasks([{"x": 2}])
@@ -176,7 +176,7 @@ async def test_a_worker_goes_on_after_a_reset_of_the_tasks_and_what_it_held_is_g
         assert await rush.counts() == Counts(finished=1)
 
 
-async def test_those_who_wait_when_all_is_deleted_are_told(rush: Rush, rush_server: RushConfig) -> None:
+async def test_a_reset_wakes_every_wait(rush: Rush, rush_server: RushConfig) -> None:
     async with Rush(rush.network_id, replace(rush_server, retry_deadline=21.0)) as other:
         (key,) = await rush.push_tasks([{"x": 1}])
         async with other.events(NetworkReset) as events:
@@ -195,7 +195,7 @@ async def test_those_who_wait_when_all_is_deleted_are_told(rush: Rush, rush_serv
                 await refilled
 
 
-async def test_the_first_event_after_a_reset_is_number_one(rush: Rush) -> None:
+async def test_the_first_event_after_a_reset_has_seq_1(rush: Rush) -> None:
     for workers in (False, True):
         await rush.push_tasks([{"x": 1}])
         async with rush.events() as events:
@@ -208,7 +208,7 @@ async def test_the_first_event_after_a_reset_is_number_one(rush: Rush) -> None:
             assert (event.keys, event.seq) == ((key,), 1)
 
 
-async def test_after_a_reset_no_worker_is_counted(rush: Rush) -> None:
+async def test_the_repr_counts_no_worker_after_a_reset(rush: Rush) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         await worker.push_running_tasks([{"x": 1}])
         assert "Running Workers: 1" in repr(rush)
@@ -217,7 +217,7 @@ async def test_after_a_reset_no_worker_is_counted(rush: Rush) -> None:
         await wait_until(lambda: worker.terminated)
 
 
-async def test_a_reset_of_nothing_creates_nothing(rush: Rush, raw: Any) -> None:
+async def test_resetting_an_empty_network_creates_no_key(rush: Rush, raw: Any) -> None:
     for workers in (False, True):
         await rush.reset(workers=workers)
         assert raw.keys("*") == []
@@ -231,11 +231,11 @@ async def test_a_reset_of_nothing_creates_nothing(rush: Rush, raw: Any) -> None:
         assert len(await rush.fetch_finished_tasks()) == 1
 
 
-async def test_a_server_restored_from_older_data_is_followed_back(rush: Rush, raw: Any) -> None:
+async def test_a_client_follows_a_server_restored_from_older_data(rush: Rush, raw: Any) -> None:
     await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
     await rush.fetch_finished_tasks()
     async with asyncio.timeout(TIMEOUT), rush.events() as events:
-        # As after a restore: the epoch is one that was before.
+        # As after a restore: the epoch is an earlier one.
         raw.hset(f"rush:{{{rush.network_id}}}:meta", mapping={"epoch": 5, "seq": 0})
         raw.delete(f"rush:{{{rush.network_id}}}:finished")
         keys = await rush.push_tasks([{"x": 2}])

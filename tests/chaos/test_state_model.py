@@ -71,7 +71,7 @@ class Model:
 
 
 class Replay:
-    """What the events alone show: the state of each task, and that no event was missing."""
+    """The states of tasks as the events alone show them. Checks that no event is missing."""
 
     def __init__(self) -> None:
         self.seq = 0
@@ -117,7 +117,7 @@ class Replay:
             self.states[key] = state
 
 
-class Histories(RuleBasedStateMachine):
+class RandomCalls(RuleBasedStateMachine):
     """Each rule is a call of a client; `all_clients_agree` holds after each."""
 
     url: str
@@ -375,7 +375,7 @@ class Histories(RuleBasedStateMachine):
                 self.popped(who, task, task.key)
 
     @rule(data=st.data())
-    def finish_against_each_other(self, data: st.DataObject) -> None:
+    def finish_the_same_tasks_together(self, data: st.DataObject) -> None:
         """All workers end the same tasks at once, one by failing them: only the holder of a task succeeds."""
         keys = self.some_keys(data)
         yss = [{"y": at + 0.25} for at in range(len(keys))]
@@ -472,7 +472,7 @@ async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 def test_random_calls_of_several_clients_agree_with_the_model(rush_server: RushConfig, raw: redis.Redis) -> None:
     assert rush_server.url is not None
-    machine = type("Histories", (Histories,), {"url": rush_server.url, "raw": raw})
+    machine = type("RandomCalls", (RandomCalls,), {"url": rush_server.url, "raw": raw})
     run_state_machine_as_test(  # pyright: ignore[reportUnknownMemberType]
         machine,
         settings=settings(

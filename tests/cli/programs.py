@@ -16,7 +16,7 @@ LOOPS = "tests.launch.loops_of_tests"
 
 @dataclass
 class Program:
-    """A program that runs."""
+    """A running program."""
 
     process: Process
 
@@ -24,14 +24,14 @@ class Program:
         self.process.send_signal(number)
 
     async def says(self, words: str) -> None:
-        """Waits until it has written this to stderr."""
+        """Waits until the program has written these words to stderr."""
         assert self.process.stderr is not None
         async with asyncio.timeout(30):
             while words not in (line := (await self.process.stderr.readline()).decode()):
                 assert line, f"it ended without having said {words!r}"
 
     async def ended(self) -> tuple[int, str]:
-        """Its exit code and what it wrote to stderr; it writes nothing to stdout."""
+        """Returns the exit code and what was written to stderr; nothing is written to stdout."""
         async with asyncio.timeout(30):
             out, errors = await self.process.communicate()
         assert out == b""

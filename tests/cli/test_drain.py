@@ -68,8 +68,8 @@ async def test_a_loop_that_never_awaits_ends_with_its_process(rush: Rush, run: R
     code, errors = await blocked.ended()
     assert code == 143
     assert "their event loop is blocked: the process ends now" in errors
-    await rush.stop_workers(mode="kill")  # sooner than its lease expires
-    # All workers of the other have ended by themselves; only their thread is in the way.
+    await rush.stop_workers(mode="kill")  # so that the test need not wait for its lease to expire
+    # All workers of the second program have ended by themselves; only a thread still runs.
     await wait_until(lambda: ended(rush), timeout=30)
     assert finished.process.returncode is None
     finished.signal(signal.SIGTERM)
@@ -97,7 +97,7 @@ async def test_a_signal_that_comes_before_the_loop_runs_is_not_lost(rush: Rush, 
     code, errors = await early.ended()
     assert code == 0
     assert "asked to end before a worker was started" in errors
-    # What a loop forks ends by signals as any other process.
+    # A signal ends a process that a loop forks.
     assert (await forks.ended())[0] == 0
     assert (await rush.fetch_finished_tasks())["signal"].to_list() == [signal.SIGTERM]
     assert len(await rush.worker_info()) == 1

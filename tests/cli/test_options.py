@@ -16,7 +16,7 @@ def test_options_have_values_of_their_types() -> None:
     assert (options.tls_check_hostname, options.verbose) == (False, 2)
 
 
-def test_what_is_not_given_is_left_to_the_start() -> None:
+def test_options_that_are_not_given_are_none() -> None:
     options = parse(["worker", "--start", "1", "net"])
     assert (options.loop, options.start) == (None, "1")
     assert (options.workers, options.args, options.log_level, options.heartbeat_period) == (None, None, None, None)

@@ -56,7 +56,7 @@ async def test_row_7_commands_run_in_a_shell_each_with_its_loop_and_arguments(
     shown = tasks.drop_nulls("when")
     assert shown.height == 2
     assert {name: shown[name][0] for name in args} == {name: repr(value) for name, value in args.items()}
-    # Without its password the first command cannot work; it says so, and waits for nothing.
+    # Without its password the first command fails at once, and says why.
     code, errors = await (await run("sh", "-c", first, PATH=path)).ended()
     assert code == 69
     assert "RUSH_PASSWORD is not set in the environment" in errors
@@ -65,7 +65,7 @@ async def test_row_7_commands_run_in_a_shell_each_with_its_loop_and_arguments(
     assert "Check RUSH_PASSWORD" in errors
 
 
-async def test_exit_codes_tell_what_went_wrong(rush: Rush, worker: Run) -> None:
+async def test_each_kind_of_failure_has_its_exit_code(rush: Rush, worker: Run) -> None:
     words = shlex.split(rush.worker_command(raise_holding, allow_pickle=True))
     start_id = words[words.index("--start") + 1]
     failed = await worker(f"{LOOPS}:raise_holding", "--args", '{"message": "out of money"}', "-n", "2")

@@ -54,7 +54,7 @@ def test_a_runtime_directory_with_another_file_is_not_removed(base: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["other files", "no lease", "open to others", "symbolic link", "file", "missing"])
-def test_only_a_private_directory_with_files_of_a_server_is_ours(directory: Path, kind: str) -> None:
+def test_only_a_private_directory_with_files_of_a_server_is_recognised(directory: Path, kind: str) -> None:
     path = directory / "rush-project"
     match kind:
         case "other files":
@@ -76,7 +76,7 @@ def test_only_a_private_directory_with_files_of_a_server_is_ours(directory: Path
     assert not RuntimeDirectory(path).is_ours()
 
 
-def test_a_directory_of_another_user_is_not_ours(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_another_user_is_not_recognised(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = RuntimeDirectory.create()
     assert directory.is_ours()
     monkeypatch.setattr(os, "geteuid", lambda: directory.path.stat().st_uid + 1)

@@ -72,7 +72,7 @@ def test_a_file_that_does_not_exist_is_not_locked_and_not_made(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_opened_does_not_pass_for_one_without_a_lock(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_not_taken_for_an_unlocked_one(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         is_locked(tmp_path)
 

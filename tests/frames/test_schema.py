@@ -131,7 +131,7 @@ def test_an_error_in_one_schema_leaves_the_frames_of_others_alone() -> None:
 
 
 @pytest.mark.parametrize("schema", [5, "y", {"y": None}, {"y": "float"}, {"y": pl.List}])
-def test_what_does_not_map_names_to_dtypes_is_refused(schema: Any) -> None:
+def test_a_schema_that_does_not_map_names_to_dtypes_is_refused(schema: Any) -> None:
     with pytest.raises(SchemaError, match="does not map column names to polars dtypes"):
         schema_columns(schema)
 
@@ -142,7 +142,7 @@ def test_a_dtype_that_no_value_of_a_task_fits_is_refused(dtype: Any) -> None:
         schema_columns({"y": dtype})
 
 
-def test_no_schema_has_no_columns() -> None:
+def test_without_a_schema_there_are_no_columns() -> None:
     assert schema_columns(None) == schema_columns({}) == {}
 
 

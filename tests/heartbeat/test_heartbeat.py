@@ -30,12 +30,13 @@ from rush_async import (
 )
 from rush_async.store.keys import NetworkKeys
 from rush_async.testing import wait_until
+from rush_async.wire.subscription import ChannelListener
 from rush_async.worker.worker import membership_of
 from tests.launch.loops_of_tests import hold
 
 ROOT = Path(__file__).parents[1]
 
-# A process of its own without a manager: nobody but the heartbeats tells of its death.
+# A process of its own without a manager: only the heartbeats of others find its death.
 WORKER = """
 import sys
 from rush_async import run_worker
@@ -116,7 +117,7 @@ async def test_row_14_a_dead_process_is_found_by_any_live_one_without_a_manager_
             assert isinstance(event, WorkerLost)
             assert event.worker_id == "victim"
             await net.wait_until(lambda counts: counts.failed == 1, timeout=10)
-            # Exactly once: the next event of a worker is a good-bye.
+            # Exactly once: the next event of a worker is a regular end.
             await near.aclose()
             await far.finish_tasks(own[1], [{"y": 1}])
         failed = await net.fetch_failed_tasks()
@@ -201,7 +202,7 @@ asyncio.run(main())
 """
 
 
-# what makes nobody lost
+# what loses no worker
 
 
 async def test_a_loop_that_computes_is_not_lost_and_worker_info_shows_that_it_does_not_answer(net: Rush, start: Start) -> None:
@@ -236,7 +237,7 @@ async def last_seen(net: Rush, worker_id: str) -> float:
     return dict(zip(info["worker_id"], info["last_seen"], strict=True))[worker_id].timestamp()
 
 
-async def test_a_server_that_stalls_for_longer_than_the_expiry_makes_nobody_lost(net: Rush, start: Start, raw: Any) -> None:
+async def test_a_server_that_stalls_for_longer_than_the_expiry_loses_no_worker(net: Rush, start: Start, raw: Any) -> None:
     start("hold", "a")
     start("hold", "b")
     await net.wait_until(lambda counts: counts.running == 2, timeout=30)
@@ -245,7 +246,7 @@ async def test_a_server_that_stalls_for_longer_than_the_expiry_makes_nobody_lost
     keys = NetworkKeys.of(net.network_id)
     before = {name: raw.zscore(keys.leases, name) for name in raw.zrange(keys.leases, 0, -1)}
     assert len(before) >= 2
-    # Until everybody has beaten again twice.
+    # Until every process has beaten twice again.
     await wait_until(lambda: all((raw.zscore(keys.leases, name) or 0) > at + 0.2 for name, at in before.items()), timeout=10)
     assert set((await states(net)).values()) == {"running"}
 
@@ -257,7 +258,7 @@ async def test_a_worker_that_comes_back_from_the_dead_is_fenced_and_may_enter_ag
     with stopped(process.pid):
         await net.wait_until(lambda counts: counts.failed == 1, timeout=10)
         assert (await states(net)) == {"zombie": "lost"}
-    # Its finish came too late, it was told, and went on as another.
+    # Its finish came too late; it learnt so and continued under another name.
     await net.wait_until(lambda counts: counts.finished == 1, timeout=10)
     assert await asyncio.to_thread(process.wait, 20) == 0
     assert (await net.counts())[:] == (0, 0, 1, 1)
@@ -378,8 +379,8 @@ async def test_a_task_that_was_lost_more_often_than_its_retries_is_failed(net: R
         assert (task.attempt, task.failure.kind) == (4, "killed")
 
 
-async def test_a_task_given_back_keeps_its_last_failure(net: Rush) -> None:
-    """Given back: popped for a caller that was cancelled before it could see it."""
+async def test_a_task_returned_to_the_queue_keeps_its_last_failure(net: Rush) -> None:
+    """It was popped for a caller that was cancelled before it could see it."""
     (key,) = await net.push_tasks([{"x": 1}], retries=1)
     async with RushWorker(net.network_id, net.config) as worker:
         assert await worker.pop_task(0) is not None
@@ -409,12 +410,26 @@ async def test_a_loop_that_computes_sees_that_it_is_to_stop(net: Rush, start: St
     assert (await net.counts()).finished == 1
 
 
+class Deaf:
+    """Hears no message of a channel, only that it is confirmed."""
+
+    def __init__(self, listener: ChannelListener) -> None:
+        self._listener = listener
+
+    def heard(self, channel: str, message: bytes) -> None:
+        pass
+
+    def confirmed(self, channel: str) -> None:
+        self._listener.confirmed(channel)
+
+
 async def test_events_that_do_not_arrive_are_missed_by_the_next_beat(net: Rush, elsewhere_quick: Rush) -> None:
     """A subscription that is silent without being broken."""
     network = net._net  # pyright: ignore[reportPrivateUsage]
     await net.wait_until(lambda _: True)
     async with net.events() as events:
-        network.link.subscription._channels[network.keys.events].on_message = lambda data: None  # pyright: ignore[reportPrivateUsage]
+        channel = network.link.subscription._channels[network.keys.events]  # pyright: ignore[reportPrivateUsage]
+        channel.listener = Deaf(channel.listener)
         await elsewhere_quick.push_tasks([{"x": 1}])
         event = await asyncio.wait_for(anext(aiter(events)), 20)
     assert isinstance(event, EventsMissed)
@@ -437,7 +452,7 @@ async def test_the_thread_ends_with_the_last_client(quick: RushConfig) -> None:
             assert len(beating()) == 1
     assert beating() == []
     async with Rush("short", quick) as rush:
-        assert beating() == []  # nobody lives there, and a period has not passed
+        assert beating() == []  # no worker lives there, and a period has not passed
         await rush.reset()
 
 
@@ -465,8 +480,8 @@ async def test_a_beat_a_period_and_nothing_else(rush: Rush, raw: Any) -> None:
         assert await waiting is None
 
 
-async def test_a_late_answer_of_a_beat_shuts_nobody_out_who_came_in_since(net: Rush, raw: Any) -> None:
-    """A lease has ended, and before its process hears of it another worker enters under the same name."""
+async def test_a_late_answer_of_a_beat_shuts_out_no_worker_that_registered_since(net: Rush, raw: Any) -> None:
+    """A lease has ended, and before its process learns of it another worker registers under the same lease."""
     keys = NetworkKeys.of(net.network_id)
     lost = await RushWorker(net.network_id, net.config)
     lease = raw.hget(keys.alive, lost.worker_id)

@@ -33,14 +33,14 @@ async def hold(rush: RushWorker) -> None:
 
 async def block(rush: RushWorker) -> None:
     await rush.push_running_tasks([{"pid": os.getpid()}])
-    time.sleep(600)  # noqa: ASYNC251 - a computation that never gives way
+    time.sleep(600)  # noqa: ASYNC251 - a computation that never awaits
 
 
 async def block_as_the_third(rush: RushWorker, mark: Path) -> None:
     await rush.push_running_tasks([{"pid": os.getpid()}])
     if (await rush.counts()).total == 3:
         mark.touch()  # noqa: ASYNC240 - from here on nothing awaits, on purpose
-        time.sleep(600)  # noqa: ASYNC251 - a computation that never gives way
+        time.sleep(600)  # noqa: ASYNC251 - a computation that never awaits
     await asyncio.Event().wait()
 
 
@@ -57,7 +57,7 @@ async def pop_and_hold(rush: RushWorker) -> None:
 
 
 async def compute(rush: RushWorker) -> None:
-    """Never awaits while it computes, and looks at the queue in its own way."""
+    """Never awaits while it computes, and reads the queue with a client of its own."""
     (key,) = await rush.push_running_tasks([{"x": 0}])
     import redis
 
@@ -76,8 +76,8 @@ async def compute_until_terminated(rush: RushWorker) -> None:
 
 
 async def come_back(rush: RushWorker) -> None:
-    """Computes until it has been stopped for a while; then reports, learns that it was lost, and enters again."""
-    last = time.monotonic()  # it may be stopped as soon as its task is there to be seen
+    """Computes until it has been stopped for a while; then finishes its task, is refused as lost, and opens a new worker."""
+    last = time.monotonic()  # the test may stop it as soon as it sees the task
     (key,) = await rush.push_running_tasks([{"x": 0}])
     while time.monotonic() - last < 0.2:
         last = time.monotonic()
@@ -97,7 +97,7 @@ async def log_some(rush: RushWorker) -> None:
         1 / 0  # noqa: B018 # pyright: ignore[reportUnusedExpression]
     except ZeroDivisionError:
         logger.exception("it broke")
-    logging.getLogger("another").error("nobody asked for this")
+    logging.getLogger("another").error("not asked for")
 
 
 async def swallow(rush: RushWorker, may_end: asyncio.Event) -> None:
@@ -124,7 +124,7 @@ async def shout(rush: RushWorker) -> None:
 
 async def fork_and_hold(rush: RushWorker) -> None:
     pid = os.fork()
-    if pid == 0:  # holds on to whatever this process had open
+    if pid == 0:  # keeps all files and sockets of this process open
         time.sleep(600)  # noqa: ASYNC251
         os._exit(0)
     await rush.push_running_tasks([{"pid": os.getpid(), "grandchild": pid}])
@@ -132,7 +132,7 @@ async def fork_and_hold(rush: RushWorker) -> None:
 
 
 async def print_and_end(rush: RushWorker) -> None:
-    print(f"worker {rush.worker_id} was here", end="")  # noqa: T201 - and is not flushed
+    print(f"worker {rush.worker_id} was here", end="")  # noqa: T201 - not flushed
 
 
 async def die_talking(rush: RushWorker) -> None:
@@ -157,7 +157,7 @@ async def serve_until_terminated(rush: RushWorker) -> None:
     async for task in rush.tasks():
         async with task:
             while not rush.terminated:
-                time.sleep(0.01)  # noqa: ASYNC251 - computes, and looks up from time to time
+                time.sleep(0.01)  # noqa: ASYNC251 - computes, and checks `terminated` from time to time
             task.ys = {"y": 1}
 
 

@@ -1,4 +1,4 @@
-"""The program of a child process, at the other ends of its pipes."""
+"""The program of a child process, driven through its pipes as by a manager."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROGRAM = "from rush_async.launch.child import main; main({reports}, {manager}, 
 
 @dataclass
 class Child:
-    """A child process, and what a manager has of it."""
+    """A child process, and the manager's ends of its pipes."""
 
     process: subprocess.Popen[bytes]
     reports_fd: int
@@ -44,7 +44,7 @@ class Child:
 
     @property
     def reports(self) -> list[Report]:
-        """What it has reported so far."""
+        """All reports so far."""
         with contextlib.suppress(BlockingIOError):
             self._buffer += os.read(self.reports_fd, 2**16)
         self._reports += [unpack_report(body) for body in take_frames(self._buffer)]
@@ -60,7 +60,7 @@ Start = Callable[..., Child]
 
 @pytest.fixture
 def start(directory: Path) -> Iterator[Start]:
-    """Starts a child process, which takes this process for its manager."""
+    """Starts child processes whose manager is this process."""
     children: list[Child] = []
 
     def start(manager: int = os.getpid(), private: str | None = None) -> Child:
@@ -91,7 +91,7 @@ def job_of(rush: Rush, loop: Any, *worker_ids: str, **arguments: Any) -> bytes:
     return frame(Job(rush.network_id, rush.config, worker_ids, packed, None).to_pickle())
 
 
-async def test_it_reports_each_end_and_ends_with_the_last(rush: Rush, start: Start) -> None:
+async def test_a_child_reports_each_end_and_exits_after_the_last(rush: Rush, start: Start) -> None:
     async def loop(rush: RushWorker) -> None:
         if rush.worker_id == "b":
             raise RuntimeError("the loop broke")
@@ -106,7 +106,7 @@ async def test_it_reports_each_end_and_ends_with_the_last(rush: Rush, start: Sta
     assert child.process.returncode == 0
 
 
-async def test_it_answers_a_request_to_cancel_a_worker_before_it_reports_the_end(rush: Rush, start: Start) -> None:
+async def test_a_child_confirms_a_cancel_request_before_it_reports_the_end(rush: Rush, start: Start) -> None:
     child = start()
     child.send(job_of(rush, hold, "a", "b"))
     await rush.wait_until(lambda counts: counts.running == 2, timeout=30)
@@ -118,7 +118,7 @@ async def test_it_answers_a_request_to_cancel_a_worker_before_it_reports_the_end
     await wait_until(lambda: child.has_ended)
 
 
-async def test_a_loop_that_cannot_be_loaded_is_the_end_of_every_worker(rush: Rush, start: Start) -> None:
+async def test_a_loop_that_cannot_be_loaded_fails_every_worker_of_the_child(rush: Rush, start: Start) -> None:
     child = start()
     child.send(job_of(rush, note_arguments, "a", "b", thing=CannotBeUnpickled()))
     await wait_until(lambda: child.has_ended, timeout=30)
@@ -127,7 +127,7 @@ async def test_a_loop_that_cannot_be_loaded_is_the_end_of_every_worker(rush: Rus
     assert all(end.failure is not None and "missing_package" in end.failure.message for end in ends)
 
 
-async def test_workers_leave_the_network_when_the_manager_closes_the_pipe(rush: Rush, start: Start) -> None:
+async def test_workers_deregister_when_the_manager_closes_the_pipe(rush: Rush, start: Start) -> None:
     private = tempfile.mkdtemp(prefix="rush-out-")
     child = start(private=private)
     child.send(job_of(rush, hold, "a"))
@@ -138,16 +138,16 @@ async def test_workers_leave_the_network_when_the_manager_closes_the_pipe(rush: 
     assert not os.path.exists(private)  # noqa: ASYNC240
 
 
-async def test_a_blocked_loop_ends_with_its_process_when_the_manager_closes_the_pipe(rush: Rush, start: Start) -> None:
+async def test_a_process_with_a_blocked_loop_ends_when_the_manager_closes_the_pipe(rush: Rush, start: Start) -> None:
     child = start()
     child.send(job_of(rush, block, "a"))
     await rush.wait_until(lambda counts: counts.running == 1, timeout=30)
     child.close_pipe()
     await wait_until(lambda: child.has_ended, timeout=10)
-    await rush.stop_workers("a", mode="kill")  # sooner than its lease expires
+    await rush.stop_workers("a", mode="kill")  # so that the test need not wait for its lease to expire
 
 
-async def test_a_child_whose_manager_is_gone_before_it_has_its_job_does_nothing(rush: Rush, start: Start) -> None:
+async def test_a_child_exits_if_its_manager_is_gone_before_the_job_has_arrived(rush: Rush, start: Start) -> None:
     child = start()
     child.send(job_of(rush, hold, "a")[:20])
     child.close_pipe()
@@ -155,8 +155,8 @@ async def test_a_child_whose_manager_is_gone_before_it_has_its_job_does_nothing(
     assert (await rush.worker_info()).is_empty()
 
 
-async def test_a_child_of_another_process_than_its_manager_ends_its_workers(rush: Rush, start: Start) -> None:
-    child = start(manager=1)  # as if this process had taken it over from its manager, which has died
+async def test_a_child_whose_parent_is_not_its_manager_ends_its_workers(rush: Rush, start: Start) -> None:
+    child = start(manager=1)  # as if the manager had died and another process were now the parent
     child.send(job_of(rush, hold, "a"))
     await wait_until(lambda: child.has_ended, timeout=30)
     assert (await rush.counts()).running == 0

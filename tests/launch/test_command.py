@@ -1,4 +1,4 @@
-"""The words of the command that starts workers; the program that it calls is tested in `tests/cli`."""
+"""The command that starts workers; the program that it runs is tested in `tests/cli`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_command_for_no_worker_is_refused() -> None:
         prepare(serve, n_workers=0)
 
 
-def test_a_command_with_a_pickle_says_so() -> None:
+def test_a_command_for_a_pickle_has_the_option_allow_pickle() -> None:
     async def inside(rush: RushWorker) -> None: ...
 
     with pytest.raises(TypeError, match="defined inside another function"):
@@ -46,7 +46,7 @@ def test_a_command_with_a_pickle_says_so() -> None:
     assert prepare(inside, allow_pickle=True).line.endswith(" --allow-pickle")
 
 
-def test_the_command_names_the_certificates() -> None:
+def test_the_command_names_the_tls_files() -> None:
     config = RushConfig("rediss://h", tls_ca_file="/ca", tls_check_hostname=False)
     assert "--tls-ca-file /ca --no-tls-check-hostname" in prepare(serve, config).line
 
@@ -56,7 +56,7 @@ def test_the_command_names_the_certificates() -> None:
 
 @pytest.fixture
 def shell(directory: Path) -> Any:
-    """Runs a line in a real shell; what the program would get: its words and RUSH_URL."""
+    """Runs a line in a real shell. Returns what the program gets: its words and RUSH_URL."""
     program = directory / "rush-async"
     program.write_text('#!/bin/sh\nprintf \'%s\\0\' "$RUSH_URL" "$@"\n')
     program.chmod(0o755)
@@ -71,9 +71,9 @@ def shell(directory: Path) -> Any:
 
 
 @pytest.mark.parametrize("password", [PASSWORD, "'", '"', "$(id)", "`id`", "\\", "a b\nc", "!#~*?", "%", "ü€漢", "***"])
-def test_row_7_the_command_survives_a_shell_with_any_password(shell: Any, password: str, caplog: Any) -> None:
+def test_row_7_a_shell_parses_the_command_whatever_the_password(shell: Any, password: str, caplog: Any) -> None:
     caplog.set_level(logging.INFO)
-    # Such passwords are quoted in a URL. Some people do not, and what works is then to be kept as it is.
+    # Such passwords should be quoted in a URL. An unquoted one that works must be kept as it is.
     urls = [f"redis://ann:{quote(password, safe='')}@server:6379/0"]
     if not set(password) & set("#?/%\n"):
         urls.append(f"redis://ann:{password}@server:6379/0")
@@ -88,21 +88,21 @@ def test_row_7_the_command_survives_a_shell_with_any_password(shell: Any, passwo
     assert len(caplog.records) == 3 * len(urls)
 
 
-def test_row_7_what_is_logged_has_the_password_redacted(caplog: Any) -> None:
+def test_row_7_the_log_shows_the_command_without_the_password(caplog: Any) -> None:
     caplog.set_level(logging.INFO)
     prepare(serve, RushConfig("redis://ann:hunter2@server/0?password=hunter2"), with_password=True)
     assert "hunter2" not in caplog.text
     assert "RUSH_URL='redis://ann:***@server/0?password=***' rush-async worker net" in caplog.text
 
 
-def test_row_7_it_warns_when_the_server_is_embedded(caplog: Any) -> None:
+def test_row_7_a_command_for_an_embedded_server_logs_a_warning(caplog: Any) -> None:
     prepare(serve, RushConfig("unix:///tmp/socket"))
     assert not caplog.records
     prepare(serve, RushConfig("unix:///tmp/socket"), is_embedded=True)
     assert "works on this machine only" in caplog.text
 
 
-def test_a_network_with_an_odd_name_is_one_word(shell: Any) -> None:
+def test_an_odd_network_id_is_one_word_of_the_command(shell: Any) -> None:
     for name, end in (("my net; $(id)", 1), ("-x", -1)):
         command = prepare_command(WorkerLoop(serve, {}), name, RushConfig(URL), n_workers=2)
         words = shell(command.line)[1:]
@@ -125,7 +125,9 @@ def test_a_network_with_an_odd_name_is_one_word(shell: Any) -> None:
         ("redis://h?p%61ssword=own", "redis://h?p%61ssword=own", "redis://h"),
     ],
 )
-def test_rush_password_is_put_where_none_is(monkeypatch: pytest.MonkeyPatch, url: str, expected: str, bare: str) -> None:
+def test_rush_password_is_added_to_a_url_without_a_password(
+    monkeypatch: pytest.MonkeyPatch, url: str, expected: str, bare: str
+) -> None:
     monkeypatch.setenv("RUSH_PASSWORD", PASSWORD)
     monkeypatch.setenv("RUSH_URL", url)
     found = with_password_of_environment(url)
@@ -136,7 +138,7 @@ def test_rush_password_is_put_where_none_is(monkeypatch: pytest.MonkeyPatch, url
     assert PASSWORD not in repr(RushConfig.from_env())
 
 
-def test_rush_password_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rush_password_that_is_not_utf_8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUSH_PASSWORD", "\udcff")
     with pytest.raises(RushConfigError, match="RUSH_PASSWORD is not UTF-8"):
         with_password_of_environment("redis://h")

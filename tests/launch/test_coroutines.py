@@ -1,4 +1,4 @@
-"""Workers as coroutines of the manager's event loop; what holds for processes as well is in `test_workers`."""
+"""Workers as coroutines of the manager's event loop; behaviour that processes share is tested in `test_workers`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def test_a_stop_reaches_workers_that_have_not_registered_yet(rush: Rush) -
     await rush.start_workers(loop, 3, on=Coroutines())
     await rush.stop_workers()
     assert seen == [True] * 3
-    # Asked, not cancelled: what they had begun is finished.
+    # They are asked to stop, not cancelled, so the tasks that they had begun are finished.
     assert await rush.counts() == (0, 0, 3, 0)
     assert set((await rush.worker_info())["state"]) == {"terminated"}
 
@@ -105,12 +105,12 @@ async def test_idle_workers_share_three_connections_and_send_no_commands(rush: R
     await wait_until(lambda: len(popped) == n_impatient)
     assert popped == [None] * n_impatient
     await rush.join_workers(impatient)
-    # They deregister, and do nothing else: no look into a queue that is known to be empty.
+    # They only deregister: no call asks a queue that is known to be empty.
     assert n_scripts() - before <= n_impatient
     before = n_scripts()
     keys = await rush.push_tasks([{"x": x} for x in range(n)])
     await rush.wait_until(lambda counts: counts.finished == n, timeout=60)
     assert sorted((await rush.fetch_finished_tasks())["keys"]) == sorted(keys)
-    assert n_scripts() - before < 60  # pops and finishes go together
+    assert n_scripts() - before < 60  # pops and finishes are merged
     await rush.stop_workers()
     assert set((await rush.worker_info())["state"]) == {"terminated"}

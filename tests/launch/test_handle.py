@@ -1,4 +1,4 @@
-"""What launchers get and return."""
+"""Launches and handles: what launchers get and return."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_a_launch_that_is_too_large_is_refused_or_written_to_a_file(rush: 
     await job.loop.payload.discard()
 
 
-async def test_the_first_end_of_a_worker_counts() -> None:
+async def test_a_handle_keeps_the_first_end_of_its_worker() -> None:
     handle = WorkerHandle("a")
     assert handle.is_alive
     handle.end(WorkerExit("a", "failed"))
@@ -40,7 +40,7 @@ async def test_the_first_end_of_a_worker_counts() -> None:
     assert handle.ended.result() == WorkerExit("a", "failed")
 
 
-async def test_a_handle_leaves_it_to_its_launcher_how_a_worker_is_cancelled_and_killed() -> None:
+async def test_a_handle_without_a_launcher_cannot_cancel_or_kill() -> None:
     handle = WorkerHandle("a")
     handle.stop()
     await handle.clear()

@@ -31,7 +31,7 @@ def read(start: bytes, config: RushConfig = CONFIG, *, allow_pickle: bool = Fals
 # the pickle
 
 
-def test_a_job_survives_a_pipe() -> None:
+def test_a_job_is_read_from_a_pipe_as_it_was_written() -> None:
     job = job_of(note_arguments, allow_pickle=True, x=5)
     assert Job.of_pickle(job.to_pickle()) == job
 
@@ -39,7 +39,7 @@ def test_a_job_survives_a_pipe() -> None:
 # the start
 
 
-def test_a_start_has_all_of_the_job_but_network_server_and_names() -> None:
+def test_a_start_has_all_of_the_job_except_network_server_and_names() -> None:
     job = read(job_of(note_arguments, x=5).to_start(), RushConfig("redis://elsewhere"))
     assert (job.network_id, job.config.url, job.log_levels) == ("net", "redis://elsewhere", {"my.logger": "DEBUG"})
     assert job.loop.load() == WorkerLoop(note_arguments, {"x": 5})
@@ -52,7 +52,7 @@ def test_each_run_of_a_start_draws_new_names() -> None:
     assert not set(read(start).worker_ids) & set(read(start).worker_ids)
 
 
-def test_a_start_that_was_exchanged_in_the_database_is_refused() -> None:
+def test_a_start_that_was_replaced_in_the_database_is_refused() -> None:
     start, other = job_of(serve).to_start(), job_of(note_arguments).to_start()
     with pytest.raises(DecodeError, match="was altered in the database"):
         Job.of_start(other, digest_of(start), "net", CONFIG, allow_pickle=True)
@@ -69,21 +69,21 @@ def test_a_start_of_another_version_is_refused() -> None:
         read(encode({**settings, "args": payload}, "start"))
 
 
-def test_the_workers_take_over_settings_and_no_secret() -> None:
+def test_the_start_has_the_settings_but_no_secret() -> None:
     config = RushConfig(f"redis://ann:{quote('secret')}@h", heartbeat_expire=50, retry_deadline=7, tls_ca_file="/ca")
     start = job_of(serve, config).to_start()
     assert read(start).config == replace(CONFIG, heartbeat_expire=50, retry_deadline=7)
     assert b"secret" not in start
 
 
-def test_a_pickle_in_a_start_needs_the_consent_of_both_sides() -> None:
+def test_a_pickle_in_a_start_is_refused_unless_both_sides_allow_it() -> None:
     start = job_of(serve, allow_pickle=True).to_start()
     with pytest.raises(RushConfigError, match=r"contains a pickle.*--allow-pickle"):
         read(start)
     assert read(start, allow_pickle=True).loop.load() == WorkerLoop(serve, {})
 
 
-def test_a_pickle_of_another_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_of_another_python_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     start = job_of(serve, allow_pickle=True).to_start()
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
     with pytest.raises(RushConfigError, match=r"pickle of Python 3\.\d+, and this is Python 3\.99"):
@@ -93,7 +93,7 @@ def test_a_pickle_of_another_python_is_refused(monkeypatch: pytest.MonkeyPatch) 
 # reports
 
 
-def test_reports_survive_a_pipe() -> None:
+def test_reports_are_read_from_a_pipe_as_they_were_written() -> None:
     end = WorkerExit("a", "failed", Failure.of(ValueError("too large")))
     assert unpack_report(pack_report(end)) == end
     assert unpack_report(pack_report("a")) == "a"

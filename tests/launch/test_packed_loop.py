@@ -1,4 +1,4 @@
-"""Loops on their way to another process: by name with their arguments, or as a pickle."""
+"""Packed loops: by name with their arguments, or as a pickle."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Loops:
 
 
 @functools.wraps(serve)
-async def stands_for_serve(rush: RushWorker) -> None: ...
+async def wrapper_of_serve(rush: RushWorker) -> None: ...
 
 
 def named(loop: Any, config: RushConfig = CONFIG, **args: Any) -> PackedLoop:
@@ -49,7 +49,7 @@ def pickled(loop: Any, **args: Any) -> PackedLoop:
 # by name
 
 
-def test_a_loop_travels_by_name_and_its_arguments_as_values() -> None:
+def test_a_loop_is_packed_by_name_with_its_arguments_as_values() -> None:
     when = datetime(2026, 1, 2, tzinfo=UTC)
     loop = functools.partial(note_arguments, a=1, when=when)
     packed = named(loop, data=b"\0", a=2, nested={"list": [1, {"x": None}]})
@@ -58,7 +58,7 @@ def test_a_loop_travels_by_name_and_its_arguments_as_values() -> None:
     assert packed.load() == WorkerLoop(note_arguments, arguments)
 
 
-def test_loops_of_classes_have_names() -> None:
+def test_static_and_class_methods_are_packed_by_name() -> None:
     for loop in (Loops.of_class, Loops.of_classmethod):
         assert named(loop).load().function == loop
 
@@ -74,10 +74,10 @@ def test_a_name_alone_is_a_loop_without_arguments() -> None:
         (lambda_loop, "is a lambda"),
         (Loops().of_instance, "gives another object"),
         (Loops(), "has no name"),
-        (stands_for_serve, "gives another object"),
+        (wrapper_of_serve, "gives another object"),
     ],
 )
-def test_a_loop_without_a_name_of_its_own_is_refused(loop: Any, words: str) -> None:
+def test_a_loop_that_cannot_be_imported_by_name_is_refused(loop: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words) as refused:
         PackedLoop.named(WorkerLoop(loop, {}), "net", CONFIG)
     assert "module" in str(refused.value) or "name=value" in str(refused.value)
@@ -91,7 +91,7 @@ def test_a_loop_inside_a_function_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("name", "words"), [(None, "a script or a notebook"), ("__main__", "a script"), ("tests.main", None)])
-def test_a_loop_of_the_program_itself_needs_the_name_of_its_module(
+def test_a_loop_of_the_main_module_is_refused_unless_it_runs_as_a_named_module(
     monkeypatch: pytest.MonkeyPatch, name: str | None, words: str | None
 ) -> None:
     main = ModuleType("__main__")
@@ -115,7 +115,7 @@ def test_a_loop_of_the_program_itself_needs_the_name_of_its_module(
         ("nonsense", "not of the form module:function"),
     ],
 )
-def test_a_loop_that_cannot_be_imported_says_what_was_tried(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+def test_the_error_of_a_failed_import_names_what_was_tried(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
     class Broken:
         def find_spec(self, name: str, *_: Any) -> None:
             if name == "tests.launch.broken_for_tests":
@@ -136,7 +136,7 @@ def test_a_loop_that_cannot_be_imported_says_what_was_tried(monkeypatch: pytest.
         (".good:loop", "write good:loop$"),
     ],
 )
-def test_a_file_in_place_of_a_module_is_refused_with_what_to_write(
+def test_a_file_name_instead_of_a_module_is_refused_with_the_remedy(
     name: str, remedy: str, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (directory / "good.py").write_text("async def loop(rush): ...")
@@ -149,7 +149,7 @@ def test_a_name_is_split_into_module_and_function() -> None:
     assert split_name("package.module:Class.loop") == ("package.module", "Class.loop")
 
 
-def test_an_argument_that_cannot_be_stored_is_named() -> None:
+def test_the_error_names_the_argument_that_cannot_be_stored() -> None:
     with pytest.raises(EncodeError, match=r"args\['model'\]: .*Loops"):
         named(show_arguments, model=Loops())
 
@@ -167,7 +167,7 @@ def test_row_5_large_arguments_are_refused_or_written_to_a_file(directory: Path)
 # as a pickle
 
 
-async def test_a_loop_inside_a_function_travels_as_a_pickle(directory: Path) -> None:
+async def test_a_loop_inside_a_function_is_packed_as_a_pickle(directory: Path) -> None:
     async def inside(rush: RushWorker, x: int) -> None: ...
 
     config = RushConfig(CONFIG.url, max_start_args_size=1, large_objects_path=directory)
@@ -178,18 +178,18 @@ async def test_a_loop_inside_a_function_travels_as_a_pickle(directory: Path) -> 
         assert (loop.name.endswith("inside"), loop.arguments) == (True, {"x": 5})
 
 
-def test_what_cannot_be_pickled_is_refused_with_a_remedy() -> None:
+def test_an_argument_that_cannot_be_pickled_is_refused_with_a_remedy() -> None:
     with pytest.raises(EncodeError, match=r"cannot be sent to another process: .*generator.*on=Coroutines\(\)"):
         pickled(note_arguments, x=(at for at in [1]))
 
 
-def test_a_pickle_that_cannot_be_loaded_names_its_error() -> None:
+def test_the_error_of_a_pickle_that_cannot_be_loaded_names_the_cause() -> None:
     packed = pickled(note_arguments, thing=CannotBeUnpickled())
     with pytest.raises(RushConfigError, match=r"note_arguments.* cannot be loaded here: ModuleNotFoundError.*missing_package"):
         packed.load()
 
 
-def test_a_pickle_of_another_object_is_refused() -> None:
+def test_a_pickle_without_a_worker_loop_is_refused() -> None:
     import pickle
 
     with pytest.raises(RushConfigError, match="the pickle contains no worker loop but 5"):

@@ -1,4 +1,4 @@
-"""Start arguments that are too large to travel: refused, or written to a file that the worker reads."""
+"""Payloads: start arguments that are too large for a message are refused, or written to a file that the worker reads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LARGE = os.urandom(2_000)
 
 @pytest.fixture
 def config(directory: Path) -> RushConfig:
-    """Settings by which up to a thousand bytes travel, and more is written to a file."""
+    """Settings that write payloads of more than a thousand bytes to a file."""
     return RushConfig(max_start_args_size=1_000, large_objects_path=directory / "large")
 
 
@@ -57,7 +57,7 @@ async def test_a_small_payload_is_inline(config: RushConfig, directory: Path, n:
     assert not (directory / "large").exists()
 
 
-async def test_a_large_payload_is_in_a_file_and_its_digest_travels(config: RushConfig, directory: Path) -> None:
+async def test_a_large_payload_is_written_to_a_file_and_sent_as_its_digest(config: RushConfig, directory: Path) -> None:
     for payload in await packed_in_both_ways(LARGE, config):
         assert (payload.inline, payload.size, payload.sha256) == (None, 2_000, hashlib.sha256(LARGE).hexdigest())
         assert payload.path is not None
@@ -66,12 +66,12 @@ async def test_a_large_payload_is_in_a_file_and_its_digest_travels(config: RushC
     assert len(files_in(directory)) == 2  # each has a name of its own
 
 
-def test_a_payload_that_is_one_byte_too_large_is_in_a_file(config: RushConfig) -> None:
+def test_a_payload_one_byte_above_the_limit_is_written_to_a_file(config: RushConfig) -> None:
     assert Payload.pack(b"x" * 1_001, "net", config, "the loop f").inline is None
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_a_payload_travels_as_pickle_and_as_plain_values(config: RushConfig, inline: bool) -> None:
+def test_a_payload_is_restored_from_a_pickle_and_from_plain_values(config: RushConfig, inline: bool) -> None:
     payload = Payload.pack(b"small" if inline else LARGE, "net", config, "the loop f")
     assert pickle.loads(pickle.dumps(payload)) == payload
     assert Payload.of_record(decode(encode(payload.as_record(), "payload"))) == payload
@@ -91,7 +91,7 @@ def test_a_payload_travels_as_pickle_and_as_plain_values(config: RushConfig, inl
     ],
     ids=str,
 )
-def test_plain_values_that_are_no_payload_are_refused(change: dict[str, Any]) -> None:
+def test_plain_values_that_are_not_a_payload_are_refused(change: dict[str, Any]) -> None:
     record = Payload("the loop f", 7, None, "/path", "digest").as_record()
     assert Payload.of_record(record).path == "/path"
     with pytest.raises(DecodeError, match="no payload of start arguments"):
@@ -103,7 +103,7 @@ def test_the_repr_of_a_payload_does_not_show_its_contents() -> None:
 
 
 @pytest.mark.parametrize("umask", [0, 0o022])
-def test_only_their_owner_may_look_at_directories_and_files(config: RushConfig, directory: Path, umask: int) -> None:
+def test_only_the_owner_can_read_directories_and_files(config: RushConfig, directory: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         _, path = large_payload(config)
@@ -113,7 +113,9 @@ def test_only_their_owner_may_look_at_directories_and_files(config: RushConfig, 
     assert [oct(mode) for mode in modes] == ["0o700", "0o700", "0o600"]
 
 
-async def test_a_path_counts_from_the_directory_of_the_manager(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_relative_path_is_resolved_in_the_directory_of_the_manager(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(directory)
     payload, path = large_payload(RushConfig(max_start_args_size=1_000, large_objects_path="large"))
     assert path.is_relative_to(directory / "large")
@@ -133,7 +135,7 @@ def test_every_network_has_a_directory_of_its_own_whatever_its_name(config: Rush
     assert folders == set((directory / "large").iterdir())
 
 
-# what goes wrong
+# errors
 
 
 async def test_row_5_a_payload_that_is_too_large_names_both_sizes_and_the_remedies() -> None:
@@ -148,7 +150,7 @@ async def test_row_5_a_payload_that_is_too_large_names_both_sizes_and_the_remedi
 
 
 @pytest.mark.parametrize("what", ["file", "link"])
-def test_a_directory_that_cannot_be_written_is_named(config: RushConfig, directory: Path, what: str) -> None:
+def test_the_error_names_the_directory_that_cannot_be_written(config: RushConfig, directory: Path, what: str) -> None:
     root = directory / "large"
     if what == "file":
         root.write_text("a file")
@@ -158,7 +160,7 @@ def test_a_directory_that_cannot_be_written_is_named(config: RushConfig, directo
         Payload.pack(LARGE, "net", config, "the loop f")
 
 
-def test_a_directory_whose_parent_is_not_there_is_not_made(directory: Path) -> None:
+def test_a_directory_without_a_parent_is_not_created(directory: Path) -> None:
     # It may be a share that is not mounted.
     config = RushConfig(max_start_args_size=1_000, large_objects_path=directory / "share" / "large")
     with pytest.raises(RushConfigError, match="No such file or directory"):
@@ -166,7 +168,7 @@ def test_a_directory_whose_parent_is_not_there_is_not_made(directory: Path) -> N
     assert list(directory.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_finished_leaves_nothing(
+def test_a_file_that_cannot_be_finished_is_removed(
     config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space(*args: Any, **options: Any) -> None:
@@ -194,10 +196,10 @@ async def test_a_cancelled_packing_leaves_no_file(config: RushConfig, directory:
     with pytest.raises(asyncio.CancelledError):
         await packing
     assert files_in(directory) == []
-    assert (directory / "large").exists()  # it had come that far
+    assert (directory / "large").exists()  # the packing had begun
 
 
-def test_a_file_that_is_gone_says_why_it_may_be(config: RushConfig) -> None:
+def test_the_error_of_a_missing_file_names_the_possible_causes(config: RushConfig) -> None:
     payload, path = large_payload(config)
     path.unlink()
     with pytest.raises(DecodeError) as caught:
@@ -229,14 +231,14 @@ def a_pipe(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [altered, cut, grown, a_directory, a_pipe])
-def test_a_file_that_was_altered_is_not_used(config: RushConfig, change: Callable[[Path], None]) -> None:
+def test_a_file_that_was_altered_is_refused(config: RushConfig, change: Callable[[Path], None]) -> None:
     payload, path = large_payload(config)
     change(path)
     with pytest.raises(DecodeError, match=r"the loop f: the file .* was altered after it had been written"):
         payload.unpack()
 
 
-def test_a_link_in_the_place_of_a_file_is_not_followed(config: RushConfig, directory: Path) -> None:
+def test_a_symbolic_link_in_place_of_a_file_is_not_followed(config: RushConfig, directory: Path) -> None:
     payload, path = large_payload(config)
     path.rename(directory / "moved")
     path.symlink_to(directory / "moved")
@@ -244,7 +246,7 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(config: RushConfig, direc
         payload.unpack()
 
 
-def test_a_link_in_the_place_of_the_network_s_directory_is_not_followed(config: RushConfig, directory: Path) -> None:
+def test_a_symbolic_link_in_place_of_the_directory_of_a_network_is_not_followed(config: RushConfig, directory: Path) -> None:
     payload, path = large_payload(config)
     path.parent.rename(directory / "elsewhere")
     path.parent.symlink_to(directory / "elsewhere")
@@ -258,7 +260,9 @@ def test_a_link_in_the_place_of_the_network_s_directory_is_not_followed(config: 
 # removing
 
 
-async def test_removing_all_removes_the_files_of_one_network_and_their_directory(config: RushConfig, directory: Path) -> None:
+async def test_remove_payloads_deletes_the_files_of_one_network_and_their_directory(
+    config: RushConfig, directory: Path
+) -> None:
     paths = [large_payload(config, network_id)[1] for network_id in [*IDS, *IDS]]
     (paths[0].parent / ".part").write_bytes(b"of a manager that was killed")
     for network_id in IDS[:2]:
@@ -267,7 +271,9 @@ async def test_removing_all_removes_the_files_of_one_network_and_their_directory
     assert not paths[0].parent.exists()
 
 
-def test_removing_all_of_nothing_does_nothing(config: RushConfig, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_remove_payloads_does_nothing_for_a_network_without_files(
+    config: RushConfig, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     asyncio.run(remove_payloads("net", directory / "large"))
     large_payload(config)
     asyncio.run(remove_payloads("another", directory / "large"))
@@ -275,7 +281,7 @@ def test_removing_all_of_nothing_does_nothing(config: RushConfig, directory: Pat
     assert caplog.records == []
 
 
-def test_removing_all_leaves_files_behind_a_link_and_those_of_others(
+def test_remove_payloads_keeps_files_behind_a_link_and_in_other_folders(
     config: RushConfig, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, path = large_payload(config)
@@ -291,7 +297,7 @@ def test_removing_all_leaves_files_behind_a_link_and_those_of_others(
     assert "cannot be removed: Directory not empty" in caplog.text
 
 
-def test_a_write_beside_a_removal_finds_its_directory_again(
+def test_a_write_during_a_removal_creates_its_directory_again(
     config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = os.rename
@@ -319,11 +325,11 @@ async def test_a_payload_that_no_worker_will_read_is_discarded(config: RushConfi
     assert files_in(directory) == []
 
 
-# on the way to processes
+# through processes and pools
 
 
 def note_digest() -> Callable[..., Awaitable[None]]:
-    """A loop that travels as a whole: a process need not import this module."""
+    """Returns a loop that is pickled by value: a process need not import this module."""
 
     async def note_digest(rush: RushWorker, data: bytes) -> None:
         await rush.push_finished_tasks([{"n": len(data)}], [{"digest": hashlib.sha256(data).hexdigest()}])
@@ -361,12 +367,12 @@ async def test_row_5_a_reset_leaves_no_file_of_the_network(rush: Rush, config: R
         await manager.join_workers(timeout=60)
         assert len(files_in(directory)) == 2
         await manager.reset(workers=False)
-        assert len(files_in(directory)) == 2  # workers that go on may start others
+        assert len(files_in(directory)) == 2  # running workers may start others
         await manager.reset()
         assert files_in(directory) == [of_another]
 
 
-async def test_row_5_too_large_arguments_start_no_process(rush: Rush) -> None:
+async def test_row_5_arguments_that_are_too_large_start_no_process(rush: Rush) -> None:
     settings = RushConfig(url=rush.config.url, max_start_args_size=1_000)
     async with Rush(rush.network_id, settings) as manager:
         with pytest.raises(EncodeError, match=r"the worker loop .*note_digest with its arguments: \d,\d{3} bytes.*1,000 bytes"):
@@ -374,7 +380,7 @@ async def test_row_5_too_large_arguments_start_no_process(rush: Rush) -> None:
         assert (await manager.worker_info())["state"].to_list() == ["failed"]
 
 
-async def test_row_5_a_worker_whose_arguments_are_gone_ends_with_that_error(
+async def test_row_5_a_worker_whose_arguments_file_is_missing_fails_with_that_error(
     rush: Rush, config: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def pack_and_lose(*args: Any) -> Payload:

@@ -1,4 +1,4 @@
-"""Workers through anything with `submit()`, on real pools: of `concurrent.futures`, loky's and Dask's."""
+"""Workers through anything with `submit()`, on real pools: `concurrent.futures`, loky and Dask."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ loky_tracker: Any = import_module("loky.backend.resource_tracker")
 
 @pytest.fixture(scope="module", autouse=True)
 def helpers_of_the_engines() -> None:
-    """What the engines start once a process and keep: it is there before the first test counts processes and threads."""
+    """Starts the helpers that the engines start once a process and keep, before the first test counts processes and threads."""
     resource_tracker.ensure_running()
     loky_tracker.ensure_running()
     asyncio.run(dask_utils.offload(int))
@@ -59,10 +59,10 @@ POOLS: dict[str, Callable[[int], Any]] = {
 
 @pytest.fixture(scope="module", params=POOLS)
 def pool(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A pool of two that every test of a kind is given, one after the other."""
+    """A pool with two places, shared by the tests of one kind of pool."""
     make: Callable[[int], Any] = POOLS[request.param]
     with make(2) as pool:
-        # Both places are filled at once, so that both are there before the first test counts threads and processes.
+        # Fills both places, so that their threads or processes exist before the first test counts them.
         for started in [pool.submit(time.sleep, 0.1) for _ in range(2)]:
             started.result(timeout=30)
         yield pool
@@ -80,11 +80,11 @@ async def states(rush: Rush) -> dict[str, str]:
 
 
 async def failures(rush: Rush) -> set[tuple[str, str]]:
-    """Kind and message of every failed task."""
+    """Returns kind and message of every failed task."""
     return {(row["kind"], row["message"]) for row in (await rush.fetch_failed_tasks())["condition"]}
 
 
-# what holds on every pool
+# on every pool
 
 
 async def test_row_4_each_call_has_its_own_loop_and_arguments(rush: Rush, pool: Any) -> None:
@@ -104,7 +104,7 @@ async def test_row_4_each_call_has_its_own_loop_and_arguments(rush: Rush, pool: 
     assert list(zip(tasks["who"], tasks["y"], strict=True)) == [("the first", 0), ("the first", 0), ("the second", 42)]
 
 
-async def test_row_9_terminate_and_kill_of_one_leave_the_other_alone(rush: Rush, pool: Any) -> None:
+async def test_row_9_terminating_and_killing_one_worker_leaves_the_other_running(rush: Rush, pool: Any) -> None:
     (served,) = await rush.start_workers(serve, 1, on=pool)
     (held,) = await rush.start_workers(hold, 1, on=pool)
     await rush.wait_until(lambda counts: counts.running == 1, timeout=30)
@@ -132,10 +132,10 @@ async def test_row_19_a_loop_that_raises_is_reported_with_its_traceback(rush: Ru
 
 
 @pytest.mark.parametrize("make", [spawning, of_loky], ids=["spawned", "loky"])
-async def test_row_14_what_a_killed_process_ran_has_failed_at_once(
+async def test_row_14_the_tasks_of_a_killed_process_fail_at_once(
     rush: Rush, make: Callable[[int], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Such a pool is broken as a whole by the death of one process: it ends the others, and all its futures fail.
+    # The death of one process breaks such a pool: it ends the others, and all its futures fail.
     with make(2) as pool:
         ids = await rush.start_workers(hold, 2, on=pool)
         (other,) = await rush.start_workers(hold, 1)
@@ -155,7 +155,7 @@ async def test_row_14_what_a_killed_process_ran_has_failed_at_once(
     await rush.stop_workers(mode="kill")
 
 
-async def test_on_dask(rush: Rush) -> None:
+async def test_workers_run_stop_and_are_lost_on_dask(rush: Rush) -> None:
     with (
         dask.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=":0", silence_logs="CRITICAL") as cluster,
         dask.Client(cluster) as client,
@@ -168,7 +168,7 @@ async def test_on_dask(rush: Rush) -> None:
             await rush.join_workers(timeout=30)
         assert (await rush.fetch_finished_tasks())["who"].to_list() == ["the first"]
 
-        # Five workers in four places. Dask would let one that runs be cancelled like one that waits.
+        # Five workers for four places. Dask cancels running and waiting jobs alike.
         ids = await rush.start_workers(hold, 5, on=client.get_executor(pure=False))
         await rush.wait_until(lambda counts: counts.running == 4, timeout=30)
         info = await rush.worker_info()
@@ -177,7 +177,7 @@ async def test_on_dask(rush: Rush) -> None:
         assert (await states(rush))[waiting] == "terminated"
         assert (await rush.counts()).running == 4
 
-        # A process dies: its two workers are lost as soon as Dask runs their jobs again, and the others go on.
+        # A process dies: its two workers are lost as soon as Dask runs their jobs again, and the others continue.
         info = await rush.worker_info()
         running = info.filter(info["state"] == "running")
         pid = running["pid"][0]
@@ -196,12 +196,12 @@ async def test_on_dask(rush: Rush) -> None:
         assert (await states(rush))[left] == "running"
         await rush.stop_workers(timeout=0.1)
         assert "running" not in (await states(rush)).values()
-    callbacks = dask.Future._cb_executor  # stays for the next client of this process
+    callbacks = dask.Future._cb_executor  # Dask keeps it for the next client of this process
     callbacks.shutdown()
     dask.Future._cb_executor = None
 
 
-# withdrawing, stopping and leaving alone
+# cancelling, stopping and leaving alone
 
 
 async def test_a_worker_that_waits_for_a_place_can_be_stopped_and_killed(rush: Rush) -> None:
@@ -216,7 +216,7 @@ async def test_a_worker_that_waits_for_a_place_can_be_stopped_and_killed(rush: R
     assert (await rush.counts()).total == 1
 
 
-async def test_a_job_that_its_owner_cancels_ends_its_worker(rush: Rush) -> None:
+async def test_a_job_that_the_owner_of_the_pool_cancels_ends_its_worker(rush: Rush) -> None:
     kept = Keeping(ThreadPoolExecutor(1))
     with kept.pool:
         await rush.start_workers(hold, 2, on=kept)
@@ -240,7 +240,7 @@ async def test_row_21_workers_of_a_pool_outlive_their_manager(rush: Rush, thread
     assert await states(rush) == {worker_id: "terminated"}
 
 
-async def test_one_of_four_is_killed_and_three_go_on(rush: Rush, threads: ThreadPoolExecutor) -> None:
+async def test_killing_one_of_four_workers_leaves_three_running(rush: Rush, threads: ThreadPoolExecutor) -> None:
     ids = await rush.start_workers(hold, 4, on=threads)
     await rush.wait_until(lambda counts: counts.running == 4)
     await rush.stop_workers(ids[1], mode="kill")
@@ -249,16 +249,16 @@ async def test_one_of_four_is_killed_and_three_go_on(rush: Rush, threads: Thread
     await rush.stop_workers(mode="kill")
 
 
-BLOCKS, MAY_GO_ON = threading.Event(), threading.Event()
+BLOCKS, MAY_END = threading.Event(), threading.Event()
 
 
 async def block(rush: RushWorker) -> None:
     await rush.push_running_tasks([{"x": 1}])
     BLOCKS.set()
-    MAY_GO_ON.wait(60)
+    MAY_END.wait(60)
 
 
-async def test_a_blocked_worker_is_killed_and_its_process_left_alone(
+async def test_a_blocked_worker_counts_as_killed_and_its_process_is_left_alone(
     rush: Rush, threads: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "_WORKER_END", 0.2)
@@ -271,11 +271,11 @@ async def test_a_blocked_worker_is_killed_and_its_process_left_alone(
         assert f"worker {worker_id} was killed" in caplog.text
         assert "belongs to the pool" in caplog.text
     finally:
-        MAY_GO_ON.set()
+        MAY_END.set()
 
 
 class Silent:
-    """A pool that never tells what became of a job."""
+    """A pool whose futures never end."""
 
     def submit(self, work: Callable[[bytes], bytes], payload: bytes) -> Future[Any]:
         future: Future[Any] = Future()
@@ -283,7 +283,7 @@ class Silent:
         return future
 
 
-async def test_a_lost_worker_is_not_waited_for_though_its_pool_has_not_noticed(
+async def test_join_workers_does_not_wait_for_the_pool_of_a_worker_that_another_manager_killed(
     rush: Rush, elsewhere: Rush, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "_WORKER_END", 0.2)
@@ -294,7 +294,7 @@ async def test_a_lost_worker_is_not_waited_for_though_its_pool_has_not_noticed(
     assert await states(rush) == {worker_id: "killed"}
 
 
-# what cannot start
+# failed starts
 
 
 def fail_to_import(payload: bytes) -> bytes:
@@ -302,7 +302,7 @@ def fail_to_import(payload: bytes) -> bytes:
 
 
 class Keeping:
-    """A pool that keeps its futures, and refuses after some."""
+    """A pool that keeps its futures, and refuses jobs after `most` of them."""
 
     def __init__(self, pool: Executor, most: int = 100) -> None:
         self.pool = pool
@@ -317,7 +317,7 @@ class Keeping:
 
 
 class Elsewhere:
-    """A pool whose processes lack the package, or whose answers are not ours."""
+    """A pool that runs another function: as if its processes lacked the package or sent malformed reports."""
 
     def __init__(self, pool: Executor, job: Callable[[bytes], Any]) -> None:
         self.pool = pool
@@ -327,7 +327,7 @@ class Elsewhere:
         return self.pool.submit(self.job, payload)
 
 
-async def test_row_3_what_keeps_a_pool_from_running_it_is_told_at_once(rush: Rush, threads: ThreadPoolExecutor) -> None:
+async def test_row_3_a_job_that_a_pool_cannot_run_ends_the_wait_with_its_error(rush: Rush, threads: ThreadPoolExecutor) -> None:
     await rush.start_workers(hold, 1, on=Pool(Elsewhere(threads, fail_to_import)))
     with pytest.raises(WorkersNotReadyError, match=r"died before it was running: No module named 'rush_async'"):
         await rush.wait_for_workers(1, timeout=30)
@@ -340,23 +340,23 @@ async def test_row_3_what_keeps_a_pool_from_running_it_is_told_at_once(rush: Rus
     assert sorted((await states(rush)).values()) == ["failed", "lost", "lost"]
 
 
-async def test_a_pool_that_was_shut_down_starts_nothing(rush: Rush, threads: ThreadPoolExecutor) -> None:
+async def test_start_workers_on_a_pool_that_was_shut_down_fails(rush: Rush, threads: ThreadPoolExecutor) -> None:
     threads.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown"):
         await rush.start_workers(hold, 2, on=threads)
     assert set((await states(rush)).values()) == {"failed"}
 
 
-async def test_jobs_submitted_before_a_refused_one_are_withdrawn(rush: Rush) -> None:
+async def test_jobs_submitted_before_a_refused_one_are_cancelled(rush: Rush) -> None:
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(ValueError, match="quota"):
             await rush.start_workers(serve, 3, on=Pool(Keeping(pool, most=2)))
         assert sorted((await states(rush)).values()) == ["failed", "lost", "lost"]
-    # The pool could be shut down, so nothing runs there any more.
+    # The pool was shut down, so nothing runs there any more.
     assert (await rush.counts()).total == 0
 
 
-async def test_a_loop_that_cannot_be_pickled_is_refused_before_any_submit(rush: Rush, threads: ThreadPoolExecutor) -> None:
+async def test_an_argument_that_cannot_be_pickled_is_refused_before_any_submit(rush: Rush, threads: ThreadPoolExecutor) -> None:
     kept = Keeping(threads)
     with pytest.raises(EncodeError, match="cannot be sent to another process"):
         await rush.start_workers(note_arguments, 1, on=kept, thing=asyncio.get_running_loop())
@@ -367,7 +367,7 @@ async def test_a_loop_that_cannot_be_pickled_is_refused_before_any_submit(rush: 
 
 
 class Job:
-    """A future as submitit has them."""
+    """A future like those of submitit."""
 
     def __init__(self, future: Future[bytes]) -> None:
         self._future = future
@@ -400,20 +400,20 @@ async def test_a_thread_waits_for_a_future_without_callbacks(rush: Rush, threads
     assert await rush.counts() == (0, 0, 2, 1)
 
 
-async def test_options_are_those_of_submit(rush: Rush, threads: ThreadPoolExecutor) -> None:
+async def test_options_are_passed_to_submit(rush: Rush, threads: ThreadPoolExecutor) -> None:
     slurm = Slurm(threads)
     await rush.start_workers(do_some, 2, on=Pool(slurm, resources={"GPU": 1}, priority=5), n=1)
     await rush.join_workers(timeout=30)
     assert slurm.options == [{"resources": {"GPU": 1}, "priority": 5}] * 2
 
 
-def test_an_object_without_submit_is_no_pool() -> None:
+def test_an_object_without_submit_is_refused() -> None:
     nothing: Any = "threads"
     with pytest.raises(TypeError, match=r"submit\(function, argument\).*not str: 'threads'"):
         Pool(nothing)
 
 
-async def test_a_job_that_is_run_twice_is_one_worker(rush: Rush, threads: ThreadPoolExecutor) -> None:
+async def test_a_job_that_a_pool_runs_twice_starts_its_worker_once(rush: Rush, threads: ThreadPoolExecutor) -> None:
     ends: list[WorkerExit] = []
 
     def run_twice(payload: bytes) -> bytes:

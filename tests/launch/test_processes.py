@@ -1,4 +1,4 @@
-"""Workers in processes of this machine; what holds for coroutines as well is in `test_workers`."""
+"""Workers in processes of this machine; behaviour that coroutines share is tested in `test_workers`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def gone(*pids: int) -> bool:
     return all(process.status() == psutil.STATUS_ZOMBIE for process in alive if process.is_running())
 
 
-async def test_a_death_is_noticed_at_once_though_a_process_it_forked_lives_on(rush: Rush) -> None:
+async def test_the_death_of_a_process_is_noticed_at_once_though_its_fork_still_runs(rush: Rush) -> None:
     await rush.start_workers(fork_and_hold, 1, on=Processes())
     await rush.wait_until(lambda counts: counts.running == 1, timeout=30)
     (pid,), (grandchild,) = await pids_of_tasks(rush, "pid"), await pids_of_tasks(rush, "grandchild")
@@ -69,7 +69,7 @@ asyncio.run(main())
 """
 
 
-async def test_nothing_is_left_of_a_manager_that_was_killed(rush: Rush, directory: Path) -> None:
+async def test_a_killed_manager_leaves_no_process_and_no_file(rush: Rush, directory: Path) -> None:
     assert rush.config.url is not None
     manager = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", MANAGER, rush.network_id, rush.config.url),
@@ -108,7 +108,7 @@ async def test_a_stop_reaches_processes_that_are_still_starting(rush: Rush) -> N
     assert [how.state for how in await rush.join_workers(ids)] == ["terminated", "terminated"]
 
 
-async def test_a_worker_that_swallows_its_cancellation_leaves_its_neighbours_alone(rush: Rush) -> None:
+async def test_killing_a_worker_that_swallows_its_cancellation_leaves_its_neighbours_running(rush: Rush) -> None:
     async def loop(rush: RushWorker) -> None:
         await rush.push_running_tasks([{"x": 1}])
         while True:
@@ -125,7 +125,7 @@ async def test_a_worker_that_swallows_its_cancellation_leaves_its_neighbours_alo
     assert dict(zip(info["worker_id"], info["state"], strict=True)) == {ids[0]: "killed", ids[1]: "running"}
 
 
-async def test_what_a_worker_printed_can_be_read_once_it_was_joined(rush: Rush, directory: Path) -> None:
+async def test_the_output_of_a_worker_is_complete_after_join_workers(rush: Rush, directory: Path) -> None:
     logs = directory / "new" / "logs"
     ids = await rush.start_workers(print_and_end, 2, on=Processes(), log_dir=str(logs))
     await rush.join_workers(timeout=60)
@@ -136,7 +136,7 @@ async def test_what_a_worker_printed_can_be_read_once_it_was_joined(rush: Rush, 
         assert (logs / f"{worker_id}.stdout").read_text() == f"worker {worker_id} was here"
 
 
-async def test_output_without_a_directory_goes_with_the_process(
+async def test_output_without_log_dir_is_deleted_with_the_process(
     rush: Rush, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
@@ -147,7 +147,9 @@ async def test_output_without_a_directory_goes_with_the_process(
     assert found(directory, "*") == []
 
 
-async def test_the_last_output_of_a_process_is_in_its_workers_failure(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_failure_of_a_worker_shows_the_last_output_of_its_process(
+    rush: Rush, caplog: pytest.LogCaptureFixture
+) -> None:
     (worker_id,) = await rush.start_workers(die_talking, 1, on=Processes())
     (how,) = await rush.join_workers()
     assert how.failure is not None
@@ -158,7 +160,7 @@ async def test_the_last_output_of_a_process_is_in_its_workers_failure(rush: Rush
     assert f"worker {worker_id} is lost" in caplog.text
 
 
-async def test_a_process_that_does_not_start_is_reported_and_leaves_nothing(
+async def test_a_process_that_does_not_start_is_an_error_and_leaves_no_file(
     rush: Rush, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
@@ -192,12 +194,12 @@ async def test_a_start_without_free_descriptors_leaves_no_pipe(
 
 
 @pytest.mark.parametrize(("n", "words"), [(0, "at least one process"), (-1, "0 to"), (1.5, "whole number"), ("2", "whole")])
-def test_a_wrong_number_of_processes_is_refused(n: Any, words: str) -> None:
+def test_an_invalid_number_of_processes_is_refused(n: Any, words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         Processes(n)
 
 
-async def test_workers_are_spread_over_the_processes_and_named_in_order(rush: Rush) -> None:
+async def test_workers_are_spread_evenly_over_the_processes(rush: Rush) -> None:
     ids = await rush.start_workers(hold, 5, on=Processes(2))
     await rush.wait_for_workers(worker_ids=ids)
     info = await rush.worker_info()

@@ -1,4 +1,4 @@
-"""Workers as coroutines and as processes: what holds for both is tested on both."""
+"""Workers as coroutines and as processes: behaviour that both share is tested on both."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_row_3_start_workers_returns_and_wait_for_workers_waits(rush: Rush
     assert set((await states(rush)).values()) == {"running"}
 
 
-async def test_row_3_nonsense_is_refused(rush: Rush) -> None:
+async def test_row_3_invalid_numbers_of_workers_are_refused(rush: Rush) -> None:
     with pytest.raises(ValueError, match="how many workers"):
         await rush.wait_for_workers()
     with pytest.raises(ValueError, match="n is 3 and only 2"):
@@ -82,7 +82,7 @@ async def test_row_3_a_worker_that_died_before_it_ran_ends_the_wait_with_its_err
         await rush.wait_for_workers(1, timeout=60)
 
 
-async def test_row_3_workers_that_came_and_went_were_ready(rush: Rush) -> None:
+async def test_row_3_workers_that_ran_and_ended_count_as_ready(rush: Rush) -> None:
     await rush.start_workers(do_some, 2, n=1)
     await rush.join_workers()
     await rush.wait_for_workers(2, timeout=5)
@@ -102,7 +102,7 @@ async def test_row_4_each_call_has_its_own_loop_and_arguments(rush: Rush, on: La
     assert tasks["third"].drop_nulls().to_list() == ["3"]
 
 
-async def test_row_4_functions_of_a_notebook_travel_with_what_they_refer_to(rush: Rush) -> None:
+async def test_row_4_functions_of_a_notebook_are_sent_with_what_they_refer_to(rush: Rush) -> None:
     factor = 21
 
     async def loop(rush: RushWorker) -> None:
@@ -150,7 +150,7 @@ async def test_a_loop_that_cannot_be_called_is_refused_before_a_worker_starts(ru
 
 
 @BOTH
-async def test_row_9_terminate_of_one_leaves_the_others_running(rush: Rush, on: Launcher) -> None:
+async def test_row_9_terminating_one_worker_leaves_the_others_running(rush: Rush, on: Launcher) -> None:
     ids = await rush.start_workers(serve, 3, on=on)
     await rush.wait_for_workers(worker_ids=ids)
     await rush.stop_workers(ids[0])
@@ -161,7 +161,7 @@ async def test_row_9_terminate_of_one_leaves_the_others_running(rush: Rush, on: 
 
 
 @BOTH
-async def test_row_9_kill_fails_what_it_ran_and_no_others_tasks(rush: Rush, on: Launcher) -> None:
+async def test_row_9_kill_fails_only_the_tasks_of_the_killed_worker(rush: Rush, on: Launcher) -> None:
     ids = await rush.start_workers(hold, 4, on=on)
     await rush.wait_until(lambda counts: counts.running == 4)
     await rush.stop_workers(ids[1], mode="kill")
@@ -173,7 +173,7 @@ async def test_row_9_kill_fails_what_it_ran_and_no_others_tasks(rush: Rush, on: 
     assert [found[worker_id] for worker_id in ids] == ["running", "killed", "running", "running"]
 
 
-async def test_row_9_a_process_with_neighbours_lives_on_when_one_is_killed(rush: Rush) -> None:
+async def test_row_9_a_process_continues_when_one_of_its_workers_is_killed(rush: Rush) -> None:
     ids = await rush.start_workers(hold, 4, on=Processes(2))
     await rush.wait_until(lambda counts: counts.running == 4)
     info = await rush.worker_info()
@@ -184,7 +184,7 @@ async def test_row_9_a_process_with_neighbours_lives_on_when_one_is_killed(rush:
     assert await rush.counts() == (0, 3, 0, 1)
 
 
-async def test_row_9_a_blocked_process_is_killed_with_its_neighbours(rush: Rush, directory: Path) -> None:
+async def test_row_9_killing_a_worker_that_blocks_its_process_ends_the_process(rush: Rush, directory: Path) -> None:
     ids = await rush.start_workers(hold, 1, on=Processes())
     await rush.wait_until(lambda counts: counts.running == 1)
     both = await rush.start_workers(block_as_the_third, 2, on=Processes(1), mark=directory / "blocked")
@@ -208,7 +208,7 @@ async def test_row_9_a_coroutine_that_swallows_its_cancellation_is_abandoned(
     may_end.set()
 
 
-async def test_row_9_an_id_that_does_not_run_is_skipped_with_a_warning(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
+async def test_row_9_an_unknown_worker_is_skipped_with_a_warning(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
     ids = await rush.start_workers(serve, 1)
     await rush.wait_for_workers(1)
     await rush.stop_workers(["unknown", *ids])
@@ -249,7 +249,7 @@ async def test_row_10_reset_stops_workers_and_leaves_no_key(rush: Rush, on: Laun
     assert await rush.counts() == (0, 0, 0, 0)
 
 
-async def test_row_10_reset_of_tasks_only_lets_workers_go_on(rush: Rush) -> None:
+async def test_row_10_after_a_reset_of_only_the_tasks_the_workers_continue(rush: Rush) -> None:
     await rush.start_workers(serve, 2)
     await rush.wait_for_workers(2)
     await rush.push_tasks([{"x": 1}] * 5)
@@ -272,7 +272,7 @@ async def test_row_10_a_worker_of_another_process_learns_of_a_reset(rush: Rush) 
 
 
 @BOTH
-async def test_row_19_a_loop_that_raises_is_reported_everywhere(
+async def test_row_19_an_error_of_a_loop_is_in_join_workers_worker_info_the_failed_tasks_and_the_log(
     rush: Rush, on: Launcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = await rush.start_workers(raise_holding, 2, on=on)
@@ -292,7 +292,7 @@ async def test_row_19_a_loop_that_raises_is_reported_everywhere(
     assert await rush.push_tasks([{"x": 1}])  # the manager still works
 
 
-async def test_row_19_a_process_that_dies_is_lost_and_so_are_its_tasks_alone(rush: Rush) -> None:
+async def test_row_19_a_process_that_dies_is_lost_and_only_its_tasks_fail(rush: Rush) -> None:
     ids = await rush.start_workers(hold, 4, on=Processes())
     await rush.wait_until(lambda counts: counts.running == 4)
     info = await rush.worker_info()
@@ -331,7 +331,7 @@ async def test_row_20_a_loop_runs_unchanged_in_the_caller(rush: Rush) -> None:
     assert list((await states(rush)).values()) == ["terminated"]
 
 
-async def test_row_20_an_error_in_the_caller_is_the_workers_end(rush: Rush) -> None:
+async def test_row_20_an_error_of_a_loop_in_the_caller_fails_the_worker(rush: Rush) -> None:
     with pytest.raises(RuntimeError, match="the loop broke"):
         async with RushWorker(rush.network_id, rush.config) as worker:
             await raise_holding(worker)

@@ -80,7 +80,7 @@ async def test_row_18_time_differences_are_those_of_each_worker(rush: Rush) -> N
         assert mine["time_difference"].to_list() == [None, mine["timestamp"][1] - mine["timestamp"][0]]
 
 
-def test_a_frame_has_a_row_an_entry_and_durations_between_those_of_a_worker() -> None:
+def test_a_frame_has_a_row_per_entry_and_the_time_differences_of_each_worker() -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     entries = [
         LogEntry(worker_id, "INFO", start + timedelta(seconds=seconds), "x", "a.b:1", "msg")
@@ -102,7 +102,7 @@ async def test_invalid_levels_are_refused_before_a_worker_is_started(rush: Rush,
 # print_log
 
 
-async def test_print_log_logs_what_is_new_through_the_logger_it_came_from(rush: Rush, root: Records) -> None:
+async def test_print_log_logs_only_new_records_and_through_their_own_loggers(rush: Rush, root: Records) -> None:
     (first,) = await rush.start_workers(log_some, 1, on=Processes(), log_levels={"my.logger": "DEBUG"})
     await rush.join_workers()
     await rush.print_log()

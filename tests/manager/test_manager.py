@@ -1,4 +1,4 @@
-"""Starting, waiting for, joining and stopping workers; what depends on where they run is in `launch/`."""
+"""Starting, waiting for, joining and stopping workers; behaviour that depends on the launcher is tested in `tests/launch`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def states(rush: Rush) -> dict[str, str]:
 # waiting
 
 
-async def test_row_3_a_death_is_told_once_and_the_next_start_is_waited_for(rush: Rush) -> None:
+async def test_row_3_wait_for_workers_raises_the_death_of_a_worker_once(rush: Rush) -> None:
     await rush.start_workers(note_arguments, 1, on=Processes(), thing=CannotBeUnpickled())
     with pytest.raises(WorkersNotReadyError, match="missing_package"):
         await rush.wait_for_workers(1, timeout=60)
@@ -43,24 +43,24 @@ async def test_row_3_a_death_is_told_once_and_the_next_start_is_waited_for(rush:
     await rush.wait_for_workers(2, timeout=10)
 
 
-async def test_row_3_a_worker_stopped_before_it_ran_is_not_waited_for(rush: Rush) -> None:
+async def test_row_3_a_worker_stopped_before_it_ran_ends_the_wait_with_an_error(rush: Rush) -> None:
     network = rush._net  # pyright: ignore[reportPrivateUsage]
     await network.workers.announce(["a"], {"pid": None}, None)
     waiting = asyncio.create_task(rush.wait_for_workers(worker_ids=["a"]))
     await asyncio.sleep(0)
-    await network.workers.bye("a", "terminated")
+    await network.workers.deregister("a", "terminated")
     with pytest.raises(WorkersNotReadyError, match="a died before it was running: it was terminated"):
         await waiting
 
 
-async def test_row_3_an_id_named_twice_is_one_worker(rush: Rush) -> None:
+async def test_row_3_a_worker_id_given_twice_counts_once(rush: Rush) -> None:
     ids = await rush.start_workers(serve, 1)
     await rush.wait_for_workers(worker_ids=ids * 2, timeout=10)
     with pytest.raises(ValueError, match="n is 2 and only 1"):
         await rush.wait_for_workers(2, worker_ids=ids * 2)
 
 
-async def test_row_3_workers_of_others_are_waited_for_without_asking_again_and_again(rush: Rush, raw: Any) -> None:
+async def test_row_3_an_event_wakes_the_wait_for_a_worker_of_another_client(rush: Rush, raw: Any) -> None:
     waiting = asyncio.create_task(rush.wait_for_workers(1, worker_ids=["late"]))
     await wait_until(lambda: raw.pubsub_shardnumsub(f"rush:{{{rush.network_id}}}:events")[0][1] == 1)
     async with RushWorker(rush.network_id, rush.config, worker_id="late"):
@@ -68,14 +68,14 @@ async def test_row_3_workers_of_others_are_waited_for_without_asking_again_and_a
 
 
 @pytest.mark.parametrize(("n", "error"), [(-1, ValueError), ("2", TypeError), (1.5, TypeError)])
-async def test_row_3_a_number_that_cannot_be_meant_is_refused(rush: Rush, n: Any, error: type[Exception]) -> None:
+async def test_row_3_an_invalid_number_of_workers_is_refused(rush: Rush, n: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         await rush.wait_for_workers(n)
     with pytest.raises(error):
         await rush.start_workers(serve, n)
 
 
-async def test_who_waits_for_workers_is_told_when_the_manager_is_closed(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_closing_the_manager_ends_its_waits_for_workers_with_an_error(rush: Rush, rush_worker: RushWorker) -> None:
     other = await rsh(rush.network_id, rush.config)
     waits = [
         asyncio.create_task(other.wait_for_workers(5)),
@@ -91,7 +91,7 @@ async def test_who_waits_for_workers_is_told_when_the_manager_is_closed(rush: Ru
 # joining
 
 
-async def test_row_19_join_workers_looks_once_with_no_time(rush: Rush) -> None:
+async def test_row_19_join_workers_with_timeout_0_checks_once(rush: Rush) -> None:
     async with RushWorker(rush.network_id, rush.config, worker_id="elsewhere"):
         with pytest.raises(RushTimeoutError):
             await rush.join_workers("elsewhere", timeout=0)
@@ -111,14 +111,14 @@ async def test_row_19_each_distinct_traceback_is_shown_once(rush: Rush) -> None:
     assert await rush.join_workers(fine) == [WorkerExit(fine[0], "terminated")]
 
 
-async def test_joining_nobody_returns_nothing(rush: Rush) -> None:
+async def test_join_workers_without_workers_returns_nothing(rush: Rush) -> None:
     assert await rush.join_workers() == []
 
 
 # stopping
 
 
-async def test_row_9_a_worker_that_another_manager_is_starting_is_stopped_once_it_is_there(rush: Rush) -> None:
+async def test_row_9_a_worker_that_another_manager_starts_is_stopped_once_it_has_registered(rush: Rush) -> None:
     network = rush._net  # pyright: ignore[reportPrivateUsage]
     await network.workers.announce(["late"], {"pid": None}, None)
     stopping = asyncio.create_task(rush.stop_workers())
@@ -130,7 +130,7 @@ async def test_row_9_a_worker_that_another_manager_is_starting_is_stopped_once_i
     assert await states(rush) == {"late": "terminated"}
 
 
-async def test_row_9_stopping_nobody_does_nothing(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
+async def test_row_9_stop_workers_without_workers_does_nothing(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
     await rush.stop_workers()
     await rush.stop_workers([])
     await rush.stop_workers(mode="kill")
@@ -140,7 +140,7 @@ async def test_row_9_stopping_nobody_does_nothing(rush: Rush, caplog: pytest.Log
         await rush.stop_workers(mode=wrong)
 
 
-async def test_row_9_one_that_ended_is_skipped_with_a_warning(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
+async def test_row_9_a_worker_that_has_ended_is_skipped_with_a_warning(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
     (worker_id,) = await rush.start_workers(do_some, 1)
     await rush.join_workers()
     for mode in ("terminate", "kill"):
@@ -161,7 +161,7 @@ async def test_a_start_that_is_cancelled_leaves_no_worker_starting(rush: Rush) -
     assert set((await states(rush)).values()) <= {"terminated"}
 
 
-async def test_row_10_reset_shuts_out_workers_of_others(rush: Rush) -> None:
+async def test_row_10_reset_kills_workers_of_other_managers(rush: Rush) -> None:
     async with Rush(rush.network_id, rush.config) as other:
         await other.start_workers(hold, 2)
         await other.wait_until(lambda counts: counts.running == 2)
@@ -171,7 +171,7 @@ async def test_row_10_reset_shuts_out_workers_of_others(rush: Rush) -> None:
         assert await other.counts() == (0, 0, 0, 0)
 
 
-async def test_a_worker_that_was_killed_says_so_though_a_reset_follows(rush: Rush) -> None:
+async def test_a_killed_worker_is_reported_as_killed_though_a_reset_follows(rush: Rush) -> None:
     is_reset = asyncio.Event()
 
     async def hold_until_the_reset(worker: RushWorker) -> None:
@@ -190,10 +190,10 @@ async def test_a_worker_that_was_killed_says_so_though_a_reset_follows(rush: Rus
         assert how.state == "killed"
 
 
-# looking
+# worker_info
 
 
-async def test_worker_info_has_its_columns_even_when_there_is_nobody(rush: Rush) -> None:
+async def test_worker_info_has_its_columns_even_without_workers(rush: Rush) -> None:
     schema = {
         "worker_id": pl.String(),
         "pid": pl.Int64(),
@@ -215,7 +215,7 @@ async def test_worker_info_has_its_columns_even_when_there_is_nobody(rush: Rush)
 # closing
 
 
-async def test_row_21_a_manager_closes_though_its_server_is_gone(
+async def test_row_21_a_manager_closes_and_kills_its_workers_though_the_server_is_away(
     rush: Rush, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert rush.config.url is not None

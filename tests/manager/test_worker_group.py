@@ -40,7 +40,7 @@ class Handle(WorkerHandle):
 
 
 class ByHand:
-    """Starts no worker: the test says what becomes of each."""
+    """A launcher that starts no worker: the test ends each one."""
 
     is_local: ClassVar[bool] = True
 
@@ -111,7 +111,7 @@ async def test_a_failed_loop_is_logged_with_its_traceback(
     assert f"the loop of worker {a.worker_id} failed: the traceback" in caplog.text
 
 
-async def test_workers_that_are_lost_together_are_reported_together(
+async def test_workers_lost_for_one_reason_are_logged_in_one_message(
     rush: Rush, group: WorkerGroup, caplog: pytest.LogCaptureFixture
 ) -> None:
     a, b, c = await start(group, rush, ByHand(), 3)
@@ -127,7 +127,7 @@ async def test_workers_that_are_lost_together_are_reported_together(
     assert messages[1].startswith(f"worker {c.worker_id} is lost")
 
 
-async def test_tasks_of_a_worker_that_left_without_its_end_have_failed(rush: Rush, group: WorkerGroup) -> None:
+async def test_the_tasks_of_a_worker_that_ended_without_deregistering_fail(rush: Rush, group: WorkerGroup) -> None:
     (a,) = await start(group, rush, ByHand(), 1)
     async with RushWorker(rush.network_id, rush.config, worker_id=a.worker_id) as worker:
         await worker.push_running_tasks([{"x": 1}])
@@ -137,14 +137,14 @@ async def test_tasks_of_a_worker_that_left_without_its_end_have_failed(rush: Rus
         assert (await rush.counts()).failed == 1
 
 
-async def test_a_killed_worker_counts_as_killed_whatever_its_launcher_saw(rush: Rush, group: WorkerGroup) -> None:
+async def test_a_killed_worker_counts_as_killed_whatever_its_launcher_reports(rush: Rush, group: WorkerGroup) -> None:
     (a,) = await start(group, rush, ByHand(), 1)
     await group.kill([a.worker_id])
     assert a.calls == ["kill"]
     assert ((await group.ends[a.worker_id]).state, await states(rush)) == ("killed", {a.worker_id: "killed"})
 
 
-async def test_a_worker_that_could_not_be_asked_to_stop_is_cancelled(rush: Rush, group: WorkerGroup) -> None:
+async def test_a_worker_that_cannot_be_asked_to_stop_is_cancelled(rush: Rush, group: WorkerGroup) -> None:
     a, b = await start(group, rush, ByHand())
     group.stop([a.worker_id, b.worker_id, "of another manager"], [a.worker_id])
     assert (a.calls, b.calls) == (["stop"], ["cancel"])
@@ -159,7 +159,7 @@ async def test_workers_that_outlive_their_manager_are_left_alone(rush: Rush, gro
     assert remote.calls == ["clear"]
 
 
-async def test_after_the_server_is_gone_no_end_is_reported(rush: Rush, group: WorkerGroup) -> None:
+async def test_after_cut_off_no_end_is_reported(rush: Rush, group: WorkerGroup) -> None:
     (a,) = await start(group, rush, ByHand(), 1)
     group.cut_off()
     await group.dismiss()

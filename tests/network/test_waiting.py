@@ -162,7 +162,7 @@ async def test_a_pop_behind_a_thousand_removed_tasks_finds_the_next(rush: Rush, 
     old = await rush.push_tasks([{"n": n} for n in range(2_500)])
     (key,) = await rush.push_tasks([{"n": "last"}])
     store = rush._net.tasks  # pyright: ignore[reportPrivateUsage]
-    store._take_back("Q", old, "")  # pyright: ignore[reportPrivateUsage]
+    store.take_back("queued", old, "")
     await rush.wait_until(lambda counts: counts.failed == 2_500)
     task = await asyncio.wait_for(rush_worker.pop_task(1), SOON)
     assert task is not None

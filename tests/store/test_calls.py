@@ -1,4 +1,4 @@
-"""Numbered calls: how many go as one, what a refusal does, and that no window is left."""
+"""Numbered calls: which of them are merged, what a refusal does, and which answers the server keeps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rush_async import Rush, RushConfig, RushWorker
-from rush_async.store import scripts
-from rush_async.store.calls import WINDOW, Calls
+from rush_async.store.calls import WINDOW, Batcher
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.tasks import PUSH
 from tests.proxy import Command, Proxy, named
 
 TIMEOUT = 10.0
@@ -26,32 +26,32 @@ async def far(proxy: Proxy, rush: Rush) -> AsyncIterator[Rush]:
         yield far
 
 
-def calls_of(rush: Rush) -> Calls:
+def calls_of(rush: Rush) -> Batcher:
     return rush._net.tasks.calls  # pyright: ignore[reportPrivateUsage]
 
 
 def pushes(proxy: Proxy) -> list[Command]:
-    return [each for each in proxy.commands if named("EVALSHA", scripts.PUSH.digest)(each)]
+    return [each for each in proxy.commands if named("EVALSHA", PUSH.digest)(each)]
 
 
 @pytest.mark.parametrize(
     ("n", "sizes"),
     [
         (15, [15]),  # at the end of the tick
-        (64, [16, 16, 32]),  # as soon as there is as much as the server still has to do
+        (64, [16, 16, 32]),  # sent early once as many wait as are in flight
         (200, [16, 16, 32, 64, 72]),
     ],
 )
-async def test_the_pushes_of_many_coroutines_in_one_tick_are_few_commands(
+async def test_pushes_of_many_coroutines_in_one_tick_are_merged_into_few_commands(
     proxy: Proxy, far: Rush, n: int, sizes: list[int]
 ) -> None:
     keyss = await asyncio.gather(*[far.push_tasks([{"x": x}]) for x in range(n)])
-    assert [sum(arg == b"Q" for arg in _arguments(each)) for each in pushes(proxy)] == sizes
+    assert [sum(arg == b"queued" for arg in _arguments(each)) for each in pushes(proxy)] == sizes
     tasks = await far.get_tasks([key for (key,) in keyss])
     assert [task and task.xs["x"] for task in tasks] == list(range(n))
 
 
-async def test_calls_of_each_kind_are_merged_among_themselves(proxy: Proxy, far: Rush) -> None:
+async def test_calls_are_merged_only_with_calls_of_their_kind(proxy: Proxy, far: Rush) -> None:
     async with RushWorker(far.network_id, far.config) as worker, RushWorker(far.network_id, far.config) as other:
         keys = await far.push_tasks([{"x": x} for x in range(10)])
         proxy.commands.clear()
@@ -66,18 +66,18 @@ async def test_calls_of_each_kind_are_merged_among_themselves(proxy: Proxy, far:
         assert proxy.count("EVALSHA") == 3
 
 
-async def test_a_call_moves_a_thousand_tasks_at_most(proxy: Proxy, far: Rush) -> None:
+async def test_a_call_moves_at_most_a_thousand_tasks(proxy: Proxy, far: Rush) -> None:
     keys = await far.push_tasks([{"x": x} for x in range(2_500)])
     assert len(set(keys)) == 2_500
     assert [int(_arguments(each)[8]) for each in pushes(proxy)] == [1_000, 1_000, 500]
     proxy.commands.clear()
     await asyncio.gather(*[far.push_tasks([{"x": x}] * 400) for x in range(5)])
-    sizes = [sum(arg == b"Q" for arg in _arguments(each)) for each in pushes(proxy)]
+    sizes = [sum(arg == b"queued" for arg in _arguments(each)) for each in pushes(proxy)]
     assert sizes == [2, 2, 1]
     assert (await far.counts()).queued == 4_500
 
 
-async def test_a_call_carries_a_mebibyte_at_most(proxy: Proxy, far: Rush) -> None:
+async def test_a_call_carries_at_most_a_mebibyte(proxy: Proxy, far: Rush) -> None:
     await far.push_tasks([{"text": "t" * 100_000}] * 30)
     assert len(pushes(proxy)) == 3
     assert all(sum(map(len, each)) < 1_200_000 for each in pushes(proxy))
@@ -101,8 +101,8 @@ async def test_a_refused_merged_call_is_sent_again_unmerged(proxy: Proxy, far: R
     assert (await far.counts()).queued == 0
 
 
-async def test_no_caller_fails_another_whose_call_was_merged_with_its_own(far: Rush) -> None:
-    """A budget that is no number makes the whole script fail; alone, it fails only for itself."""
+async def test_a_failed_call_does_not_fail_the_calls_merged_with_it(far: Rush) -> None:
+    """A budget that is not a number makes the merged call fail; sent again one by one, only the wrong call fails."""
     async with RushWorker(far.network_id, far.config) as worker:
         bad: Any = "many"
         results = await asyncio.gather(
@@ -115,7 +115,7 @@ async def test_no_caller_fails_another_whose_call_was_merged_with_its_own(far: R
         assert (await far.counts()).running == 2
 
 
-async def test_at_most_as_many_calls_are_under_way_as_the_server_keeps_answers(proxy: Proxy, far: Rush) -> None:
+async def test_no_more_calls_are_in_flight_than_the_server_keeps_answers_for(proxy: Proxy, far: Rush) -> None:
     proxy.freeze(up=False)
     large = [asyncio.create_task(far.push_tasks([{"text": "t" * 17_000}])) for _ in range(2 * WINDOW)]
     await proxy.seen("EVALSHA", times=WINDOW)
@@ -128,7 +128,7 @@ async def test_at_most_as_many_calls_are_under_way_as_the_server_keeps_answers(p
     assert (await far.counts()).queued == 2 * WINDOW
 
 
-async def test_numbers_rise_by_one_and_slots_hold_the_last_answers(proxy: Proxy, far: Rush, raw: Any) -> None:
+async def test_call_numbers_rise_by_one_and_slots_hold_the_last_answers(proxy: Proxy, far: Rush, raw: Any) -> None:
     for x in range(WINDOW + 10):
         await far.push_tasks([{"x": x}])
     numbers = [int(_arguments(each)[2]) for each in pushes(proxy)]
@@ -139,14 +139,14 @@ async def test_numbers_rise_by_one_and_slots_hold_the_last_answers(proxy: Proxy,
     assert {int(held.split()[0]) for held in slots.values()} == set(numbers[-WINDOW:])
 
 
-async def test_quiet_waits_for_what_is_under_way_and_not_for_what_others_go_on_issuing(far: Rush) -> None:
+async def test_quiet_waits_for_the_calls_in_flight_but_not_for_later_ones(far: Rush) -> None:
     done = asyncio.Event()
 
-    async def go_on() -> None:
+    async def keep_pushing() -> None:
         while not done.is_set():
             await far.push_failed_tasks([{"x": 1}])
 
-    busy = [asyncio.create_task(go_on()) for _ in range(3)]
+    busy = [asyncio.create_task(keep_pushing()) for _ in range(3)]
     pushing = asyncio.create_task(far.push_tasks([{"x": 2}]))
     await asyncio.sleep(0)
     async with asyncio.timeout(TIMEOUT):
@@ -157,7 +157,7 @@ async def test_quiet_waits_for_what_is_under_way_and_not_for_what_others_go_on_i
 
 
 def _arguments(command: Command) -> Command:
-    """What follows the keys: epoch, client, number, ..."""
+    """Returns what follows the keys: epoch, client, number, ..."""
     return command[3 + int(command[2]) :]
 
 
@@ -165,7 +165,7 @@ def _is_of(name: bytes, client: str) -> bool:
     return name.startswith(client.encode() + b":")
 
 
-async def test_a_freed_place_of_a_budget_wakes_one_of_those_who_wait(proxy: Proxy, far: Rush) -> None:
+async def test_a_freed_place_of_a_budget_wakes_one_waiting_block(proxy: Proxy, far: Rush) -> None:
     async with RushWorker(far.network_id, far.config) as worker:
         (key,) = await worker.push_running_tasks([{"x": 0}])
 
@@ -190,10 +190,10 @@ async def test_a_freed_place_of_a_budget_wakes_one_of_those_who_wait(proxy: Prox
 
 
 def _groups(command: Command) -> list[bytes]:
-    return [arg for arg in _arguments(command) if arg == b"R"]
+    return [arg for arg in _arguments(command) if arg == b"running"]
 
 
-async def test_a_client_that_leaves_leaves_no_answers_behind(rush: Rush, raw: Any) -> None:
+async def test_a_closed_client_leaves_no_answers_on_the_server(rush: Rush, raw: Any) -> None:
     async with Rush(rush.network_id, RushConfig(url=rush.config.url, retry_deadline=29)) as other:
         for x in range(70):
             await other.push_tasks([{"x": x}])
@@ -203,7 +203,7 @@ async def test_a_client_that_leaves_leaves_no_answers_behind(rush: Rush, raw: An
     assert not mine & {field.decode() for field in raw.hkeys(NetworkKeys.of(rush.network_id).calls)}
 
 
-async def test_answers_stay_where_a_late_copy_may_still_come(proxy: Proxy, rush: Rush, raw: Any) -> None:
+async def test_answers_are_kept_while_a_late_copy_may_still_arrive(proxy: Proxy, rush: Rush, raw: Any) -> None:
     async with Rush(rush.network_id, rush.config.at(proxy.url)) as far:
         await far.push_tasks([{"x": 1}])
         proxy.cut_all()

@@ -1,4 +1,4 @@
-"""Values and records as bytes: what goes in comes out, and what cannot is named."""
+"""Values and records as bytes: they are decoded as they were encoded, and errors name what cannot be encoded or decoded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from rush_async.store.records import (
 STAMP = b"\xcb" + struct.pack(">d", 1.7e9)
 
 
-def there_and_back(value: Any) -> Any:
+def round_trip(value: Any) -> Any:
     return decode(encode(value, "xs"))
 
 
@@ -92,14 +92,14 @@ class Model(pydantic.BaseModel):
         (datetime(2024, 1, 1, 12, tzinfo=timezone(timedelta(hours=2))), datetime(2024, 1, 1, 10, tzinfo=UTC)),
     ],
 )
-def test_row_17_values_travel(value: Any, expected: Any) -> None:
-    found = there_and_back(value)
+def test_row_17_values_are_decoded_as_documented(value: Any, expected: Any) -> None:
+    found = round_trip(value)
     assert found == expected
     assert type(found) is type(expected)
 
 
 def test_row_17_nan_stays_nan() -> None:
-    assert math.isnan(there_and_back(math.nan))
+    assert math.isnan(round_trip(math.nan))
 
 
 PLAIN = st.recursive(
@@ -121,8 +121,8 @@ PLAIN = st.recursive(
 
 
 @given(value=PLAIN)
-def test_row_17_whatever_is_plain_comes_back_equal(value: Any) -> None:
-    assert there_and_back(value) == value
+def test_row_17_plain_values_are_decoded_equal(value: Any) -> None:
+    assert round_trip(value) == value
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,9 @@ def test_row_17_whatever_is_plain_comes_back_equal(value: Any) -> None:
         ({"a": time(1, tzinfo=UTC)}, r"ys\['a'\]", "time"),
     ],
 )
-def test_row_17_what_cannot_travel_is_named_by_path_and_type(value: dict[str, Any], path: str, word: str) -> None:
+def test_row_17_the_error_names_the_path_and_type_of_a_value_that_cannot_be_stored(
+    value: dict[str, Any], path: str, word: str
+) -> None:
     with pytest.raises(EncodeError, match=path) as caught:
         encode_ended(value, None)
     assert word in str(caught.value)
@@ -165,13 +167,13 @@ def test_records_are_mappings_dataclasses_and_models() -> None:
 
 
 @pytest.mark.parametrize("value", ["text", b"bytes", {"x": 1}, Point(1, 2), 5, None])
-def test_what_is_no_sequence_of_records_is_refused(value: Any) -> None:
+def test_anything_but_a_sequence_of_records_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match=r"xss must be a sequence of records.*\[record\]"):
         as_records(value, "xss")
 
 
 @pytest.mark.parametrize("value", [5, "text", None, [1], Point])
-def test_what_is_no_record_is_refused(value: Any) -> None:
+def test_anything_but_a_record_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match=r"xss\[0\] must be a record"):
         as_records([value], "xss")
 
@@ -191,7 +193,7 @@ def record_parts() -> tuple[bytes, bytes, bytes]:
     return header(created, retries=3) + created + STAMP, started, encode_ended({"y": 2}, None) + STAMP
 
 
-def test_a_record_of_each_state_is_a_task() -> None:
+def test_a_record_of_each_state_is_decoded_to_a_task() -> None:
     created, started, ended = record_parts()
     queued = decode_task("queued", b"\x01" + created[1:])
     assert (queued.key, queued.xs, queued.xs_extra, queued.attempt) == ("key", {"x": 1.5}, {"seed": 1}, 1)
@@ -205,7 +207,7 @@ def test_a_record_of_each_state_is_a_task() -> None:
     assert (failed.ys, failed.failure) == (None, failure)
 
 
-def test_the_header_tells_where_the_first_part_ends() -> None:
+def test_the_header_has_the_length_of_the_first_part() -> None:
     created = encode_created("key", {"x": 1}, None)
     assert header(created, retries=7) == struct.pack(">BBI", 0, 7, len(created) + len(STAMP))
 
@@ -214,7 +216,7 @@ def test_a_traceback_with_lone_surrogates_is_stored() -> None:
     assert "\\ud800" in decode_all(encode_failure(Failure(message="bad \ud800")))[0]["message"]
 
 
-def test_joined_records_are_one_flat_list() -> None:
+def test_joined_records_are_decoded_to_one_flat_list() -> None:
     created, started, ended = record_parts()
     one = created[6:] + started + ended
     assert len(decode_flat(one * 3, 3)) == 30
@@ -222,7 +224,7 @@ def test_joined_records_are_one_flat_list() -> None:
 
 @settings(max_examples=500)
 @given(data=st.binary(max_size=60))
-def test_malformed_bytes_are_a_decode_error_and_nothing_else(data: bytes) -> None:
+def test_malformed_bytes_raise_no_other_error_than_a_decode_error(data: bytes) -> None:
     for attempt in (
         lambda: decode(data),
         lambda: decode_all(data),
@@ -244,7 +246,7 @@ def test_a_damaged_record_is_a_decode_error_or_another_record(data: st.DataObjec
         decode_task("finished", bytes(raw[: data.draw(st.integers(0, len(raw)))]))
 
 
-def test_cut_values_are_a_decode_error() -> None:
+def test_truncated_values_are_a_decode_error() -> None:
     with pytest.raises(DecodeError, match="cut off"):
         decode_all(encode([1, 2, 3], "")[:-1])
 
@@ -262,7 +264,7 @@ class Loud(str):
 
 
 class Nowhere(tzinfo):
-    """A zone that does not say how far it is from UTC."""
+    """A zone without an offset from UTC."""
 
     def utcoffset(self, dt: datetime | None) -> timedelta | None:
         return None
@@ -301,15 +303,15 @@ class Rows(pydantic.RootModel[list[int]]):
         (Rows([1, 2]), [1, 2]),
     ],
 )
-def test_row_17_values_at_the_edges_travel(value: Any, expected: Any) -> None:
-    found = there_and_back(value)
+def test_row_17_extreme_values_are_decoded_as_documented(value: Any, expected: Any) -> None:
+    found = round_trip(value)
     assert found == expected
     assert type(found) is type(expected)
 
 
-def test_row_17_integers_of_4300_digits_come_back_equal() -> None:
+def test_row_17_integers_of_4300_digits_are_decoded_equal() -> None:
     largest = 10**4300 - 1
-    assert there_and_back([largest, -largest]) == [largest, -largest]
+    assert round_trip([largest, -largest]) == [largest, -largest]
 
 
 @pytest.mark.parametrize("number", [10**4300, -(10**4300), 1 << 1_000_000], ids=["positive", "negative", "huge"])
@@ -327,14 +329,14 @@ ZONES = st.builds(timezone, st.timedeltas(timedelta(hours=-23, minutes=-59), tim
 
 
 @given(value=st.datetimes(timezones=ZONES | st.timezones(), allow_imaginary=False))
-def test_row_17_aware_datetimes_come_back_equal_and_in_utc_or_are_refused(value: datetime) -> None:
+def test_row_17_aware_datetimes_are_decoded_equal_and_in_utc_or_refused(value: datetime) -> None:
     try:
         expected = value.astimezone(UTC)
     except OverflowError:
         with pytest.raises(EncodeError, match=r"xs: datetime.datetime .* cannot be stored"):
             encode(value, "xs")
     else:
-        found = there_and_back(value)
+        found = round_trip(value)
         assert (found, found.tzinfo) == (expected, UTC)
 
 
@@ -342,7 +344,7 @@ RECORDS = st.dictionaries(st.text(), PLAIN, max_size=3)
 
 
 @given(key=st.text(), xs=RECORDS, xs_extra=st.none() | RECORDS, ys=RECORDS, ys_extra=st.none() | RECORDS)
-def test_row_17_records_come_back_equal(key: str, xs: Any, xs_extra: Any, ys: Any, ys_extra: Any) -> None:
+def test_row_17_records_are_decoded_equal(key: str, xs: Any, xs_extra: Any, ys: Any, ys_extra: Any) -> None:
     record = encode_created(key, xs, xs_extra) + STAMP + b"\xc0" * 3 + encode_ended(ys, ys_extra) + STAMP
     task = decode_task("finished", record)
     assert (task.key, task.xs, task.xs_extra, task.ys, task.ys_extra) == (key, xs, xs_extra, ys, ys_extra)
@@ -350,7 +352,7 @@ def test_row_17_records_come_back_equal(key: str, xs: Any, xs_extra: Any, ys: An
 
 @given(value=PLAIN)
 def test_a_record_is_the_same_bytes_whether_packed_at_once_or_value_by_value(value: Any) -> None:
-    # A derived name makes the record one that is not packed at once.
+    # A name of a subclass of str makes the encoder pack the record value by value.
     assert encode_ended({"a": value}, None) == encode_ended({Loud("a"): value}, None)
 
 
@@ -369,19 +371,19 @@ def test_a_record_is_the_same_bytes_whether_packed_at_once_or_value_by_value(val
         ({1j}, r"ys\['a'\]\[0\]", "complex"),
     ],
 )
-def test_row_17_odd_values_are_refused_by_path(value: Any, path: str, word: str) -> None:
+def test_row_17_the_error_of_an_odd_value_names_its_path(value: Any, path: str, word: str) -> None:
     with pytest.raises(EncodeError, match=f"{path}.*{word}"):
         encode_ended({"a": value}, None)
 
 
-def test_row_17_errors_name_the_place_in_the_extra() -> None:
+def test_row_17_errors_name_the_path_in_extra_values() -> None:
     with pytest.raises(EncodeError, match=r"xss_extra\[3\]\['a'\]: builtins.object"):
         encode_created("key", {"x": 1}, {"a": object()}, "xss[3]")
     with pytest.raises(EncodeError, match=r"ys_extra\['a'\]: builtins.object"):
         encode_ended({"y": 1}, {"a": object()})
 
 
-def test_a_name_that_is_no_string_never_gets_into_a_record() -> None:
+def test_a_name_that_is_not_a_string_is_refused() -> None:
     with pytest.raises(EncodeError, match="key 1 of type int"):
         encode_ended({1: 2}, None)  # pyright: ignore[reportArgumentType]
 
@@ -391,7 +393,7 @@ def wrapped(value: Any, kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["list", "tuple", "dict"])
-def test_values_are_a_hundred_deep_at_most(kind: str) -> None:
+def test_values_are_nested_at_most_a_hundred_deep(kind: str) -> None:
     value: Any = 1
     for _ in range(99):
         value = wrapped(value, kind)
@@ -401,7 +403,7 @@ def test_values_are_a_hundred_deep_at_most(kind: str) -> None:
             encode_ended({"y": wrapped(value, kind), "beside": beside}, None)
 
 
-def test_threads_that_encode_at_once_do_not_mix_their_bytes() -> None:
+def test_threads_that_encode_at_once_do_not_mix_up_their_bytes() -> None:
     expected = [encode_ended({"y": [float(n)] * 50, "s": str(n)}, None) for n in range(8)]
 
     def work(n: int) -> bool:
@@ -416,7 +418,7 @@ def finished(*, xs: Any = None, ys: Any = None, ys_extra: Any = None, key: Any =
     return b"".join(encode(value, "") for value in values)
 
 
-def test_records_that_look_different_are_one_flat_list() -> None:
+def test_records_of_different_layouts_are_decoded_to_one_flat_list() -> None:
     records = [finished(), finished(ys_extra={"a": 1}), finished(attempt=None), finished(xs={"z": "text"})]
     flat = decode_flat(b"".join(records), 4)
     assert [flat[8], flat[18], flat[25], flat[31]] == [None, {"a": 1}, None, {"z": "text"}]
@@ -426,7 +428,7 @@ def test_records_that_look_different_are_one_flat_list() -> None:
 @pytest.mark.parametrize(
     "bad", [finished(key=5), finished(attempt=True), finished(xs=[1]), finished(ys="text"), finished(ys_extra=1.5)]
 )
-def test_a_value_of_the_wrong_type_is_found_wherever_its_record_stands(bad: bytes) -> None:
+def test_a_value_of_the_wrong_type_is_a_decode_error_in_any_position(bad: bytes) -> None:
     good = finished()
     for records in ([bad], [bad, good, good], [good, bad, good], [good, good, bad]):
         with pytest.raises(DecodeError, match="wrong type"):
@@ -455,7 +457,7 @@ def test_a_record_that_lacks_a_part_of_its_state_is_a_decode_error(state: TaskSt
 
 
 @pytest.mark.parametrize("stamp", [math.nan, math.inf, -1e300])
-def test_times_that_are_none_are_a_decode_error(stamp: float) -> None:
+def test_invalid_times_are_a_decode_error(stamp: float) -> None:
     created, started, ended = record_parts()
     with pytest.raises(DecodeError, match="time"):
         decode_task("finished", created[6:-9] + b"\xcb" + struct.pack(">d", stamp) + started + ended)
@@ -478,7 +480,7 @@ def test_a_malformed_failure_is_a_decode_error(failure: dict[str, Any]) -> None:
 
 
 def encoded(code: int, payload: bytes) -> bytes:
-    """An extension type as it stands on the wire."""
+    """Returns an extension type as it is encoded."""
     return struct.pack(">BBb", 0xC7, len(payload), code) + payload
 
 
@@ -495,7 +497,7 @@ def encoded(code: int, payload: bytes) -> bytes:
         (timedelta(seconds=-1), 8, b"-1000000"),
     ],
 )
-def test_extension_types_are_on_the_wire_what_is_documented(value: Any, code: int, payload: bytes) -> None:
+def test_extension_types_are_encoded_as_documented(value: Any, code: int, payload: bytes) -> None:
     assert decode(encoded(code, payload)) == value
     packed = encode(value, "xs")
     assert packed.endswith(bytes([code]) + payload)
@@ -510,26 +512,26 @@ def test_extension_types_are_on_the_wire_what_is_documented(value: Any, code: in
         b"\xc9\x7f\xff\xff\xff\x01",
         b"\x91" * 100_000,
         b"\x81\x90\x01",  # a list as name
-        b"\x81\xc7\x00\x01\x01",  # an integer of ours as name
-        b"\xc7\x01\xff\x00",  # a timestamp of msgpack's of no length it knows
+        b"\x81\xc7\x00\x01\x01",  # an integer extension as name
+        b"\xc7\x01\xff\x00",  # a msgpack timestamp of an invalid length
         encoded(2, b"abc"),
         encoded(3, b"abc"),
         encoded(1, b"1E9"),
         encoded(1, b"1_0"),
         encoded(1, b""),
         encoded(1, "\u0661".encode()),
-        encoded(4, b"9" * 30),  # a datetime beyond all years
+        encoded(4, b"9" * 30),  # a datetime out of range
         encoded(5, b"-9" + b"0" * 20),
         encoded(6, b"\0\0\0\0"),  # the day before the first
         encoded(6, b"\1"),
         encoded(7, b"25"),
-        encoded(8, b"9" * 30),  # a timedelta beyond all days
+        encoded(8, b"9" * 30),  # a timedelta out of range
         b"\xc1",
         b"\xa1\xff",
         b"",
     ],
 )
-def test_each_trap_of_the_format_is_a_decode_error(data: bytes) -> None:
+def test_hostile_and_invalid_msgpack_is_a_decode_error(data: bytes) -> None:
     if data:
         with pytest.raises(DecodeError):
             decode_all(data)
@@ -547,7 +549,7 @@ def test_timestamps_of_other_writers_are_a_decode_error(stamp: bytes) -> None:
 
 def test_numbers_that_look_like_a_timestamp_are_numbers() -> None:
     values = [0xD6FF_0000_0000, b"\xd7\xff", struct.unpack(">d", b"\x00\xc7\x0c\xff\0\0\0\0")[0]]
-    assert there_and_back({"a": values}) == {"a": values}
+    assert round_trip({"a": values}) == {"a": values}
 
 
 @settings(max_examples=500)

@@ -1,4 +1,4 @@
-"""The scripts as texts: each has the parts that it uses, and no key that it does not get."""
+"""Scripts as they are declared: each has the parts, keys and arguments that its Lua file uses, under the declared names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ from importlib import resources
 
 import pytest
 
+from rush_async.network.network import Network
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.scripts import SCRIPTS, Script
+from rush_async.store.records import NewTask
+from rush_async.store.scripts import Script
+from rush_async.store.tasks import FINISH, POP, PUSH, Ended
 
-HERE = resources.files("rush_async.store") / "lua"
-PARTS = ("finished", "records", "workers")
-TEXTS = {file.name.removesuffix(".lua"): file.read_text("utf-8") for file in HERE.iterdir() if file.name.endswith(".lua")}
+assert Network  # the modules that declare scripts are loaded with it
+
+LUA = resources.files("rush_async.store") / "lua"
+
+
+def texts(folder: str) -> dict[str, str]:
+    files = [file for file in LUA.joinpath(folder).iterdir() if file.name.endswith(".lua")]
+    return {file.name.removesuffix(".lua"): file.read_text("utf-8") for file in files}
+
+
+SCRIPTS, PARTS = texts("."), texts("lib")
+EACH = pytest.mark.parametrize("script", Script.all, ids=lambda script: script.name)
 
 
 def code(text: str) -> str:
@@ -27,24 +39,62 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"\b[A-Za-z_]\w*\b", code(text)))
 
 
-def test_every_file_is_a_script_or_a_part() -> None:
-    assert sorted(TEXTS) == sorted([script.name for script in SCRIPTS] + ["prelude", *PARTS])
+def test_every_lua_file_is_declared_once() -> None:
+    assert sorted(SCRIPTS) == sorted(script.name for script in Script.all)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+@EACH
 def test_a_script_has_the_parts_that_it_uses_and_no_other(script: Script) -> None:
-    used = {part for part in PARTS if functions(TEXTS[part]) & words(TEXTS[script.name])}
-    had = {part for part in PARTS if TEXTS[part] in script.source}
-    assert had == used
+    called = words(SCRIPTS[script.name])
+    for _ in PARTS:  # parts use one another
+        called |= {word for part in PARTS.values() if functions(part) & called for word in words(part)}
+    used = {name for name, part in PARTS.items() if functions(part) & called}
+    assert {name for name, part in PARTS.items() if part in script.source} == used | {"call"}
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_a_script_gets_every_key_that_it_names(script: Script) -> None:
-    # What the parts name and the script does not is in functions that it does not call.
-    called = words(TEXTS[script.name])
-    for part in PARTS:
-        for function in re.findall(r"^local function .*?^end|^local function .* end$", TEXTS[part], re.DOTALL | re.MULTILINE):
+@EACH
+def test_a_script_gets_the_keys_that_it_names(script: Script) -> None:
+    # What a part names and the script does not is in functions that it does not call.
+    called = words(SCRIPTS[script.name])
+    for part in PARTS.values():
+        for function in re.findall(r"^local function .*?^end|^local function .* end$", part, re.DOTALL | re.MULTILINE):
             if functions(function) & called:
                 called |= words(function)
-    missing = [name for name in NetworkKeys._fields[script.n_keys :] if name.upper() in called]
-    assert not missing
+    named = {name for name in NetworkKeys._fields if name.upper() in called}
+    assert named <= set(script.keys)
+    assert set(script.keys) <= set(NetworkKeys._fields)
+
+
+@EACH
+def test_a_script_uses_the_arguments_that_are_declared(script: Script) -> None:
+    named = words(SCRIPTS[script.name])
+    own = [name for name in script.args if name not in ("epoch", "client", "number")]
+    assert [name for name in own if name.upper() not in named] == []
+    assert not re.search(r"ARGV\[\d", code(SCRIPTS[script.name])), "an argument is used by its place instead of its name"
+
+
+def test_the_head_names_keys_arguments_and_columns() -> None:
+    assert POP.head().splitlines() == [
+        "local META, CALLS, EVENTS, QUEUED, RUNNING, FINISHED, FAILED, ALIVE, QUEUE = unpack(KEYS)",
+        "local EPOCH, CLIENT, NUMBER = unpack(ARGV, 1, 3)",
+        "local FIRST, ITEM_SIZE = 4, 2",
+        "local WORKER, WANT = 0, 1",
+    ]
+    assert PUSH.head().splitlines()[1:] == [
+        "local EPOCH, CLIENT, NUMBER, LAST_KNOWN = unpack(ARGV, 1, 4)",
+        "local FIRST, GROUP_SIZE, ITEM_SIZE = 5, 5, 3",
+        "local TARGET, WORKER, BUDGET, MAX_FAILED, N = 0, 1, 2, 3, 4",
+        "local KEY, CREATED, ENDED = 0, 1, 2",
+    ]
+
+
+def test_items_have_the_columns_of_what_python_sends() -> None:
+    assert PUSH.item == NewTask._fields
+    assert FINISH.item == Ended._fields
+
+
+@EACH
+def test_every_script_opens_with_what_it_guards_and_what_it_answers(script: Script) -> None:
+    comment = re.match(r"(--[^\n]*\n)+", SCRIPTS[script.name])
+    assert comment
+    assert "-- answer: " in comment[0]

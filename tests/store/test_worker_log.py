@@ -47,12 +47,12 @@ def test_an_entry_is_unpacked_as_it_was_packed() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_entry_is_a_decode_error(value: Any) -> None:
+def test_a_value_that_is_not_an_entry_is_a_decode_error(value: Any) -> None:
     with pytest.raises(DecodeError, match="log record of the network is malformed"):
         LogEntry.of(encode(value, "value"))
 
 
-async def test_a_malformed_record_in_the_stream_is_a_decode_error(rush: Rush, raw: Any) -> None:
+async def test_a_malformed_entry_in_the_log_is_a_decode_error(rush: Rush, raw: Any) -> None:
     key = NetworkKeys.of(rush.network_id).log
     raw.xadd(key, {"r": b"\xc1"})
     with pytest.raises(DecodeError):
@@ -71,7 +71,7 @@ async def test_entries_of_many_calls_are_read_in_order(rush: Rush) -> None:
     assert await messages(rush) == [str(n) for n in range(2_345)]
 
 
-async def test_reading_continues_after_the_last_entry_that_was_read(rush: Rush) -> None:
+async def test_reading_continues_after_the_last_entry_read(rush: Rush) -> None:
     log = rush._net.worker_log  # pyright: ignore[reportPrivateUsage]
     assert await log.read() == ("0", [])
     for n in range(2):
@@ -89,11 +89,11 @@ async def test_reading_continues_after_the_last_entry_that_was_read(rush: Rush) 
 async def test_a_reset_deletes_the_log_and_a_late_record_does_not_bring_it_back(rush: Rush, raw: Any) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         membership_of(worker).log(entry_with("before").packed())
-        await worker._net.heartbeat.flush()  # pyright: ignore[reportPrivateUsage]
+        await worker._net.log_writer.flush()  # pyright: ignore[reportPrivateUsage]
         assert raw.xlen(NetworkKeys.of(rush.network_id).log) == 1
         await rush._net.tasks.reset(workers=True)  # pyright: ignore[reportPrivateUsage]
         membership_of(worker).log(entry_with("too late").packed())
-        await worker._net.heartbeat.flush()  # pyright: ignore[reportPrivateUsage]
+        await worker._net.log_writer.flush()  # pyright: ignore[reportPrivateUsage]
         assert raw.keys("*") == []
 
 
@@ -101,5 +101,5 @@ async def test_records_are_written_after_a_reset_of_the_tasks(rush: Rush) -> Non
     async with RushWorker(rush.network_id, rush.config) as worker:
         await rush.reset(workers=False)
         membership_of(worker).log(entry_with("after the reset").packed())
-        await worker._net.heartbeat.flush()  # pyright: ignore[reportPrivateUsage]
+        await worker._net.log_writer.flush()  # pyright: ignore[reportPrivateUsage]
         await wait_until(lambda: has_logged(rush, "after the reset"))

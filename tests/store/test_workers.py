@@ -1,4 +1,4 @@
-"""The entries of workers as they stand in the database."""
+"""The transitions and reads of workers: each worker registers once and ends once, whatever reports its end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,102 @@ from typing import Any
 
 import pytest
 
-from rush_async import DecodeError, Rush
+from rush_async import DecodeError, Failure, Rush, RushWorker
 from rush_async.store.codec import encode
+from rush_async.store.keys import NetworkKeys
+from rush_async.store.leases import Lease
+from rush_async.store.workers import WorkerStore
+from rush_async.worker.worker import membership_of
+
+INFO = {"pid": 1, "hostname": "host", "heartbeat": True}
+LEASE = Lease("lease", 500.0, 2000.0)
+
+
+def store_of(rush: Rush) -> WorkerStore:
+    return rush._net.workers  # pyright: ignore[reportPrivateUsage]
+
+
+def ignore(answer: Any) -> None:
+    """Grants are not returned: no caller is cancelled here."""
+
+
+async def states(rush: Rush) -> dict[str, str]:
+    return {entry.worker_id: entry.state for entry in await store_of(rush).read()}
+
+
+async def test_a_worker_registers_under_an_id_that_was_never_used(rush: Rush) -> None:
+    store = store_of(rush)
+    assert await store.register("a", LEASE, INFO) == 1
+    assert await store.register("a", LEASE, INFO) == 0
+    assert await store.deregister("a", "terminated")
+    assert not await store.deregister("a", "failed")
+    assert await store.register("a", LEASE, INFO) == 0
+    assert await states(rush) == {"a": "terminated"}
+
+
+async def test_a_worker_that_was_announced_registers_and_learns_of_a_stop(rush: Rush) -> None:
+    store = store_of(rush)
+    assert await store.announce(["a", "b", "a"], {"pid": None}, LEASE) == ["a", "b"]
+    assert await store.announce(["b", "c"], {"pid": None}, LEASE) == ["c"]
+    assert await store.ask_to_stop(["b", "unknown"]) == ["b"]
+    assert await store.register("a", LEASE, INFO) == 1
+    assert await store.register("b", LEASE, INFO) == 2
+    holders = await store.holders(["a", "b", "c"])
+    assert [None if holder is None else holder.is_asked_to_stop for holder in holders.values()] == [False, True, None]
+    assert await states(rush) == {"a": "running", "b": "running", "c": "starting"}
+    for worker_id in ("a", "b", "c"):
+        assert await store.deregister(worker_id, "terminated")
+
+
+async def test_a_report_ends_a_worker_that_never_ran_and_shuts_out_one_that_did_not_deregister(rush: Rush) -> None:
+    store, failure = store_of(rush), Failure("error", None, "it did not start")
+    await store.announce(["never ran"], {"pid": None}, LEASE)
+    await store.report("never ran", "failed", failure)
+    async with RushWorker(rush.network_id, rush.config, worker_id="died") as worker:
+        await worker.push_running_tasks([{"x": 1}])
+        await store.report("died", "terminated", failure)
+        assert (await rush.counts()).failed == 1
+    async with RushWorker(rush.network_id, rush.config, worker_id="left"):
+        pass
+    await store.report("left", "failed", failure)
+    entries = await store.read_some(["never ran", "died", "left", "unknown"])
+    ends = {worker_id: (entry.state, entry.failure) for worker_id, entry in entries.items()}
+    assert ends == {"never ran": ("failed", failure), "died": ("lost", failure), "left": ("terminated", None)}
+
+
+async def test_leases_are_released_unless_a_worker_lives_or_starts_under_them(rush: Rush, raw: Any) -> None:
+    store, keys = store_of(rush), NetworkKeys.of(rush.network_id)
+    leases = [Lease(name, 500.0, 2000.0) for name in ("free", "lived-under", "started-under", "unknown")]
+    await store.register("a", leases[0], INFO)
+    await store.deregister("a", "terminated")
+    await store.register("b", leases[1], INFO)
+    await store.announce(["c"], {"pid": None}, leases[2])
+    await store.ask_to_stop(["b", "c"])
+    raw.hset(keys.processes, "odd", "\x00")
+    await store.release_leases(leases)
+    assert raw.zrange(keys.leases, 0, -1) == [b"lived-under", b"started-under"]
+    for worker_id in ("b", "c"):
+        await store.deregister(worker_id, "terminated")
+    await store.release_leases(leases)
+    assert raw.zrange(keys.leases, 0, -1) == []
+    assert raw.hget(keys.meta, "pace") is None
+
+
+async def test_last_seen_is_when_the_loop_of_a_worker_answered(rush: Rush) -> None:
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        await rush.stop_workers(worker.worker_id, timeout=0)
+        (entry,) = await store_of(rush).read()
+        seen = await store_of(rush).last_seen()
+        assert list(seen) == [worker.worker_id]
+        assert abs((seen[worker.worker_id] - entry.started_at).total_seconds()) < 60
+        assert not membership_of(worker).is_shut_out
+    assert await store_of(rush).last_seen() == {}
+
+
+async def test_the_job_of_a_command_is_kept_under_its_name(rush: Rush) -> None:
+    await store_of(rush).prepare("name", b"\x00job")
+    assert await store_of(rush).read_start("name") == b"\x00job"
+    assert await store_of(rush).read_start("another") is None
 
 
 @pytest.mark.parametrize(

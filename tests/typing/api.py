@@ -1,4 +1,4 @@
-"""What type checkers are promised: pyright reads this file, nobody runs it."""
+"""The types that users rely on: pyright checks this file, and no test runs it."""
 
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
@@ -109,7 +109,7 @@ async def working(worker: RushWorker) -> str:
             if found is None:
                 break
             found.ys = {"y": 1.0}
-    # A block without `catch` lets every error go on, so that what it returns is what the function returns.
+    # A block without `catch` lets every error propagate, so its return value is that of the function.
     async with worker.task({"x1": 1.0}) as last:
         last.ys = {"y": 1.0}
         return last.key

@@ -1,4 +1,4 @@
-"""What a new connection looks at before it is used."""
+"""Opening a connection: the checks of the server, and the wait while it loads its data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rush_async.embedded.server import acquire
 from rush_async.wire import opening
 
 
-async def test_a_server_that_evicts_keys_is_warned_of(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_opening_warns_of_a_server_that_evicts_keys(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     lease = acquire(directory, maxmemory=100_000_000)
     try:
         async with Rush("net", lease.url) as rush:
@@ -28,8 +28,8 @@ async def test_a_server_that_evicts_keys_is_warned_of(directory: Path, caplog: p
         lease.release()
 
 
-def loading_slowly(monkeypatch: pytest.MonkeyPatch, microseconds: int) -> None:
-    """Servers started from here on take their time for every command of their log."""
+def load_slowly(monkeypatch: pytest.MonkeyPatch, microseconds: int) -> None:
+    """Makes the servers that are started next load each command of their log slowly."""
     options = server.server_options
 
     def slow(*given: Any) -> list[str]:
@@ -49,26 +49,28 @@ async def fill(directory: Path, n: int) -> None:
         lease.release()
 
 
-async def test_a_server_that_loads_its_data_is_waited_for(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    await fill(directory, 8_000)  # it looks around every 1,024 commands
-    loading_slowly(monkeypatch, 100)
-    looks: list[None] = []
-    opened = opening._open_transport  # pyright: ignore[reportPrivateUsage]
+async def test_opening_waits_for_a_server_that_loads_its_data(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await fill(directory, 8_000)  # a loading server answers its clients once every 1,024 commands
+    load_slowly(monkeypatch, 100)
+    attempts: list[None] = []
+    opened = opening.ServerOpener._open  # pyright: ignore[reportPrivateUsage]
 
     async def counting(*args: Any) -> Any:
-        looks.append(None)
+        attempts.append(None)
         return await opened(*args)
 
-    monkeypatch.setattr(opening, "_open_transport", counting)
+    monkeypatch.setattr(opening.ServerOpener, "_open", counting)
     async with Rush("net", RushConfig(data_dir=directory)) as rush:
         assert (await rush.counts()).queued == 1
         await rush.reset()
-    assert len(looks) > 1  # the first one met it loading
+    assert len(attempts) > 1  # the first attempt found the server loading
 
 
-async def test_a_server_that_loads_for_too_long_is_told(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_error_says_that_the_server_is_still_loading_its_data(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await fill(directory, 12_000)
-    loading_slowly(monkeypatch, 100)
+    load_slowly(monkeypatch, 100)
     with pytest.raises(RushConnectionError, match="still loading its data after 1 s: connect_timeout"):
         async with Rush("net", RushConfig(data_dir=directory, connect_timeout=1)):
             pass

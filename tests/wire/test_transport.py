@@ -1,4 +1,4 @@
-"""The one command connection: order, turns, silence, and what we rely on of the library that opens it."""
+"""The command connection: the order of replies, back-pressure, time limits, and the internals of redis-py that it relies on."""
 
 from __future__ import annotations
 
@@ -16,18 +16,34 @@ from redis.backoff import NoBackoff
 
 from rush_async import Rush, RushConfig, RushConnectionError, RushWorker
 from rush_async.testing import wait_until
-from rush_async.wire.opening import _HandsOver, open_transport  # pyright: ignore[reportPrivateUsage]
+from rush_async.wire.opening import ServerOpener, _HandsOver  # pyright: ignore[reportPrivateUsage]
 from rush_async.wire.transport import FutureCommand, Transport, Word, pack
 from tests.proxy import Proxy, named
 
 TIMEOUT = 10.0
 
 
+class Owner:
+    """Takes the error that ends a transport."""
+
+    def __init__(self, ended: asyncio.Future[Exception | None]) -> None:
+        self._ended = ended
+
+    def lost(self, transport: Transport, error: Exception | None) -> None:
+        self._ended.set_result(error)
+
+    def writable(self) -> None:
+        pass
+
+    def pushed(self, message: list[Any]) -> None:
+        pass
+
+
 @asynccontextmanager
 async def opened(config: RushConfig) -> AsyncGenerator[tuple[Transport, asyncio.Future[Exception | None]]]:
-    """A transport, and what ends it."""
+    """Opens a transport. Yields it with a future of the error that ends it."""
     lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    transport = await open_transport(config, (), lambda _, error: lost.set_result(error))
+    transport = await ServerOpener(config, ()).open(Owner(lost))
     try:
         yield transport, lost
     finally:
@@ -49,7 +65,7 @@ async def test_replies_are_matched_first_in_first_out(rush_server: RushConfig) -
         assert not transport.unanswered
 
 
-async def test_a_reply_of_any_size_and_kind_comes_whole(rush_server: RushConfig) -> None:
+async def test_a_reply_of_any_size_and_kind_is_read_whole(rush_server: RushConfig) -> None:
     async with opened(rush_server) as (transport, _):
         big = command("ECHO", b"b" * 5_000_000)
         nothing, wrong, several = command("GET", "no such key"), command("NO SUCH COMMAND"), command("TIME")
@@ -60,7 +76,7 @@ async def test_a_reply_of_any_size_and_kind_comes_whole(rush_server: RushConfig)
         assert len(await several.future) == 2
 
 
-async def test_a_dropped_connection_is_told_once_with_its_reason_and_leaves_the_unanswered(
+async def test_a_dropped_connection_reports_its_reason_once_and_keeps_the_unanswered_commands(
     rush_server: RushConfig,
 ) -> None:
     async with opened(rush_server) as (transport, lost):
@@ -73,17 +89,17 @@ async def test_a_dropped_connection_is_told_once_with_its_reason_and_leaves_the_
         assert not transport.is_open
 
 
-async def test_a_reply_that_nobody_asked_for_ends_the_connection(rush_server: RushConfig) -> None:
+async def test_a_reply_without_a_command_ends_the_connection(rush_server: RushConfig) -> None:
     async with opened(rush_server) as (transport, lost):
         ping = command("PING")
         ping.n_replies = 1
-        ping.payload *= 2  # two commands pass for one
+        ping.payload *= 2  # two commands, counted as one
         transport.write([ping])
         async with asyncio.timeout(TIMEOUT):
             assert isinstance(await lost, hiredis.ProtocolError)
 
 
-# What was counted: commands and writes of one push and one finish.
+# Commands of one push and one finish.
 
 
 async def test_a_push_and_a_finish_are_two_commands_and_two_round_trips(proxy: Proxy, rush: Rush) -> None:
@@ -97,7 +113,7 @@ async def test_a_push_and_a_finish_are_two_commands_and_two_round_trips(proxy: P
         assert [name for name, *_ in proxy.commands[before:]] == [b"EVALSHA", b"EVALSHA"]
 
 
-async def test_a_block_is_two_commands(proxy: Proxy, rush: Rush) -> None:
+async def test_a_task_block_sends_two_commands(proxy: Proxy, rush: Rush) -> None:
     async with RushWorker(rush.network_id, rush.config.at(proxy.url)) as worker:
         before = len(proxy.commands)
         async with worker.task({"x": 1}) as task:
@@ -126,12 +142,10 @@ async def test_a_thousand_workers_of_one_process_use_at_most_three_connections(p
     await wait_until(lambda: proxy.n_open == 0)
 
 
-# Back-pressure and silence.
+# Back-pressure and servers that do not answer.
 
 
-async def test_callers_wait_while_the_server_takes_nothing_and_go_on_in_few_calls_when_it_does(
-    proxy: Proxy, rush: Rush
-) -> None:
+async def test_calls_that_wait_for_a_frozen_server_are_merged_when_it_reads_again(proxy: Proxy, rush: Rush) -> None:
     async with Rush(rush.network_id, rush.config.at(proxy.url)) as far:
         await far.push_tasks([{"x": 0}])
         proxy.freeze(down=False)
@@ -140,18 +154,18 @@ async def test_callers_wait_while_the_server_takes_nothing_and_go_on_in_few_call
         for x in range(300):
             calls.append(asyncio.create_task(far.push_tasks([{"x": x, "text": text}])))
             await asyncio.sleep(0)
-        given_up = calls.pop(299)
-        given_up.cancel()
-        await asyncio.wait([given_up])
+        cancelled = calls.pop(299)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
         proxy.thaw()
         async with asyncio.timeout(TIMEOUT):
             keys = [key for call in calls for key in await call]
         assert sorted((await rush.keys_with_state("queued"))["queued"][1:]) == sorted(keys)
-        # While nothing left, what waited was merged: some first calls alone, the others together.
+        # The first calls were sent alone; those that waited were merged.
         assert proxy.count("EVALSHA") < 100
 
 
-async def test_nothing_is_lost_when_a_large_call_and_small_ones_share_the_connection(rush: Rush) -> None:
+async def test_large_and_small_calls_share_the_connection_without_loss(rush: Rush) -> None:
     large = [rush.push_tasks([{"x": x, "text": "t" * 500_000}]) for x in range(8)]
     small = [rush.push_tasks([{"x": x}]) for x in range(50)]
     async with asyncio.timeout(TIMEOUT):
@@ -161,7 +175,7 @@ async def test_nothing_is_lost_when_a_large_call_and_small_ones_share_the_connec
 
 
 async def test_a_call_that_cannot_be_written_fails_alone(rush: Rush) -> None:
-    """A lone surrogate has no bytes; whoever shares the tick with it goes on."""
+    """A lone surrogate cannot be encoded; other calls of the same tick succeed."""
     async with RushWorker(rush.network_id, rush.config) as worker:
         (key,) = await worker.push_running_tasks([{"x": 1}])
         async with asyncio.timeout(TIMEOUT):
@@ -189,7 +203,7 @@ async def test_a_connection_cut_while_it_opens_is_an_error_at_once(name: str, pr
         assert (await rush.counts()).total == 0
 
 
-async def test_a_server_that_takes_the_connection_and_never_speaks_is_an_error_in_time(
+async def test_a_server_that_accepts_the_connection_and_never_replies_is_an_error_in_time(
     proxy: Proxy, rush_server: RushConfig
 ) -> None:
     proxy.freeze()
@@ -199,11 +213,11 @@ async def test_a_server_that_takes_the_connection_and_never_speaks_is_an_error_i
     await wait_until(lambda: proxy.n_connections == 1)
 
 
-# What is not promised to stay: the members of redis-py's connections that `_HandsOver` touches.
+# Redis-py does not promise the members of its connections that `_HandsOver` uses.
 
 
-async def test_the_library_that_opens_connections_still_has_what_we_take_over(rush_server: RushConfig) -> None:
-    # These are asked for by name when a connection is made; one that is gone would be a TypeError here.
+async def test_connections_of_redis_py_have_the_members_that_are_used(rush_server: RushConfig) -> None:
+    # Connections are made with these options; one that redis-py has removed raises a TypeError here.
     options: dict[str, Any] = {"protocol": 2, "socket_timeout": None, "socket_connect_timeout": 1.0, "driver_info": None}
     options |= {"retry": Retry(NoBackoff(), 0), "db": 0, "username": None, "password": None}
     tls: dict[str, Any] = {"ssl_ca_certs": None, "ssl_certfile": None, "ssl_keyfile": None, "ssl_check_hostname": True}
@@ -223,7 +237,7 @@ async def test_the_library_that_opens_connections_still_has_what_we_take_over(ru
     assert isinstance(connection._writer, asyncio.StreamWriter)
     stream = connection._writer.transport
     lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    transport = Transport(lambda _, error: lost.set_result(error))
+    transport = Transport(Owner(lost))
     connection.hand_over(transport)
     assert stream.get_protocol() is transport
     ping = command("PING")
@@ -231,6 +245,5 @@ async def test_the_library_that_opens_connections_still_has_what_we_take_over(ru
     assert await ping.future == b"PONG"
     transport.drop()
     assert await lost is None
-    assert connection._reader is None
+    assert stream.is_closing()
     assert connection._writer is None
-    assert not connection.is_connected

@@ -1,4 +1,4 @@
-"""Tasks that are cancelled from anywhere: queued, running in a block, running without one."""
+"""`cancel_tasks` on tasks that are queued, run in a block, or run without one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HOWS = pytest.mark.parametrize("how", ["made", "budget", "popped"])
 
 
 @HOWS
-async def test_a_block_whose_task_is_cancelled_ends_quietly_and_the_loop_goes_on(
+async def test_a_block_whose_task_is_cancelled_ends_without_an_error_and_the_loop_continues(
     rush: Rush, rush_worker: RushWorker, how: str
 ) -> None:
     seen: list[str] = []
@@ -80,10 +80,10 @@ async def test_a_block_whose_task_is_cancelled_ends_quietly_and_the_loop_goes_on
     assert (await rush.counts())[1:3] == (0, 1)
 
 
-async def test_queued_tasks_leave_the_queue_and_others_stay(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_cancelled_tasks_leave_the_queue_and_others_stay(rush: Rush, rush_worker: RushWorker) -> None:
     first, second, third = await rush.push_tasks([{"x": 1}, {"x": 2}, {"x": 3}])
     finished = await rush.push_finished_tasks([{"x": 4}], [{"y": 4}])
-    assert await rush.cancel_tasks([second, "nobody", *finished, second]) == [second]
+    assert await rush.cancel_tasks([second, "unknown", *finished, second]) == [second]
     assert await rush.cancel_tasks(second) == []
     assert await failures(rush) == [CANCELLED]
     assert [(await rush_worker.pop_task(0) or task_of("none")).key for _ in range(3)] == [first, third, "none"]
@@ -97,7 +97,7 @@ def task_of(key: str) -> Task:
     return Task(key, "queued", {})
 
 
-async def test_a_task_held_without_a_block_is_failed_and_its_later_end_moves_nothing(
+async def test_a_cancelled_task_without_a_block_fails_and_its_later_finish_moves_nothing(
     rush: Rush, rush_worker: RushWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = await rush_worker.push_running_tasks([{"x": 1}, {"x": 2}])
@@ -109,13 +109,15 @@ async def test_a_task_held_without_a_block_is_failed_and_its_later_end_moves_not
     assert await rush_worker.push_running_tasks([{"x": 3}]) != []
 
 
-async def test_cancelling_nothing_creates_nothing(rush: Rush, raw: Any) -> None:
+async def test_cancelling_no_task_creates_no_key(rush: Rush, raw: Any) -> None:
     assert await rush.cancel_tasks([]) == []
-    assert await rush.cancel_tasks("nobody") == []
+    assert await rush.cancel_tasks("unknown") == []
     assert raw.keys("*") == []
 
 
-async def test_a_task_that_was_cancelled_before_its_block_opens(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_the_block_of_a_task_cancelled_before_is_cancelled_at_its_first_await(
+    rush: Rush, rush_worker: RushWorker
+) -> None:
     (key,) = await rush.push_tasks([{"x": 1}])
     task = await rush_worker.pop_task()
     assert task is not None
@@ -130,7 +132,7 @@ async def test_a_task_that_was_cancelled_before_its_block_opens(rush: Rush, rush
     async with rush_worker.task({"x": 2}) as other:
         other.ys = {"y": 2}
     assert await rush.counts() == (0, 0, 1, 1)
-    # A block that never awaits runs to its end, and is not counted either.
+    # A block that never awaits runs to its end, and its result does not count.
     again = await rush_worker.pop_task(0) if await rush.retry_tasks(key) else None
     assert again is not None
     await rush.cancel_tasks(key)
@@ -163,7 +165,7 @@ async def fail_in_clean_up() -> None:
         raise KeyError("in clean-up")
 
 
-async def test_an_error_raised_while_it_is_cancelled_goes_on(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_an_error_raised_by_a_cancelled_block_propagates(rush: Rush, rush_worker: RushWorker) -> None:
     cancelling: list[asyncio.Task[list[str]]] = []
     with pytest.raises(KeyError, match="in clean-up"):
         async with rush_worker.task({"x": 1}) as task:
@@ -177,7 +179,7 @@ async def test_an_error_raised_while_it_is_cancelled_goes_on(rush: Rush, rush_wo
     assert [len(keys) for keys in await asyncio.gather(*cancelling)] == [1, 1]
 
 
-async def test_a_cancellation_from_outside_at_the_same_time_goes_on(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_a_cancellation_from_outside_in_the_same_tick_propagates(rush: Rush, rush_worker: RushWorker) -> None:
     opened: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
 
     async def loop() -> None:
@@ -187,7 +189,7 @@ async def test_a_cancellation_from_outside_at_the_same_time_goes_on(rush: Rush, 
 
     running = asyncio.create_task(loop())
     task = await opened
-    # Both in one tick: the request, and whoever owns the loop.
+    # Both in one tick: the network's request, and a cancellation by the program.
     membership_of(rush_worker).cancel_task(task.key)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -195,14 +197,14 @@ async def test_a_cancellation_from_outside_at_the_same_time_goes_on(rush: Rush, 
     assert running.cancelled()
 
 
-async def test_a_blocks_own_timeout_is_not_mistaken_for_it(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_a_blocks_own_timeout_is_not_mistaken_for_a_cancelled_task(rush: Rush, rush_worker: RushWorker) -> None:
     with pytest.raises(TimeoutError):
         async with rush_worker.task({"x": 1}, timeout=0.01):
             await asyncio.Event().wait()
     (failure,) = await failures(rush)
     assert failure is not None
     assert failure.kind == "timeout"
-    # And inside an `asyncio.timeout` that expires, the cancelled block is quiet about its own end alone.
+    # Inside an `asyncio.timeout` that expires later, a cancelled block suppresses only its own cancellation.
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             async with rush_worker.task({"x": 1}, timeout=60) as task:
@@ -212,7 +214,7 @@ async def test_a_blocks_own_timeout_is_not_mistaken_for_it(rush: Rush, rush_work
     assert len(await failures(rush)) == 2
 
 
-async def test_many_blocks_of_many_workers_each_get_their_own(rush: Rush) -> None:
+async def test_cancelling_tasks_of_many_workers_cancels_only_their_blocks(rush: Rush) -> None:
     keys: list[str] = []
     ended: list[str] = []
 
@@ -232,12 +234,12 @@ async def test_many_blocks_of_many_workers_each_get_their_own(rush: Rush) -> Non
     assert [how.state for how in await rush.join_workers(timeout=10)] == ["terminated"] * 40
 
 
-async def test_a_cancellation_that_was_not_heard_of_is_made_up_for_after_a_reconnect(
+async def test_a_cancellation_missed_during_an_outage_reaches_the_block_after_the_reconnect(
     rush: Rush, proxy: Proxy, rush_server: Any
 ) -> None:
     async with RushWorker(rush.network_id, rush_server.at(proxy.url)) as far:
         async with far.task({"x": 1}) as task:
-            proxy.drop_reply(named("SSUBSCRIBE"))  # whatever comes next on that line is not heard
+            proxy.drop_reply(named("SSUBSCRIBE"))  # what the server sends next on this connection is lost
             far._net.link.subscription.renew()  # pyright: ignore[reportPrivateUsage]
             assert await rush.cancel_tasks(task.key) == [task.key]
             async with asyncio.timeout(20):
@@ -245,7 +247,7 @@ async def test_a_cancellation_that_was_not_heard_of_is_made_up_for_after_a_recon
         assert task.state == "failed"
 
 
-async def test_a_worker_that_blocks_a_shared_loop_is_told_once(
+async def test_a_worker_that_blocks_a_shared_event_loop_is_warned_once(
     rush: Rush, rush_worker: RushWorker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic()
@@ -259,13 +261,13 @@ async def test_a_worker_that_blocks_a_shared_loop_is_told_once(
             await asyncio.sleep(0)
             now += 1.5
             task.ys = {"y": 1}
-    told = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert [record.args and record.args[0] for record in told] == [other.worker_id]  # pyright: ignore[reportArgumentType]
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert [record.args and record.args[0] for record in warnings] == [other.worker_id]  # pyright: ignore[reportArgumentType]
     assert "asyncio.to_thread" in caplog.text
     assert "Processes()" in caplog.text
 
 
-async def test_a_block_that_ends_in_the_moment_of_a_cancellation_from_outside_does_not_swallow_it(
+async def test_a_block_that_ends_as_a_cancellation_from_outside_arrives_does_not_swallow_it(
     rush: Rush, rush_worker: RushWorker
 ) -> None:
     reached: list[str] = []

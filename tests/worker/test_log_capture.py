@@ -1,4 +1,4 @@
-"""Log capture: whose record it is, which loggers and levels are captured, and how loggers are restored (row 18)."""
+"""Log capture: which worker a record belongs to, what is captured, and how loggers are restored (row 18)."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_level_that_the_program_sets_meanwhile_stays(sink: Sink) -> None:
 # attribution
 
 
-async def test_records_of_workers_that_share_a_process_are_told_apart(sink: Sink, other: OtherHandler) -> None:
+async def test_each_worker_of_a_process_captures_only_its_own_records(sink: Sink, other: OtherHandler) -> None:
     logger = logging.getLogger("shared")
     both_run, may_end = asyncio.Barrier(3), asyncio.Event()
 
@@ -192,7 +192,7 @@ async def test_records_of_workers_that_share_a_process_are_told_apart(sink: Sink
     assert other.messages.count("high") == 2
 
 
-async def test_a_task_that_outlives_its_worker_is_captured_no_more(sink: Sink) -> None:
+async def test_records_of_a_task_that_outlives_its_worker_are_not_captured(sink: Sink) -> None:
     logger = logging.getLogger("outlives")
     has_ended = asyncio.Event()
 
@@ -240,7 +240,7 @@ async def test_a_thread_without_context_belongs_to_the_only_worker_of_the_proces
     assert sink.lines == [("a", "by the only one")]
 
 
-async def test_workers_of_one_name_in_two_networks_are_told_apart(sink: Sink) -> None:
+async def test_workers_with_one_id_in_two_networks_capture_only_their_own_records(sink: Sink) -> None:
     other_sink = Sink()
     logger = logging.getLogger("namesakes")
 

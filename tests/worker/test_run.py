@@ -1,4 +1,4 @@
-"""The life of one worker, wherever it was started."""
+"""`live`, `Runner` and `run_worker`: how workers run, and how their ends are reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rush_async.worker.loop import bind_loop
 from rush_async.worker.run import Runner, live
 
 
-async def start_living(
+async def start_worker(
     rush: Rush, loop: Callable[..., Awaitable[Any]], **arguments: Any
 ) -> tuple[RushWorker, asyncio.Task[WorkerExit]]:
     worker = RushWorker(rush.network_id, rush.config)
@@ -50,7 +50,7 @@ async def hold(rush: RushWorker, seen: list[str]) -> None:
 
 async def test_a_kill_cancels_the_loop_once_so_that_its_clean_up_may_await(rush: Rush) -> None:
     seen: list[str] = []
-    worker, life = await start_living(rush, hold, seen=seen)
+    worker, life = await start_worker(rush, hold, seen=seen)
     await rush.wait_until(lambda counts: counts.running == 1)
     await rush.stop_workers(worker.worker_id, mode="kill")
     end = await life
@@ -58,9 +58,9 @@ async def test_a_kill_cancels_the_loop_once_so_that_its_clean_up_may_await(rush:
     assert await state_of(rush, worker) == "killed"
 
 
-async def test_whoever_cancels_a_life_gets_its_end(rush: Rush) -> None:
+async def test_a_cancelled_worker_cleans_up_and_returns_its_end(rush: Rush) -> None:
     seen: list[str] = []
-    worker, life = await start_living(rush, hold, seen=seen)
+    worker, life = await start_worker(rush, hold, seen=seen)
     await rush.wait_until(lambda counts: counts.running == 1)
     life.cancel()
     assert await life == WorkerExit(worker.worker_id, "terminated")
@@ -70,14 +70,14 @@ async def test_whoever_cancels_a_life_gets_its_end(rush: Rush) -> None:
     assert failed["condition"][0]["kind"] == "cancelled"
 
 
-async def test_an_error_while_the_loop_cleans_up_is_its_end(rush: Rush) -> None:
+async def test_an_error_in_the_clean_up_of_a_loop_fails_the_worker(rush: Rush) -> None:
     async def loop(rush: RushWorker) -> None:
         try:
             await rush.pop_task(timeout=None)
         finally:
             raise RuntimeError("the file is gone")
 
-    worker, life = await start_living(rush, loop)
+    worker, life = await start_worker(rush, loop)
     await rush.wait_for_workers(1)
     life.cancel()
     end = await life
@@ -112,10 +112,10 @@ async def use_another_worker_that_was_killed(rush: RushWorker) -> None:
         (use_another_worker_that_was_killed, "error", "WorkerLostError", "another worker"),
     ],
 )
-async def test_whatever_leaves_a_loop_is_its_end_and_nobody_elses(
+async def test_any_exception_that_leaves_a_loop_fails_its_worker_and_does_not_propagate(
     rush: Rush, loop: Callable[..., Awaitable[Any]], kind: str, type_: str, words: str
 ) -> None:
-    worker, life = await start_living(rush, loop)
+    worker, life = await start_worker(rush, loop)
     end = await life
     assert end.state == await state_of(rush, worker) == "failed"
     assert end.failure is not None
@@ -125,17 +125,17 @@ async def test_whatever_leaves_a_loop_is_its_end_and_nobody_elses(
     assert (condition["kind"], condition["type"], condition["message"]) == (kind, type_, end.failure.message)
 
 
-async def test_a_loop_that_swallows_its_cancellation_is_left_behind_without_its_worker(
+async def test_a_loop_that_swallows_its_cancellation_is_abandoned_and_its_worker_closed(
     rush: Rush, caplog: pytest.LogCaptureFixture
 ) -> None:
     refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    go_on = asyncio.Event()
+    may_end = asyncio.Event()
 
     async def loop(rush: RushWorker) -> None:
         await rush.push_running_tasks([{"x": 1}])
-        while not go_on.is_set():
+        while not may_end.is_set():
             try:
-                await go_on.wait()
+                await may_end.wait()
             except asyncio.CancelledError:
                 continue
         try:
@@ -143,13 +143,13 @@ async def test_a_loop_that_swallows_its_cancellation_is_left_behind_without_its_
         except NetworkStateError as error:
             refused.set_result(str(error))
 
-    worker, life = await start_living(rush, loop)
+    worker, life = await start_worker(rush, loop)
     await rush.wait_until(lambda counts: counts.running == 1)
     life.cancel()
     assert (await life).state == "terminated"
     assert f"worker {worker.worker_id} swallows its cancellation" in caplog.text
     assert await state_of(rush, worker) == "terminated"
-    go_on.set()
+    may_end.set()
     assert "is closed" in await refused
     assert (await rush.counts()) == (0, 0, 0, 1)
 
@@ -176,7 +176,7 @@ async def test_a_runner_returns_every_end_in_order(rush: Rush) -> None:
     assert runner.unfinished == []
 
 
-async def test_a_runner_reports_each_end_as_it_comes(rush: Rush) -> None:
+async def test_a_runner_reports_each_end_as_soon_as_it_is_known(rush: Rush) -> None:
     runner = start(rush, hold, "a", "b", seen=[])
     await rush.wait_until(lambda counts: counts.running == 2)
     runner.cancel(["b"])
@@ -217,7 +217,7 @@ async def test_a_worker_that_is_cancelled_before_it_registers_is_terminated(rush
     assert (await rush.worker_info()).is_empty()
 
 
-async def test_a_worker_whose_id_is_taken_is_refused(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_a_worker_whose_id_is_taken_fails_and_is_refused(rush: Rush, rush_worker: RushWorker) -> None:
     runner = start(rush, do_one, rush_worker.worker_id)
     (end,) = await runner.run()
     assert end.state == "failed"
@@ -250,14 +250,14 @@ def run(rush: Rush, loop: Callable[..., Awaitable[Any]], **options: Any) -> Awai
     return asyncio.to_thread(functools.partial(run_worker, loop, rush.network_id, rush.config, **options))
 
 
-async def test_run_worker_takes_one_name_or_several(rush: Rush) -> None:
+async def test_run_worker_takes_one_worker_id_or_several(rush: Rush) -> None:
     assert await run(rush, do_one, worker_ids="alone") == [WorkerExit("alone", "terminated")]
     assert [end.worker_id for end in await run(rush, do_one, worker_ids=["b", "a"], args={"n": 4})] == ["b", "a"]
     assert await run(rush, do_one, n_workers=0) == []
     assert (await rush.fetch_finished_tasks())["y"].to_list() == [2, 8, 8]
 
 
-async def test_run_worker_refuses_what_cannot_be_meant(rush: Rush) -> None:
+async def test_run_worker_refuses_invalid_arguments(rush: Rush) -> None:
     async def with_config(rush: RushWorker, config: str) -> None: ...
 
     with pytest.raises(RushConfigError, match="names 'a' twice"):

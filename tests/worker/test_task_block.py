@@ -1,6 +1,6 @@
-"""Tasks as blocks: whatever leaves the block ends its task, and a budget is exact."""
+"""Tasks as blocks: every way out of a block ends its task, and a budget is exact."""
 
-# A block that is left by the error which `pytest.raises` awaits has set its task before.
+# A task that is used after `pytest.raises` was set before the block raised.
 # pyright: reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def failure_of(client: RushClient, key: str) -> Failure:
 
 
 async def kill(rush: Rush, worker: RushWorker) -> None:
-    """What a kill request does on the server."""
+    """Kills a worker on the server alone, as a kill request does."""
     killed = Failure("killed", None, "Worker was killed")
     assert await rush._net.workers.lose([worker.worker_id], "killed", killed, killed)  # pyright: ignore[reportPrivateUsage]
 
@@ -58,7 +58,7 @@ async def ask_to_stop(rush: Rush, *workers: RushWorker) -> None:
 
 @asynccontextmanager
 async def workers(rush: Rush, n: int, *, n_processes: int = 1) -> AsyncGenerator[list[RushWorker]]:
-    """Workers that share as many connections as if they lived in that many processes."""
+    """Opens workers that use as many connections as workers in `n_processes` processes."""
     async with AsyncExitStack() as stack:
         configs = [replace(rush.config, response_timeout=30.0 + at) for at in range(n_processes)]
         yield [await stack.enter_async_context(RushWorker(rush.network_id, configs[at % n_processes])) for at in range(n)]
@@ -86,7 +86,7 @@ async def test_a_block_finishes_its_task_with_the_ys_set_in_it(rush: Rush, rush_
     )
 
 
-async def test_a_block_costs_two_calls(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:
+async def test_a_block_makes_two_calls(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:
     async with rush_worker.task(XS) as task:
         task.ys = XS
     before = raw.info("commandstats")["cmdstat_evalsha"]["calls"]
@@ -95,7 +95,7 @@ async def test_a_block_costs_two_calls(rush: Rush, rush_worker: RushWorker, raw:
     assert raw.info("commandstats")["cmdstat_evalsha"]["calls"] == before + 2
 
 
-async def test_blocks_take_dataclasses_on_both_sides(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_blocks_accept_dataclasses_as_inputs_and_outputs(rush: Rush, rush_worker: RushWorker) -> None:
     @dataclass
     class Point:
         x1: float
@@ -108,7 +108,7 @@ async def test_blocks_take_dataclasses_on_both_sides(rush: Rush, rush_worker: Ru
     assert (done.xs, done.xs_extra, done.ys, done.ys_extra) == ({"x1": 2.0}, {"x1": 3.0}, {"x1": 4.0}, {"x1": 5.0})
 
 
-async def test_changing_xs_in_a_block_changes_neither_the_stored_task_nor_the_callers(
+async def test_changing_xs_in_a_block_changes_neither_the_stored_task_nor_the_callers_xs(
     rush: Rush, rush_worker: RushWorker
 ) -> None:
     xs = {"x1": 1.0}
@@ -119,7 +119,7 @@ async def test_changing_xs_in_a_block_changes_neither_the_stored_task_nor_the_ca
     assert (await get(rush, task.key)).xs == {"x1": 1.0}
 
 
-async def test_an_exception_fails_the_task_and_goes_on(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_an_exception_fails_the_task_and_propagates(rush: Rush, rush_worker: RushWorker) -> None:
     with pytest.raises(ZeroDivisionError):
         async with rush_worker.task(XS) as task:
             _ = 1 / 0
@@ -131,14 +131,16 @@ async def test_an_exception_fails_the_task_and_goes_on(rush: Rush, rush_worker: 
 
 
 @pytest.mark.parametrize("catch", [ZeroDivisionError, ArithmeticError, (KeyError, ArithmeticError), Exception])
-async def test_what_catch_names_fails_the_task_and_ends_at_the_block(rush: Rush, rush_worker: RushWorker, catch: Any) -> None:
+async def test_an_exception_that_catch_names_fails_the_task_and_does_not_propagate(
+    rush: Rush, rush_worker: RushWorker, catch: Any
+) -> None:
     async with rush_worker.task(XS, catch=catch) as task:
         _ = 1 / 0
     assert task.state == "failed"
     assert (await failure_of(rush, task.key)).type == "ZeroDivisionError"
 
 
-async def test_what_catch_does_not_name_goes_on(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_an_exception_that_catch_does_not_name_propagates(rush: Rush, rush_worker: RushWorker) -> None:
     with pytest.raises(KeyError):
         async with rush_worker.task(XS, catch=(ArithmeticError,)) as task:
             raise KeyError("x")
@@ -153,7 +155,7 @@ async def test_a_block_left_without_ys_fails_its_task_and_raises(rush: Rush, rus
     assert (failure.kind, failure.type) == ("error", "ValueError")
 
 
-async def test_a_block_left_by_return_or_break_finishes(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_a_block_left_by_return_or_break_finishes_its_task(rush: Rush, rush_worker: RushWorker) -> None:
     async def evaluate() -> str:
         async with rush_worker.task(XS) as task:
             task.ys = {"y": 1}
@@ -194,7 +196,7 @@ async def test_ys_over_max_record_size_fail_the_task_and_raise(rush: Rush) -> No
         assert (await failure_of(rush, task.key)).type == "EncodeError"
 
 
-async def test_ys_set_before_an_exception_do_not_finish(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_ys_set_before_an_exception_do_not_finish_the_task(rush: Rush, rush_worker: RushWorker) -> None:
     with pytest.raises(KeyError):
         async with rush_worker.task(XS) as task:
             task.ys = {"y": 1}
@@ -219,7 +221,7 @@ async def test_blocks_may_be_nested_and_open_side_by_side(rush: Rush, rush_worke
     assert frame["n"].to_list() == frame["y"].to_list()
 
 
-async def test_a_task_ended_by_hand_in_its_block_ends_once(
+async def test_a_task_finished_by_a_call_in_its_block_ends_once(
     rush: Rush, rush_worker: RushWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with rush_worker.task(XS) as task:
@@ -259,7 +261,7 @@ async def test_a_cancellation_is_never_caught(rush: Rush, rush_worker: RushWorke
         async with rush_worker.task(XS, catch=catch):
             opened.set()
             await asyncio.Event().wait()
-        raise AssertionError("the cancellation must go on")
+        raise AssertionError("the cancellation must propagate")
 
     running = asyncio.create_task(run())
     await opened.wait()
@@ -269,7 +271,7 @@ async def test_a_cancellation_is_never_caught(rush: Rush, rush_worker: RushWorke
     assert await rush.counts() == Counts(failed=1)
 
 
-async def test_a_block_that_is_cancelled_again_and_again_fails_its_task(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_a_block_that_is_cancelled_repeatedly_fails_its_task(rush: Rush, rush_worker: RushWorker) -> None:
     opened = asyncio.Event()
 
     async def run() -> None:
@@ -286,7 +288,9 @@ async def test_a_block_that_is_cancelled_again_and_again_fails_its_task(rush: Ru
     assert await rush.counts() == Counts(failed=1)
 
 
-async def test_a_surrounding_timeout_is_the_callers(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_a_timeout_around_a_block_raises_in_the_caller_and_fails_the_task_as_cancelled(
+    rush: Rush, rush_worker: RushWorker
+) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):
             async with rush_worker.task(XS) as task:
@@ -310,20 +314,22 @@ async def test_a_blocks_own_timeout_may_be_caught(rush: Rush, rush_worker: RushW
     assert (await failure_of(rush, task.key)).kind == "timeout"
 
 
-async def test_a_block_that_is_in_time_is_not_disturbed_by_its_timeout(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_a_block_that_ends_within_its_timeout_finishes_its_task(rush: Rush, rush_worker: RushWorker) -> None:
     async with rush_worker.task(XS, timeout=60) as task:
         task.ys = {"y": 1}
     assert (await get(rush, task.key)).state == "finished"
 
 
-async def test_an_error_of_a_block_with_a_timeout_is_that_error(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_an_error_in_a_block_with_a_timeout_propagates_unchanged(rush: Rush, rush_worker: RushWorker) -> None:
     with pytest.raises(KeyError):
         async with rush_worker.task(XS, timeout=60) as task:
             raise KeyError("x")
     assert (await failure_of(rush, task.key)).kind == "error"
 
 
-async def test_a_block_cancelled_from_outside_before_its_timeout_is_cancelled(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_a_block_with_a_timeout_that_is_cancelled_from_outside_stays_cancelled(
+    rush: Rush, rush_worker: RushWorker
+) -> None:
     opened: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
@@ -339,7 +345,7 @@ async def test_a_block_cancelled_from_outside_before_its_timeout_is_cancelled(ru
     assert (await failure_of(rush, task.key)).kind == "cancelled"
 
 
-async def test_the_time_waiting_for_a_place_is_not_the_blocks_own(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_the_timeout_of_a_block_does_not_include_the_wait_for_a_place(rush: Rush, rush_worker: RushWorker) -> None:
     # A block's `timeout` is for its evaluation: it begins when the block opens.
     async with workers(rush, 2) as (first, second):
         (key,) = await first.push_running_tasks([XS], budget=1)
@@ -356,7 +362,7 @@ async def test_the_time_waiting_for_a_place_is_not_the_blocks_own(rush: Rush, ru
         assert await waiting is None
 
 
-async def test_a_block_of_a_killed_worker_has_the_kind_killed(rush: Rush) -> None:
+async def test_the_task_of_a_killed_worker_fails_with_kind_killed(rush: Rush) -> None:
     opened: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
     async with RushWorker(rush.network_id, rush.config) as worker:
 
@@ -382,7 +388,7 @@ async def test_a_block_of_a_killed_worker_has_the_kind_killed(rush: Rush) -> Non
     assert await rush.counts() == Counts(failed=1)
 
 
-async def test_a_block_of_a_lost_worker_says_so_when_it_is_left(rush: Rush) -> None:
+async def test_a_block_of_a_lost_worker_raises_worker_lost_error_at_its_end(rush: Rush) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         with pytest.raises(WorkerLostError, match=worker.worker_id):
             async with worker.task(XS) as task:
@@ -397,7 +403,7 @@ async def test_a_block_of_a_lost_worker_says_so_when_it_is_left(rush: Rush) -> N
                 raise AssertionError("the block must not open")
 
 
-async def test_anothers_loss_inside_a_block_fails_its_task(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_the_worker_lost_error_of_another_worker_fails_the_task_of_the_block(rush: Rush, rush_worker: RushWorker) -> None:
     async with RushWorker(rush.network_id, rush.config) as other:
         await kill(rush, other)
         with pytest.raises(WorkerLostError, match=other.worker_id):
@@ -406,7 +412,7 @@ async def test_anothers_loss_inside_a_block_fails_its_task(rush: Rush, rush_work
     assert (await failure_of(rush, task.key)).type == "WorkerLostError"
 
 
-async def test_keyboard_interrupt_and_exit_fail_the_task_and_go_on(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_keyboard_interrupt_and_exit_fail_the_task_and_propagate(rush: Rush, rush_worker: RushWorker) -> None:
     for kind in (KeyboardInterrupt, SystemExit, GeneratorExit):
         with pytest.raises(kind):
             async with rush_worker.task(XS, catch=Exception) as task:
@@ -414,7 +420,7 @@ async def test_keyboard_interrupt_and_exit_fail_the_task_and_go_on(rush: Rush, r
         assert (await failure_of(rush, task.key)).type == kind.__name__
 
 
-async def test_an_exception_group_is_caught_by_its_own_kind_only(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_catch_does_not_look_into_an_exception_group(rush: Rush, rush_worker: RushWorker) -> None:
     with pytest.raises(ExceptionGroup):
         async with rush_worker.task(XS, catch=KeyError) as task:
             async with asyncio.TaskGroup():
@@ -427,7 +433,7 @@ async def test_an_exception_group_is_caught_by_its_own_kind_only(rush: Rush, rus
 # popped
 
 
-async def test_a_popped_task_is_a_block(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_a_popped_task_may_be_used_as_a_block(rush: Rush, rush_worker: RushWorker) -> None:
     (key,) = await rush.push_tasks([XS])
     task = await rush_worker.pop_task(0)
     assert task is not None
@@ -438,7 +444,7 @@ async def test_a_popped_task_is_a_block(rush: Rush, rush_worker: RushWorker) -> 
     assert (await get(rush, key)).ys == {"y": 1}
 
 
-async def test_an_exception_in_the_block_of_a_popped_task_fails_it_and_goes_on(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_an_exception_in_the_block_of_a_popped_task_fails_it_and_propagates(rush: Rush, rush_worker: RushWorker) -> None:
     (key,) = await rush.push_tasks([XS])
     task = await rush_worker.pop_task(0)
     assert task is not None
@@ -448,7 +454,7 @@ async def test_an_exception_in_the_block_of_a_popped_task_fails_it_and_goes_on(r
     assert (await failure_of(rush, key)).type == "KeyError"
 
 
-async def test_tasks_come_until_none_came_for_the_timeout(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_tasks_ends_once_no_task_came_within_the_timeout(rush: Rush, rush_worker: RushWorker) -> None:
     keys = await rush.push_tasks([{"n": n} for n in range(5)])
     done: list[str] = []
     async for task in rush_worker.tasks(timeout=0.01):
@@ -459,7 +465,7 @@ async def test_tasks_come_until_none_came_for_the_timeout(rush: Rush, rush_worke
     assert await rush.counts() == Counts(finished=5)
 
 
-async def test_tasks_come_until_a_stop_is_requested(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_tasks_ends_when_a_stop_is_requested(rush: Rush, rush_worker: RushWorker) -> None:
     await rush.push_tasks([XS] * 3)
     done: list[str] = []
 
@@ -479,7 +485,7 @@ async def test_tasks_come_until_a_stop_is_requested(rush: Rush, rush_worker: Rus
     assert len(done) == 4
 
 
-async def test_a_task_under_way_is_ended_and_no_other_taken_after_a_stop_request(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_after_a_stop_request_the_running_task_ends_and_no_other_is_taken(rush: Rush, rush_worker: RushWorker) -> None:
     keys = await rush.push_tasks([XS] * 3)
     async for task in rush_worker.tasks():
         async with task:
@@ -491,7 +497,7 @@ async def test_a_task_under_way_is_ended_and_no_other_taken_after_a_stop_request
 
 async def test_workers_share_the_queue_and_each_task_goes_to_one(rush: Rush) -> None:
     keys = await rush.push_tasks([{"n": n} for n in range(300)])
-    async with workers(rush, 20, n_processes=3) as crowd:
+    async with workers(rush, 20, n_processes=3) as all_workers:
 
         async def serve(worker: RushWorker) -> list[str]:
             done: list[str] = []
@@ -501,15 +507,15 @@ async def test_workers_share_the_queue_and_each_task_goes_to_one(rush: Rush) -> 
                 done.append(task.key)
             return done
 
-        done = await asyncio.gather(*[serve(worker) for worker in crowd])
+        done = await asyncio.gather(*[serve(worker) for worker in all_workers])
     assert sorted(key for some in done for key in some) == sorted(keys)
     assert await rush.counts() == Counts(finished=300)
 
 
 async def test_waiting_workers_are_woken_by_a_push(rush: Rush) -> None:
-    async with workers(rush, 10, n_processes=2) as crowd:
-        pops = [asyncio.create_task(worker.pop_task(None)) for worker in crowd]
-        for worker in crowd:
+    async with workers(rush, 10, n_processes=2) as all_workers:
+        pops = [asyncio.create_task(worker.pop_task(None)) for worker in all_workers]
+        for worker in all_workers:
             await wait_until(lambda worker=worker: worker._net.is_watching)  # pyright: ignore[reportPrivateUsage]
         keys = await rush.push_tasks([XS] * 10)
         tasks = await asyncio.wait_for(asyncio.gather(*pops), 5)
@@ -520,7 +526,7 @@ async def test_waiting_workers_are_woken_by_a_push(rush: Rush) -> None:
 
 
 async def evaluate(worker: RushWorker, budget: int) -> int:
-    """The tutorial's loop with a budget; how many tasks this worker finished."""
+    """The tutorial's loop with a budget. Returns how many tasks this worker finished."""
     n = 0
     while True:
         async with worker.task(XS, budget=budget) as task:
@@ -534,20 +540,20 @@ async def evaluate(worker: RushWorker, budget: int) -> int:
 @pytest.mark.parametrize(("n_workers", "n_processes"), [(1, 1), (2, 2), (64, 1), (64, 4)])
 @pytest.mark.parametrize("budget", [1, 10, 100])
 async def test_row_22_exactly_n_tasks_finish(rush: Rush, n_workers: int, n_processes: int, budget: int) -> None:
-    async with workers(rush, n_workers, n_processes=n_processes) as crowd:
-        finished = await asyncio.wait_for(asyncio.gather(*[evaluate(worker, budget) for worker in crowd]), 30)
+    async with workers(rush, n_workers, n_processes=n_processes) as all_workers:
+        finished = await asyncio.wait_for(asyncio.gather(*[evaluate(worker, budget) for worker in all_workers]), 30)
     assert sum(finished) == budget
     assert await rush.counts() == Counts(finished=budget)
 
 
-async def test_row_22_a_budget_of_nothing_opens_no_block(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_row_22_a_budget_of_0_or_max_failed_of_0_opens_no_block(rush: Rush, rush_worker: RushWorker) -> None:
     assert await evaluate(rush_worker, 0) == 0
     async with rush_worker.task(XS, budget=10, max_failed=0) as task:
         assert task is None
     assert await rush.counts() == Counts()
 
 
-async def test_row_22_failed_tasks_give_their_place_back(rush: Rush) -> None:
+async def test_row_22_a_failed_task_gives_its_place_back(rush: Rush) -> None:
     n_tries = 0
 
     async def run(worker: RushWorker) -> None:
@@ -563,14 +569,14 @@ async def test_row_22_failed_tasks_give_their_place_back(rush: Rush) -> None:
                     raise RuntimeError("every third")
                 task.ys = {"y": 1}
 
-    async with workers(rush, 16, n_processes=2) as crowd:
-        await asyncio.wait_for(asyncio.gather(*[run(worker) for worker in crowd]), 30)
+    async with workers(rush, 16, n_processes=2) as all_workers:
+        await asyncio.wait_for(asyncio.gather(*[run(worker) for worker in all_workers]), 30)
     counts = await rush.counts()
     assert (counts.finished, counts.running, counts.queued) == (30, 0, 0)
     assert counts.failed == n_tries - 30 == n_tries // 3
 
 
-async def test_row_22_the_places_of_a_lost_worker_come_back(rush: Rush) -> None:
+async def test_row_22_the_tasks_of_a_lost_worker_give_their_places_back(rush: Rush) -> None:
     async with workers(rush, 3, n_processes=2) as (lost, *others):
         assert len(await lost.push_running_tasks([XS] * 10, budget=5)) == 5
         waiting = [asyncio.create_task(evaluate(worker, 5)) for worker in others]
@@ -591,20 +597,20 @@ async def test_row_22_a_budget_ends_once_max_failed_have_failed(rush: Rush) -> N
                 await asyncio.sleep(0)
                 raise RuntimeError("always")
 
-    async with workers(rush, 8, n_processes=2) as crowd:
-        n_tries = sum(await asyncio.wait_for(asyncio.gather(*[run(worker) for worker in crowd]), 10))
+    async with workers(rush, 8, n_processes=2) as all_workers:
+        n_tries = sum(await asyncio.wait_for(asyncio.gather(*[run(worker) for worker in all_workers]), 10))
     counts = await rush.counts()
     assert counts == Counts(failed=n_tries)
-    # Those that were running when the fifth failed fail as well.
+    # Tasks that were running when the fifth failed fail as well.
     assert 5 <= counts.failed < 5 + 8
 
 
-async def test_max_failed_goes_with_a_budget(rush_worker: RushWorker) -> None:
+async def test_max_failed_without_a_budget_is_refused(rush_worker: RushWorker) -> None:
     with pytest.raises(ValueError, match="budget"):
         rush_worker.task(XS, max_failed=3)  # pyright: ignore[reportArgumentType]
 
 
-async def test_row_22_a_block_waits_while_the_last_places_are_running_elsewhere(rush: Rush) -> None:
+async def test_row_22_a_block_waits_while_other_workers_run_the_last_places(rush: Rush) -> None:
     async with workers(rush, 2, n_processes=2) as (first, second):
         (key,) = await first.push_running_tasks([XS], budget=1)
         waiting = asyncio.create_task(evaluate(second, 1))
@@ -615,7 +621,7 @@ async def test_row_22_a_block_waits_while_the_last_places_are_running_elsewhere(
     assert await rush.counts() == Counts(finished=1, failed=1)
 
 
-async def test_a_waiting_budget_asks_nothing(rush: Rush, raw: Any) -> None:
+async def test_a_block_that_waits_for_a_place_sends_no_call(rush: Rush, raw: Any) -> None:
     async with workers(rush, 5) as (first, *others):
         (key,) = await first.push_running_tasks([XS], budget=1)
         waiting = [asyncio.create_task(evaluate(worker, 1)) for worker in others]
@@ -629,7 +635,7 @@ async def test_a_waiting_budget_asks_nothing(rush: Rush, raw: Any) -> None:
 
 
 async def quiet_calls(raw: Any) -> int:
-    """How many scripts were called, once their number stays."""
+    """Returns how many scripts were called, once the number no longer changes."""
     seen: list[int] = []
 
     def steady() -> bool:
@@ -651,14 +657,14 @@ async def test_row_22_a_block_without_a_place_takes_a_queued_task(rush: Rush, ru
     assert await rush.counts() == Counts(finished=1)
 
 
-async def test_row_22_queued_tasks_count_and_are_done_within_the_budget(rush: Rush) -> None:
+async def test_row_22_queued_tasks_count_and_are_run_within_the_budget(rush: Rush) -> None:
     await rush.push_tasks([XS] * 7)
-    async with workers(rush, 8, n_processes=2) as crowd:
-        await asyncio.wait_for(asyncio.gather(*[evaluate(worker, 20) for worker in crowd]), 10)
+    async with workers(rush, 8, n_processes=2) as all_workers:
+        await asyncio.wait_for(asyncio.gather(*[evaluate(worker, 20) for worker in all_workers]), 10)
     assert await rush.counts() == Counts(finished=20)
 
 
-async def test_a_waiting_budget_ends_when_a_stop_is_requested(rush: Rush) -> None:
+async def test_a_wait_for_a_place_ends_when_a_stop_is_requested(rush: Rush) -> None:
     async with workers(rush, 2) as (first, second):
         await first.push_running_tasks([XS], budget=1)
         waiting = asyncio.create_task(evaluate(second, 1))
@@ -671,7 +677,7 @@ async def test_a_waiting_budget_ends_when_a_stop_is_requested(rush: Rush) -> Non
             assert task is None
 
 
-async def test_a_waiting_budget_goes_on_after_a_reset_of_tasks(rush: Rush) -> None:
+async def test_a_wait_for_a_place_ends_with_a_place_after_a_reset_of_the_tasks(rush: Rush) -> None:
     async with workers(rush, 3, n_processes=2) as (first, *others):
         await first.push_running_tasks([XS], budget=1)
         waiting = [asyncio.create_task(evaluate(worker, 1)) for worker in others]
@@ -681,7 +687,7 @@ async def test_a_waiting_budget_goes_on_after_a_reset_of_tasks(rush: Rush) -> No
     assert await rush.counts() == Counts(finished=1)
 
 
-async def test_a_cancelled_wait_for_a_place_leaves_its_turn_to_the_next(rush: Rush) -> None:
+async def test_a_cancelled_wait_for_a_place_passes_its_turn_to_the_next(rush: Rush) -> None:
     async with workers(rush, 4) as (first, *others):
         (key,) = await first.push_running_tasks([XS], budget=1)
         waiting = [asyncio.create_task(evaluate(worker, 1)) for worker in others]
@@ -697,19 +703,19 @@ async def test_a_cancelled_wait_for_a_place_leaves_its_turn_to_the_next(rush: Ru
     assert (counts.finished, counts.running, counts.queued) == (1, 0, 0)
 
 
-async def test_row_22_a_task_whose_block_is_cancelled_gives_its_place_back(rush: Rush) -> None:
-    async with workers(rush, 6, n_processes=2) as crowd:
+async def test_row_22_a_cancelled_block_gives_its_place_back(rush: Rush) -> None:
+    async with workers(rush, 6, n_processes=2) as all_workers:
 
         async def run(worker: RushWorker) -> None:
             async with worker.task(XS, budget=5):
                 await asyncio.Event().wait()
 
-        hanging = [asyncio.create_task(run(worker)) for worker in crowd]
+        hanging = [asyncio.create_task(run(worker)) for worker in all_workers]
         await rush.wait_until(lambda counts: counts.running == 5)
         for task in hanging:
             task.cancel()
         await asyncio.wait(hanging)
-        finished = await asyncio.wait_for(asyncio.gather(*[evaluate(worker, 5) for worker in crowd]), 10)
+        finished = await asyncio.wait_for(asyncio.gather(*[evaluate(worker, 5) for worker in all_workers]), 10)
     assert sum(finished) == 5
     assert await rush.counts() == Counts(finished=5, failed=5)
 
@@ -724,7 +730,9 @@ async def test_a_block_whose_worker_is_not_open_does_not_open(rush: Rush) -> Non
             raise AssertionError("the block must not open")
 
 
-async def test_a_block_left_after_its_worker_was_closed_says_so(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_block_that_ends_after_its_worker_was_closed_raises_network_state_error(
+    rush: Rush, caplog: pytest.LogCaptureFixture
+) -> None:
     worker = await RushWorker(rush.network_id, rush.config)
     with pytest.raises(NetworkStateError, match="closed"):
         async with worker.task(XS) as task:
@@ -733,7 +741,7 @@ async def test_a_block_left_after_its_worker_was_closed_says_so(rush: Rush, capl
     assert (await failure_of(rush, task.key)).kind == "cancelled"
 
 
-async def test_an_error_in_the_block_of_a_closed_worker_is_not_replaced(rush: Rush) -> None:
+async def test_an_error_in_the_block_of_a_closed_worker_propagates_unchanged(rush: Rush) -> None:
     worker = await RushWorker(rush.network_id, rush.config)
     with pytest.raises(KeyError):
         async with worker.task(XS):
@@ -741,7 +749,7 @@ async def test_an_error_in_the_block_of_a_closed_worker_is_not_replaced(rush: Ru
             raise KeyError("the real one")
 
 
-async def test_a_finish_that_moves_nothing_leaves_the_task_running_here(
+async def test_a_block_whose_task_was_reset_logs_a_warning_and_keeps_the_state_running(
     rush: Rush, rush_worker: RushWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""A worker takes tasks from the queue: whatever is late, repeated, cancelled or cut, none is lost and none is run twice."""
+"""A worker takes tasks from the queue: no task is lost and none is run twice, though calls are cancelled, cut or repeated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from rush_async import Rush, RushConfig, RushWorker, Task
-from rush_async.store import scripts
+from rush_async.store.tasks import POP
 from rush_async.testing import wait_until
 from rush_async.worker.worker import membership_of
 from tests.proxy import Proxy, named
@@ -26,7 +26,7 @@ async def far(rush: Rush, proxy: Proxy) -> AsyncIterator[RushWorker]:
 
 
 def n_pops(proxy: Proxy) -> int:
-    return sum(named("EVALSHA", scripts.POP.digest)(command) for command in proxy.commands)
+    return sum(named("EVALSHA", POP.digest)(command) for command in proxy.commands)
 
 
 async def finish(worker: RushWorker, task: Task) -> None:
@@ -40,7 +40,7 @@ async def waiting_pop(worker: RushWorker, timeout: float | None = TIMEOUT) -> as
     return pop
 
 
-async def test_a_waiting_pop_asks_once_when_a_task_is_pushed(rush: Rush, far: RushWorker, proxy: Proxy) -> None:
+async def test_a_waiting_pop_sends_one_call_when_a_task_is_pushed(rush: Rush, far: RushWorker, proxy: Proxy) -> None:
     pop = await waiting_pop(far)
     before = n_pops(proxy)
     (key,) = await rush.push_tasks([{"x": 1}])
@@ -128,11 +128,11 @@ async def taken_over(rush: Rush, key: str, worker: RushWorker) -> Task:
     return task
 
 
-async def test_a_repeated_pop_does_not_return_a_task_that_another_worker_runs_by_now(
+async def test_a_repeated_pop_does_not_return_a_task_that_another_worker_runs_meanwhile(
     rush: Rush, rush_worker: RushWorker, far: RushWorker, proxy: Proxy
 ) -> None:
     (key,) = await rush.push_tasks([{"x": 1}])
-    lost = proxy.drop_reply(named("EVALSHA", scripts.POP.digest))
+    lost = proxy.drop_reply(named("EVALSHA", POP.digest))
     popping = asyncio.create_task(far.pop_task(0))
     proxy.refuse()
     await lost.hit.wait()
@@ -151,5 +151,5 @@ async def test_a_waiting_pop_ends_in_time_while_the_server_is_away(
     proxy.cut_all()
     if ends == "by a stop":
         membership_of(far).request_stop()
-    assert await asyncio.wait_for(pop, 5) is None  # a call is given up after 30 s
+    assert await asyncio.wait_for(pop, 5) is None  # a call fails only after 30 s
     proxy.refuse(False)

@@ -86,7 +86,7 @@ class Service:
                 self._supervisor.start(self._keep_evaluator)
 
     async def _keep_evaluator(self) -> None:
-        """Runs one evaluator, and replaces it when it ends: it was lost, or the server was away for too long."""
+        """Runs one evaluator. Replaces it when it was lost, or when it failed because the server was away."""
         while not self._is_stopping:
             with contextlib.suppress(RushError):
                 (worker_id,) = await self.rush.start_workers(self._evaluate_queue)
@@ -244,7 +244,7 @@ class Service:
             answer.cancel()
             drained.cancel()
             if ended is None:
-                ended = await run_to_completion(self._withdraw(rush, key))
+                ended = await run_to_completion(self._cancel(rush, key))
             await asyncio.gather(answer, drained, return_exceptions=True)
         if ended is not None:
             return ended
@@ -253,7 +253,7 @@ class Service:
         self._check_open()
         raise NetworkStateError(f"the client disconnected, and task {key} was cancelled")
 
-    async def _withdraw(self, rush: Rush, key: str) -> Task | None:
+    async def _cancel(self, rush: Rush, key: str) -> Task | None:
         """Cancels a task. Returns the task if it ended before that."""
         return None if await rush.cancel_tasks(key) else (await rush.get_tasks(key))[0]
 

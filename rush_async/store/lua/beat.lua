@@ -1,44 +1,44 @@
--- A process is alive: its leases and those of the workers it vouches for are renewed, never resurrected; then leases that have
--- expired are judged and their workers shut out, unless nobody beat for so long that the server, or its clock, must have stood
--- still: then every lease is renewed and nobody judged. A late copy renews, at worst, what has just been renewed.
+-- A process is alive: renews its leases and those of the workers it vouches for, never one that has ended. Then it judges the
+-- leases that have expired and shuts their workers out. Where no process beat for so long that the server or its clock must have
+-- stopped, it renews every lease instead. A late copy of a beat renews, at worst, what was renewed a moment ago.
+-- Entries of `processes`, `passing` and `workers` that cannot be parsed are skipped.
 -- ARGV  0 '' 0, failure of lost workers (msgpack), number of leases, then leases: lease, seconds since its loop answered; then
 --       workers vouched for
 -- answer: 1 when more is to be judged at once, else 0; then the pace (seconds, '' for none), the number of requests made so far,
---         the leases that are gone and the workers that this call shut out, each joined by '|', and workers to be cleared: state,
---         worker, ...
-local MOST = 1000
+--         {leases that have ended}, {workers that this call shut out}, {workers to be cleared: state, worker, ...}
+local MOST_JUDGED = 1000
 local head = call('HMGET', META, 'epoch', 'seq', 'beat_at', 'pace', 'asks')
 EPOCH = head[1] or '0'
 local gone = {}
-local last_own = 5 + 2 * tonumber(ARGV[5])
+local last_own = 5 + 2 * tonumber(N_LEASES)
 if EPOCH == '0' then
   for i = 6, last_own, 2 do gone[#gone + 1] = ARGV[i] end
-  return reply(0, counts(), '0', { '', '0', concat(gone, '|'), '' })
+  return reply(0, counts(), '0', { '', 0, gone, {}, {} })
 end
-look_at_clock()
+read_clock()
 local last, pace = tonumber(head[3]), tonumber(head[4])
 
-local function times_of(lease)
-  local text = call('HGET', PROCESSES, lease)
-  if text then return string.match(text, '^(%S+) (%S+)') end
-end
 local function renew(lease)
-  local expire, period = times_of(lease)
-  if expire then call('ZADD', LEASES, 'XX', now + tonumber(expire), lease) end
+  local expire, period = string.match(call('HGET', PROCESSES, lease) or '', '^(%S+) (%S+)')
+  local seconds = tonumber(expire)
+  if not (seconds and seconds < math.huge and tonumber(period)) then return nil end
+  call('ZADD', LEASES, 'XX', now + seconds, lease)
   return expire, period
 end
 
 for i = 6, last_own, 2 do
   if call('ZSCORE', LEASES, ARGV[i]) then
     local expire, period = renew(ARGV[i])
-    call('HSET', PROCESSES, ARGV[i], expire .. ' ' .. period .. ' ' .. string.format('%.6f', now - tonumber(ARGV[i + 1])))
+    if expire then
+      call('HSET', PROCESSES, ARGV[i], expire .. ' ' .. period .. ' ' .. string.format('%.6f', now - tonumber(ARGV[i + 1])))
+    end
   else
     gone[#gone + 1] = ARGV[i]
   end
 end
 for i = last_own + 1, #ARGV do
-  local lease = call('HGET', ALIVE, ARGV[i])
-  if lease then renew(string.match(lease, '^[^ ]+')) end
+  local lease = string.match(call('HGET', ALIVE, ARGV[i]) or '', '^[^ ]+')
+  if lease then renew(lease) end
 end
 call('HSET', META, 'beat_at', string.format('%.6f', now))
 
@@ -46,8 +46,8 @@ local more, fenced = '0', {}
 if not last or now < last or (pace and now - last >= 2 * pace) then
   for _, lease in ipairs(call('ZRANGE', LEASES, 0, -1)) do renew(lease) end
 else
-  local expired = call('ZRANGEBYSCORE', LEASES, '-inf', string.format('(%.6f', now), 'LIMIT', 0, MOST)
-  if #expired == MOST then more = '1' end
+  local expired = call('ZRANGEBYSCORE', LEASES, '-inf', string.format('(%.6f', now), 'LIMIT', 0, MOST_JUDGED)
+  if #expired == MOST_JUDGED then more = '1' end
   local is_over = {}
   for _, lease in ipairs(expired) do is_over[lease] = true end
   for place, before in pairs(#expired > 0 and { [ALIVE] = '', [PASSING] = 'in:' } or {}) do
@@ -55,9 +55,12 @@ else
     for i = 1, #all, 2 do
       local lease = string.match(all[i + 1], '^' .. before .. '([^ ]+)')
       if is_over[lease] then
-        if #fenced < MOST then
+        local entry = call('HGET', WORKERS, all[i])
+        if not (entry and string.find(entry, ' ', 1, true)) then
+          call('HDEL', place, all[i]) -- its end cannot be recorded
+        elseif #fenced < MOST_JUDGED then
           fenced[#fenced + 1] = all[i]
-          fence(all[i], call('HGET', WORKERS, all[i]), 'lost', ARGV[4])
+          fence(all[i], entry, 'lost', FAILURE)
         else
           is_over[lease], more = false, '1' -- its other workers are for the next call
         end
@@ -72,16 +75,17 @@ else
   tell({ 'out', EPOCH, 'lost' }, fenced)
 end
 
-local extra = { call('HGET', META, 'pace') or '', tostring(head[5] or 0), concat(gone, '|'), concat(fenced, '|') }
+local clearing = {}
 local passing = call('HGETALL', PASSING)
 for i = 1, #passing, 2 do
-  if passing[i + 1] == 'out' then
-    extra[#extra + 1] = string.match(call('HGET', WORKERS, passing[i]), '^clearing%-([^ ]+)')
-    extra[#extra + 1] = passing[i]
-    if #extra > 2 * MOST then
+  local state = passing[i + 1] == 'out' and string.match(call('HGET', WORKERS, passing[i]) or '', '^clearing%-([^ ]+)')
+  if state then
+    clearing[#clearing + 1], clearing[#clearing + 2] = state, passing[i]
+    if #clearing >= 2 * MOST_JUDGED then
       more = '1'
       break
     end
   end
 end
+local extra = { call('HGET', META, 'pace') or '', tonumber(head[5] or 0), gone, fenced, clearing }
 return reply(tonumber(head[2] or 0), counts(), more, extra)

@@ -1,21 +1,20 @@
--- Shuts workers out and clears what they run, a step of about a thousand running tasks a call. The first call fences those that
--- are alive or starting: from then on none of their calls moves anything. A task that may be tried again goes back to the head of
--- the queue with its failure, any other fails. The last step keeps the ends in `workers` and reports each once.
--- ARGV  ... state (lost, killed), ended (of the tasks), cursor ('0' begins), failure of the workers (msgpack), then workers
--- answer: the next cursor ('0': done), how many of the workers it shut out, and the workers to be cleared, those first, joined
---         by '|'; the next step is given the same. '' when none needs clearing (they left, or another call completed them)
-local refusal, known = enter()
+-- Shuts workers out and clears what they run, in steps of about a thousand running tasks a call. The first call fences the
+-- workers that are alive or starting: from then on none of their calls moves anything. A task with retries left returns to the
+-- head of the queue with its failure, any other fails. The last step keeps the ends in `workers` and reports each once.
+-- ARGV  ... state (lost, killed), ended (of the tasks), cursor ('0' begins), failure of the workers (msgpack); an item is a worker
+-- answer: the next cursor ('0': done), {workers that this call shut out}, {other workers to be cleared}; the next step is given
+--         both. Without any worker, none needs clearing: they left, or another call completed them.
+local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
 
-local state, ended, cursor, failure = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local fenced, others, names = {}, {}, {}
-for i = 8, #ARGV do
+for i = FIRST, #ARGV do
   local worker = ARGV[i]
   local entry = call('HGET', WORKERS, worker)
   local word = entry and string.match(entry, '^[^ ]+') or ''
-  if cursor == '0' and (word == 'running' or word == 'starting') then
-    fence(worker, entry, state, failure)
+  if CURSOR == '0' and (word == 'running' or word == 'starting') then
+    fence(worker, entry, STATE, FAILURE)
     fenced[#fenced + 1] = worker
     names[packed(worker)] = worker
   elseif sub(word, 1, 9) == 'clearing-' and not names[packed(worker)] then
@@ -24,27 +23,26 @@ for i = 8, #ARGV do
   end
 end
 if #fenced > 0 then call('HINCRBY', META, 'asks', 1) end
-tell({ 'out', EPOCH, state }, fenced)
-local workers, n_fenced = fenced, #fenced
-for _, worker in ipairs(others) do workers[#workers + 1] = worker end
-if #workers == 0 then return leave('') end
+tell({ 'out', EPOCH, STATE }, fenced)
+if #fenced + #others == 0 then return commit({ '0', {}, {} }) end
 
 local gone, failed, queued, head = {}, {}, {}, {}
-local step = call('HSCAN', RUNNING, cursor, 'COUNT', 1000)
+local step = call('HSCAN', RUNNING, CURSOR, 'COUNT', 1000)
 for i = 1, #step[2], 2 do
   local key, record = step[2][i], step[2][i + 1]
-  local worker = names[owner_of(record)]
+  local owner = is_record(record) and #record > created_end(record) and owner_of(record)
+  local worker = owner and names[owner] -- a malformed record stays: it is no task of theirs
   if worker then
     gone[#gone + 1] = key
     local retries = byte(record, 2)
     if retries > 0 then
       queued[#queued + 1] = key
-      queued[#queued + 1] = sub(record, 1, 1) .. char(retries - 1) .. sub(as_queued(record, ended), 3)
+      queued[#queued + 1] = sub(record, 1, 1) .. char(retries - 1) .. sub(as_queued(record, ENDED), 3)
       head[#head + 1] = key
-      add('Q', '', key)
+      add('queued', '', key)
     else
-      failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ended .. stamp
-      add('X', worker, key)
+      failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ENDED .. stamp
+      add('failed', worker, key)
     end
   end
 end
@@ -56,11 +54,13 @@ each(failed, 2000, function(a, b) call('HSET', FAILED, unpack(failed, a, b)) end
 each(queued, 2000, function(a, b) call('HSET', QUEUED, unpack(queued, a, b)) end)
 each(head, 1000, function(a, b) call('LPUSH', QUEUE, unpack(head, a, b)) end)
 if step[1] == '0' then
-  for _, worker in ipairs(workers) do
-    local entry = call('HGET', WORKERS, worker)
-    call('HSET', WORKERS, worker, sub(entry, 10) .. stamp)
-    call('HDEL', PASSING, worker)
-    add('L', worker)
+  for _, workers in ipairs({ fenced, others }) do
+    for _, worker in ipairs(workers) do
+      local entry = call('HGET', WORKERS, worker)
+      call('HSET', WORKERS, worker, sub(entry, 10) .. stamp)
+      call('HDEL', PASSING, worker)
+      add('worker_lost', worker)
+    end
   end
 end
-return leave(step[1] .. '|' .. n_fenced .. '|' .. concat(workers, '|'))
+return commit({ step[1], fenced, others })

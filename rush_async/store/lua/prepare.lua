@@ -1,10 +1,9 @@
--- Keeps the loop and arguments of workers that somebody will start by a command.
--- ARGV  ... last_known, id, start (msgpack)
+-- Keeps the loop and arguments of workers that a command will start, under the digest that the command names.
 -- answer: 1
-local refusal, known = enter()
+local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
 
-found(ARGV[4])
-call('HSET', STARTS, ARGV[5], ARGV[6])
-return leave('1')
+create_network(LAST_KNOWN)
+call('HSET', STARTS, ID, START)
+return commit(1)

@@ -1,29 +1,30 @@
--- Creates tasks: queued (Q), running (R), finished (F) or failed (X). A worker's group needs the worker alive; a group with a
--- budget takes as many as find a place (queued + running + finished < budget), none once max_failed have failed.
--- ARGV  ... last_known, then groups: target, worker or '', budget or '', max_failed or '', n; then n tasks: key, header + created
---       (F: created alone), ended or ''
--- answer: a number taken for each group, L for a worker that is not alive
-local refusal, known = enter()
+-- Creates tasks: queued, running, finished or failed. A worker's group needs the worker alive; a group with a budget takes as
+-- many as find a place (queued + running + finished < budget), none once max_failed have failed.
+-- A group has a target, a worker or '', a budget or '', max_failed or '', and n; n items follow: key, header + created (finished:
+-- created alone), ended or ''.
+-- answer: for each group the number taken, nil for a worker that is not alive
+local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
 
 local taken = {}
 local queue, queued, running, finished, failed = {}, {}, {}, {}, {}
 local used, n_failed
-local at, workers = 5, {}
+local at, workers = FIRST, {}
 while at <= #ARGV do
-  if ARGV[at + 1] ~= '' then workers[#workers + 1] = ARGV[at + 1] end
-  at = at + 5 + 3 * ARGV[at + 4]
+  if ARGV[at + WORKER] ~= '' then workers[#workers + 1] = ARGV[at + WORKER] end
+  at = at + GROUP_SIZE + ITEM_SIZE * ARGV[at + N]
 end
-local leases = leases_of(workers)
-at = 5
+local holders = holders_of(workers)
+at = FIRST
 while at <= #ARGV do
-  local target, worker, budget, max_failed, n = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
-  local first = at + 5
-  at = first + 3 * n
+  local target, worker, budget, max_failed, n = unpack(ARGV, at, at + GROUP_SIZE - 1)
+  n = tonumber(n)
+  local first = at + GROUP_SIZE
+  at = first + ITEM_SIZE * n
   local take = n
-  if worker ~= '' and not leases[worker] then
-    taken[#taken + 1], take = 'L', 0
+  if worker ~= '' and not holders[worker] then
+    taken[#taken + 1], take = false, 0
   else
     if budget ~= '' then
       if not used then
@@ -38,26 +39,27 @@ while at <= #ARGV do
     taken[#taken + 1] = take
   end
   local started = worker ~= '' and packed(worker) .. '\1' .. stamp
-  for i = first, first + 3 * take - 1, 3 do
-    local key, created, ended = ARGV[i], ARGV[i + 1] .. stamp, ARGV[i + 2]
-    if target == 'Q' then
+  for i = first, first + ITEM_SIZE * (take - 1), ITEM_SIZE do
+    local key, created, ended = ARGV[i + KEY], ARGV[i + CREATED] .. stamp, ARGV[i + ENDED]
+    if target == 'queued' then
       queue[#queue + 1] = key
       queued[#queued + 1] = key
       queued[#queued + 1] = created
-    elseif target == 'R' then
+    elseif target == 'running' then
       running[#running + 1] = key
       running[#running + 1] = '\1' .. sub(created, 2) .. started
-    elseif target == 'F' then
+    elseif target == 'finished' then
       finished[#finished + 1] = created .. NEVER_STARTED .. ended .. stamp
     else
       failed[#failed + 1] = key
       failed[#failed + 1] = created .. NEVER_STARTED .. ended .. stamp
     end
-    add(target == 'R' and 'S' or target, worker, key)
+    add(target == 'running' and 'started' or target, worker, key)
   end
-  if used and target ~= 'X' then used = used + take end
+  if used and target ~= 'failed' then used = used + take end
 end
-if has_moved() then found(ARGV[4]) end
+if has_moved() then create_network(LAST_KNOWN) end
+
 if #queue > 0 then
   call('HSET', QUEUED, unpack(queued))
   call('RPUSH', QUEUE, unpack(queue))
@@ -65,4 +67,4 @@ end
 if #running > 0 then call('HSET', RUNNING, unpack(running)) end
 append_finished(finished)
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
-return leave(concat(taken, ' '))
+return commit(taken)

@@ -1,41 +1,41 @@
 -- Fails queued tasks: those named, or as many as `most` from the head of the queue. The entry of a named one stays in the
--- queue, stale, and is noted in its header.
--- ARGV  ... most, ended, then keys (none: from the head)
--- answer: the keys that moved, joined by ' '; from the head: '' when the queue is empty, ' ' when only stale entries went
+-- queue, stale, and is noted in its header. An item is a key; without any, the head of the queue is taken.
+-- answer: the keys that moved
+-- then 1 if more may follow at the head of the queue, else 0
 local MOST_STALE = 1000
-local refusal, known = enter()
+local refusal, known = begin_call()
 if refusal then return refusal end
-if known then return repeated(known) end
+if known then return repeated(known, known, { 1 }) end
 
-local most, ended, named = tonumber(ARGV[4]), ARGV[5], #ARGV > 5
-local moved, failed, seen, stale = {}, {}, {}, 0
+local most, is_named = tonumber(MOST), #ARGV >= FIRST
+local moved, failed, seen, n_entries, stale = {}, {}, {}, 0, 0
 local function fail(keys)
   for i, record in ipairs(call('HMGET', QUEUED, unpack(keys))) do
     local key = keys[i]
-    if record and not seen[key] then
+    if record and not seen[key] and is_record(record) then
       seen[key] = true
       moved[#moved + 1] = key
-      failed[#failed + 1], failed[#failed + 2] = key, as_unstarted_failed(record, ended, named)
-      add('X', '', key)
+      failed[#failed + 1], failed[#failed + 2] = key, as_unstarted_failed(record, ENDED, is_named)
+      add('failed', '', key)
     else
       stale = stale + 1
     end
   end
 end
 
-if named then
-  local keys = {}
-  for i = 6, #ARGV do keys[#keys + 1] = ARGV[i] end
-  fail(keys)
-elseif call('HLEN', QUEUED) > 0 then
+if is_named then
+  fail({ unpack(ARGV, FIRST) })
+else
   while #moved < most and stale < MOST_STALE do
-    local heads = call('LPOP', QUEUE, most - #moved)
-    if not heads then break end
+    local heads = call('LRANGE', QUEUE, n_entries, n_entries + most - #moved - 1)
+    if #heads == 0 then break end
+    n_entries = n_entries + #heads
     fail(heads)
   end
 end
+if n_entries > 0 then call('LPOP', QUEUE, n_entries) end
 if #moved > 0 then
   call('HDEL', QUEUED, unpack(moved))
   call('HSET', FAILED, unpack(failed))
 end
-return leave(#moved == 0 and stale > 0 and ' ' or concat(moved, ' '))
+return commit(moved, { n_entries > 0 and 1 or 0 })

@@ -1,21 +1,22 @@
--- Deletes every task of the network, and its workers too unless they are to go on. The epoch rises, so whatever was on its
--- way here is refused, and every client begins anew.
+-- Deletes every task of the network, and its workers too unless they stay. The epoch rises, so that every call on its way here is
+-- refused, and every client begins anew.
 -- ARGV  ... what: 'all' or 'tasks'
 -- answer: the next epoch
 local head = call('HGET', META, 'epoch') or '0'
 if head ~= EPOCH then return { 'EPOCH', head, call('HGET', META, 'wire') or WIRE } end
-look_at_clock()
+read_clock()
 local next_epoch = string.format('%.0f', math.max(math.floor(now * 1e6), tonumber(EPOCH) + 1))
 call('UNLINK', QUEUE, QUEUED, RUNNING, FINISHED, FAILED, CALLS)
-local exists = 1
-if ARGV[4] == 'all' then
+local workers_stay = 1
+if WHAT == 'all' then
   call('UNLINK', META, ALIVE, WORKERS, PASSING, LEASES, PROCESSES, LOG, STARTS)
-  exists = 0
+  workers_stay = 0
 elseif EPOCH ~= '0' then
   call('HSET', META, 'epoch', next_epoch, 'seq', 0)
   call('HDEL', META, 'largest')
 end
-local message = cmsgpack.pack({ 'reset', next_epoch, now, exists })
+local message = cmsgpack.pack({ 'reset', next_epoch, now, workers_stay })
 redis.pcall('SPUBLISH', EVENTS, message)
 redis.pcall('SPUBLISH', CONTROL, message)
+EPOCH = (workers_stay == 1 and EPOCH ~= '0') and next_epoch or '0'
 return reply(0, counts(), next_epoch)

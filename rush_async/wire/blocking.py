@@ -1,4 +1,4 @@
-"""A connection that waits: for the heartbeat's thread, which goes on while an event loop computes."""
+"""A connection that blocks its thread: the heartbeat thread uses it while event loops compute."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from redis.retry import Retry
 
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError
-from rush_async.store.scripts import Script, ScriptCaller
-from rush_async.wire.opening import connection_options
 from rush_async.wire.transport import Word, pack
 
 __all__ = ["BlockingConnection"]
@@ -23,58 +21,58 @@ _KINDS = {"redis": Connection, "rediss": SSLConnection, "unix": UnixDomainSocket
 
 
 class BlockingConnection:
-    """One connection of one thread, opened when it is needed. What it sends may be executed again.
+    """The connection of one thread. It opens with the first call; the server may execute what it sends more than once.
 
     Args:
-        config: the server.
-        patience: seconds to wait for a reply.
+        config: the server; a reply is waited for as long as its `response_timeout`.
+        options: what any connection of redis-py to this server is made with.
     """
 
-    def __init__(self, config: RushConfig, patience: float) -> None:
+    def __init__(self, config: RushConfig, options: dict[str, Any]) -> None:
         assert config.url is not None
-        options = connection_options(config) | {"socket_timeout": patience, "retry": Retry(NoBackoff(), 0)}
+        options = options | {"socket_timeout": config.response_timeout, "retry": Retry(NoBackoff(), 0)}
         self._config = config
         self._connection: Any = cast("Any", _KINDS[config.url.partition("://")[0]])(**options)
         self._is_interrupted = False
 
-    def call(self, caller: ScriptCaller, script: Script, args: list[Word]) -> list[Any]:
-        """Calls a script on a network's keys.
+    def call(self, by_digest: bytes, by_source: bytes) -> Any:
+        """Calls a script by its digest, or with its source where the server does not know the digest; both calls are packed.
 
         Raises:
-            RushConnectionError: the server is not there, or refuses.
+            RushConnectionError: the server cannot be reached, or refuses the call.
         """
         try:
             try:
-                return self._ask(caller.call(script, args))
+                return self._exchange(by_digest)
             except NoScriptError:
-                return self._ask(caller.call_by_source(script, args))
+                return self._exchange(by_source)
         except (RedisError, OSError) as error:
-            raise self._failed(error) from error
+            raise self._failure(error) from error
 
     def ask(self, *words: Word) -> Any:
-        """Sends one plain command; for reads.
+        """Sends one plain command, which must be a read.
 
         Raises:
-            RushConnectionError: the server is not there, or refuses.
+            RushConnectionError: the server cannot be reached, or refuses the command.
         """
         try:
-            return self._ask(pack(words))
+            return self._exchange(pack(words))
         except (RedisError, OSError) as error:
-            raise self._failed(error) from error
+            raise self._failure(error) from error
 
-    def _ask(self, payload: bytes) -> Any:
+    def _exchange(self, payload: bytes) -> Any:
         if self._is_interrupted:
-            raise ConnectionError("interrupted")
+            raise ConnectionError("the connection was interrupted")
         self._connection.connect()
         self._connection.send_packed_command([payload], check_health=False)
         return self._connection.read_response()
 
-    def _failed(self, error: Exception) -> RushConnectionError:
+    def _failure(self, error: Exception) -> RushConnectionError:
         self.close()
-        return RushConnectionError(f"{self._config.where} did not take a heartbeat: {error}")
+        return RushConnectionError(f"{self._config.where} did not answer the heartbeat thread: {error}")
 
     def interrupt(self) -> None:
-        """From another thread: ends a call that waits, and lets no other begin."""
+        """Ends a call that waits, and makes every later one fail; from another thread."""
         self._is_interrupted = True
         sock: socket.socket | None = getattr(self._connection, "_sock", None)
         if sock is not None:

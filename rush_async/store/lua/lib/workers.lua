@@ -1,6 +1,6 @@
--- For scripts in which workers come, go or are told something.
+-- For scripts that register, deregister and shut out workers, or send them requests.
 
--- Tells names of workers or tasks on `control`, in messages of about a KiB at most.
+-- Publishes names of workers or tasks on `control`, in messages of about a KiB at most.
 local function tell(message, names)
   for first = 1, #names, 15 do
     local part = { unpack(message) }
@@ -9,15 +9,11 @@ local function tell(message, names)
   end
 end
 
--- A worker that is not alive any more.
-local function bury(worker)
-  call('HDEL', ALIVE, worker)
-end
-
--- Shuts a worker out: none of its calls moves anything any more, and what it runs is cleared next.
+-- Shuts a worker out: none of its calls moves anything any more, and what it runs is cleared next (a fencing token without a
+-- number: the entry in `alive` is what each call checks).
 local function fence(worker, entry, state, failure)
   local space = string.find(entry, ' ', 1, true)
-  bury(worker)
+  call('HDEL', ALIVE, worker)
   call('HSET', PASSING, worker, 'out')
   call('HSET', WORKERS, worker, 'clearing-' .. state .. sub(entry, space) .. failure)
 end
@@ -28,8 +24,8 @@ local function repace()
   local pace
   for _, text in ipairs(call('HVALS', PROCESSES)) do
     local expire, period = string.match(text, '^(%S+) (%S+)')
-    local own = pace_of(expire, period)
-    if not pace or own < pace then pace = own end
+    local own = tonumber(expire) and tonumber(period) and pace_of(expire, period)
+    if own and (not pace or own < pace) then pace = own end
   end
   if pace then call('HSET', META, 'pace', pace) else call('HDEL', META, 'pace') end
 end

@@ -1,8 +1,8 @@
--- A process leaves by itself: its leases end at once. One that a worker still lives under, or comes in under, stays: that worker
--- could not be reported, and is found by it.
--- ARGV  ... then leases
--- answer: how many ended
-local refusal, known = enter()
+-- A process leaves by itself: its leases end at once. A lease stays while a worker lives under it, or is starting under it: that
+-- worker could not be reported, and is found when the lease expires.
+-- An item is a lease.
+-- answer: how many leases ended
+local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
 
@@ -13,8 +13,8 @@ for place, before in pairs({ [ALIVE] = '', [PASSING] = 'in:' }) do
     if lease then is_used[lease] = true end
   end
 end
-for i = 4, #ARGV do
+for i = FIRST, #ARGV do
   if not is_used[ARGV[i]] and call('ZSCORE', LEASES, ARGV[i]) then ended[#ended + 1] = ARGV[i] end
 end
 end_leases(ended)
-return leave(tostring(#ended))
+return commit(#ended)

@@ -1,6 +1,6 @@
 -- For scripts that take records apart.
 
--- A record is cut, never decoded. Behind *created* stands *started*: nothing while the task is queued for the first time, three
+-- A record is cut, never decoded. Behind *created* is *started*: nothing while the task is queued for the first time, three
 -- nils where it never started, else its worker. A task that is tried again carries its last failure behind that.
 local function created_end(record) return HEADER + struct.unpack('>I4', record, 3) end
 
@@ -16,8 +16,24 @@ local function started_end(record)
   return created_end(record) + (owner and #owner + 10 or #NEVER_STARTED)
 end
 
+-- Whether a stored record can be cut: from another writer it may be anything, and a script must not fail between two writes.
+local function is_record(record)
+  if #record < HEADER then return false end
+  local created = created_end(record)
+  if created > #record then return false end
+  if created == #record then return true end
+  local first = byte(record, created + 1)
+  if first == 217 then
+    if not byte(record, created + 2) then return false end
+  elseif first ~= 192 and (first < 160 or first > 191) then
+    return false
+  end
+  return started_end(record) <= #record
+end
+
 -- Where *started* ends in a record that `owner` (packed) holds; nil for one that it does not.
 local function held_end(record, owner)
+  if #record < HEADER then return nil end
   local from = created_end(record) + 1
   local behind = from + #owner
   return sub(record, from, behind - 1) == owner and behind + 9 or nil
@@ -46,5 +62,5 @@ end
 
 -- A record that was taken from the queue and never seen, as it was there.
 local function as_untaken(record)
-  return char(byte(record) - 1) .. sub(as_queued(record, last_failure(record)), 2)
+  return char(math.max(byte(record) - 1, 0)) .. sub(as_queued(record, last_failure(record)), 2)
 end

@@ -1,27 +1,22 @@
--- What every script begins with: the keys by name, the guard of a numbered call (enter) and its end (leave).
--- KEYS  meta calls events queue queued running finished failed alive
---       control workers passing leases processes log starts      (or as many of them as the script needs)
+-- What every script begins with: the guard of a numbered call (begin_call) and its end (commit).
 -- ARGV  epoch client number ...            the epoch the caller knows, who calls, and the number of the call
 -- A reply is {epoch, seq, n_queued, n_running, n_finished, n_failed, n_workers, answer, ...}, or {'EPOCH', epoch, wire}: another
 -- epoch, not executed; or {'OLD'}: a late copy of a call that was answered long ago, not executed.
-local META, CALLS, EVENTS, QUEUE, QUEUED, RUNNING, FINISHED, FAILED, ALIVE = unpack(KEYS)
-local CONTROL, WORKERS, PASSING, LEASES, PROCESSES, LOG, STARTS = unpack(KEYS, 10)
 local call, sub, char, byte, concat = redis.call, string.sub, string.char, string.byte, table.concat
 local WIRE, WINDOW, MESSAGE, MOST_WORDS = '1', 64, 960, 4000
-local EPOCH, CLIENT, NUMBER = ARGV[1], ARGV[2], ARGV[3]
 local HEADER = 6 -- attempt u8, retries left u8 (high bit: a stale entry is left in the queue), length of created u32
 local NEVER_STARTED = '\192\192\192'
 local slot, now, stamp
 
--- The server's time, as a number and as it stands in records.
-local function look_at_clock()
+-- The server's time, as a number and as records hold it.
+local function read_clock()
   local time = call('TIME')
   now = tonumber(time[1]) + tonumber(time[2]) / 1e6
   stamp = '\203' .. struct.pack('>d', now)
 end
 
 -- Guards a call. Returns a refusal to hand back, or nil and the stored answer when the call is a repetition.
-local function enter()
+local function begin_call()
   local head = call('HMGET', META, 'epoch', 'wire')
   local epoch = head[1] or '0'
   slot = CLIENT .. ':' .. (tonumber(NUMBER) % WINDOW)
@@ -32,18 +27,18 @@ local function enter()
     number, answer = sub(last, 1, space - 1), sub(last, space + 1)
   end
   if epoch ~= EPOCH then
-    -- The call that founded this network knew of no epoch, and may come again.
+    -- The call that created this network knew of no epoch, and may come again.
     if EPOCH ~= '0' or number ~= NUMBER then return { 'EPOCH', epoch, head[2] or WIRE } end
     EPOCH = epoch
   end
-  if number == NUMBER then return nil, answer end
+  if number == NUMBER then return nil, cmsgpack.unpack(answer) end
   if number and tonumber(number) > tonumber(NUMBER) then return { 'OLD' } end
-  look_at_clock()
+  read_clock()
   return nil, nil
 end
 
 -- Makes the network exist; only scripts that grow the data may. `last_known`: the highest epoch the caller ever saw.
-local function found(last_known)
+local function create_network(last_known)
   if EPOCH == '0' then
     EPOCH = string.format('%.0f', math.max(math.floor(now * 1e6), tonumber(last_known) + 1))
     call('HSET', META, 'epoch', EPOCH, 'wire', WIRE, 'seq', 0)
@@ -54,15 +49,19 @@ local function counts()
   return { call('HLEN', QUEUED), call('HLEN', RUNNING), call('LLEN', FINISHED), call('HLEN', FAILED), call('HLEN', ALIVE) }
 end
 
--- The msgpack bytes of a short text (1 - 255 bytes), as worker ids stand in their records.
+-- The msgpack bytes of a text, as worker ids are in their records.
 local function packed(text)
   local n = #text
   if n < 32 then return char(160 + n) .. text end
-  return '\217' .. char(n) .. text
+  if n < 256 then return '\217' .. char(n) .. text end
+  return '\219' .. struct.pack('>I4', n) .. text
 end
 
--- What happened, as groups {kind, worker, key, ...} that are packed as they come: `add` goes on with the last group while kind
--- and worker are the same and it fits into one message.
+-- What happened, as groups {kind, worker, key, ...} that are packed as they come: `add` extends the last group while kind and
+-- worker are the same and it fits into one message.
+local KINDS = {
+  queued = 'Q', started = 'S', finished = 'F', failed = 'X', worker_started = 'W', worker_stopped = 'E', worker_lost = 'L',
+}
 local events, open_kind, open_worker, parts, n_parts, size = {}, nil, nil, {}, 0, 0
 local function close_group()
   if n_parts > 0 then
@@ -76,7 +75,7 @@ local function add(kind, worker, key)
   if n_parts == 0 or kind ~= open_kind or worker ~= open_worker or size + #part > MESSAGE then
     close_group()
     open_kind, open_worker, n_parts, size = kind, worker, 2, #worker + 8
-    parts[1], parts[2] = packed(kind), packed(worker)
+    parts[1], parts[2] = packed(KINDS[kind]), packed(worker)
   end
   if key then
     n_parts, size = n_parts + 1, size + #part
@@ -86,7 +85,7 @@ end
 local function has_moved() return n_parts > 0 or #events > 0 end
 
 -- Publishes the groups in messages of about a KiB at most. The last thing a script does.
-local function publish(seq, n)
+local function publish_events(seq, n)
   local last, first = 0, seq - #events
   while last < #events do
     local begin, length = last + 1, 0
@@ -106,28 +105,31 @@ local function reply(seq, n, answer, extra)
   return result
 end
 
--- Ends a call that was executed: raises seq by the number of groups, keeps the answer, publishes, replies.
-local function leave(answer, extra)
+local function store_answer(answer) call('HSET', CALLS, slot, NUMBER .. ' ' .. cmsgpack.pack(answer)) end
+
+-- Ends a call that was executed: raises seq by the number of groups, stores the answer, publishes, replies. `stored` is what a
+-- repetition is to find, where that is less than the answer.
+local function commit(answer, extra, stored)
   close_group()
   local seq, moved = 0, #events
   if EPOCH ~= '0' then
     seq = moved > 0 and call('HINCRBY', META, 'seq', moved) or tonumber(call('HGET', META, 'seq'))
-    call('HSET', CALLS, slot, NUMBER .. ' ' .. answer)
+    store_answer(stored or answer)
   end
   local n = counts()
-  if moved > 0 then publish(seq, n) end
+  if moved > 0 then publish_events(seq, n) end
   return reply(seq, n, answer, extra)
 end
 
 -- Answers a repetition with what the first call answered.
-local function repeated(answer, extra)
+local function repeated(known, answer, extra)
   -- Written again, because a client that wants replicas to have it waits for the last write of its own connection.
-  call('HSET', CALLS, slot, NUMBER .. ' ' .. answer)
-  return reply(tonumber(call('HGET', META, 'seq') or 0), counts(), answer, extra)
+  store_answer(known)
+  return reply(tonumber(call('HGET', META, 'seq') or 0), counts(), answer or known, extra)
 end
 
--- Which of these workers are alive: a table worker -> its lease or false.
-local function leases_of(workers)
+-- Which of these workers are alive: a table worker -> its holder or false.
+local function holders_of(workers)
   local found, names = {}, {}
   for i = 1, #workers do
     if found[workers[i]] == nil then
@@ -137,8 +139,8 @@ local function leases_of(workers)
   end
   for first = 1, #names, MOST_WORDS do
     local last = math.min(first + MOST_WORDS - 1, #names)
-    local leases = call('HMGET', ALIVE, unpack(names, first, last))
-    for i = first, last do found[names[i]] = leases[i - first + 1] end
+    local holders = call('HMGET', ALIVE, unpack(names, first, last))
+    for i = first, last do found[names[i]] = holders[i - first + 1] end
   end
   return found
 end

@@ -1,0 +1,230 @@
+"""Leases and what follows when they end: the answers of beats and losses, typed, and the calls of a thread that blocks.
+
+A worker is alive as long as its lease is renewed (leases: Gray and Cheriton 1989). A worker whose lease has expired is fenced:
+no call of it changes anything any more, however late it arrives (fencing: Kleppmann 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, cast
+
+from rush_async.model import Failure, WorkerState
+from rush_async.store.keys import NetworkKeys, client_id
+from rush_async.store.position import Position, position_of
+from rush_async.store.records import encode_failure, encode_worker_failure
+from rush_async.store.scripts import Script, ScriptCaller
+from rush_async.wire.blocking import BlockingConnection
+from rush_async.wire.transport import Word
+
+__all__ = [
+    "BEAT",
+    "FAILURES",
+    "KILLED",
+    "LOSE",
+    "LOST_WORKER",
+    "Beat",
+    "BlockingWorkerStore",
+    "Holder",
+    "Lease",
+    "LoseStep",
+    "answered_at",
+]
+
+KILLED = Failure("killed", None, "Worker was killed")
+LOST_WORKER = Failure("lost", None, "Worker has crashed or was killed")
+FAILURES: dict[WorkerState, Failure] = {"killed": KILLED, "lost": LOST_WORKER}
+BEAT = Script(
+    "beat", keys=("control", "workers", "passing", "leases", "processes"), args=("failure", "n_leases"), parts=("workers",)
+)
+LOSE = Script(
+    "lose",
+    keys=("queue", "control", "workers", "passing"),
+    args=("state", "ended", "cursor", "failure"),
+    item=("worker",),
+    parts=("records", "workers"),
+)
+LOG = Script("log", keys=("log",), args=("most",), item=("record",), memory="grows")
+
+_MAX_LOG_RECORDS = 100_000  # that the log of a network keeps, about
+
+
+class Lease(NamedTuple):
+    """The time for which the workers of one event loop are believed to be alive without a sign of life.
+
+    Attributes:
+        lease_id: its name.
+        period: how often it is renewed, in seconds.
+        expire: how long it lasts after a renewal, in seconds.
+    """
+
+    lease_id: str
+    period: float
+    expire: float
+
+
+class Holder(NamedTuple):
+    """A worker that is alive, as the network keeps it.
+
+    Attributes:
+        lease_id: the lease that it lives under.
+        is_asked_to_stop: whether it is to take nothing new.
+    """
+
+    lease_id: str
+    is_asked_to_stop: bool
+
+    @classmethod
+    def of(cls, value: bytes) -> Holder:
+        """Parses a value of the hash `alive`."""
+        lease_id, _, request = value.decode("utf-8", "replace").partition(" ")
+        return cls(lease_id, request == "stop")
+
+    @classmethod
+    def of_each(cls, worker_ids: Iterable[str], values: Iterable[bytes | None]) -> dict[str, Holder | None]:
+        """Returns the holder of each worker; None for a worker that is not alive."""
+        pairs = zip(worker_ids, values, strict=True)
+        return {worker_id: None if value is None else cls.of(value) for worker_id, value in pairs}
+
+
+def answered_at(times: bytes) -> datetime | None:
+    """Returns when the event loop of a lease last answered; None where a value of the hash `processes` cannot be parsed."""
+    try:
+        _, _, at = times.split()
+        return datetime.fromtimestamp(float(at), UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+class Beat(NamedTuple):
+    """The answer to a beat.
+
+    Attributes:
+        position: the position of the network.
+        is_more: whether more leases are to be judged at once.
+        pace: how often some process has to judge the leases, in seconds; None without any lease.
+        n_requests: how many requests to workers were ever made.
+        gone: leases of the caller that have ended.
+        shut_out: workers that this beat shut out.
+        clearing: workers whose tasks are to be cleared, by the state they end in.
+    """
+
+    position: Position
+    is_more: bool
+    pace: float | None
+    n_requests: int
+    gone: Sequence[str]
+    shut_out: Sequence[str]
+    clearing: dict[WorkerState, list[str]]
+
+    @staticmethod
+    def args(leases: Iterable[tuple[str, float]] = (), vouched: Iterable[str] = ()) -> list[Word]:
+        """Returns the arguments of a beat that renews leases, each with the seconds since its event loop last answered, and
+        those of the workers it vouches for."""
+        words: list[Word] = [word for lease_id, silence in leases for word in (lease_id, f"{silence:.3f}")]
+        return ["0", "", 0, encode_worker_failure(LOST_WORKER), len(words) // 2, *words, *vouched]
+
+    @classmethod
+    def of(cls, reply: Sequence[Any]) -> Beat:
+        """Parses a reply."""
+        more, pace, n_requests, gone, shut_out, clearing = reply[7:]
+        by_state: dict[WorkerState, list[str]] = {}
+        for state, worker_id in zip(clearing[::2], clearing[1::2], strict=True):
+            by_state.setdefault(cast("WorkerState", state.decode()), []).append(worker_id.decode())
+        return cls(
+            position_of(reply),
+            more == b"1",
+            float(pace) if pace else None,
+            n_requests,
+            _decoded(gone),
+            _decoded(shut_out),
+            by_state,
+        )
+
+
+class LoseStep(NamedTuple):
+    """One step of shutting workers out and clearing what they run. The first step fences them.
+
+    Attributes:
+        state: the state in which the workers end.
+        task_failure: the failure of the tasks that they run, packed.
+        failure: their own failure, packed.
+        cursor: the place in the running tasks.
+        workers: the workers that it concerns; empty after the last step.
+        shut_out: the workers that the step before this one shut out.
+    """
+
+    state: WorkerState
+    task_failure: bytes
+    failure: bytes
+    cursor: str
+    workers: Sequence[str]
+    shut_out: Sequence[str] = ()
+
+    @classmethod
+    def begin(cls, state: WorkerState, task_failure: Failure, failure: Failure | None, workers: Sequence[str]) -> LoseStep:
+        """Returns the first step."""
+        return cls(state, encode_failure(task_failure), encode_worker_failure(failure), "0", workers)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.workers
+
+    def args(self) -> list[Word]:
+        """Returns the arguments of its call."""
+        return [self.state, self.task_failure, self.cursor, self.failure, *self.workers]
+
+    def next(self, answer: Sequence[Any]) -> LoseStep:
+        """Returns the step that follows an answer."""
+        cursor, shut_out, others = answer
+        names = _decoded(shut_out)
+        is_last = cursor == b"0"
+        return self._replace(cursor=cursor.decode(), workers=() if is_last else names + _decoded(others), shut_out=names)
+
+
+class BlockingWorkerStore:
+    """The calls of the heartbeat thread in one network. Each blocks the thread until the server has answered.
+
+    Every method raises `RushConnectionError` where the server cannot be reached or refuses the call.
+    """
+
+    def __init__(self, connection: BlockingConnection, keys: NetworkKeys) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._caller = ScriptCaller(keys)
+        self._client = client_id()
+        self._number = 0
+
+    def _call(self, script: Script, args: list[Word]) -> list[Any]:
+        return self._connection.call(self._caller.call(script, args), self._caller.call_by_source(script, args))
+
+    def beat(self, leases: Iterable[tuple[str, float]], vouched: Iterable[str]) -> Beat:
+        """Renews leases, as in `Beat.args`, and judges all that have expired."""
+        return Beat.of(self._call(BEAT, Beat.args(leases, vouched)))
+
+    def lose(self, state: WorkerState, worker_ids: Sequence[str], epoch: int) -> None:
+        """Shuts workers out, which end in `state`, and clears what they run, unless the network is in another epoch."""
+        step = LoseStep.begin(state, FAILURES[state], None, worker_ids)
+        while not step.is_done:
+            self._number += 1
+            reply = self._call(LOSE, [str(epoch), self._client, self._number, *step.args()])
+            if reply[0] in (b"EPOCH", b"OLD"):
+                return  # the network was reset, or the next beat of another process completes it
+            step = step.next(reply[7])
+
+    def log(self, records: Sequence[bytes], epoch: int) -> int:
+        """Appends packed records to the worker log, unless the network is in another epoch; returns the network's epoch."""
+        reply = self._call(LOG, [str(epoch), "", 0, _MAX_LOG_RECORDS, *records])
+        return int(reply[1]) if reply[0] == b"EPOCH" else epoch
+
+    def holders(self, worker_ids: Sequence[str]) -> dict[str, Holder | None]:
+        """Returns the holder of each worker; None for a worker that is not alive."""
+        if not worker_ids:
+            return {}
+        return Holder.of_each(worker_ids, self._connection.ask("HMGET", self._keys.alive, *worker_ids))
+
+
+def _decoded(names: Sequence[bytes]) -> list[str]:
+    return [name.decode() for name in names]

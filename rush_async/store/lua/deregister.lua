@@ -1,0 +1,27 @@
+-- A worker leaves by itself, holding nothing any more: it is not alive from here on, its end is kept in `workers`. A worker
+-- that never came to run is reported in the same way by who started it.
+-- An item is a worker, its state (terminated, failed, killed, lost), its failure or nil (msgpack), and who reports: self or starter.
+-- answer: for each worker 1 left, 0 was not there, 2 is alive, so that only itself may report
+local refusal, known = begin_call()
+if refusal then return refusal end
+if known then return repeated(known) end
+
+local answer = {}
+for at = FIRST, #ARGV, ITEM_SIZE do
+  local worker, state = ARGV[at + WORKER], ARGV[at + STATE]
+  local entry = call('HGET', WORKERS, worker)
+  local alive = call('HEXISTS', ALIVE, worker) == 1
+  local space = entry and string.find(entry, ' ', 1, true)
+  if alive and ARGV[at + BY] == 'starter' then
+    answer[#answer + 1] = 2
+  elseif space and (alive or sub(entry, 1, 9) == 'starting ') then
+    answer[#answer + 1] = 1
+    call('HDEL', ALIVE, worker)
+    call('HDEL', PASSING, worker)
+    call('HSET', WORKERS, worker, state .. sub(entry, space) .. ARGV[at + FAILURE] .. stamp)
+    add((state == 'lost' or state == 'killed') and 'worker_lost' or 'worker_stopped', worker)
+  else
+    answer[#answer + 1] = 0
+  end
+end
+return commit(answer)

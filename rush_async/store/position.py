@@ -1,0 +1,143 @@
+"""The position of a network: calls, events and beats update it; whatever depends on it reads it, and is called when it changed.
+
+The epoch and the sequence number order everything that clients learn, as those of an idempotent producer do (Kafka KIP-98).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from rush_async.errors import DecodeError
+from rush_async.model import Counts
+
+__all__ = ["NetworkPosition", "Position", "Watcher", "position_of"]
+
+logger = logging.getLogger(__name__)
+
+
+class Position(NamedTuple):
+    """The position of a network when a reply or an event left the server."""
+
+    epoch: int
+    seq: int
+    counts: Counts
+    n_workers: int
+
+
+class Watcher(Protocol):
+    """Depends on the position."""
+
+    def position_changed(self) -> None:
+        """Is called after the counts, the number of workers or the generation changed; reads what it needs and returns soon."""
+
+
+class NetworkPosition:
+    """The latest position that one event loop knows of a network.
+
+    Attributes:
+        epoch: rises with every reset; 0 while nothing of the network exists.
+        highest_epoch: the highest epoch ever seen here.
+        seq: the number of the last event.
+        counts: how many tasks are in each state.
+        n_workers: how many workers are running.
+        n_rollbacks: how often the server turned out to have lost what happened last.
+        watchers: called after each change.
+    """
+
+    def __init__(self, network_id: str) -> None:
+        self.epoch = 0
+        self.highest_epoch = 0
+        self.seq = 0
+        self.counts = Counts()
+        self.n_workers = 0
+        self.n_rollbacks = 0
+        self.watchers: set[Watcher] = set()
+        self._network_id = network_id
+
+    @property
+    def generation(self) -> tuple[int, int]:
+        """Changes whenever tasks that had finished may be gone: after a reset, and after the server lost what happened last."""
+        return self.epoch, self.n_rollbacks
+
+    def take(self, position: Position, asked_seq: int | None = None) -> None:
+        """Takes a position that a reply, an event or a beat carries. One that is older than what is known is ignored.
+
+        Args:
+            position: the position.
+            asked_seq: for the reply to a call: `seq` as it was when the call left, in the epoch that the call named. A server
+                that answers with a lower one went back in time.
+        """
+        if position.epoch > self.highest_epoch:
+            self.learn_epoch(position.epoch)
+        if position.epoch != self.epoch:
+            return
+        if position.seq >= self.seq:
+            self._set(position)
+        # A call that left before a rollback that is known already has a higher number than is known now.
+        elif asked_seq is not None and position.seq < asked_seq <= self.seq:
+            self.roll_back(position)
+
+    def hear_epoch(self, epoch: int, asked_at: int) -> None:
+        """Takes the epoch of a reply to a question that left when `asked_at` was the highest epoch known.
+
+        If no event overtook the reply on the other connection, the network is in that epoch, even when it is a lower one: its
+        server was restored from older data. Otherwise a lower epoch, or 0, is out of date.
+        """
+        if asked_at == self.highest_epoch:
+            self._begin(epoch)
+        elif epoch:
+            self.learn_epoch(epoch)
+
+    def learn_epoch(self, epoch: int) -> None:
+        """Takes a new epoch: the network was reset, or came into being. 0: nothing of it exists."""
+        if epoch == 0 or epoch >= self.highest_epoch:
+            self._begin(epoch)
+
+    def roll_back(self, position: Position) -> None:
+        """Takes an earlier position of the same epoch: the server was restored from older data."""
+        logger.warning("network %r went back: its server has lost what happened last", self._network_id)
+        self.seq = position.seq
+        self.n_rollbacks += 1
+        self.counts = position.counts
+        self.n_workers = position.n_workers
+        self._notify()
+
+    def begin_generation(self) -> None:
+        """Takes note that finished tasks are not those that were read before: the server lost some, and went on."""
+        self.n_rollbacks += 1
+        self._notify()
+
+    def _begin(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.highest_epoch = max(self.highest_epoch, epoch)
+            self.seq = 0
+            self.counts = Counts()
+            if epoch == 0:
+                self.n_workers = 0
+            self._notify()
+
+    def _set(self, position: Position) -> None:
+        is_new = position.counts != self.counts or position.n_workers != self.n_workers
+        self.seq, self.counts, self.n_workers = position.seq, position.counts, position.n_workers
+        if is_new:
+            self._notify()
+
+    def _notify(self) -> None:
+        for watcher in tuple(self.watchers):
+            watcher.position_changed()
+
+
+def position_of(reply: Sequence[Any]) -> Position:
+    """Where the network stood when a script replied.
+
+    Raises:
+        DecodeError: the reply is none of ours, such as where another program wrote the network's meta.
+    """
+    epoch, seq, *counts, n_workers = reply[:7]
+    try:
+        return Position(int(epoch), int(seq), Counts(*map(int, counts)), int(n_workers))
+    except (TypeError, ValueError) as error:
+        raise DecodeError(f"the network's position is malformed: {reply[:7]!r:.200}") from error

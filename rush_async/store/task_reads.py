@@ -1,0 +1,212 @@
+"""What is read of a network's tasks without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from rush_async.errors import RushConnectionError
+from rush_async.model import TaskState
+from rush_async.store.keys import NetworkKeys
+from rush_async.store.position import NetworkPosition, Position, position_of
+from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Script, ScriptCaller, wire_mismatch
+from rush_async.wire.connection import Connection
+from rush_async.wire.refusals import acl_remedy
+from rush_async.wire.transport import FutureCommand, Word
+
+__all__ = ["FinishedChunk", "FinishedRead", "TaskReads", "View", "slices"]
+
+T = TypeVar("T")
+
+_CHUNK = 2_000
+_FIRST_CHUNK = 100  # as long as it is not known how large the records are
+
+LOOK = Script("look", memory="reads")
+
+
+class FinishedChunk(NamedTuple):
+    """A piece of the list of finished records: the epoch it was read in, its position, how long the list was, the records."""
+
+    epoch: int
+    start: int
+    total: int
+    records: list[bytes]
+
+
+class View(NamedTuple):
+    """Tasks as they were at one moment.
+
+    Attributes:
+        epoch: the network's.
+        seq: the number of its last event.
+        records: of queued, running and failed ones, by state and key.
+        queue: the keys of the queued ones in their order, and some that are stale.
+        finished: the records of finished ones from a position on.
+    """
+
+    epoch: int
+    seq: int
+    records: dict[TaskState, dict[bytes, bytes]]
+    queue: list[bytes]
+    finished: list[bytes]
+
+
+class FinishedRead:
+    """A chunk of finished records that was asked for."""
+
+    def __init__(self, reads: TaskReads, start: int, command: FutureCommand) -> None:
+        self._reads = reads
+        self._start = start
+        self._command = command
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the question has left: it does not cover what happened since."""
+        return self._command.n_sent > 0
+
+    async def chunk(self) -> FinishedChunk:
+        """Waits for the chunk."""
+        (epoch, largest), total, records = await self._reads.connection.result(self._command)
+        self._reads.largest = int(largest or MOST_BYTES // _CHUNK)
+        return FinishedChunk(int(epoch or 0), self._start, total, records)
+
+
+class TaskReads:
+    """Reads the tasks of one network.
+
+    Args:
+        connection: the connection everything goes through.
+        keys: the network's keys.
+        position: where the network stands.
+    """
+
+    def __init__(self, connection: Connection, keys: NetworkKeys, position: NetworkPosition) -> None:
+        self.keys = keys
+        self.connection = connection
+        self.position = position
+        self.largest = 0
+        self._caller = ScriptCaller(keys)
+
+    async def look(self, *, probe: bool = False) -> Position:
+        """Asks where the network stands.
+
+        Raises:
+            RushConnectionError: `probe` is set and this user may not publish the network's events.
+            RushError: the network is written in a newer wire version.
+        """
+        asked_at, asked_seq = self.position.highest_epoch, self.position.seq
+        args: list[Word] = ["0", "", 0]
+        reply = await self.connection.ask_script(self._caller.call(LOOK, args), self._caller.call_by_source(LOOK, args))
+        position = position_of(reply)
+        if (error := wire_mismatch(int(reply[7]))) is not None:
+            raise error
+        if probe:
+            await self._probe()
+        if position.epoch == 0 and asked_at != self.position.highest_epoch:
+            return await self.look()  # an event of a later epoch overtook the reply
+        self.position.hear_epoch(position.epoch, asked_at)
+        self.position.take(position, asked_seq)
+        return position
+
+    async def _probe(self) -> None:
+        """Publishes an empty message, which subscribers skip: a script could not say that this user may not."""
+        try:
+            await self.connection.ask("SPUBLISH", self.keys.events, "")
+        except RushConnectionError as error:
+            raise RushConnectionError(f"this user may not publish on {self.keys.events} ({error}). {acl_remedy()}") from None
+
+    def read_finished(self, start: int) -> FinishedRead:
+        """Asks for a chunk of finished records from position `start`. Its size follows from the largest record there is."""
+        # Two at least: the first has been read before.
+        count = _FIRST_CHUNK if not self.largest else max(2, min(_CHUNK, MOST_BYTES // self.largest))
+        command = self.connection.begin_together(
+            ("HMGET", self.keys.meta, "epoch", "largest"),
+            ("LLEN", self.keys.finished),
+            ("LRANGE", self.keys.finished, start, start + count - 1),
+        )
+        return FinishedRead(self, start, command)
+
+    async def view(self, states: Sequence[TaskState], finished_from: int) -> View:
+        """All tasks in these states in one step, finished ones from a position on."""
+        return await self._view(states, finished_from, lambda name: ("HGETALL", name), _paired)
+
+    async def view_of_few(self, states: Sequence[TaskState], finished_from: int, most: int) -> View | None:
+        """The same; None where there are more than about `most` queued, running or failed ones."""
+        is_whole = True
+
+        def paired(reply: tuple[bytes, list[bytes]]) -> dict[bytes, bytes]:
+            nonlocal is_whole
+            is_whole &= reply[0] == b"0"
+            return _paired(reply[1])
+
+        view = await self._view(states, finished_from, lambda name: ("HSCAN", name, 0, "COUNT", most), paired)
+        return view if is_whole else None
+
+    async def view_of_some(self, states: Sequence[TaskState], finished_from: int, keys: Sequence[bytes]) -> View:
+        """The same, of queued, running and failed ones only those with these keys, at least one."""
+
+        def paired(records: list[bytes | None]) -> dict[bytes, bytes]:
+            return {key: record for key, record in zip(keys, records, strict=True) if record is not None}
+
+        return await self._view(states, finished_from, lambda name: ("HMGET", name, *keys), paired)
+
+    async def _view(
+        self,
+        states: Sequence[TaskState],
+        finished_from: int,
+        read: Callable[[str], tuple[Word, ...]],
+        paired: Callable[[Any], dict[bytes, bytes]],
+    ) -> View:
+        hashed: list[TaskState] = [state for state in states if state != "finished"]
+        reads = [read(self._hash_of(state)) for state in hashed]
+        if "queued" in states:
+            reads.append(("LRANGE", self.keys.queue, 0, -1))
+        if "finished" in states:
+            reads.append(("LRANGE", self.keys.finished, finished_from, -1))
+        (epoch, seq), *replies = await self.connection.ask_together(("HMGET", self.keys.meta, "epoch", "seq"), *reads)
+        parts = iter(replies)
+        records: dict[TaskState, dict[bytes, bytes]] = {state: paired(next(parts)) for state in hashed}
+        queue: list[bytes] = next(parts) if "queued" in states else []
+        finished: list[bytes] = next(parts) if "finished" in states else []
+        return View(int(epoch or 0), int(seq or 0), records, queue, finished)
+
+    async def scan(self, state: TaskState, step: int) -> dict[bytes, bytes]:
+        """The queued, running or failed tasks that were there from the beginning to the end of this, read in steps, and some
+        of those that were not."""
+        name, cursor, found = self._hash_of(state), b"0", dict[bytes, bytes]()
+        while True:
+            cursor, flat = await self.connection.ask("HSCAN", name, cursor, "COUNT", step)
+            found |= _paired(flat)
+            if cursor == b"0":
+                return found
+
+    def _hash_of(self, state: TaskState) -> str:
+        return {"queued": self.keys.queued, "running": self.keys.running, "failed": self.keys.failed}[state]
+
+    async def are_running(self, keys: Sequence[str]) -> set[str]:
+        """Which of these tasks are running."""
+        running: set[str] = set()
+        for chunk in slices(keys, MOST_TASKS):
+            records = await self.connection.ask("HMGET", self.keys.running, *chunk)
+            running.update([key for key, record in zip(chunk, records, strict=True) if record is not None])
+        return running
+
+    async def find(self, keys: Sequence[str]) -> dict[str, tuple[TaskState, bytes]]:
+        """Looks keys up among queued, running and failed tasks in one step; those elsewhere are left out."""
+        found: dict[str, tuple[TaskState, bytes]] = {}
+        for chunk in slices(keys, MOST_TASKS):
+            states: tuple[TaskState, ...] = ("queued", "running", "failed")
+            replies = await self.connection.ask_together(*[("HMGET", self._hash_of(state), *chunk) for state in states])
+            for state, records in zip(states, replies, strict=True):
+                found |= {key: (state, record) for key, record in zip(chunk, records, strict=True) if record is not None}
+        return found
+
+
+def _paired(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def slices(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
+    """Items in pieces of a length."""
+    for first in range(0, len(items), length):
+        yield items[first : first + length]
