@@ -39,7 +39,7 @@ class Floor:
 
 # From the ground up, a line a floor. A folder is one floor.
 FLOORS = (
-    Floor("the ground", frozenset({"errors", "model", "events", "config", "plan", "supervisor"}), neighbours=True),
+    Floor("the ground", frozenset({"errors", "model", "events", "config", "plan", "process", "supervisor"}), neighbours=True),
     Floor("embedded", frozenset({"embedded"}), neighbours=True),
     Floor("wire", frozenset({"wire"}), neighbours=True),
     Floor("store", frozenset({"store"}), neighbours=True),

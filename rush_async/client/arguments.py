@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from operator import index
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from rush_async.events import EVENT_KINDS
 from rush_async.model import TASK_STATES, Failure, Task, TaskState
 
-__all__ = ["as_failures", "as_keys", "as_number", "as_states", "check_kinds", "check_lengths"]
+__all__ = ["Schema", "as_failures", "as_keys", "as_number", "as_states", "check_kinds", "check_lengths"]
+
+Schema: TypeAlias = Mapping[str, Any]  # the dtypes of columns that frames always have
 
 
 def as_number(value: Any, what: str, most: int = 2**53) -> int:

@@ -7,21 +7,23 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from rush_async.client.arguments import as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
+from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
 from rush_async.client.event_stream import EventStream
-from rush_async.client.session import Schema, Session, describe
-from rush_async.client.snapshot import take_snapshot
-from rush_async.errors import RushTimeoutError, TasksNotDoneError, listed
-from rush_async.events import Event, EventsMissed, TasksFailed, TasksFinished
+from rush_async.client.session import Session
+from rush_async.client.snapshot import Snapshot, take_snapshot
+from rush_async.client.status import status_html, status_text
+from rush_async.config import RushConfig
+from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError
+from rush_async.events import Event, EventsMissed
 from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.network.network import Network
-from rush_async.store.records import (
-    NewTask,
-    decode_task,
-    encode_failure,
-)
+from rush_async.network.waiting import describe
+from rush_async.plan import locate
+from rush_async.store.keys import check_network_id, random_network_id
+from rush_async.store.records import NewTask, RecordEncoder, encode_failure
 from rush_async.store.tasks import LOST, Target
 
 if TYPE_CHECKING:
@@ -34,8 +36,87 @@ logger = logging.getLogger(__name__)
 E = TypeVar("E")
 
 
-class RushClient(Session):
+class RushClient(Session[Network]):
     """A client of one network: `Rush` manages it, `RushWorker` works in it."""
+
+    def __init__(
+        self, network_id: str | None = None, config: RushConfig | str | None = None, *, schema: Schema | None = None
+    ) -> None:
+        super().__init__(random_network_id() if network_id is None else check_network_id(network_id))
+        self._config, self._origin = locate(config)
+        self._schema = dict(schema) if schema else None
+        self._encoder = RecordEncoder(self._config.max_record_size)
+        self._n_seen = 0
+        self._seen_generation = (0, 0)
+
+    async def _acquire(self) -> Network:
+        try:
+            network = await Network.acquire(self._network_id, self._config)
+        except RushConnectionError as error:
+            if self._origin is None:
+                raise
+            raise RushConnectionError(f"{str(error).rstrip('.')}. The address came from {self._origin}") from error.__cause__
+        assert network.link.config.url is not None
+        self._config = self._config.at(network.link.config.url)
+        network.heartbeat.watch(self._config.heartbeat_period, self._config.max_loop_stall)
+        if network.position.counts.total:
+            logger.info("network %r holds tasks already: %s", self._network_id, describe(network.position.counts))
+        return network
+
+    @property
+    def network_id(self) -> str:
+        """The network's name."""
+        return self._network_id
+
+    @property
+    def config(self) -> RushConfig:
+        """The settings in use; once open, with the `url` of the server."""
+        return self._config
+
+    # counters
+
+    def _counts(self) -> Counts:
+        network = self._network
+        if network is None:
+            raise NetworkStateError(self._why_not_open)
+        if network.feed.following is None:
+            network.feed.watch_soon()
+        return network.position.counts
+
+    @property
+    def n_queued_tasks(self) -> int:
+        """Number of queued tasks, as known here. Free to read; the first read begins to follow the network."""
+        return self._counts()[0]
+
+    @property
+    def n_running_tasks(self) -> int:
+        """Number of running tasks, as known here."""
+        return self._counts()[1]
+
+    @property
+    def n_finished_tasks(self) -> int:
+        """Number of finished tasks, as known here."""
+        return self._counts()[2]
+
+    @property
+    def n_failed_tasks(self) -> int:
+        """Number of failed tasks, as known here."""
+        return self._counts()[3]
+
+    @property
+    def n_tasks(self) -> int:
+        """Number of tasks in all states, as known here."""
+        return self._counts().total
+
+    def __repr__(self) -> str:
+        if self._network is None:
+            return f"<{type(self).__name__} {self._network_id!r}, not open>"
+        return status_text(type(self).__name__, self._network_id, self._counts(), self._network.position.n_workers)
+
+    def _repr_html_(self) -> str:
+        if self._network is None:
+            return f"<p>{escape(repr(self))}</p>"
+        return status_html(type(self).__name__, self._network_id, self._counts(), self._network.position.n_workers)
 
     # tasks
 
@@ -118,19 +199,13 @@ class RushClient(Session):
     async def get_tasks(self, keys: str | Sequence[str]) -> list[Task | None]:
         """Tasks by key, in the order of `keys`; None for a key that the network does not know."""
         keys = as_keys(keys)
-        network = self._net
-        found: dict[str, Task] = {
-            key: decode_task(state, record) for key, (state, record) in (await network.tasks.find(keys)).items()
-        }
-        if missing := [key for key in keys if key not in found]:
-            found |= (await network.results.archive()).find(missing)
+        found = await self._net.find(keys)
         return [found.get(key) for key in keys]
 
     async def keys_with_state(self, *states: TaskState) -> dict[TaskState, list[str]]:
         """The keys of the tasks in these states (all four without any), in one consistent view."""
         states = as_states(states)
-        with self._until_closed():
-            view = await take_snapshot(self._net, states)
+        view = await self._snapshot(states)
         return {state: view.keys(state) for state in states}
 
     async def is_running_task(self, keys: str | Sequence[str]) -> list[bool]:
@@ -154,27 +229,8 @@ class RushClient(Session):
             RushTimeoutError: they did not within `timeout` seconds; the message shows them.
         """
         network = self._net
-        looks_once = timeout is not None and timeout <= 0
-        try:
-            with self._until_closed(), network.watched:
-                async with asyncio.timeout(None if looks_once else timeout):
-                    await (network.tasks.look() if looks_once else network.watch())
-                    if predicate(network.counts):
-                        return network.counts
-                    if looks_once:
-                        raise TimeoutError
-                    with network.conditions.waiter(predicate) as future:
-                        counts = await future
-                        assert counts is not None
-                        return counts
-        except TimeoutError:
-            if timeout is None:
-                raise  # the predicate's own
-            if predicate(network.counts):
-                return network.counts
-            raise RushTimeoutError(
-                f"the condition did not hold within {timeout:g} s: there are {describe(network.counts)}"
-            ) from None
+        with self._until_closed():
+            return await network.wait_for_counts(predicate, timeout)
 
     async def wait_for_tasks(
         self, keys: str | Sequence[str], *, timeout: float | None = None, need_workers: bool = True
@@ -192,69 +248,8 @@ class RushClient(Session):
         """
         keys = as_keys(keys)
         network = self._net
-        done: dict[str, Task] = {}
-        looks_once = timeout is not None and timeout <= 0
-        try:
-            with self._until_closed(), network.watched:
-                async with asyncio.timeout(None if looks_once else timeout):
-                    if not looks_once:
-                        await network.watch()
-                    await self._wait_for_ends_of(network, keys, done, need_workers=need_workers, looks_once=looks_once)
-        except TasksNotDoneError:
-            raise  # nobody is there to run them: a timeout by its class, not by its cause
-        except TimeoutError:
-            pending = [key for key in keys if key not in done]
-            raise TasksNotDoneError(
-                f"{len(pending):,} of {len(keys):,} tasks did not end within {timeout:g} s: {listed(pending)}", pending
-            ) from None
-        return [done[key] for key in keys]
-
-    async def _wait_for_ends_of(
-        self, network: Network, keys: Sequence[str], done: dict[str, Task], *, need_workers: bool, looks_once: bool
-    ) -> None:
-        with network.end_wait(keys) as wait:
-            while True:
-                is_in_queue = await self._look_for_ends([key for key in keys if key not in done], done)
-                wait.pending.difference_update(done)
-                if len(done) == len(set(keys)):
-                    return
-                if looks_once:
-                    raise TimeoutError
-                if need_workers and is_in_queue:
-                    await self._check_workers([key for key in keys if key not in done])
-                if wait.pending:
-                    await wait.changed()
-                else:
-                    # Events said that all ended, and one was queued again before we looked.
-                    wait.pending.update(key for key in keys if key not in done)
-
-    async def _look_for_ends(self, keys: Sequence[str], done: dict[str, Task]) -> bool:
-        """Adds those that have ended to `done`; whether one of the others is queued."""
-        is_in_queue = False
-        for key, task in zip(keys, await self.get_tasks(keys), strict=True):
-            if task is None:
-                raise KeyError(f"network {self._network_id!r} has no task {key!r}: it never existed, or was deleted by a reset")
-            if task.state in ("finished", "failed"):
-                done[key] = task
-            elif task.state == "queued":
-                is_in_queue = True
-        return is_in_queue
-
-    async def _check_workers(self, pending: list[str]) -> None:
-        entries = await self._net.workers.read()
-        if any(entry.state in ("starting", "running") for entry in entries):
-            return
-        reasons = "".join(
-            f"\n  {entry.worker_id} {entry.state}"
-            + (f": {entry.failure.type or entry.failure.kind}: {entry.failure.message}" if entry.failure else "")
-            for entry in entries[-5:]
-        )
-        raise TasksNotDoneError(
-            f"no worker is starting or running, and {len(pending):,} of these tasks have not ended: {listed(pending)}. "
-            "Start workers, or wait with need_workers=False."
-            + (f" Workers that ended:{reasons}" if reasons else " No worker was ever started."),
-            pending,
-        )
+        with self._until_closed():
+            return await network.wait_for_ends(keys, timeout, need_workers=need_workers)
 
     # reading
 
@@ -290,14 +285,14 @@ class RushClient(Session):
         deadline = math.inf if timeout is None else loop.time() + timeout
         archive = await network.results.archive()
         while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
-            generation = network.generation
+            generation = network.position.generation
             with suppress(RushTimeoutError):
                 await self.wait_until(
-                    lambda counts, n=n, generation=generation: counts.finished > n or network.generation != generation,
+                    lambda counts, n=n, generation=generation: counts.finished > n or network.position.generation != generation,
                     timeout=None if timeout is None else left,
                 )
             archive = await network.results.archive()
-            if len(archive) <= n and network.generation == generation:
+            if len(archive) <= n and network.position.generation == generation:
                 break  # otherwise another call may have taken what is new, or what is waited for is still to come
         first = self._first_new(network, len(archive))
         frame = archive.frame(first, times=times, schema=schema or self._schema)
@@ -305,8 +300,8 @@ class RushClient(Session):
         return frame
 
     def _first_new(self, network: Network, length: int) -> int:
-        if self._seen_generation != network.generation or self._n_seen > length:
-            self._seen_generation, self._n_seen = network.generation, 0
+        if self._seen_generation != network.position.generation or self._n_seen > length:
+            self._seen_generation, self._n_seen = network.position.generation, 0
         return self._n_seen
 
     async def fetch_tasks_with_state(
@@ -340,9 +335,13 @@ class RushClient(Session):
     async def _frame(
         self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Schema | None
     ) -> pl.DataFrame:
-        with self._until_closed():
-            view = await take_snapshot(self._net, states)
+        view = await self._snapshot(states)
         return view.frame(states, with_state=with_state, times=times, schema=schema or self._schema)
+
+    async def _snapshot(self, states: Sequence[TaskState]) -> Snapshot:
+        with self._until_closed():
+            network = self._net
+            return await take_snapshot(network.tasks, network.results, network.feed, states)
 
     def reset_cache(self) -> None:
         """Drops what this process holds of the network, for all its clients; the next read fetches it anew."""
@@ -373,10 +372,4 @@ class RushClient(Session):
         check_kinds(kinds)
         if buffer < 1:
             raise ValueError(f"buffer must be at least 1, not {buffer}")
-        return EventStream(lambda: self._net, self._until_closed, kinds, buffer, self._tasks_of if results else None)
-
-    async def _tasks_of(self, event: TasksFinished | TasksFailed) -> Sequence[Task]:
-        if isinstance(event, TasksFinished):
-            found = await self._net.results.find(event.keys)
-            return [found[key] for key in event.keys if key in found]
-        return [task for task in await self.get_tasks(event.keys) if task is not None]
+        return EventStream(self, kinds, buffer, has_results=results)

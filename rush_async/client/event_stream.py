@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 from rush_async.errors import NetworkStateError
 from rush_async.events import TasksFailed, TasksFinished
 from rush_async.model import Task
-from rush_async.network.listener import Listener
-from rush_async.network.network import Network
+from rush_async.network.event_feed import EventFeed, Listener
+from rush_async.network.results import Results
 
 __all__ = ["EventStream"]
 
 E_co = TypeVar("E_co", covariant=True)
 
 
+class Network(Protocol):
+    """The network of the client."""
+
+    @property
+    def feed(self) -> EventFeed: ...
+
+    @property
+    def results(self) -> Results: ...
+
+    async def find(self, keys: Sequence[str]) -> dict[str, Task]:
+        """Tasks by key."""
+        ...
+
+
+class Client(Protocol):
+    """The client whose stream it is."""
+
+    @property
+    def _net(self) -> Network: ...
+
+    def _until_closed(self) -> AbstractContextManager[None]: ...
+
+
 class EventStream(Generic[E_co]):
     """Events as they come; what `rush.events()` gives. Ends with its block."""
 
-    def __init__(
-        self,
-        network: Callable[[], Network],
-        until_closed: Callable[[], AbstractContextManager[None]],
-        kinds: tuple[type[Any], ...],
-        buffer: int,
-        tasks_of: Callable[[TasksFinished | TasksFailed], Awaitable[Sequence[Task]]] | None,
-    ) -> None:
-        self._network = network
-        self._until_closed = until_closed
+    def __init__(self, client: Client, kinds: tuple[type[Any], ...], buffer: int, *, has_results: bool) -> None:
+        self._client = client
         self._kinds = kinds
         self._buffer = buffer
-        self._tasks_of = tasks_of
+        self._has_results = has_results
         self._stack = ExitStack()
         self._listener: Listener | None = None
         self._is_opened = False
@@ -42,14 +57,12 @@ class EventStream(Generic[E_co]):
         if self._is_opened:
             raise NetworkStateError("this stream of events was opened before: make a new one with `rush.events(...)`")
         self._is_opened = True
-        network = self._network()
-        with ExitStack() as stack, self._until_closed():
-            stack.enter_context(network.watched)
-            await network.watch()
-            # First gather, then look where the network stands: what comes in between is neither missed nor seen twice.
-            listener = stack.enter_context(network.listening(self._kinds, self._buffer))
-            position = await network.tasks.look()
-            listener.begin(position.epoch, position.seq)
+        network = self._client._net  # pyright: ignore[reportPrivateUsage]
+        with ExitStack() as stack, self._client._until_closed():  # pyright: ignore[reportPrivateUsage]
+            stack.enter_context(network.feed)
+            await network.feed.watch()
+            listener = stack.enter_context(network.feed.listening(self._kinds, self._buffer))
+            await network.feed.begin(listener)
             self._stack.push(stack.pop_all())
             self._listener = listener
         return self
@@ -67,14 +80,20 @@ class EventStream(Generic[E_co]):
         listener = self._listener
         if listener is None:
             raise NetworkStateError("this stream of events is not open: write `async with rush.events(...) as events:`")
-        with self._until_closed():
+        with self._client._until_closed():  # pyright: ignore[reportPrivateUsage]
             event = await listener.next()
         if event is None:
             raise StopAsyncIteration
-        if self._tasks_of is not None and isinstance(event, TasksFinished | TasksFailed):
+        if self._has_results and isinstance(event, TasksFinished | TasksFailed):
             try:
-                event = replace(event, tasks=tuple(await self._tasks_of(event)))
+                event = replace(event, tasks=await self._tasks_of(event))
             except BaseException:
                 listener.put_back(event)  # a cancelled reader, or a server that is gone, loses no event
                 raise
         return cast("E_co", event)
+
+    async def _tasks_of(self, event: TasksFinished | TasksFailed) -> tuple[Task, ...]:
+        network = self._client._net  # pyright: ignore[reportPrivateUsage]
+        is_finished = isinstance(event, TasksFinished)
+        found = await (network.results.find(event.keys) if is_finished else network.find(event.keys))
+        return tuple([found[key] for key in event.keys if key in found])

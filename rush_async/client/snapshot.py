@@ -18,10 +18,10 @@ from rush_async.events import (
     WorkerStopped,
 )
 from rush_async.model import TaskState
-from rush_async.network.listener import Listener
-from rush_async.network.network import Network
+from rush_async.network.event_feed import EventFeed, Listener
+from rush_async.network.results import Results
 from rush_async.store.records import complete, decode_task
-from rush_async.store.task_reads import View
+from rush_async.store.task_reads import TaskReads, View
 
 if TYPE_CHECKING:
     import polars as pl
@@ -75,36 +75,33 @@ class Snapshot:
         return self._archive.snapshot(self._n_finished, others, states, with_state=with_state, times=times, schema=schema)
 
 
-async def take_snapshot(network: Network, states: Sequence[TaskState]) -> Snapshot:
+async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, states: Sequence[TaskState]) -> Snapshot:
     """All tasks in these states as they were at one moment. Finished ones come from the archive; only what is new of them
     travels."""
-    reader, tasks = network.results, network.tasks
     while True:
         if "finished" in states:
-            await reader.archive()
-        start = reader.resumes_at
-        view = await tasks.view_of_few(states, start, _STEP) or await _view_in_steps(network, states, start)
+            await results.archive()
+        start = results.resumes_at
+        view = await tasks.view_of_few(states, start, _STEP) or await _view_in_steps(tasks, feed, states, start)
         if view is None:
             view = await tasks.view(states, start)
         if "finished" not in states:
             return Snapshot(view, None, 0)
         # Others may have read on meanwhile; what both read is the same unless the network was reset.
-        if (archive := reader.join(view.epoch, start, view.finished)) is not None:
+        if (archive := results.join(view.epoch, start, view.finished)) is not None:
             return Snapshot(view, archive, start + len(view.finished))
 
 
-async def _view_in_steps(network: Network, states: Sequence[TaskState], finished_from: int) -> View | None:
+async def _view_in_steps(tasks: TaskReads, feed: EventFeed, states: Sequence[TaskState], finished_from: int) -> View | None:
     """The view of many tasks, without keeping the server for long: they are read step by step, and those that have changed
     meanwhile once more in a last step. None where too much changes, or changes are not heard of."""
-    tasks = network.tasks
-    with network.watched, network.listening((), _BUFFER) as listener:
+    with feed, feed.listening((), _BUFFER) as listener:
         try:
             async with asyncio.timeout(_PATIENCE):
-                await network.watch()
+                await feed.watch()
         except (RushConnectionError, TimeoutError):
             return None
-        begun = await tasks.look()
-        listener.begin(begun.epoch, begun.seq)
+        begun = await feed.begin(listener)
         changes = _Changes(listener, begun.seq)
         records: dict[TaskState, dict[bytes, bytes]] = {
             state: await tasks.scan(state, _STEP) for state in states if state != "finished"

@@ -17,6 +17,7 @@ from pathlib import Path
 from rush_async.embedded.directories import DataDirectory, RuntimeDirectory
 from rush_async.embedded.start import END_TIMEOUT, Child, Server, find_server, server_options
 from rush_async.errors import ServerStartError
+from rush_async.process import forget_in_child
 
 __all__ = ["ServerLease", "acquire", "find_server"]
 
@@ -169,5 +170,5 @@ def _join_or_start(data: DataDirectory | None, options: list[str], ready_timeout
 
 
 _servers = _Servers()
-os.register_at_fork(after_in_child=_servers.forget)
+forget_in_child(_servers)
 atexit.register(_servers.close)

@@ -19,6 +19,7 @@ from rush_async.config import RushConfig
 from rush_async.errors import listed
 from rush_async.heartbeat.loop_probe import LoopProbe
 from rush_async.heartbeat.thread import RETRY_DELAY, HeartbeatThread, NetworkView
+from rush_async.process import forget_in_child
 from rush_async.store.keys import NetworkKeys, client_id
 from rush_async.store.leases import Beat, BlockingWorkerStore, Lease
 from rush_async.wire.blocking import BlockingConnection
@@ -257,11 +258,13 @@ class Heartbeat:
             store.lose("lost", worker_ids, self._owner.epoch)
 
 
-def _after_fork() -> None:
-    """Drops the threads of the parent: the child has none, and it decides anew whom it belongs to."""
-    global _owns_process
-    _owns_process = False
-    HeartbeatThread.forget_all()
+class _ForkedChild:
+    def forget(self) -> None:
+        """Drops the threads of the parent: the child has none, and it decides anew whom it belongs to."""
+        global _owns_process
+        _owns_process = False
+        HeartbeatThread.forget_all()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+_forked_child = _ForkedChild()
+forget_in_child(_forked_child)

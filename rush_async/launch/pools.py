@@ -22,9 +22,9 @@ from rush_async.launch.handle import Launch, WorkerHandle
 from rush_async.launch.job import Job, pack_report, unpack_report
 from rush_async.model import Failure, WorkerExit
 from rush_async.network.network import Network
+from rush_async.process import process_generation
 from rush_async.store.workers import KILLED, LOST_WORKER
 from rush_async.supervisor import run_to_completion
-from rush_async.wire.link import process_generation
 from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.run import Runner
 

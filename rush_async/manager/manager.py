@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
 
-from rush_async.client.arguments import as_keys, as_number
+from rush_async.client.arguments import Schema, as_keys, as_number
 from rush_async.client.client import RushClient
-from rush_async.client.session import Schema
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError, RushTimeoutError, WorkerLoopError, WorkersNotReadyError, listed
 from rush_async.launch.command import prepare_command
@@ -243,10 +242,10 @@ class Rush(RushClient):
         looks_once = timeout is not None and timeout <= 0
         n_ready = 0
         try:
-            with self._until_closed(), network.watched, network.end_wait(()) as wait:
+            with self._until_closed(), network.feed, network.feed.end_wait(()) as wait:
                 async with asyncio.timeout(None if looks_once else timeout):
                     if not looks_once:
-                        await network.watch()
+                        await network.feed.watch()
                     while True:
                         n_ready = self._count_ready(await network.workers.read(), wanted)
                         if n_ready >= needed:
@@ -327,8 +326,8 @@ class Rush(RushClient):
 
     async def _wait_for_others(self, worker_ids: Sequence[str], ends: dict[str, WorkerExit]) -> None:
         network = self._net
-        with network.watched, network.end_wait(()) as wait:
-            await network.watch()
+        with network.feed, network.feed.end_wait(()) as wait:
+            await network.feed.watch()
             while True:
                 await self._read_ends(worker_ids, ends)
                 if len(ends) >= len(set(worker_ids)):

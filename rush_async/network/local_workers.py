@@ -1,21 +1,15 @@
-"""The workers that live in one event loop: whom requests of the network reach, heard at once or made up for later."""
+"""The workers that live in one event loop: requests of the network reach them, at once or when they are read later."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from rush_async.errors import DecodeError
-from rush_async.heartbeat.heartbeat import LocalWorker as Beating
-from rush_async.model import Failure
-from rush_async.network.listener import ResetMessage
-from rush_async.store.codec import decode
-from rush_async.store.keys import NetworkKeys
-from rush_async.store.tasks import TaskStore
-from rush_async.store.workers import LOST_WORKER, WorkerStore
-from rush_async.wire.link import Link
+from rush_async.store.leases import Holder
+from rush_async.store.messages import CancelMessage, ResetMessage, ShutOutMessage, StopMessage, decode_control
+from rush_async.store.position import NetworkPosition
 
 __all__ = ["LocalWorker", "LocalWorkers"]
 
@@ -24,8 +18,17 @@ logger = logging.getLogger(__name__)
 _RESET = "the network was reset"
 
 
-class LocalWorker(Beating, Protocol):
+class LocalWorker(Protocol):
     """A worker that lives in this event loop."""
+
+    @property
+    def worker_id(self) -> str: ...
+
+    @property
+    def lease_id(self) -> str: ...
+
+    @property
+    def is_registered(self) -> bool: ...
 
     @property
     def is_shut_out(self) -> bool: ...
@@ -36,31 +39,28 @@ class LocalWorker(Beating, Protocol):
 
     def cancel_task(self, key: str) -> None: ...
 
+    def note_stop(self) -> None: ...
+
+    def request_stop(self) -> None: ...
+
+    def shut_out(self, why: str) -> None: ...
+
 
 class LocalWorkers:
     """The workers of one network that live in this event loop.
 
     Args:
-        take_reset: told of a reset that a request tells of.
+        network_id: the network.
+        position: updated by resets.
 
     Attributes:
         by_id: the workers by their ids.
     """
 
-    def __init__(
-        self,
-        link: Link,
-        keys: NetworkKeys,
-        tasks: TaskStore,
-        workers: WorkerStore,
-        take_reset: Callable[[ResetMessage], None],
-    ) -> None:
+    def __init__(self, network_id: str, position: NetworkPosition) -> None:
         self.by_id: dict[str, LocalWorker] = {}
-        self._link = link
-        self._channel = keys.control
-        self._tasks = tasks
-        self._workers = workers
-        self._take_reset = take_reset
+        self._network_id = network_id
+        self._position = position
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -70,86 +70,68 @@ class LocalWorkers:
         """The leases of those that are not shut out."""
         return {worker.lease_id for worker in self.by_id.values() if not worker.is_shut_out}
 
-    async def register(self, worker: LocalWorker) -> None:
-        """Requests to this worker reach it from now on."""
-        if not self.by_id:
-            self._link.subscription.subscribe(self._channel, self)
-        self.by_id[worker.worker_id] = worker
-        await self._link.subscription.confirmed(self._channel)
+    @property
+    def registered(self) -> list[str]:
+        """The ids of those that the network counts as running."""
+        return [worker_id for worker_id, worker in self.by_id.items() if worker.is_registered]
 
-    def unregister(self, worker: LocalWorker) -> None:
-        """The worker has left."""
-        if self.by_id.get(worker.worker_id) is worker:
-            del self.by_id[worker.worker_id]
-            if not self.by_id:
-                self._link.subscription.unsubscribe(self._channel)
+    @property
+    def held_keys(self) -> list[str]:
+        """The tasks that they hold."""
+        return [key for worker in self.by_id.values() for key in worker.held_keys()]
 
-    def report_as_lost(self, worker_id: str, failure: Failure | None) -> None:
-        """A worker that could not say good-bye is shut out as soon as the server is there, because others here may keep its
-        lease alive. Once nobody is left here, or the event loop ends, the lease expires."""
-        if self._link.supervisor.is_open:
-            self._link.supervisor.start(
-                self._link.retry_until_reachable, lambda: self._workers.lose([worker_id], "lost", LOST_WORKER, failure)
-            )
-
-    def heard(self, channel: str, message: bytes) -> None:
-        self._hear(message)
-
-    def confirmed(self, channel: str) -> None:
-        self._make_up()
-
-    def _hear(self, data: bytes) -> None:
+    def take_message(self, data: bytes) -> None:
+        """Takes a message of the channel `control`."""
         try:
-            match decode(data):
-                case ["reset", epoch, at, exists]:
-                    self._take_reset(ResetMessage(int(epoch), datetime.fromtimestamp(at, UTC), bool(exists)))
-                    if not exists:
-                        self._shut_out(list(self.by_id), _RESET)
-                case ["stop", _, *worker_ids]:
-                    for worker_id in worker_ids:
-                        if worker_id in self.by_id:
-                            self.by_id[worker_id].request_stop()
-                case ["out", _, state, *worker_ids]:
-                    self._shut_out(worker_ids, str(state))
-                case ["cancel", _, worker_id, *keys]:
-                    if (worker := self.by_id.get(worker_id)) is not None:
-                        for key in keys:
-                            worker.cancel_task(str(key))
-                case other:
-                    logger.error("a request on %s is malformed: %r", self._channel, other)
-        except (DecodeError, TypeError, ValueError) as error:
-            logger.error("a request on %s is malformed: %s", self._channel, error)
+            message = decode_control(self._network_id, data)
+        except DecodeError as error:
+            logger.error("%s", error)
+            return
+        match message:
+            case ResetMessage():
+                self._position.take_reset(message.epoch, keeps_workers=message.keeps_workers)
+                if not message.keeps_workers:
+                    self._shut_out(list(self.by_id), _RESET)
+            case StopMessage():
+                self._ask_to_stop(message.worker_ids)
+            case ShutOutMessage():
+                self._shut_out(message.worker_ids, message.state)
+            case CancelMessage():
+                if (worker := self.by_id.get(message.worker_id)) is not None:
+                    for key in message.keys:
+                        worker.cancel_task(key)
+
+    def take_holders(self, holders: Mapping[str, Holder | None], ends: Mapping[str, str]) -> None:
+        """Takes what the database keeps of workers: some were asked to stop, or shut out, before a message could reach them.
+
+        Args:
+            holders: the holder of each; None for one that is not alive.
+            ends: the states of those that are not alive; one that is not known was deleted by a reset.
+        """
+        for worker_id, holder in holders.items():
+            if (worker := self.by_id.get(worker_id)) is None or not worker.is_registered:
+                continue
+            if holder is not None:
+                if holder.is_asked_to_stop:
+                    worker.request_stop()
+            elif worker_id not in ends:
+                worker.shut_out(_RESET)
+            else:
+                worker.shut_out("killed" if ends[worker_id] == "killed" else "lost")
+
+    def drop_ended(self, keys: Sequence[str], running: set[str]) -> None:
+        """Cancels those of the tasks `keys` that workers hold and that are not running any more."""
+        ended = set(keys) - running
+        for worker in tuple(self.by_id.values()):
+            for key in ended.intersection(worker.held_keys()):
+                worker.cancel_task(key)
+
+    def _ask_to_stop(self, worker_ids: Sequence[str]) -> None:
+        for worker_id in worker_ids:
+            if worker_id in self.by_id:
+                self.by_id[worker_id].request_stop()
 
     def _shut_out(self, worker_ids: Sequence[str], why: str) -> None:
         for worker_id in worker_ids:
             if worker_id in self.by_id:
                 self.by_id[worker_id].shut_out(why)
-
-    def _make_up(self) -> None:
-        """After a confirmation: what was said before it was not heard."""
-        self._link.supervisor.start(self.take_requests)
-
-    async def take_requests(self) -> None:
-        """What was asked of these workers, and may not have been heard of, stands beside their leases and in their tasks."""
-        worker_ids = [worker_id for worker_id, worker in self.by_id.items() if worker.is_registered]
-        holders = await self._link.retry_until_reachable(lambda: self._workers.holders(worker_ids))
-        missing = [worker_id for worker_id, holder in holders.items() if holder is None]
-        entries = await self._link.retry_until_reachable(lambda: self._workers.read_some(missing))
-        for worker_id, holder in holders.items():
-            worker = self.by_id.get(worker_id)
-            if worker is None or not worker.is_registered:
-                continue
-            if holder is None:
-                entry = entries.get(worker_id)
-                worker.shut_out(_RESET if entry is None else "killed" if entry.state == "killed" else "lost")
-            elif holder.is_asked_to_stop:
-                worker.request_stop()
-        await self._drop_cancelled()
-
-    async def _drop_cancelled(self) -> None:
-        """Tasks that somebody cancelled are not running any more."""
-        held = {key: worker for worker in list(self.by_id.values()) for key in worker.held_keys()}
-        running = await self._link.retry_until_reachable(lambda: self._tasks.are_running(list(held)))
-        for key, worker in held.items():
-            if key not in running:
-                worker.cancel_task(key)

@@ -1,4 +1,4 @@
-"""The finished tasks of a network as one event loop reads them: each record once, whoever asks for it."""
+"""The finished tasks of a network as one event loop reads them: each record once, for all clients."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from rush_async.errors import RushConnectionError
 from rush_async.model import Task
-from rush_async.store.task_reads import FinishedRead
-from rush_async.store.tasks import TaskStore
+from rush_async.store.task_reads import FinishedRead, TaskReads
 
 if TYPE_CHECKING:
     from rush_async.frames.archive import Archive
@@ -21,27 +20,31 @@ logger = logging.getLogger(__name__)
 
 
 class Results:
-    """Reads what is finished into the archive that all clients of an event loop share.
+    """Reads what is finished into the archive that all clients of an event loop share."""
 
-    Attributes:
-        n_rollbacks: how often the server turned out to have lost what was finished last.
-    """
-
-    def __init__(self, network_id: str, tasks: TaskStore) -> None:
-        self.n_rollbacks = 0
+    def __init__(self, network_id: str, tasks: TaskReads) -> None:
         self._network_id = network_id
         self._tasks = tasks
+        self._position = tasks.position
+        self._generation = tasks.position.generation
         self._archive: Archive | None = None
         self._reading: _Read | None = None
         self._n_reads = 0
         self._n_last_read = 0
+
+    def _known(self) -> Archive | None:
+        """The archive as far as it is read. What was read before a reset or a rollback is dropped."""
+        if self._generation != self._position.generation:
+            self._generation = self._position.generation
+            self.drop()
+        return self._archive
 
     async def archive(self) -> Archive:
         """The archive with all that was finished when this was called. Concurrent calls share one read."""
         # A read whose question has not left covers this call; one that is under way may not.
         under_way = self._reading
         number = self._n_reads + 1 if under_way is None or under_way.has_left else under_way.number
-        while self._n_last_read < number or self._archive is None:
+        while (archive := self._known()) is None or self._n_last_read < number:
             if self._reading is None:
                 await self._read_for_all()
             else:
@@ -49,27 +52,19 @@ class Results:
                 await read.over.wait()  # wakes all who wait in one tick, where a lock would take a tick for each
                 if read.error is not None and read.number >= number:  # who was there when it began has waited as long
                     raise RushConnectionError(str(read.error)) from read.error
-        return self._archive
+        return archive
 
     async def find(self, keys: Collection[str]) -> dict[str, Task]:
-        """Finished tasks by key; those that are here are not asked for again."""
-        found = {} if self._archive is None else self._archive.find(keys)
+        """Finished tasks by key; those that were read before are not read again."""
+        archive = self._known()
+        found = {} if archive is None else archive.find(keys)
         return found if len(found) == len(keys) else (await self.archive()).find(keys)
 
-    def forget(self) -> None:
-        """The network is in another epoch."""
+    def drop(self) -> None:
+        """Forgets what was read, and that it was read: waiting calls begin another read."""
+        self._n_last_read = 0
         if self._archive is not None:
             self._archive.clear()
-
-    def drop(self) -> None:
-        """Forgets what was read, and that it was read: whoever waits for a read begins another one."""
-        self._n_last_read = 0
-        self.forget()
-
-    def roll_back(self) -> None:
-        """The server has lost what was finished last, and what was read with it."""
-        self.n_rollbacks += 1
-        self.drop()
 
     # reading
 
@@ -92,7 +87,7 @@ class Results:
             from rush_async.frames.archive import Archive  # polars takes its time: it is imported for the first frame
 
             self._archive = Archive()
-        archive, position = self._archive, self._tasks.position
+        archive, position = self._archive, self._position
         ahead: FinishedRead | None = None
         asked_at = overlap = 0
         while True:
@@ -105,14 +100,16 @@ class Results:
             ahead = None
             if chunk.epoch != position.epoch:
                 position.hear_epoch(chunk.epoch, asked_at)
+            if self._generation != position.generation:
+                self._known()
                 continue
             n_known = len(archive) - chunk.start
             if n_known < overlap:
                 continue  # the network was reset, or the cache dropped, meanwhile
             if len(chunk.records) < overlap or not self._is_same(archive, chunk.start, chunk.records):
                 logger.warning("the finished tasks of network %r are not those read before: reading anew", self._network_id)
-                self.n_rollbacks += 1
-                archive.clear()
+                position.begin_generation()
+                self._known()
                 continue
             end = chunk.start + len(chunk.records)
             if end < chunk.total:  # the server reads the next chunk while this one is decoded
@@ -125,12 +122,13 @@ class Results:
     @property
     def resumes_at(self) -> int:
         """From which position on to read beside something else, for `join`: the last record is read again."""
-        return max(len(self._archive) - 1, 0) if self._archive is not None else 0
+        archive = self._known()
+        return max(len(archive) - 1, 0) if archive is not None else 0
 
     def join(self, epoch: int, start: int, records: Sequence[bytes]) -> Archive | None:
-        """Takes what was read from `resumes_at` on; None if it does not follow on what is here, which may have changed."""
-        archive = self._archive
-        if archive is None or epoch != self._tasks.position.epoch or not self._is_same(archive, start, records):
+        """Takes what was read from `resumes_at` on; None if it does not continue what is here, which may have changed."""
+        archive = self._known()
+        if archive is None or epoch != self._position.epoch or not self._is_same(archive, start, records):
             return None
         if len(archive) > start and not records:
             return None  # it was to be read again, and is not there

@@ -1,4 +1,4 @@
-"""How coroutines of one process wait for the network without asking it: on counts that events keep up to date."""
+"""How coroutines of one event loop wait for the network without asking it: on counts that events keep up to date."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rush_async.model import Counts
+from rush_async.store.position import NetworkPosition
 
-__all__ = ["Conditions", "Line"]
+__all__ = ["Conditions", "Line", "Lines", "describe"]
+
+_ALL = 1_000_000_000
 
 
 class Conditions:
     """Waits until the counts satisfy a predicate."""
 
-    def __init__(self) -> None:
+    def __init__(self, position: NetworkPosition) -> None:
+        self._position = position
         self._waiting: dict[asyncio.Future[Counts | None], Callable[[Counts], bool]] = {}
+        position.watchers.add(self)
 
-    def update(self, counts: Counts) -> None:
-        """Wakes whoever waits for what these counts are."""
+    def position_changed(self) -> None:
+        """Ends the waits whose predicate is satisfied."""
+        counts = self._position.counts
         for future, predicate in list(self._waiting.items()):
             if not future.done():
                 try:
@@ -42,26 +48,26 @@ class Conditions:
 
 
 class Line:
-    """Waiters for something that only so many can have: they stand in one line, and each freed one wakes one.
+    """Coroutines that wait in line for queued tasks: as many are woken as there is something for."""
 
-    Args:
-        available: how many waiters the counts have something for.
-    """
-
-    def __init__(self, available: Callable[[Counts], int]) -> None:
-        self._available = available
-        self._counts = Counts()
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
         self._line: dict[asyncio.Future[bool], None] = {}
         self._granted = 0
-        self.n_users = 0
 
     def __len__(self) -> int:
         return len(self._line)
 
-    def update(self, counts: Counts) -> None:
-        """Wakes as many as there is something for, but for those who were woken and have not come back yet."""
-        self._counts = counts
-        free = self._available(counts) - self._granted
+    @property
+    def available(self) -> int:
+        """For how many there is something."""
+        return self._lines.n_poppable
+
+    def wake(self) -> None:
+        """Wakes as many as there is something for, less those that were woken and have not returned."""
+        if not self._line:
+            return
+        free = self.available - self._granted
         while free > 0 and self._line:
             future = next(iter(self._line))
             del self._line[future]
@@ -72,18 +78,18 @@ class Line:
 
     async def turn(self, timeout: float | None, waits: set[asyncio.Future[bool]]) -> bool:
         """Waits in line. True: it is the caller's turn, and it calls `done` after its attempt. False: the time is up, or
-        somebody ended the wait.
+        the wait was ended.
 
         Args:
             timeout: seconds; None waits for ever.
             waits: the waits of the caller's worker, by which others end this one.
         """
-        if not self._line and self._available(self._counts) > self._granted:
+        if not self._line and self.available > self._granted:
             self._granted += 1
             return True
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bool] = loop.create_future()
-        timer = None if timeout is None else loop.call_later(max(timeout, 0), end_wait, future)
+        timer = None if timeout is None else loop.call_later(max(timeout, 0), _end_wait, future)
         self._line[future] = None
         waits.add(future)
         try:
@@ -99,12 +105,103 @@ class Line:
                 timer.cancel()
 
     def done(self) -> None:
-        """The attempt of one turn is over, whatever came of it."""
+        """The attempt of one turn is over, whether it succeeded or not."""
         self._granted -= 1
-        self.update(self._counts)
+        self.wake()
 
 
-def end_wait(future: asyncio.Future[bool]) -> None:
-    """Ends a wait in a line with nothing."""
+class _BudgetLine(Line):
+    """Coroutines that wait in line for a queued task or a place within a budget, or for the end of the budget."""
+
+    def __init__(self, lines: Lines, budget: int, max_failed: int | None) -> None:
+        super().__init__(lines)
+        self._budget = budget
+        self._max_failed = max_failed
+        self.n_users = 0
+
+    @property
+    def available(self) -> int:
+        """For how many there is a task or a place; for all once the budget is spent."""
+        queued, running, finished, failed = self._lines.counts
+        if finished >= self._budget or (self._max_failed is not None and failed >= self._max_failed):
+            return _ALL
+        return self._lines.n_poppable + max(0, self._budget - queued - running - finished)
+
+
+class Lines:
+    """The lines in which the workers of an event loop wait: one for queued tasks, and one for each budget.
+
+    Attributes:
+        queue: the line for queued tasks.
+        n_arrivals: how many messages have told of tasks that were queued.
+    """
+
+    def __init__(self, position: NetworkPosition) -> None:
+        self.queue = Line(self)
+        self.n_arrivals = 0
+        self._budgets: dict[tuple[int, int | None], _BudgetLine] = {}
+        self._position = position
+        self._n_unreachable = 0
+        position.watchers.add(self)
+
+    @property
+    def counts(self) -> Counts:
+        """How many tasks are in each state."""
+        return self._position.counts
+
+    @property
+    def n_poppable(self) -> int:
+        """How many tasks count as queued, less those that no pop has found."""
+        return self._position.counts.queued - self._n_unreachable
+
+    def position_changed(self) -> None:
+        """Wakes those for whom there is something now."""
+        self._n_unreachable = min(self._n_unreachable, self._position.counts.queued)
+        self._wake()
+
+    def tasks_queued(self) -> None:
+        """Tasks were queued, or may have been: those that count as queued are looked for again."""
+        self.n_arrivals += 1
+        if self._n_unreachable:
+            self._n_unreachable = 0
+            self._wake()
+
+    def found_empty(self, n_arrivals: int) -> None:
+        """A pop found the queue empty: tasks that count as queued now cannot be popped, as their entries in the queue are gone.
+
+        Args:
+            n_arrivals: as it was before the pop. Tasks that have been queued since may be there.
+        """
+        if n_arrivals == self.n_arrivals:
+            self._n_unreachable = self._position.counts.queued
+
+    def _wake(self) -> None:
+        self.queue.wake()
+        for line in tuple(self._budgets.values()):
+            line.wake()
+
+    @contextmanager
+    def budget(self, budget: int, max_failed: int | None) -> Generator[Line]:
+        """The line for a queued task or a place within a budget, or for its end."""
+        line = self._budgets.get((budget, max_failed))
+        if line is None:
+            line = self._budgets[budget, max_failed] = _BudgetLine(self, budget, max_failed)
+        # A user between two waits is not in the line, and returns to it.
+        line.n_users += 1
+        try:
+            yield line
+        finally:
+            line.n_users -= 1
+            if not line.n_users:
+                del self._budgets[budget, max_failed]
+
+
+def describe(counts: Counts) -> str:
+    """The counts as words."""
+    return f"{counts.queued:,} queued, {counts.running:,} running, {counts.finished:,} finished, {counts.failed:,} failed tasks"
+
+
+def _end_wait(future: asyncio.Future[bool]) -> None:
+    """Ends a wait in a line without a turn."""
     if not future.done():
         future.set_result(False)

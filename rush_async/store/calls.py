@@ -123,7 +123,7 @@ class Request:
 class _Batch(Command):
     """A call under way; where replicas are to acknowledge it, with a second reply that tells how many did."""
 
-    __slots__ = ("asked_at", "asked_seq", "batcher", "number", "reply", "requests", "script", "wait_ends")
+    __slots__ = ("asked_at", "asked_seq", "batcher", "epoch", "number", "reply", "requests", "script", "wait_ends")
 
     def __init__(self, batcher: Batcher, script: Script, requests: list[Request], number: int) -> None:
         super().__init__(b"", 2 if batcher.n_replicas else 1)
@@ -135,6 +135,7 @@ class _Batch(Command):
         self.number = number
         self.asked_at = batcher.position.highest_epoch
         self.asked_seq = batcher.position.seq
+        self.epoch = batcher.position.epoch
 
     def passed(self, reply: Any) -> None:
         self.reply = reply
@@ -358,7 +359,7 @@ class Batcher:
         self._connection.send(batch, requests[0].since)
 
     def _args(self, batch: _Batch) -> list[Word]:
-        args: list[Word] = [str(self.position.epoch), self.client, batch.number]
+        args: list[Word] = [str(batch.epoch), self.client, batch.number]
         if batch.script.creates:
             args.append(str(self.position.highest_epoch))
         for request in batch.requests:
@@ -451,7 +452,7 @@ class Batcher:
 
     async def _recall(self, batch: _Batch, error: hiredis.ReplyError) -> None:
         """Asks what became of a call that the server refuses to repeat."""
-        args: list[Word] = [str(self.position.epoch), self.client, batch.number]
+        args: list[Word] = [str(batch.epoch), self.client, batch.number]
         if batch.script.name == "pop":
             args += [request.args[0] for request in batch.requests]
         try:
@@ -542,5 +543,13 @@ def _take_together(waiting: deque[Request]) -> list[Request]:
 
 
 def moved_keys(answers: Iterable[Any]) -> list[str]:
-    """The keys in answers that list what moved; None is a network that was reset meanwhile."""
-    return [key.decode() for answer in answers for key in answer or ()]
+    """The keys in answers that list what moved; None is a network that was reset meanwhile.
+
+    Raises:
+        DecodeError: a key is not UTF-8; it moved, too.
+    """
+    keys = [key for answer in answers for key in answer or ()]
+    try:
+        return [key.decode() for key in keys]
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"a task that moved has a key that is not UTF-8: {error.object!r:.200}") from error

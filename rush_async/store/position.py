@@ -95,6 +95,13 @@ class NetworkPosition:
         if epoch == 0 or epoch >= self.highest_epoch:
             self._begin(epoch)
 
+    def take_reset(self, epoch: int, *, keeps_workers: bool) -> None:
+        """Takes a reset: the next epoch begins, in which the workers live on, or nothing of the network exists any more."""
+        if epoch > self.highest_epoch:
+            self.learn_epoch(epoch)
+            if not keeps_workers:
+                self.learn_epoch(0)
+
     def roll_back(self, position: Position) -> None:
         """Takes an earlier position of the same epoch: the server was restored from older data."""
         logger.warning("network %r went back: its server has lost what happened last", self._network_id)

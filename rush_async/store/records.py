@@ -8,7 +8,6 @@ six bytes precedes the record: attempt, retries left, length of the first part.
 from __future__ import annotations
 
 import itertools
-import os
 import struct
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple, cast
 
 from rush_async.errors import DecodeError, EncodeError
 from rush_async.model import FAILURE_KINDS, Failure, Task, TaskState
+from rush_async.process import forget_in_child
 from rush_async.store.codec import as_mapping, is_plain_mapping, refuse_timestamps, to_msgpack, to_plain, unpack
 from rush_async.store.keys import ALPHABET, client_id
 
@@ -79,13 +79,13 @@ class _TaskKeys:
         self._low = iter([head + a + b for a in ALPHABET for b in ALPHABET])
         return next(self._low)
 
-    def renew(self) -> None:
+    def forget(self) -> None:
         """Begins a new series: a forked child must not repeat its parent's keys."""
         self._stamp()
 
 
 task_key = _TaskKeys()
-os.register_at_fork(after_in_child=task_key.renew)
+forget_in_child(task_key)
 
 
 class NewTask(NamedTuple):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
-from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.to_thread
@@ -17,12 +14,13 @@ import anyio.to_thread
 from rush_async.config import RushConfig
 from rush_async.embedded.server import ServerLease, acquire
 from rush_async.errors import RushConfigError, RushConnectionError, RushError
+from rush_async.process import LoopValue
 from rush_async.supervisor import Supervisor, run_to_completion
 from rush_async.wire.connection import Connection
 from rush_async.wire.opening import ServerOpener, url_db
 from rush_async.wire.subscription import Subscription
 
-__all__ = ["Link", "process_generation"]
+__all__ = ["Link"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +29,7 @@ T = TypeVar("T")
 _PAUSE = 0.1  # seconds between two tries to find a server again that calls have given up on
 _LONGEST_PAUSE = 2.0  # seconds, where it is there and refuses
 
-_links: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[RushConfig, Link]] = WeakKeyDictionary()
-_forks = itertools.count(1)
-_generation = 0
-
-
-def _note_fork() -> None:
-    global _generation
-    _generation = next(_forks)
-
-
-os.register_at_fork(after_in_child=_note_fork)
-
-
-def process_generation() -> int:
-    """Changes when this process was forked: what its parent opened is not its own."""
-    return _generation
+_links = LoopValue[dict[RushConfig, "Link"]](dict)
 
 
 class Link:
@@ -82,7 +65,7 @@ class Link:
                 await run_to_completion(_start(config, leases))
                 config = config.at(leases[0].url)
             config = config.of_connection
-            links = _links.setdefault(asyncio.get_running_loop(), {})
+            links = _links.get()
             link = links.get(config)
             if link is None:
                 link = links[config] = cls(config, scripts)
@@ -142,7 +125,7 @@ class Link:
         self._users -= 1
         if self._users > 0:
             return
-        links = _links.get(asyncio.get_running_loop(), {})
+        links = _links.get()
         if links.get(self.config) is self:
             del links[self.config]
         with anyio.CancelScope(shield=True):

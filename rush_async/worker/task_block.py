@@ -47,12 +47,14 @@ class TaskBlocks:
         membership = self.membership
         membership.check()
         while True:
+            n_arrivals = network.lines.n_arrivals
             pop = await network.tasks.pop(membership.worker_id)
             if isinstance(pop.tasks, Lost):
                 raise membership.lost_error()
             if pop.tasks or not pop.left_off:
                 break
         if not pop.tasks:
+            network.lines.found_empty(n_arrivals)
             return None
         key, record = pop.tasks[0]
         try:
@@ -75,7 +77,7 @@ class TaskBlocks:
         try:
             with anyio.CancelScope() as scope:
                 stop.add_done_callback(lambda _: scope.cancel())
-                await network.watch()
+                await network.feed.watch()
         finally:
             self.membership.waits.discard(stop)
 
@@ -188,13 +190,13 @@ class Place:
         if self._budget is None:
             await self._push(new)
             return task
-        with self._network.watched, self._network.budget_line(self._budget, self._max_failed) as line:
+        with self._network.feed, self._network.lines.budget(self._budget, self._max_failed) as line:
             is_our_turn = False
             while not self._membership.terminated:
                 try:
                     if await self._push(new):
                         return task
-                    counts = self._network.counts
+                    counts = self._network.position.counts
                     if counts.finished >= self._budget:
                         return None
                     if self._max_failed is not None and counts.failed >= self._max_failed:

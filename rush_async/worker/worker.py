@@ -8,17 +8,16 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, overload
-from weakref import WeakKeyDictionary
 
 import anyio
 
-from rush_async.client.arguments import as_failures, as_keys, as_number, check_lengths
+from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, check_lengths
 from rush_async.client.client import RushClient
-from rush_async.client.session import Schema
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError, WorkerIdTakenError
 from rush_async.model import Failure, Task
 from rush_async.network.network import Network
+from rush_async.process import LoopValue
 from rush_async.store.keys import check_worker_id
 from rush_async.store.records import encode_failure
 from rush_async.store.tasks import Ended, Lost
@@ -33,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _PATIENCE = 5.0  # seconds that deregistering may take
 
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopTurns] = WeakKeyDictionary()
+_turns = LoopValue(LoopTurns)
 
 
 def membership_of(worker: RushWorker) -> Membership:
@@ -92,14 +91,14 @@ class RushWorker(RushClient):
         if membership.worker_id in network.local_workers.by_id:
             raise self._name_is_taken()
         try:
-            await network.local_workers.register(membership)
+            await network.register(membership)
             answer = await network.workers.register(membership.worker_id, lease, info)
             if answer == 0:
                 raise self._name_is_taken()
         except BaseException:
-            network.local_workers.unregister(membership)
+            network.unregister(membership)
             raise
-        turns = _turns.setdefault(asyncio.get_running_loop(), LoopTurns())
+        turns = _turns.get()
         membership.join(network.tasks, network.workers, network.log_writer, turns, network.local_workers)
         if answer == 2:  # while it was being started
             membership.request_stop()
@@ -138,9 +137,9 @@ class RushWorker(RushClient):
             logger.warning("worker %s could not deregister: %s", membership.worker_id, reason)
         finally:
             membership.note_deregistered()
-            network.local_workers.unregister(membership)
+            network.unregister(membership)
             if not has_left:
-                network.local_workers.report_as_lost(membership.worker_id, failure)
+                network.report_as_lost(membership.worker_id, failure)
 
     # tasks
 
@@ -240,7 +239,7 @@ class RushWorker(RushClient):
             return await self._blocks.look_in_queue(network)
         task = None
         if not membership.terminated:
-            with network.watched:
+            with network.feed:
                 task = await self._wait_for_task(network, timeout)
         if task is None and membership.is_shut_out:
             raise membership.lost_error()
@@ -249,21 +248,21 @@ class RushWorker(RushClient):
     async def _wait_for_task(self, network: Network, timeout: float | None) -> Task | None:
         membership = self._membership
         # A client that receives events knows whether the queue is empty; any other has to ask the server.
-        if not network.is_watching:
+        if not network.feed.is_watching:
             if (task := await self._blocks.look_in_queue(network)) is not None:
                 return task
             await self._blocks.watch(network)
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         while not membership.terminated:
             left = None if deadline is None else deadline - asyncio.get_running_loop().time()
-            if not await network.queue_line.turn(left, membership.waits):
+            if not await network.lines.queue.turn(left, membership.waits):
                 break
             try:
                 if membership.terminated:
                     break
                 task = await self._blocks.pop(network)
             finally:
-                network.queue_line.done()
+                network.lines.queue.done()
             if task is not None:
                 return task
         return None

@@ -187,6 +187,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("whose", ["ours", "theirs"])
 async def test_a_loop_that_hangs_for_too_long_is_given_up_and_a_process_of_its_own_is_ended(
     slow: Rush, whose: str, monkeypatch: pytest.MonkeyPatch
@@ -394,6 +395,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.chaos
 async def test_a_worker_that_cannot_deregister_as_its_event_loop_ends_logs_one_warning() -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", ENDING, cwd=ROOT, stderr=subprocess.PIPE)
     _, errors = await asyncio.wait_for(process.communicate(), 30)

@@ -24,6 +24,7 @@ async def pids(rush: Rush) -> dict[str, int]:
     return dict(zip(info["worker_id"], info["pid"], strict=True))
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("retries", [0, 3])
 async def test_every_task_ends_once_while_processes_are_killed_and_replaced(rush: Rush, retries: int) -> None:
     chance = random.Random(retries)

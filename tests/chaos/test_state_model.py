@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
+import pytest
 import redis
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -470,6 +471,7 @@ async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return await asyncio.gather(*calls)
 
 
+@pytest.mark.chaos
 def test_random_calls_of_several_clients_agree_with_the_model(rush_server: RushConfig, raw: redis.Redis) -> None:
     assert rush_server.url is not None
     machine = type("RandomCalls", (RandomCalls,), {"url": rush_server.url, "raw": raw})

@@ -30,7 +30,6 @@ from rush_async import (
     WorkerStarted,
     WorkerStopped,
 )
-from rush_async.network.listener import EventMessage, Listener, ResetMessage
 from rush_async.testing import wait_until
 from tests.proxy import Proxy
 
@@ -552,23 +551,6 @@ async def test_a_reset_and_a_new_beginning_during_a_cut_are_never_missed_in_sile
         assert await far.wait_until(lambda counts: counts.queued == 2, timeout=SOON) == Counts(queued=2)
 
 
-async def test_the_first_event_of_a_new_beginning_after_an_unseen_reset_tells_the_gap() -> None:
-    # It may come before the answer of the look that follows a reconnect, so what it carries must do.
-    now = datetime.now(UTC)
-
-    def message(epoch: int, first: int) -> EventMessage:
-        return EventMessage("net", epoch, first, 1.0, Counts(queued=1), 0, [["Q", "", "key"]])
-
-    listener = Listener("net", (), 10)
-    listener.begin(5, 0)
-    listener.take(message(5, 1))
-    listener.take(message(9, 1))
-    assert kinds([await listener.next() for _ in range(3)]) == ["TasksQueued", "EventsMissed", "TasksQueued"]
-    listener.take(ResetMessage(12, now, False))
-    listener.take(message(14, 1))
-    assert kinds([await listener.next() for _ in range(2)]) == ["NetworkReset", "TasksQueued"]
-
-
 async def test_counters_are_right_again_after_a_cut(rush: Rush, proxy: Proxy) -> None:
     async with Rush(rush.network_id, proxy.url) as far:
         await far.wait_until(lambda counts: counts.total == 0)
@@ -591,58 +573,8 @@ async def test_a_listener_opened_while_the_line_is_down_waits_for_it(rush: Rush,
         await events.__aexit__()
 
 
-async def test_a_message_that_is_none_of_ours_is_logged_and_skipped(
-    rush: Rush, raw: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    channel = rush._net.keys.events  # pyright: ignore[reportPrivateUsage]
-    async with rush.events() as events:
-        for bad in (
-            b"nonsense",
-            b"\xc1",
-            b"\x93\x01\x02\x03",
-            b"\x80",
-            b"\x95\xa5reset\xc0\xc0\xc0\xc0",
-            b"\x94\xa5reset\xa1a\xc0\xc0",
-        ):
-            raw.execute_command("SPUBLISH", channel, bad)
-        raw.execute_command("SPUBLISH", channel, b"")  # this one is: somebody probes whether it may publish
-        await nothing(rush, events)
-    assert len([text for text in caplog.messages if "malformed" in text]) == 6
-
-
 async def test_one_connection_listens_however_many_listeners_there_are(rush: Rush, raw: Any) -> None:
     before = len(raw.client_list())
     async with rush.events(), rush.events(), Rush(rush.network_id, rush.config) as other, other.events():
         await other.wait_until(lambda counts: counts.total == 0)
         assert len(raw.client_list()) == before + 1
-
-
-async def test_events_are_listened_to_only_while_somebody_needs_them(
-    rush: Rush, elsewhere: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rush_async.network.network._LINGER", 0.05)
-    channel = f"rush:{{{rush.network_id}}}:events".encode()
-
-    def subscribers() -> int:
-        return raw.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1]
-
-    async with RushWorker(rush.network_id, rush.config) as worker:
-        popping = asyncio.create_task(worker.pop_task(None))
-        await wait_until(lambda: subscribers() == 1)
-        async with rush.events(TasksQueued):
-            (key,) = await elsewhere.push_tasks([{"x": 1}])
-            task = await asyncio.wait_for(popping, 10)
-            assert task is not None
-            assert task.key == key
-            assert subscribers() == 1  # the listener still needs them
-        await wait_until(lambda: subscribers() == 0)
-        # Reading a counter begins anew, and again after that has ended.
-        for n in (2, 3):
-            await elsewhere.push_tasks([{"x": n}])
-            await wait_until(lambda n=n: rush.n_tasks == n)
-            assert subscribers() == 1
-            await wait_until(lambda: subscribers() == 0)
-        waiting = asyncio.create_task(rush.wait_until(lambda counts: counts.queued == 3, timeout=10))
-        await elsewhere.push_tasks([{"x": 4}])
-        assert (await waiting).queued == 3
-        await worker.finish_tasks(key, [{"y": 1}])

@@ -323,7 +323,7 @@ async def test_waiting_for_new_tasks_asks_nothing(rush: Rush, proxy: Proxy) -> N
     async with Rush(rush.network_id, proxy.url) as far:
         await far.fetch_new_tasks(timeout=0.01)
         waiting = asyncio.create_task(far.fetch_new_tasks(timeout=60))
-        await wait_until(lambda: proxy.count("SSUBSCRIBE") == 1 and far._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: proxy.count("SSUBSCRIBE") == 1 and far._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
         await far.counts()
         before = len(proxy.commands)
         done, _ = await asyncio.wait([waiting], timeout=0.3)
@@ -451,7 +451,7 @@ async def test_fetch_new_tasks_may_wait_for_ever(rush: Rush) -> None:
     async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
         async with asyncio.TaskGroup() as group:
             waiting = group.create_task(rush.fetch_new_tasks(timeout=None))
-            await wait_until(lambda: rush._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+            await wait_until(lambda: rush._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
             await elsewhere.push_finished_tasks([{"x": 1}], [{"y": 2}])
         assert waiting.result()["y"].to_list() == [2]
 

@@ -494,7 +494,7 @@ async def closed_before_it_hears(other: RushWorker, proxy: Proxy, wait: Callable
     proxy.refuse()
     proxy.cut_all("pubsub")  # nothing is confirmed any more
     waiting = asyncio.ensure_future(wait(worker))
-    await wait_until(lambda: worker._net._watching)  # pyright: ignore[reportPrivateUsage]
+    await wait_until(lambda: worker._net.feed.following)  # pyright: ignore[reportPrivateUsage]
     await worker.aclose()
     await asyncio.wait_for(waiting, 5)
 

@@ -281,6 +281,7 @@ async def test_a_stopped_child_is_lost_though_its_manager_lives(net: Rush) -> No
     assert await states(net) == {worker_id: "lost"}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its sockets were not closed
 async def test_an_event_loop_that_ended_without_closing_has_its_tasks_failed(net: Rush, quick: RushConfig) -> None:
     def forget() -> None:
         async def main() -> None:
@@ -460,7 +461,7 @@ async def test_a_beat_a_period_and_nothing_else(rush: Rush, raw: Any) -> None:
     config = replace(rush.config, heartbeat_period=0.05, heartbeat_expire=0.2)
     async with RushWorker(rush.network_id, config) as worker:
         waiting = asyncio.ensure_future(worker.pop_task(None))
-        await wait_until(lambda: worker._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: worker._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
         lease = raw.hget(NetworkKeys.of(rush.network_id).alive, worker.worker_id)
         seen: set[float] = set()
         begun = time.monotonic()

@@ -97,7 +97,7 @@ async def test_idle_workers_share_three_connections_and_send_no_commands(rush: R
     impatient = await rush.start_workers(wait_a_moment, n_impatient, begins=begins)
     await rush.wait_for_workers(n + n_impatient)
     network = rush._net  # pyright: ignore[reportPrivateUsage]
-    await wait_until(lambda: network.is_watching and network.watched.n == n)
+    await wait_until(lambda: network.feed.is_watching and network.feed.n_users == n)
     await network.tasks.calls.quiet()
     assert len(raw.client_list()) - others <= 1 + 2  # the client was counted, a heartbeat may have connected
     before = n_scripts()

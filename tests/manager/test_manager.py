@@ -122,7 +122,7 @@ async def test_row_9_a_worker_that_another_manager_starts_is_stopped_once_it_has
     network = rush._net  # pyright: ignore[reportPrivateUsage]
     await network.workers.announce(["late"], {"pid": None}, None)
     stopping = asyncio.create_task(rush.stop_workers())
-    await wait_until(lambda: network.is_watching)
+    await wait_until(lambda: network.feed.is_watching)
     async with RushWorker(rush.network_id, rush.config, worker_id="late") as worker:
         assert await asyncio.wait_for(worker.pop_task(timeout=None), 10) is None
         assert worker.terminated

@@ -160,7 +160,7 @@ async def test_waiting_for_new_tasks_ends_when_the_server_is_restored_from_older
     await finish(rush, 5)
     assert (await far.fetch_new_tasks()).height == 6
     waiting = asyncio.create_task(far.fetch_new_tasks(timeout=None))
-    await wait_until(lambda: far._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+    await wait_until(lambda: far._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
     raw.ltrim(names.finished, 0, 3)
     raw.hset(names.meta, "seq", seq)
     proxy.cut_all()

@@ -21,6 +21,8 @@ from rush_async import (
     Task,
     TasksNotDoneError,
 )
+from rush_async.network.waiting import Lines
+from rush_async.store.position import NetworkPosition, Position
 from rush_async.testing import wait_until
 from tests.proxy import Proxy
 
@@ -47,7 +49,7 @@ async def n_commands_at_rest(raw: Any) -> int:
 
 
 def is_watching(client: RushClient) -> bool:
-    return client._net.is_watching  # pyright: ignore[reportPrivateUsage]
+    return client._net.feed.is_watching  # pyright: ignore[reportPrivateUsage]
 
 
 async def ask_to_stop(rush: Rush, worker: RushWorker) -> None:
@@ -536,3 +538,104 @@ async def test_a_predicate_that_raises_stop_iteration_harms_nobody_else(rush: Ru
     assert await asyncio.wait_for(rush.push_tasks([{"x": 1}]), 5)
     with pytest.raises(RuntimeError, match="StopIteration"):
         await asyncio.wait_for(waiting, 5)
+
+
+# a task that counts as queued and has no entry in the queue
+
+
+def add_unreachable(rush: Rush, raw: Any) -> None:
+    """Adds a queued task that no pop finds, as a server that lost a part of its data may have one."""
+    keys = rush._net.keys  # pyright: ignore[reportPrivateUsage]
+    raw.hset(keys.queued, "unreachable", b"\x00\x00\x00\x00\x00\x00")
+
+
+def forget_unreachable(rush: Rush, raw: Any) -> None:
+    raw.hdel(rush._net.keys.queued, "unreachable")  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_a_pop_of_an_unreachable_task_ends_in_time_with_few_commands(
+    rush: Rush, rush_worker: RushWorker, raw: Any
+) -> None:
+    add_unreachable(rush, raw)
+    assert (await rush.counts()).queued == 1
+    for timeout in (0, 0.3, 0.3):
+        before, begin = n_commands(raw), time.monotonic()
+        assert await asyncio.wait_for(rush_worker.pop_task(timeout), SOON) is None
+        assert timeout <= time.monotonic() - begin + 0.002 < timeout + 2
+        assert n_commands(raw) - before < 60  # with those that the scripts execute
+    forget_unreachable(rush, raw)
+
+
+async def test_a_waiting_pop_takes_what_is_pushed_behind_an_unreachable_task_at_once(
+    rush: Rush, rush_worker: RushWorker, elsewhere: Rush, raw: Any
+) -> None:
+    add_unreachable(rush, raw)
+    async with RushWorker(rush.network_id, rush.config) as other:
+        popping = [await waits(worker.pop_task(None), worker) for worker in (rush_worker, other)]
+        before = await n_commands_at_rest(raw)
+        done, _ = await asyncio.wait(popping, timeout=0.3)
+        assert not done
+        assert n_commands(raw) - before < 5
+        for pusher in (elsewhere, rush):
+            (key,) = await pusher.push_tasks([XS])
+            done, left = await asyncio.wait(popping, timeout=SOON, return_when=asyncio.FIRST_COMPLETED)
+            (task,) = [each.result() for each in done]
+            assert task is not None
+            assert task.key == key
+            popping = list(left)
+        assert await n_commands_at_rest(raw) - before < 150  # with those that the scripts execute
+    forget_unreachable(rush, raw)
+
+
+async def test_a_block_with_a_budget_does_not_spin_on_an_unreachable_task(
+    rush: Rush, rush_worker: RushWorker, elsewhere: Rush, raw: Any
+) -> None:
+    (key,) = await rush_worker.push_running_tasks([XS])
+    add_unreachable(rush, raw)
+
+    async def take() -> str:
+        async with rush_worker.task(XS, budget=2) as task:
+            assert task is not None
+            task.ys = {"y": 1.0}
+            return task.key
+
+    taking = await waits(take(), rush_worker)
+    before = await n_commands_at_rest(raw)
+    done, _ = await asyncio.wait([taking], timeout=0.3)
+    assert not done
+    assert n_commands(raw) - before < 5
+    await rush_worker.fail_tasks(key)  # gives its place back
+    assert await asyncio.wait_for(taking, SOON) != key
+    taking = await waits(take(), rush_worker)
+    (pushed,) = await elsewhere.push_tasks([XS])
+    assert await asyncio.wait_for(taking, SOON) == pushed
+    forget_unreachable(rush, raw)
+
+
+async def test_a_pop_passes_thousands_of_stale_entries(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:
+    raw.rpush(rush._net.keys.queue, *[f"stale-{n}" for n in range(3_500)])  # pyright: ignore[reportPrivateUsage]
+    keys = await rush.push_tasks([XS] * 2)
+    for timeout, key in zip((0, 1.0), keys, strict=True):
+        task = await asyncio.wait_for(rush_worker.pop_task(timeout), SOON)
+        assert task is not None
+        assert task.key == key
+
+
+def test_tasks_that_no_pop_finds_wake_nobody_until_tasks_are_queued() -> None:
+    position = NetworkPosition("net")
+    lines = Lines(position)
+    before = lines.n_arrivals
+    position.take(Position(1, 1, Counts(queued=3), 0))
+    assert lines.n_poppable == 3
+    lines.found_empty(before)
+    assert lines.n_poppable == 0
+    position.take(Position(1, 2, Counts(queued=5), 0))
+    assert lines.n_poppable == 2
+    position.take(Position(1, 3, Counts(queued=1), 0))
+    assert lines.n_poppable == 0
+    position.take(Position(1, 4, Counts(queued=2), 0))
+    assert lines.n_poppable == 1
+    lines.tasks_queued()
+    assert lines.n_poppable == 2
+    lines.found_empty(before)  # by a pop that was under way meanwhile
+    assert lines.n_poppable == 2

@@ -355,7 +355,7 @@ async def test_the_timeout_of_a_block_does_not_include_the_wait_for_a_place(rush
                 return task
 
         waiting = asyncio.create_task(wait())
-        await wait_until(lambda: second._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: second._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
         done, _ = await asyncio.wait([waiting], timeout=0.2)
         assert not done
         await first.finish_tasks(key, [{"y": 1}])
@@ -516,7 +516,7 @@ async def test_waiting_workers_are_woken_by_a_push(rush: Rush) -> None:
     async with workers(rush, 10, n_processes=2) as all_workers:
         pops = [asyncio.create_task(worker.pop_task(None)) for worker in all_workers]
         for worker in all_workers:
-            await wait_until(lambda worker=worker: worker._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+            await wait_until(lambda worker=worker: worker._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
         keys = await rush.push_tasks([XS] * 10)
         tasks = await asyncio.wait_for(asyncio.gather(*pops), 5)
         assert sorted(task.key for task in tasks if task is not None) == sorted(keys)
@@ -580,7 +580,7 @@ async def test_row_22_the_tasks_of_a_lost_worker_give_their_places_back(rush: Ru
     async with workers(rush, 3, n_processes=2) as (lost, *others):
         assert len(await lost.push_running_tasks([XS] * 10, budget=5)) == 5
         waiting = [asyncio.create_task(evaluate(worker, 5)) for worker in others]
-        await wait_until(lambda: all(worker._net.is_watching for worker in others))  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: all(worker._net.feed.is_watching for worker in others))  # pyright: ignore[reportPrivateUsage]
         await kill(rush, lost)
         assert sum(await asyncio.wait_for(asyncio.gather(*waiting), 10)) == 5
     assert await rush.counts() == Counts(finished=5, failed=5)
@@ -614,7 +614,7 @@ async def test_row_22_a_block_waits_while_other_workers_run_the_last_places(rush
     async with workers(rush, 2, n_processes=2) as (first, second):
         (key,) = await first.push_running_tasks([XS], budget=1)
         waiting = asyncio.create_task(evaluate(second, 1))
-        await wait_until(lambda: second._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: second._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
         assert not waiting.done()
         await first.fail_tasks(key, "try again")
         assert await asyncio.wait_for(waiting, 5) == 1
@@ -625,7 +625,7 @@ async def test_a_block_that_waits_for_a_place_sends_no_call(rush: Rush, raw: Any
     async with workers(rush, 5) as (first, *others):
         (key,) = await first.push_running_tasks([XS], budget=1)
         waiting = [asyncio.create_task(evaluate(worker, 1)) for worker in others]
-        await wait_until(lambda: others[0]._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: others[0]._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
         quiet = await quiet_calls(raw)
         done, _ = await asyncio.wait(waiting, timeout=0.3)
         assert not done
@@ -668,7 +668,7 @@ async def test_a_wait_for_a_place_ends_when_a_stop_is_requested(rush: Rush) -> N
     async with workers(rush, 2) as (first, second):
         await first.push_running_tasks([XS], budget=1)
         waiting = asyncio.create_task(evaluate(second, 1))
-        await wait_until(lambda: second._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: second._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
         await ask_to_stop(rush, second)
         assert await asyncio.wait_for(waiting, 5) == 0
         assert second.terminated
@@ -681,7 +681,7 @@ async def test_a_wait_for_a_place_ends_with_a_place_after_a_reset_of_the_tasks(r
     async with workers(rush, 3, n_processes=2) as (first, *others):
         await first.push_running_tasks([XS], budget=1)
         waiting = [asyncio.create_task(evaluate(worker, 1)) for worker in others]
-        await wait_until(lambda: all(worker._net.is_watching for worker in others))  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: all(worker._net.feed.is_watching for worker in others))  # pyright: ignore[reportPrivateUsage]
         await rush.reset(workers=False)
         assert sum(await asyncio.wait_for(asyncio.gather(*waiting), 5)) == 1
     assert await rush.counts() == Counts(finished=1)
@@ -691,7 +691,7 @@ async def test_a_cancelled_wait_for_a_place_passes_its_turn_to_the_next(rush: Ru
     async with workers(rush, 4) as (first, *others):
         (key,) = await first.push_running_tasks([XS], budget=1)
         waiting = [asyncio.create_task(evaluate(worker, 1)) for worker in others]
-        await wait_until(lambda: others[0]._net.is_watching)  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: others[0]._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
         waiting[0].cancel()
         await asyncio.wait([waiting[0]])
         ended = asyncio.create_task(first.fail_tasks(key, "try again"))

@@ -36,7 +36,7 @@ async def finish(worker: RushWorker, task: Task) -> None:
 async def waiting_pop(worker: RushWorker, timeout: float | None = TIMEOUT) -> asyncio.Task[Task | None]:
     """A `pop_task` that waits for an event because the queue is empty."""
     pop = asyncio.create_task(worker.pop_task(timeout))
-    await wait_until(lambda: len(worker._net.queue_line) > 0)  # pyright: ignore[reportPrivateUsage]
+    await wait_until(lambda: len(worker._net.lines.queue) > 0)  # pyright: ignore[reportPrivateUsage]
     return pop
 
 

@@ -1,0 +1,31 @@
+"""How a client shows itself: as text, and as HTML in a notebook."""
+
+from __future__ import annotations
+
+from html import escape
+
+from rush_async.model import Counts
+
+__all__ = ["status_html", "status_text"]
+
+
+def status_text(kind: str, network_id: str, counts: Counts, n_workers: int) -> str:
+    """An open client as lines of text."""
+    lines = [f"• {name}: {value}" for name, value in _rows(counts, n_workers).items()]
+    return "\n".join([f"── <{kind}> {network_id} ".ljust(60, "─"), *lines])
+
+
+def status_html(kind: str, network_id: str, counts: Counts, n_workers: int) -> str:
+    """An open client as a table."""
+    rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in _rows(counts, n_workers).items())
+    return f"<b>{kind}</b> {escape(network_id)}<table>{rows}</table>"
+
+
+def _rows(counts: Counts, n_workers: int) -> dict[str, int]:
+    return {
+        "Running Workers": n_workers,
+        "Queued Tasks": counts.queued,
+        "Running Tasks": counts.running,
+        "Finished Tasks": counts.finished,
+        "Failed Tasks": counts.failed,
+    }

@@ -1,0 +1,372 @@
+"""The events of a network, as one event loop hears them: decoded once, buffered for each listener, never missed silently."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from rush_async.errors import DecodeError
+from rush_async.events import Event, EventsMissed, NetworkReset, TasksFailed, TasksFinished, TasksQueued, TasksStarted
+from rush_async.network.waiting import Lines
+from rush_async.store.messages import EventMessage, ResetMessage, decode_events
+from rush_async.store.position import Position
+from rush_async.store.task_reads import TaskReads
+from rush_async.wire.link import Link
+
+__all__ = ["EndWait", "EventFeed", "Listener"]
+
+logger = logging.getLogger(__name__)
+
+_LATEST = 1.0  # seconds after a beat by which the events before it have arrived
+_LINGER = 5.0  # seconds for which events still come when they are not needed any more
+
+
+class EventFeed:
+    """The events of one network in one event loop: it updates the position, and wakes listeners and waits.
+
+    Events cost everybody who gets them, so the feed follows the network only while it is needed: in its blocks
+    (`with feed: await feed.watch()`), and for a few seconds after them.
+
+    Args:
+        network_id: the network.
+        link: the connections to its server.
+        tasks: reads the position after each confirmation of the subscription, because earlier events are gone.
+        lines: told of tasks that were queued.
+
+    Attributes:
+        following: None while the channel is not subscribed; set once the position is up to date.
+        n_users: how many blocks need the feed.
+    """
+
+    def __init__(self, network_id: str, link: Link, tasks: TaskReads, lines: Lines) -> None:
+        self.following: asyncio.Event | None = None
+        self._network_id = network_id
+        self._link = link
+        self._channel = tasks.keys.events
+        self._tasks = tasks
+        self._position = tasks.position
+        self._lines = lines
+        self._generation = self._position.generation
+        self._heard_seq = 0
+        self._listeners: set[Listener] = set()
+        self._end_waits: set[EndWait] = set()
+        self.n_users = 0
+        self._unused_since = 0.0
+        self._linger: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._position.watchers.add(self)
+
+    # following the network
+
+    def __enter__(self) -> None:
+        self.n_users += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.n_users -= 1
+        if not self.n_users:
+            self._stop_soon()
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether the position follows what all clients do."""
+        return self.following is not None and self.following.is_set()
+
+    async def watch(self) -> None:
+        """Waits until the position follows what all clients do. From then on no event is missed silently, as long as the caller
+        is in a block of this feed.
+
+        Raises:
+            RushConnectionError: the server does not let this user listen, or cannot be reached.
+        """
+        following = self._start()
+        if not following.is_set():
+            await self._link.subscription.confirmed(self._channel)
+            await following.wait()
+
+    def watch_soon(self) -> None:
+        """Begins to follow the network without waiting for it. Outside of the event loop, as in a debugger, it does nothing."""
+        with suppress(RuntimeError):
+            if asyncio.get_running_loop() is self._loop:
+                self._start()
+                self._stop_soon()
+
+    def close(self) -> None:
+        """Ends the feed."""
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        self._end()
+
+    def _start(self) -> asyncio.Event:
+        following = self.following
+        if following is None:
+            following = self.following = asyncio.Event()
+            self._link.subscription.subscribe(self._channel, self)
+        return following
+
+    def _stop_soon(self) -> None:
+        self._unused_since = self._loop.time()
+        if self._linger is None and self.following is not None:
+            self._linger = self._loop.call_later(_LINGER, self._stop_if_unused)
+
+    def _stop_if_unused(self) -> None:
+        self._linger = None
+        left = self._unused_since + _LINGER - self._loop.time()
+        if left > 0:
+            self._linger = self._loop.call_later(left, self._stop_if_unused)
+        elif not self.n_users:
+            self._end()
+
+    def _end(self) -> None:
+        if self.following is not None:
+            self.following = None
+            self._link.subscription.unsubscribe(self._channel)
+
+    def confirmed(self, channel: str) -> None:
+        """The server confirmed the subscription: what it published before is gone."""
+        self._link.supervisor.start(self._resynchronise)
+
+    async def _resynchronise(self) -> None:
+        position = await self._link.retry_until_reachable(self._tasks.look)
+        now = datetime.now(UTC)
+        self._heard_seq = position.seq
+        for listener in tuple(self._listeners):
+            listener.miss(position.epoch, position.seq, now)
+        for wait in tuple(self._end_waits):
+            wait.look_again()
+        self._lines.tasks_queued()
+        if self.following is not None:
+            self.following.set()
+
+    def expect(self, position: Position) -> None:
+        """Events up to this position are on their way. Where they do not arrive, the connection is opened anew: it is silent
+        without being broken."""
+        if self.is_watching and self._are_due(position):
+            self._loop.call_later(_LATEST, self._check, position)
+
+    def _check(self, position: Position) -> None:
+        if self.following is not None and self._are_due(position):
+            logger.warning("events of network %r do not arrive: subscribing anew", self._network_id)
+            self._link.subscription.renew()
+
+    def _are_due(self, position: Position) -> bool:
+        return position.epoch == self._position.epoch and position.seq > self._heard_seq
+
+    # what happens
+
+    def position_changed(self) -> None:
+        """Tells listeners when the network is at an earlier position than they know."""
+        position = self._position
+        if self._generation != position.generation:
+            self._generation = position.generation
+            self._heard_seq = position.seq
+            now = datetime.now(UTC)
+            for listener in tuple(self._listeners):
+                listener.roll_back(position.epoch, position.seq, now)
+
+    def heard(self, channel: str, message: bytes) -> None:
+        """Takes a message of the channel."""
+        if message:  # an empty one only tries whether a client may publish
+            try:
+                self._take(decode_events(self._network_id, message))
+            except DecodeError as error:
+                logger.error("%s", error)
+
+    def _take(self, message: EventMessage | ResetMessage) -> None:
+        if isinstance(message, ResetMessage):
+            self._position.take_reset(message.epoch, keeps_workers=message.keeps_workers)
+        else:
+            self._position.take(Position(message.epoch, message.last, message.counts, message.n_workers))
+            if message.epoch == self._position.epoch:
+                self._heard_seq = message.last
+            if message.queues_tasks:
+                self._lines.tasks_queued()
+        for listener in tuple(self._listeners):
+            listener.take(message)
+        if self._end_waits:
+            self._wake_end_waits(message)
+
+    def _wake_end_waits(self, message: EventMessage | ResetMessage) -> None:
+        waits = tuple(self._end_waits)
+        if isinstance(message, ResetMessage):
+            for wait in waits:
+                wait.look_again()
+            return
+        for event in message.events:
+            is_end = isinstance(event, TasksFinished | TasksFailed)
+            for wait in waits:
+                if is_end:
+                    wait.ended(event.keys)
+                elif not isinstance(event, TasksQueued | TasksStarted):
+                    wait.look_again()  # a worker came or went
+
+    @contextmanager
+    def listening(self, kinds: Collection[type[Any]], buffer: int) -> Generator[Listener]:
+        """A listener that gathers what is published from now on. `begin` tells it from which position on it wants events."""
+        listener = Listener(self._network_id, kinds, buffer)
+        self._listeners.add(listener)
+        try:
+            yield listener
+        finally:
+            self._listeners.discard(listener)
+
+    async def begin(self, listener: Listener) -> Position:
+        """Reads the position from which on the listener wants events: none is missed or comes twice."""
+        position = await self._tasks.look()
+        listener.begin(position.epoch, position.seq)
+        return position
+
+    @contextmanager
+    def end_wait(self, keys: Collection[str]) -> Generator[EndWait]:
+        """A wait for the ends of tasks."""
+        wait = EndWait(keys)
+        self._end_waits.add(wait)
+        try:
+            yield wait
+        finally:
+            self._end_waits.discard(wait)
+
+
+class Listener:
+    """One listener's buffer.
+
+    Args:
+        kinds: the events it wants; none means all. `EventsMissed` and `NetworkReset` it gets in any case where it matters.
+        buffer: how many events may wait; more are dropped and reported as missed.
+    """
+
+    def __init__(self, network_id: str, kinds: Collection[type[Any]], buffer: int) -> None:
+        self._network_id = network_id
+        self._kinds = tuple(kinds)
+        self._limit = buffer
+        self._events: deque[Event] = deque()
+        self._readers: set[asyncio.Future[None]] = set()
+        self._is_closed = False
+        self._epoch: int | None = None
+        self._seq = 0
+        self._early: list[EventMessage | ResetMessage] = []  # came before `begin`
+
+    def __len__(self) -> int:
+        """How many events wait."""
+        return len(self._events)
+
+    def begin(self, epoch: int, seq: int) -> None:
+        """Wants everything after this position; goes through what came meanwhile."""
+        self._epoch, self._seq = epoch, seq
+        early, self._early = self._early, []
+        for message in early:
+            self.take(message)
+
+    def take(self, message: EventMessage | ResetMessage) -> None:
+        """Buffers the events of a message that are new."""
+        if self._epoch is None:
+            self._early.append(message)
+            return
+        if isinstance(message, ResetMessage):
+            if message.epoch > self._epoch:
+                self._epoch, self._seq = message.epoch, 0
+                self._offer(NetworkReset(network_id=self._network_id, seq=0, at=message.at))
+            return
+        if message.epoch < self._epoch or (message.epoch == self._epoch and message.last <= self._seq):
+            return
+        if message.epoch > self._epoch:
+            # After 0 or a reset that was heard, the network has come into being. Otherwise its reset went unseen.
+            is_unseen = self._seq > 0 and message.first == 1
+            self._epoch, self._seq = message.epoch, 0
+            if is_unseen:
+                self._offer(EventsMissed(network_id=self._network_id, seq=0, at=message.events[0].at))
+        if message.first > self._seq + 1:
+            self.miss(message.epoch, message.first - 1, message.events[0].at)
+        for event in message.events:
+            if event.seq > self._seq:
+                self._seq = event.seq
+                self._offer(event)
+
+    def miss(self, epoch: int, seq: int, at: datetime) -> None:
+        """Events up to `seq` are not coming any more."""
+        if self._epoch is None or (epoch, seq) == (self._epoch, self._seq):
+            return
+        if (epoch, seq) < (self._epoch, self._seq) and epoch != 0:  # 0: the network was reset, and does not exist
+            return
+        self._epoch, self._seq = epoch, seq
+        self._offer(EventsMissed(network_id=self._network_id, seq=seq, at=at))
+
+    def roll_back(self, epoch: int, seq: int, at: datetime) -> None:
+        """The network is at an earlier position than it was: its server was restored from older data."""
+        if self._epoch is not None and epoch > 0 and (epoch, seq) < (self._epoch, self._seq):
+            self._epoch, self._seq = epoch, seq
+            self._offer(EventsMissed(network_id=self._network_id, seq=seq, at=at))
+
+    def _offer(self, event: Event) -> None:
+        if self._kinds and not isinstance(event, (*self._kinds, EventsMissed)):
+            return
+        if len(self._events) >= self._limit:
+            # A slow reader keeps the oldest events and learns how far the gap reaches.
+            last = self._events[-1]
+            if isinstance(last, EventsMissed):
+                self._events.pop()
+            self._events.append(EventsMissed(network_id=self._network_id, seq=event.seq, at=event.at))
+        else:
+            self._events.append(event)
+        self._wake_readers()
+
+    def _wake_readers(self) -> None:
+        for reader in self._readers:
+            if not reader.done():
+                reader.set_result(None)
+
+    async def next(self) -> Event | None:
+        """The next event; None once the listener is closed."""
+        while not self._is_closed:
+            if self._events:
+                return self._events.popleft()
+            reader: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._readers.add(reader)
+            try:
+                await reader
+            finally:
+                self._readers.discard(reader)
+        return None
+
+    def put_back(self, event: Event) -> None:
+        """Returns an event that its reader could not use: it is the next one again."""
+        self._events.appendleft(event)
+        self._wake_readers()
+
+    def close(self) -> None:
+        """Ends the listener: readers get None."""
+        self._is_closed = True
+        self._wake_readers()
+
+
+class EndWait:
+    """A wait for the ends of tasks.
+
+    Attributes:
+        pending: the keys of the tasks whose end was not seen yet.
+    """
+
+    def __init__(self, keys: Collection[str]) -> None:
+        self.pending = set(keys)
+        self._wake = asyncio.Event()
+
+    def ended(self, keys: Sequence[str]) -> None:
+        """Tasks ended; some of them may be waited for here."""
+        if not self.pending.isdisjoint(keys):
+            self.pending.difference_update(keys)
+            if not self.pending:
+                self._wake.set()
+
+    def look_again(self) -> None:
+        """Something happened that may concern the wait: ask the server."""
+        self._wake.set()
+
+    async def changed(self) -> None:
+        """Waits until all tasks have ended, or the server is to be asked."""
+        await self._wake.wait()
+        self._wake.clear()

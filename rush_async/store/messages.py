@@ -1,0 +1,235 @@
+"""The messages of the shard channels `events` and `control`: nowhere else are their bytes known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
+
+from rush_async.errors import DecodeError
+from rush_async.events import (
+    Event,
+    TasksFailed,
+    TasksFinished,
+    TasksQueued,
+    TasksStarted,
+    WorkerLost,
+    WorkerStarted,
+    WorkerStopped,
+)
+from rush_async.model import Counts
+from rush_async.store.codec import decode, to_msgpack
+
+__all__ = [
+    "CancelMessage",
+    "ControlMessage",
+    "EventMessage",
+    "ResetMessage",
+    "ShutOutMessage",
+    "StopMessage",
+    "decode_control",
+    "decode_events",
+]
+
+_TASK_EVENTS = {"S": TasksStarted, "F": TasksFinished, "X": TasksFailed}
+_WORKER_EVENTS = {"W": WorkerStarted, "E": WorkerStopped, "L": WorkerLost}
+_QUEUED = "Q"
+_LETTERS: dict[type[Any], str] = {
+    **{kind: letter for letter, kind in (_TASK_EVENTS | _WORKER_EVENTS).items()},
+    TasksQueued: _QUEUED,
+}
+_MALFORMED = (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError)
+
+
+class EventMessage:
+    """What happened in one call, and the position of the network after it.
+
+    Attributes:
+        epoch: the network's.
+        first: the number of its first event.
+        counts: how many tasks are in each state.
+        n_workers: how many workers are running.
+    """
+
+    __slots__ = ("_at", "_events", "_groups", "_network_id", "counts", "epoch", "first", "n_workers")
+
+    def __init__(
+        self, network_id: str, epoch: int, first: int, at: float, counts: Counts, n_workers: int, groups: list[list[str]]
+    ) -> None:
+        self.epoch = epoch
+        self.first = first
+        self.counts = counts
+        self.n_workers = n_workers
+        self._network_id = network_id
+        self._at = at
+        self._groups = groups
+        self._events: list[Event] | None = None
+
+    @classmethod
+    def of(cls, epoch: int, counts: Counts, n_workers: int, events: Sequence[Event]) -> EventMessage:
+        """The message of events with consecutive numbers."""
+        groups = [
+            [_LETTERS[type(event)], getattr(event, "worker_id", None) or "", *getattr(event, "keys", ())] for event in events
+        ]
+        first = events[0]
+        return cls(first.network_id, epoch, first.seq, first.at.timestamp(), counts, n_workers, groups)
+
+    @property
+    def last(self) -> int:
+        """The number of its last event."""
+        return self.first + len(self._groups) - 1
+
+    @property
+    def events(self) -> list[Event]:
+        """What happened. Decoded on the first access, because most messages only carry a position for those who get them.
+
+        Raises:
+            DecodeError: an event is malformed.
+        """
+        if self._events is None:
+            try:
+                at = datetime.fromtimestamp(self._at, UTC)
+                self._events = [
+                    _event(group, self._network_id, self.first + offset, at) for offset, group in enumerate(self._groups)
+                ]
+            except _MALFORMED as error:
+                raise _malformed("an event", self._network_id, self._groups) from error
+        return self._events
+
+    @property
+    def queues_tasks(self) -> bool:
+        """Whether one of its events is a `TasksQueued`."""
+        return any(_QUEUED in group[:1] for group in self._groups)
+
+    def encode(self) -> bytes:
+        """The message as it is published."""
+        return to_msgpack([str(self.epoch), self.first, self._at, [*self.counts, self.n_workers], self._groups])
+
+
+class ResetMessage(NamedTuple):
+    """The network was reset.
+
+    Attributes:
+        epoch: the epoch that begins.
+        at: when it was reset, by the server's clock.
+        keeps_workers: whether its workers live on in that epoch; else nothing of the network exists.
+    """
+
+    epoch: int
+    at: datetime
+    keeps_workers: bool
+
+    def encode(self) -> bytes:
+        """The message as it is published."""
+        return to_msgpack(["reset", str(self.epoch), self.at.timestamp(), int(self.keeps_workers)])
+
+
+class StopMessage(NamedTuple):
+    """Workers are asked to stop."""
+
+    epoch: int
+    worker_ids: tuple[str, ...]
+
+    def encode(self) -> bytes:
+        """The message as it is published."""
+        return to_msgpack(["stop", str(self.epoch), *self.worker_ids])
+
+
+class ShutOutMessage(NamedTuple):
+    """Workers were shut out: the network does not count them as alive any more, because they are `lost` or were `killed`."""
+
+    epoch: int
+    state: Literal["lost", "killed"]
+    worker_ids: tuple[str, ...]
+
+    def encode(self) -> bytes:
+        """The message as it is published."""
+        return to_msgpack(["out", str(self.epoch), self.state, *self.worker_ids])
+
+
+class CancelMessage(NamedTuple):
+    """Tasks that a worker ran were cancelled."""
+
+    epoch: int
+    worker_id: str
+    keys: tuple[str, ...]
+
+    def encode(self) -> bytes:
+        """The message as it is published."""
+        return to_msgpack(["cancel", str(self.epoch), self.worker_id, *self.keys])
+
+
+ControlMessage: TypeAlias = ResetMessage | StopMessage | ShutOutMessage | CancelMessage
+
+
+def decode_events(network_id: str, data: bytes) -> EventMessage | ResetMessage:
+    """A message of the channel `events`.
+
+    Raises:
+        DecodeError: it is malformed. The events inside are decoded when they are needed, and may raise the same then.
+    """
+    try:
+        match decode(data):
+            case ["reset", epoch, at, keeps_workers]:
+                return _reset(epoch, at, keeps_workers)
+            case [
+                int() | str() as epoch,
+                int(first),
+                float() | int() as at,
+                [int(queued), int(running), int(finished), int(failed), int(n_workers)],
+                [*groups],
+            ] if all(isinstance(group, list) for group in groups):
+                counts = Counts(queued, running, finished, failed)
+                return EventMessage(network_id, int(epoch), first, at, counts, n_workers, cast("list[list[str]]", groups))
+            case _:
+                pass
+    except _MALFORMED as error:
+        raise _malformed("an event", network_id, data) from error
+    raise _malformed("an event", network_id, data)
+
+
+def decode_control(network_id: str, data: bytes) -> ControlMessage:
+    """A message of the channel `control`.
+
+    Raises:
+        DecodeError: it is malformed.
+    """
+    try:
+        match decode(data):
+            case ["reset", epoch, at, keeps_workers]:
+                return _reset(epoch, at, keeps_workers)
+            case ["stop", epoch, *worker_ids]:
+                return StopMessage(int(epoch), _texts(worker_ids))
+            case ["out", epoch, "lost" | "killed" as state, *worker_ids]:
+                return ShutOutMessage(int(epoch), state, _texts(worker_ids))
+            case ["cancel", epoch, str(worker_id), *keys]:
+                return CancelMessage(int(epoch), worker_id, _texts(keys))
+            case _:
+                pass
+    except _MALFORMED as error:
+        raise _malformed("a request", network_id, data) from error
+    raise _malformed("a request", network_id, data)
+
+
+def _reset(epoch: Any, at: Any, keeps_workers: Any) -> ResetMessage:
+    return ResetMessage(int(epoch), datetime.fromtimestamp(at, UTC), bool(keeps_workers))
+
+
+def _event(group: list[str], network_id: str, seq: int, at: datetime) -> Event:
+    letter, worker, *rest = _texts(group)
+    keys = tuple(rest)
+    if letter == _QUEUED:
+        return TasksQueued(network_id=network_id, seq=seq, at=at, keys=keys)
+    if (kind := _TASK_EVENTS.get(letter)) is not None:
+        return kind(network_id=network_id, seq=seq, at=at, keys=keys, worker_id=worker or None)
+    return _WORKER_EVENTS[letter](network_id=network_id, seq=seq, at=at, worker_id=worker)
+
+
+def _texts(values: Sequence[Any]) -> tuple[str, ...]:
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError("not a string")
+    return tuple(values)
+
+
+def _malformed(what: str, network_id: str, content: object) -> DecodeError:
+    return DecodeError(f"{what} of network {network_id!r} is malformed: {content!r:.200}")

@@ -1,0 +1,178 @@
+"""The feed of events: what a listener gathers, how long the channel is subscribed, and what a malformed message does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from rush_async import Counts, EventsMissed, Rush, RushWorker, TasksQueued, TasksStarted
+from rush_async.network.event_feed import EndWait, Listener
+from rush_async.store.messages import EventMessage, ResetMessage
+from rush_async.testing import wait_until
+
+XS = {"x1": 1.0, "x2": 2.0}
+NOW = datetime.now(UTC)
+
+
+def kinds(events: Iterable[Any]) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+def message(epoch: int, *seqs: int) -> EventMessage:
+    """A message with a queued task for each number."""
+    queued = [TasksQueued(network_id="net", seq=seq, at=NOW, keys=(f"key-{seq}",)) for seq in seqs]
+    return EventMessage.of(epoch, Counts(queued=1), 0, queued)
+
+
+def listener_at(epoch: int, seq: int, *, limit: int = 10, wanted: tuple[type[Any], ...] = ()) -> Listener:
+    listener = Listener("net", wanted, limit)
+    listener.begin(epoch, seq)
+    return listener
+
+
+async def taken(listener: Listener) -> list[Any]:
+    return [await listener.next() for _ in range(len(listener))]
+
+
+async def test_a_listener_takes_each_event_once() -> None:
+    listener = listener_at(5, 2)
+    for each in (message(5, 1, 2), message(5, 2, 3), message(5, 3), message(5, 4, 5)):
+        listener.take(each)
+    assert [event.seq for event in await taken(listener)] == [3, 4, 5]
+
+
+async def test_a_gap_is_told_before_the_event_after_it() -> None:
+    listener = listener_at(5, 2)
+    listener.take(message(5, 7))
+    assert [(type(event), event.seq) for event in await taken(listener)] == [(EventsMissed, 6), (TasksQueued, 7)]
+
+
+async def test_what_came_before_the_listener_knew_its_position_is_gone_through() -> None:
+    listener = Listener("net", (), 10)
+    for each in (message(5, 1), message(5, 2), message(5, 3)):
+        listener.take(each)
+    assert len(listener) == 0
+    listener.begin(5, 2)
+    assert [event.seq for event in await taken(listener)] == [3]
+
+
+async def test_a_full_listener_keeps_the_oldest_events_and_tells_how_far_the_gap_reaches() -> None:
+    listener = listener_at(5, 0, limit=2)
+    for seq in range(1, 7):
+        listener.take(message(5, seq))
+    assert [(type(event), event.seq) for event in await taken(listener)] == [
+        (TasksQueued, 1),
+        (TasksQueued, 2),
+        (EventsMissed, 6),
+    ]
+
+
+async def test_a_listener_hears_of_a_rollback_only_if_it_was_further() -> None:
+    listener = listener_at(5, 10, wanted=(TasksStarted,))
+    listener.roll_back(5, 10, NOW)
+    listener.roll_back(6, 0, NOW)
+    listener.roll_back(0, 0, NOW)
+    assert len(listener) == 0
+    listener.roll_back(5, 7, NOW)
+    assert kinds(await taken(listener)) == ["EventsMissed"]
+    listener.take(message(5, 8))  # not wanted, and not missed
+    assert len(listener) == 0
+
+
+async def test_an_end_wait_wakes_when_all_have_ended_or_a_look_is_needed() -> None:
+    wait = EndWait(["a", "b"])
+    waiting = asyncio.ensure_future(wait.changed())
+    wait.ended(["a", "c"])
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    wait.ended(["b"])
+    await asyncio.wait_for(waiting, 5)
+    assert not wait.pending
+    wait.look_again()
+    await asyncio.wait_for(wait.changed(), 5)
+
+
+async def test_the_feed_follows_the_network_in_its_blocks(rush: Rush, elsewhere: Rush) -> None:
+    feed = rush._net.feed  # pyright: ignore[reportPrivateUsage]
+    assert feed.following is None
+    with feed, feed:
+        await feed.watch()
+        assert feed.is_watching
+        assert feed.n_users == 2
+        (key,) = await elsewhere.push_tasks([XS])
+        with feed.listening((), 10) as listener:
+            position = await feed.begin(listener)
+            assert position.counts.queued == 1
+            await elsewhere.cancel_tasks(key)
+            assert kinds([await asyncio.wait_for(listener.next(), 5)]) == ["TasksFailed"]
+    assert feed.n_users == 0
+    assert feed.is_watching  # for a while
+
+
+async def test_the_first_event_of_a_new_beginning_after_an_unseen_reset_tells_the_gap() -> None:
+    # It may come before the answer of the look that follows a reconnect, so what it carries must do.
+    listener = Listener("net", (), 10)
+    listener.begin(5, 0)
+    listener.take(message(5, 1))
+    listener.take(message(9, 1))
+    assert kinds([await listener.next() for _ in range(3)]) == ["TasksQueued", "EventsMissed", "TasksQueued"]
+    listener.take(ResetMessage(12, NOW, False))
+    listener.take(message(14, 1))
+    assert kinds([await listener.next() for _ in range(2)]) == ["NetworkReset", "TasksQueued"]
+
+
+async def test_a_message_that_is_none_of_ours_is_logged_and_skipped(
+    rush: Rush, raw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = rush._net.keys.events  # pyright: ignore[reportPrivateUsage]
+    async with rush.events() as events:
+        for bad in (
+            b"nonsense",
+            b"\xc1",
+            b"\x93\x01\x02\x03",
+            b"\x80",
+            b"\x95\xa5reset\xc0\xc0\xc0\xc0",
+            b"\x94\xa5reset\xa1a\xc0\xc0",
+        ):
+            raw.execute_command("SPUBLISH", channel, bad)
+        raw.execute_command("SPUBLISH", channel, b"")  # this one is: somebody probes whether it may publish
+        (key,) = await rush.push_tasks([XS])
+        event = await asyncio.wait_for(anext(events), 5)
+        assert isinstance(event, TasksQueued)
+        assert event.keys == (key,)
+    assert len([text for text in caplog.messages if "malformed" in text]) == 6
+
+
+async def test_events_are_listened_to_only_while_somebody_needs_them(
+    rush: Rush, elsewhere: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rush_async.network.event_feed._LINGER", 0.05)
+    channel = f"rush:{{{rush.network_id}}}:events".encode()
+
+    def subscribers() -> int:
+        return raw.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1]
+
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        popping = asyncio.create_task(worker.pop_task(None))
+        await wait_until(lambda: subscribers() == 1)
+        async with rush.events(TasksQueued):
+            (key,) = await elsewhere.push_tasks([{"x": 1}])
+            task = await asyncio.wait_for(popping, 10)
+            assert task is not None
+            assert task.key == key
+            assert subscribers() == 1  # the listener still needs them
+        await wait_until(lambda: subscribers() == 0)
+        # Reading a counter begins anew, and again after that has ended.
+        for n in (2, 3):
+            await elsewhere.push_tasks([{"x": n}])
+            await wait_until(lambda n=n: rush.n_tasks == n)
+            assert subscribers() == 1
+            await wait_until(lambda: subscribers() == 0)
+        waiting = asyncio.create_task(rush.wait_until(lambda counts: counts.queued == 3, timeout=10))
+        await elsewhere.push_tasks([{"x": 4}])
+        assert (await waiting).queued == 3
+        await worker.finish_tasks(key, [{"y": 1}])

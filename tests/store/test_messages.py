@@ -1,0 +1,199 @@
+"""Messages of the channels `events` and `control`: what is packed is unpacked, and anything else is a `DecodeError`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import redis
+
+from rush_async import Counts, Event, Rush, RushConfig, RushWorker
+from rush_async.errors import DecodeError
+from rush_async.events import (
+    EVENT_KINDS,
+    EventsMissed,
+    NetworkReset,
+    TasksFailed,
+    TasksFinished,
+    TasksQueued,
+    TasksStarted,
+    WorkerLost,
+    WorkerStarted,
+    WorkerStopped,
+)
+from rush_async.store.codec import to_msgpack
+from rush_async.store.messages import (
+    CancelMessage,
+    ControlMessage,
+    EventMessage,
+    ResetMessage,
+    ShutOutMessage,
+    StopMessage,
+    decode_control,
+    decode_events,
+)
+from rush_async.store.workers import KILLED
+from rush_async.testing import wait_until
+
+AT = datetime(2024, 5, 1, 12, 30, tzinfo=UTC)
+COUNTS = [1, 2, 3, 4, 5]
+EVENTS: list[Event] = [
+    TasksQueued(network_id="net", seq=7, at=AT, keys=("a", "b")),
+    TasksStarted(network_id="net", seq=8, at=AT, keys=("a",), worker_id="w"),
+    TasksFinished(network_id="net", seq=9, at=AT, keys=("a",), worker_id="w"),
+    TasksFailed(network_id="net", seq=10, at=AT, keys=("b",), worker_id=None),
+    WorkerStarted(network_id="net", seq=11, at=AT, worker_id="w"),
+    WorkerStopped(network_id="net", seq=12, at=AT, worker_id="w"),
+    WorkerLost(network_id="net", seq=13, at=AT, worker_id="v"),
+]
+REQUESTS: list[ControlMessage] = [
+    ResetMessage(3, AT, True),
+    ResetMessage(3, AT, False),
+    StopMessage(3, ("a", "b")),
+    ShutOutMessage(3, "lost", ("a",)),
+    ShutOutMessage(3, "killed", ("a", "b")),
+    CancelMessage(3, "a", ("key", "other")),
+]
+
+
+def test_events_of_all_kinds_are_unpacked_as_they_were_packed() -> None:
+    message = decode_events("net", EventMessage.of(5, Counts(1, 2, 3, 4), 6, EVENTS).encode())
+    assert isinstance(message, EventMessage)
+    assert (message.epoch, message.first, message.last) == (5, 7, 13)
+    assert (message.counts, message.n_workers) == (Counts(1, 2, 3, 4), 6)
+    assert message.events == EVENTS
+    assert {*map(type, EVENTS), NetworkReset, EventsMissed} == set(EVENT_KINDS)  # the last two are made in the client
+
+
+@pytest.mark.parametrize("message", REQUESTS, ids=str)
+def test_a_request_is_unpacked_as_it_was_packed(message: ControlMessage) -> None:
+    assert decode_control("net", message.encode()) == message
+
+
+def test_a_reset_is_published_on_both_channels_alike() -> None:
+    message = ResetMessage(3, AT, True)
+    assert decode_events("net", message.encode()) == decode_control("net", message.encode()) == message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        7,
+        "reset",
+        [],
+        {"reset": 1},
+        ["reset"],
+        ["reset", "x", 1.0, 1],
+        ["reset", None, 1.0, 1],
+        ["reset", 1, "now", 1],
+        ["reset", 1, 1e300, 1],
+        ["reset", 1, float("nan"), 1],
+        ["reset", float("inf"), 1.0, 1],
+        ["reset", 1, 1.0, 1, 1],
+        ["x", 1, 1.0, COUNTS, []],
+        [None, 1, 1.0, COUNTS, []],
+        ["1", "1", 1.0, COUNTS, []],
+        ["1", 1, 1.0, COUNTS[:4], []],
+        ["1", 1, 1.0, [*COUNTS[:4], "5"], []],
+        ["1", 1, 1.0, COUNTS, None],
+        ["1", 1, None, COUNTS, []],
+        ["1", 1, 1.0, COUNTS, [7]],
+    ],
+    ids=repr,
+)
+def test_anything_else_on_events_is_a_decode_error(value: Any) -> None:
+    with pytest.raises(DecodeError, match="an event of network 'net' is malformed"):
+        decode_events("net", to_msgpack(value))
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [[[]], [["Q"]], [["Z", "", "key"]], [["Q", "", 7]], [["W", "w", ["key"]]], [["W", "w", "key"], ["S", 7, "key"]]],
+    ids=repr,
+)
+def test_a_malformed_event_is_a_decode_error_when_it_is_looked_at(groups: Any) -> None:
+    message = decode_events("net", to_msgpack(["1", 1, 1.0, COUNTS, groups]))
+    assert isinstance(message, EventMessage)
+    with pytest.raises(DecodeError, match="an event of network 'net' is malformed"):
+        message.events  # noqa: B018
+
+
+@pytest.mark.parametrize("at", [1e300, -1e300, float("nan"), float("inf")])
+def test_an_impossible_time_is_a_decode_error_when_it_is_looked_at(at: float) -> None:
+    message = decode_events("net", to_msgpack(["1", 1, at, COUNTS, [["Q", "", "key"]]]))
+    assert isinstance(message, EventMessage)
+    with pytest.raises(DecodeError):
+        message.events  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "stop",
+        [],
+        ["stop"],
+        ["stop", "x"],
+        ["stop", "1", 7],
+        ["out", "1"],
+        ["out", "1", "asleep", "w"],
+        ["out", "1", "lost", None],
+        ["out", "1", ["lost"], "w"],
+        ["cancel", "1"],
+        ["cancel", "1", 7, "key"],
+        ["cancel", "1", "w", 7],
+        ["dance", "1", "w"],
+        ["reset", "1", "now", 1],
+        EVENTS[0].seq,
+    ],
+    ids=repr,
+)
+def test_anything_else_on_control_is_a_decode_error(value: Any) -> None:
+    with pytest.raises(DecodeError, match="a request of network 'net' is malformed"):
+        decode_control("net", to_msgpack(value))
+
+
+@pytest.mark.parametrize("data", [b"", b"nonsense", b"\xc1", b"\x91", b"\xc7\x01\x55\x00", b"\x92\xa4stop\xa1\xff"], ids=repr)
+def test_what_is_not_one_value_is_a_decode_error(data: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode_events("net", data)
+    with pytest.raises(DecodeError):
+        decode_control("net", data)
+
+
+async def test_what_the_scripts_publish_is_packed_as_here(rush: Rush, rush_server: RushConfig) -> None:
+    assert rush_server.url is not None
+    network = rush._net  # pyright: ignore[reportPrivateUsage]
+    keys = network.keys
+    heard: list[tuple[str, bytes]] = []
+    client: Any = redis.Redis.from_url(rush_server.url)  # pyright: ignore[reportUnknownMemberType]
+    with client, client.pubsub() as listener:
+        listener.ssubscribe(keys.events, keys.control)
+        async with RushWorker(rush.network_id, rush.config, worker_id="worker") as worker:
+            (key,) = await rush.push_tasks([{"x": 1}])
+            assert await worker.pop_task(0) is not None
+            await rush.cancel_tasks(key)
+            await network.workers.ask_to_stop(["worker"])
+            await network.workers.lose(["worker"], "killed", KILLED)
+        await rush.reset()
+
+        def take() -> bool:
+            for message in iter(lambda: listener.parse_response(block=False, timeout=0.01), None):
+                heard.extend([(message[1].decode(), message[2])] if message[0] == b"smessage" and message[2] else [])
+            return sum(name == keys.control for name, _ in heard) >= 4
+
+        await wait_until(take)
+    events = [decode_events(rush.network_id, data) for name, data in heard if name == keys.events]
+    requests = [decode_control(rush.network_id, data) for name, data in heard if name == keys.control]
+    assert [type(request) for request in requests] == [CancelMessage, StopMessage, ShutOutMessage, ResetMessage]
+    assert isinstance(requests[0], CancelMessage)
+    assert requests[0].keys == (key,)
+    assert requests[2].worker_ids == ("worker",) if isinstance(requests[2], ShutOutMessage) else False
+    assert events[-1] == requests[-1]
+    for name, data in heard:
+        if name == keys.control:
+            assert decode_control(rush.network_id, data).encode() == data
+    told = [event for message in events if isinstance(message, EventMessage) for event in message.events]
+    assert {type(event) for event in told} >= {TasksQueued, TasksStarted, TasksFailed, WorkerStarted, WorkerLost}
