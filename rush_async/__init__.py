@@ -36,10 +36,10 @@ from rush_async.launch.coroutines import Coroutines
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Pool
 from rush_async.launch.processes import Processes
+from rush_async.launch.standalone import run_worker
 from rush_async.manager.manager import Rush, rsh
 from rush_async.model import Counts, Failure, FailureKind, Task, TaskState, WorkerExit, WorkerState
 from rush_async.plan import Plan, current_plan, rush_plan
-from rush_async.worker.run import run_worker
 from rush_async.worker.worker import RushWorker
 
 __version__ = "0.1.0"

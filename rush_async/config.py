@@ -11,7 +11,15 @@ from urllib.parse import quote, unquote_plus, urlsplit
 
 from rush_async.errors import RushConfigError
 
-__all__ = ["RushConfig", "redact", "url_of_environment", "with_password_of_environment", "without_password"]
+__all__ = [
+    "RushConfig",
+    "connection_part",
+    "redact",
+    "url_of_environment",
+    "with_heartbeat",
+    "with_password_of_environment",
+    "without_password",
+]
 
 SCHEMES = ("redis", "rediss", "unix")
 _PASSWORD = re.compile(r"(?P<head>://[^/?#@\s:]*:)(?P<password>[^/?#\s]*)(?=@)")
@@ -51,7 +59,8 @@ class RushConfig:
         response_timeout: how long the server may send nothing while calls are pending, before the client reconnects.
         retry_deadline: how long a call waits for a server that cannot be reached before it fails.
         wait_replicas: how many replicas must acknowledge each change before its call returns. If they have not within
-            `retry_deadline`, the call raises `RushConnectionError`, and the tasks that it took are given back.
+            `retry_deadline`, the call raises `RushConnectionError`: tasks that it popped then return to the queue, and tasks
+            that it queued are removed.
         appendfsync: how the embedded server with a `data_dir` writes: `always`, `everysec` or `no`.
     """
 
@@ -120,23 +129,18 @@ class RushConfig:
         return cls(url=url_of_environment()[0])
 
     def at(self, url: str) -> RushConfig:
-        """The same settings for the server at `url`."""
+        """Returns the same settings for another server.
+
+        Args:
+            url: the URL of that server.
+
+        Returns:
+            The settings with this `url` and no `data_dir`.
+
+        Raises:
+            RushConfigError: the URL cannot be used.
+        """
         return replace(self, url=url, data_dir=None)
-
-    def beating(self, period: float | None, expire: float | None) -> RushConfig:
-        """The same settings with other heartbeats; None keeps the present value."""
-        if period is None and expire is None:
-            return self
-        return replace(
-            self,
-            heartbeat_period=self.heartbeat_period if period is None else period,
-            heartbeat_expire=self.heartbeat_expire if expire is None else expire,
-        )
-
-    @property
-    def of_connection(self) -> RushConfig:
-        """The settings of the connection alone, the others at their defaults; clients for which they are equal share one."""
-        return replace(self, **{field.name: field.default for field in fields(self) if field.name in _NOT_OF_CONNECTION})
 
     @property
     def where(self) -> str:
@@ -144,6 +148,23 @@ class RushConfig:
         if self.url is not None:
             return redact_url(self.url)
         return f"embedded server in {Path(self.data_dir)}" if self.data_dir is not None else "embedded server"
+
+
+def with_heartbeat(config: RushConfig, period: float | None, expire: float | None) -> RushConfig:
+    """Returns settings with another heartbeat; None keeps the period, or the expiry, that they have."""
+    if period is None and expire is None:
+        return config
+    return replace(
+        config,
+        heartbeat_period=config.heartbeat_period if period is None else period,
+        heartbeat_expire=config.heartbeat_expire if expire is None else expire,
+    )
+
+
+def connection_part(config: RushConfig) -> RushConfig:
+    """Returns the settings of the connection alone, the others at their defaults. Clients share a connection where these are
+    equal."""
+    return replace(config, **{field.name: field.default for field in fields(config) if field.name in _NOT_OF_CONNECTION})
 
 
 _NOT_OF_CONNECTION = frozenset(

@@ -1,4 +1,4 @@
-"""Tasks, failures, counts, and the ends of workers."""
+"""Tasks, the names reserved for columns, failures, counts, and the ends of workers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from rush_async.errors import NetworkStateError
 __all__ = [
     "CANCELLED",
     "FAILURE_KINDS",
+    "FIELDS",
+    "RESERVED_NAMES",
     "TASK_STATES",
     "Counts",
     "Failure",
@@ -30,6 +32,11 @@ FailureKind: TypeAlias = Literal["error", "killed", "lost", "removed", "cancelle
 FAILURE_KINDS: tuple[FailureKind, ...] = ("error", "killed", "lost", "removed", "cancelled", "timeout")
 
 WorkerState: TypeAlias = Literal["starting", "running", "terminated", "failed", "killed", "lost"]
+
+# The fixed columns of a frame: an input with such a name is refused, an output or extra gets a prefix.
+RESERVED_NAMES = frozenset({"state", "worker_id", "condition", "created_at", "started_at", "ended_at", "attempt", "keys"})
+
+FIELDS = 10  # values in a complete record, see `rush_async.store.records`
 
 
 class Counts(NamedTuple):

@@ -40,20 +40,23 @@ class Plan:
     start_worker_timeout: float | None = None
 
     def __repr__(self) -> str:
-        return f"Plan({self.shown()})"
+        return f"Plan({_arguments(self)})"
 
-    def named(self) -> dict[str, Any]:
-        """The values that are set, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
 
-    def shown(self) -> str:
-        """The values that are set as text, with passwords hidden."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.named().items())
+def _values(plan: Plan) -> dict[str, Any]:
+    """Returns the values that a plan sets, by name."""
+    values = {field.name: getattr(plan, field.name) for field in fields(plan)}
+    return {name: value for name, value in values.items() if value is not None}
 
-    def over(self, other: Plan) -> Plan:
-        """This plan, completed by the values of another where this one sets none."""
-        return replace(other, **self.named())
+
+def _arguments(plan: Plan) -> str:
+    """Writes the values that a plan sets as arguments of a call, with passwords hidden."""
+    return ", ".join(f"{name}={value!r}" for name, value in _values(plan).items())
+
+
+def _complete(plan: Plan, other: Plan) -> Plan:
+    """Completes a plan by the values of another, where it sets none itself."""
+    return replace(other, **_values(plan))
 
 
 _NO_PLAN = Plan()
@@ -70,14 +73,14 @@ class PlanBlock:
         self._token: Token[Plan] | None = None
 
     def __repr__(self) -> str:
-        return f"rush_plan({self.plan.shown()})"
+        return f"rush_plan({_arguments(self.plan)})"
 
     def __enter__(self) -> Plan:
         if self._token is not None:
             raise NetworkStateError("a plan is entered once: call rush_plan(...) again for another block")
         with suppress(ValueError):  # forgotten after _MOST_CALLS later calls
             _process_calls.remove(self)
-        self._token = _context_plan.set(self.plan.over(_context_plan.get()))
+        self._token = _context_plan.set(_complete(self.plan, _context_plan.get()))
         return current_plan()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -149,7 +152,7 @@ def rush_plan(
 
 def current_plan() -> Plan:
     """Returns the plan that holds for the calling code: that of the blocks around it, completed by the plan of the process."""
-    return _context_plan.get().over(_process_plan())
+    return _complete(_context_plan.get(), _process_plan())
 
 
 def _process_plan() -> Plan:

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from rush_async import RushConfig, RushConfigError
-from rush_async.config import redact, redact_url, url_of_environment, with_password_of_environment, without_password
+from rush_async.config import (
+    connection_part,
+    redact,
+    redact_url,
+    url_of_environment,
+    with_heartbeat,
+    with_password_of_environment,
+    without_password,
+)
 
 URL = "redis://user:hidden@host:6379/2"
 
@@ -175,15 +183,15 @@ def test_the_settings_for_another_address_keep_the_rest() -> None:
 
 def test_other_heartbeats_keep_the_rest() -> None:
     config = RushConfig(URL, connect_timeout=3)
-    assert config.beating(None, None) is config
-    assert config.beating(1, None) == RushConfig(URL, connect_timeout=3, heartbeat_period=1)
-    assert config.beating(None, 30) == RushConfig(URL, connect_timeout=3, heartbeat_expire=30)
+    assert with_heartbeat(config, None, None) is config
+    assert with_heartbeat(config, 1, None) == RushConfig(URL, connect_timeout=3, heartbeat_period=1)
+    assert with_heartbeat(config, None, 30) == RushConfig(URL, connect_timeout=3, heartbeat_expire=30)
     with pytest.raises(RushConfigError, match="at least twice the heartbeat_period of 15 s, not 20"):
-        config.beating(15, None)
+        with_heartbeat(config, 15, None)
 
 
 def test_only_settings_of_the_connection_keep_clients_from_sharing_one() -> None:
     config = RushConfig(URL)
     other = RushConfig(URL, heartbeat_period=1, heartbeat_expire=2, max_loop_stall=3, max_record_size=4, max_start_args_size=5)
-    assert other.of_connection == config.of_connection
-    assert RushConfig(URL, response_timeout=1).of_connection != config.of_connection
+    assert connection_part(other) == connection_part(config)
+    assert connection_part(RushConfig(URL, response_timeout=1)) != connection_part(config)

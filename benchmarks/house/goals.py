@@ -124,7 +124,7 @@ GOALS = (
     Goal(
         "lines of code in the package",
         9_485,
-        10_100,
+        10_250,
         lambda at: Measured(sum(size for size, _ in sizes(at.house, ast.Module))),
     ),
 )

@@ -14,7 +14,7 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from rush_async.worker.run import Runner
+from rush_async.worker.worker import Runner
 
 __all__ = ["Drain"]
 

@@ -32,7 +32,7 @@ from typing import Any
 
 from rush_async.cli.drain import Drain
 from rush_async.cli.options import parse
-from rush_async.config import RushConfig, url_of_environment, with_password_of_environment, without_password
+from rush_async.config import RushConfig, url_of_environment, with_heartbeat, with_password_of_environment, without_password
 from rush_async.errors import RushConfigError, RushConnectionError, RushError
 from rush_async.heartbeat.heartbeat import own_this_process
 from rush_async.launch.job import Job
@@ -41,7 +41,7 @@ from rush_async.model import Failure, WorkerExit
 from rush_async.network.network import Network
 from rush_async.worker.loop import WorkerLoop, bind_loop
 from rush_async.worker.names import worker_name
-from rush_async.worker.run import Runner
+from rush_async.worker.worker import Runner
 
 __all__ = ["main"]
 
@@ -124,7 +124,7 @@ def _job(options: argparse.Namespace, config: RushConfig) -> Job:
         job = replace(job, worker_ids=[worker_name() for _ in range(options.workers)])
     if options.log_level is not None:
         job = replace(job, log_levels=dict(options.log_level))
-    return replace(job, config=job.config.beating(options.heartbeat_period, options.heartbeat_expire))
+    return replace(job, config=with_heartbeat(job.config, options.heartbeat_period, options.heartbeat_expire))
 
 
 async def _read_start(options: argparse.Namespace, config: RushConfig) -> bytes:

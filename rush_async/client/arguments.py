@@ -39,7 +39,9 @@ def as_keys(keys: str | Iterable[str]) -> list[str]:
 
 
 def as_states(states: Sequence[Any]) -> tuple[TaskState, ...]:
-    """States of tasks, each once; none means all."""
+    """States of tasks, each once, given one by one or as a list; none means all."""
+    if len(states) == 1 and isinstance(states[0], list | tuple):
+        states = cast("Sequence[Any]", states[0])
     for state in states:
         if state not in TASK_STATES:
             raise ValueError(f"{state!r} is no state of a task: choose from {', '.join(TASK_STATES)}")

@@ -20,6 +20,7 @@ from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeou
 from rush_async.events import Event, EventsMissed
 from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.network.network import Network
+from rush_async.network.results import Results
 from rush_async.network.waiting import describe
 from rush_async.plan import locate
 from rush_async.store.keys import check_network_id, random_network_id
@@ -28,6 +29,8 @@ from rush_async.store.tasks import LOST, Target
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from rush_async.frames.archive import Archive
 
 __all__ = ["RushClient"]
 
@@ -188,13 +191,13 @@ class RushClient(Session[Network]):
         """Fails tasks that are queued or running, with kind `cancelled`; the keys that moved.
 
         Where a worker runs one in a block (`rush.task(...)` or `async with task`), the block is cancelled and ends quietly, and
-        its loop goes on. Of one that is run without a block, a later `finish_tasks` moves nothing.
+        its loop continues. Of one that is run without a block, a later `finish_tasks` moves nothing.
         """
         return await self._net.tasks.cancel(as_keys(keys), CANCELLED)
 
     async def counts(self) -> Counts:
         """How many tasks are in each state, asked of the server: exact, one round trip."""
-        return (await self._net.tasks.look()).counts
+        return (await self._net.tasks.read_position()).counts
 
     async def get_tasks(self, keys: str | Sequence[str]) -> list[Task | None]:
         """Tasks by key, in the order of `keys`; None for a key that the network does not know."""
@@ -244,7 +247,7 @@ class RushClient(Session[Network]):
 
         Raises:
             KeyError: a key that the network does not know, or does not know any more.
-            TasksNotDoneError: the time is up, or nobody is there to run what is queued; `pending` has the keys.
+            TasksNotDoneError: the time is up, or no worker is there to run what is queued; `pending` has the keys.
         """
         keys = as_keys(keys)
         network = self._net
@@ -266,7 +269,9 @@ class RushClient(Session[Network]):
         Raises:
             SchemaError: a value does not fit `schema`.
         """
-        archive = await self._net.results.archive()
+        results = self._net.results
+        archive = _archive_of(results)  # decodes while more is read
+        await results.read()
         return archive.frame(times=times, schema=schema or self._schema)
 
     async def fetch_new_tasks(
@@ -283,7 +288,8 @@ class RushClient(Session[Network]):
         network = self._net
         loop = asyncio.get_running_loop()
         deadline = math.inf if timeout is None else loop.time() + timeout
-        archive = await network.results.archive()
+        archive = _archive_of(network.results)
+        await network.results.read()
         while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
             generation = network.position.generation
             with suppress(RushTimeoutError):
@@ -291,7 +297,7 @@ class RushClient(Session[Network]):
                     lambda counts, n=n, generation=generation: counts.finished > n or network.position.generation != generation,
                     timeout=None if timeout is None else left,
                 )
-            archive = await network.results.archive()
+            await network.results.read()
             if len(archive) <= n and network.position.generation == generation:
                 break  # otherwise another call may have taken what is new, or what is waited for is still to come
         first = self._first_new(network, len(archive))
@@ -305,7 +311,7 @@ class RushClient(Session[Network]):
         return self._n_seen
 
     async def fetch_tasks_with_state(
-        self, *states: TaskState, times: bool = False, schema: Schema | None = None
+        self, *states: TaskState | Sequence[TaskState], times: bool = False, schema: Schema | None = None
     ) -> pl.DataFrame:
         """The tasks in these states (all four without any) in one consistent view: no task appears twice or is left out.
 
@@ -335,8 +341,14 @@ class RushClient(Session[Network]):
     async def _frame(
         self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Schema | None
     ) -> pl.DataFrame:
-        view = await self._snapshot(states)
-        return view.frame(states, with_state=with_state, times=times, schema=schema or self._schema)
+        snapshot = await self._snapshot(states)
+        others, schema = snapshot.complete(), schema or self._schema
+        if "finished" in states:
+            archive = _archive_of(self._net.results)
+            return archive.snapshot(snapshot.n_finished, others, states, with_state=with_state, times=times, schema=schema)
+        from rush_async.frames.archive import frame_of  # polars takes its time: it is imported for the first frame
+
+        return frame_of([(state, others[state]) for state in states], with_state=with_state, times=times, schema=schema)
 
     async def _snapshot(self, states: Sequence[TaskState]) -> Snapshot:
         with self._until_closed():
@@ -373,3 +385,12 @@ class RushClient(Session[Network]):
         if buffer < 1:
             raise ValueError(f"buffer must be at least 1, not {buffer}")
         return EventStream(self, kinds, buffer, has_results=results)
+
+
+def _archive_of(results: Results) -> Archive:
+    """The frames of finished tasks that all clients of an event loop share."""
+    from rush_async.frames.archive import Archive  # polars takes its time: it is imported for the first frame
+
+    if not isinstance(results.decoder, Archive):
+        results.decoder = Archive(results.records)
+    return results.decoder

@@ -73,11 +73,11 @@ class Session(Generic[N]):
         """Returns the view of the network, which is released when the client is closed."""
         raise NotImplementedError
 
-    async def _enter(self, network: N) -> None:
-        """Enters the network."""
+    async def _on_open(self, network: N) -> None:
+        """Is called when the network is acquired, before the client counts as open: a worker registers."""
 
-    async def _leave(self, error: BaseException | None) -> None:
-        """Leaves the network."""
+    async def _on_close(self, error: BaseException | None) -> None:
+        """Is called before the network is released: a worker deregisters, a manager stops its workers."""
 
     # opening and closing
 
@@ -95,7 +95,7 @@ class Session(Generic[N]):
                 self._loop = None
                 raise
             try:
-                await self._enter(network)
+                await self._on_open(network)
             except BaseException:
                 await run_to_completion(self._release())
                 raise
@@ -121,7 +121,7 @@ class Session(Generic[N]):
             if self._network is None:
                 return
             try:
-                await self._leave(error)
+                await self._on_close(error)
             finally:
                 await self._release()
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 from rush_async.errors import RushConnectionError
 from rush_async.events import (
@@ -20,13 +19,9 @@ from rush_async.events import (
 from rush_async.model import TaskState
 from rush_async.network.event_feed import EventFeed, Listener
 from rush_async.network.results import Results
+from rush_async.store.finished import Records
 from rush_async.store.records import complete, decode_task
 from rush_async.store.task_reads import TaskReads, View
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from rush_async.frames.archive import Archive
 
 __all__ = ["Snapshot", "take_snapshot"]
 
@@ -42,37 +37,27 @@ class Snapshot:
 
     Args:
         view: what was read.
-        archive: where finished tasks were asked for, what is finished.
-        n_finished: how many were finished at that moment.
+        finished: where finished tasks were asked for, their records.
+        n_finished: how many of them were finished at that moment; the records may have more.
     """
 
-    def __init__(self, view: View, archive: Archive | None, n_finished: int) -> None:
+    def __init__(self, view: View, finished: Records | None, n_finished: int) -> None:
+        self.n_finished = n_finished
         self._records: dict[TaskState, list[bytes]] = {
             state: [records.pop(key) for key in view.queue if key in records] if state == "queued" else list(records.values())
             for state, records in view.records.items()
         }
-        self._archive = archive
-        self._n_finished = n_finished
+        self._finished = finished
 
     def keys(self, state: TaskState) -> list[str]:
         """The keys of the tasks in a state."""
         if state == "finished":
-            return [] if self._archive is None else self._archive.keys(0, self._n_finished)
+            return [] if self._finished is None else self._finished.keys(0, self.n_finished)
         return [decode_task(state, record).key for record in self._records[state]]
 
-    def frame(
-        self, states: Sequence[TaskState], *, with_state: bool, times: bool, schema: Mapping[str, Any] | None
-    ) -> pl.DataFrame:
-        """The tasks as a frame, the states in the order given."""
-        from rush_async.frames.archive import frame_of
-
-        others: dict[TaskState, list[bytes]] = {
-            state: [complete(state, record) for record in records] for state, records in self._records.items()
-        }
-        if self._archive is None:
-            groups: list[tuple[TaskState, list[bytes]]] = [(state, others[state]) for state in states]
-            return frame_of(groups, with_state=with_state, times=times, schema=schema)
-        return self._archive.snapshot(self._n_finished, others, states, with_state=with_state, times=times, schema=schema)
+    def complete(self) -> dict[TaskState, list[bytes]]:
+        """The complete records of the tasks that are not finished, by their state."""
+        return {state: [complete(state, record) for record in records] for state, records in self._records.items()}
 
 
 async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, states: Sequence[TaskState]) -> Snapshot:
@@ -80,7 +65,7 @@ async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, sta
     travels."""
     while True:
         if "finished" in states:
-            await results.archive()
+            await results.read()
         start = results.resumes_at
         view = await tasks.view_of_few(states, start, _STEP) or await _view_in_steps(tasks, feed, states, start)
         if view is None:
@@ -88,8 +73,8 @@ async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, sta
         if "finished" not in states:
             return Snapshot(view, None, 0)
         # Others may have read on meanwhile; what both read is the same unless the network was reset.
-        if (archive := results.join(view.epoch, start, view.finished)) is not None:
-            return Snapshot(view, archive, start + len(view.finished))
+        if results.join(view.epoch, start, view.finished):
+            return Snapshot(view, results.records, start + len(view.finished))
 
 
 async def _view_in_steps(tasks: TaskReads, feed: EventFeed, states: Sequence[TaskState], finished_from: int) -> View | None:
@@ -137,7 +122,7 @@ class _Changes:
         self._seq = seq
 
     async def hear(self, until: int | None = None) -> None:
-        """Hears what has happened up to an event, or what has been told."""
+        """Hears what has happened up to an event, or all that waits."""
         if until is not None and until < self._seq:
             self.are_known = False  # the server is back from data of a moment ago
         try:

@@ -9,11 +9,12 @@ from copy import deepcopy
 
 import polars as pl
 
-from rush_async.frames.columns import Inference, Layout, Values, values_of
+from rush_async.frames.inference import Inference, Layout, Values, values_of
 from rush_async.frames.schema import Schema, schema_columns
-from rush_async.frames.table import CHUNK, Table
+from rush_async.frames.table import Table
 from rush_async.model import Task, TaskState
-from rush_async.store.records import FIELDS, decode_flat, decode_task
+from rush_async.store.finished import CHUNK, Records
+from rush_async.store.records import decode_flat, decode_task
 
 __all__ = ["Archive", "frame_of"]
 
@@ -22,21 +23,23 @@ class Archive:
     """The finished tasks of one network, a row each.
 
     Frames have the columns `worker_id` (String), inputs, outputs, extras, with `times=True` the times (Datetime("us", "UTC"))
-    and `attempt` (Int64), and `keys` (String). `rush_async.frames.columns` has the dtypes of values. An output or extra whose
+    and `attempt` (Int64), and `keys` (String). `rush_async.frames.inference` has the dtypes of values. An output or extra whose
     name is taken is `ys.<name>`, `xs_extra.<name>` or `ys_extra.<name>`.
     """
 
-    def __init__(self) -> None:
-        self.clear()
+    def __init__(self, records: Records | None = None) -> None:
+        self._records = Records() if records is None else records
+        self._table = Table(self._records)
+        self._warned: set[str] = set()
 
     def clear(self) -> None:
         """Removes all tasks. Frames that were returned stay as they are."""
-        self._table = Table()
-        self._rows: dict[str, int] = {}
-        self._warned: set[str] = set()
+        self._records.clear()
+        self._table = Table(self._records)
+        self._warned = set()
 
     def __len__(self) -> int:
-        return len(self._table.records)
+        return len(self._records)
 
     def extend(self, records: Sequence[bytes]) -> None:
         """Adds complete records in the order in which the tasks finished.
@@ -45,6 +48,14 @@ class Archive:
             DecodeError: one of them is not a record. They are kept, so that they are not read again and again.
         """
         self._table.extend(records)
+
+    def decode_chunks(self) -> None:
+        """Decodes what was added to the shared records, as far as it fills chunks.
+
+        Raises:
+            DecodeError: one of them is not a record.
+        """
+        self._table.decode_chunks()
 
     def frame(self, start: int = 0, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
         """The rows from `start`, with the columns and dtypes of all rows. The caller owns the frame.
@@ -92,15 +103,11 @@ class Archive:
 
     def find(self, keys: Iterable[str]) -> dict[str, Task]:
         """The tasks with these keys, as far as they are here."""
-        records = self._table.records
-        for first, last in records.windows(len(self._rows), len(records)):
-            self._rows.update(zip(records.decode(first, last)[::FIELDS], range(first, last), strict=True))
-        return {key: self.records(row, row + 1)[0] for key in keys if (row := self._rows.get(key)) is not None}
+        return self._records.find(keys)
 
     def keys(self, start: int, stop: int) -> list[str]:
         """The keys of the tasks from row `start` to before row `stop`."""
-        records = self._table.records
-        return [key for window in records.windows(start, stop) for key in records.decode(*window)[::FIELDS]]
+        return self._records.keys(start, stop)
 
     def records(self, start: int, stop: int) -> list[Task]:
         """The tasks from row `start` to before row `stop`."""
@@ -108,7 +115,7 @@ class Archive:
 
     def raw(self, start: int, stop: int) -> list[bytes]:
         """The records from row `start` to before row `stop`, as they arrived."""
-        return self._table.records.raw(start, stop)
+        return self._records.raw(start, stop)
 
 
 def frame_of(

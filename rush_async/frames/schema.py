@@ -12,8 +12,8 @@ from typing import Any, NoReturn, TypeAlias, cast
 import polars as pl
 
 from rush_async.errors import SchemaError
-from rush_async.frames.columns import NO_FIELD, Column, text
-from rush_async.store.records import RESERVED_NAMES
+from rush_async.frames.column import NO_FIELD, Column, text
+from rush_async.model import RESERVED_NAMES
 
 __all__ = ["Schema", "SchemaColumn", "schema_columns"]
 

@@ -7,72 +7,22 @@ logarithmic number of times however the rows arrive. The last rows, fewer than 6
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import polars as pl
 
 from rush_async.errors import SchemaError
-from rush_async.frames.columns import Column, Inference, Layout, Values, values_of
-from rush_async.store.records import FIELDS, decode_flat
+from rush_async.frames.column import Column
+from rush_async.frames.inference import Inference, Layout, Values, values_of
+from rush_async.model import FIELDS
+from rush_async.store.finished import CHUNK, Records
 
-__all__ = ["CHUNK", "Records", "Table"]
+__all__ = ["Table"]
 
-CHUNK = 1_000  # records decoded in one call: with more, garbage collection takes longer
 _TAIL = 64  # decoded rows that become a block
 _MOST_LAYOUTS = 8  # layouts, besides the one of the records, that are kept up to date
-
-
-class Records:
-    """Complete records, a row each."""
-
-    def __init__(self) -> None:
-        self._chunks: list[bytes] = []  # of CHUNK records each
-        self._bounds: list[array[int]] = []  # where the records of a chunk begin, and where the last one ends
-        self._open: list[bytes] = []  # the records behind the last chunk
-
-    def __len__(self) -> int:
-        return len(self._chunks) * CHUNK + len(self._open)
-
-    def extend(self, records: Sequence[bytes]) -> None:
-        """Adds records."""
-        at = 0
-        while at < len(records):
-            n_free = CHUNK - len(self._open)
-            self._open += records[at : at + n_free]
-            at += n_free
-            if len(self._open) == CHUNK:
-                self._chunks.append(b"".join(self._open))
-                self._bounds.append(array("L", accumulate(map(len, self._open), initial=0)))
-                self._open = []
-
-    def raw(self, start: int, stop: int) -> list[bytes]:
-        """The records from row `start` to before row `stop`."""
-        found: list[bytes] = []
-        for first, last in self.windows(start, stop):
-            at, offset = divmod(first, CHUNK)
-            if at == len(self._chunks):
-                found += self._open[offset : offset + last - first]
-                continue
-            chunk, bounds = self._chunks[at], self._bounds[at]
-            found += [chunk[bounds[row] : bounds[row + 1]] for row in range(offset, offset + last - first)]
-        return found
-
-    def windows(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The rows from `start` to before `stop`, those of one chunk at a time."""
-        stop = min(stop, len(self))
-        while start < stop:
-            last = min(stop, start - start % CHUNK + CHUNK)
-            yield start, last
-            start = last
-
-    def decode(self, first: int, last: int) -> list[Any]:
-        """The rows of a window, as `decode_flat` returns them."""
-        whole = last - first == CHUNK
-        return decode_flat(self._chunks[first // CHUNK] if whole else b"".join(self.raw(first, last)), last - first)
 
 
 @dataclass(eq=False, slots=True)
@@ -123,13 +73,16 @@ class _Block:
 class Table:
     """The rows of finished tasks in the layouts that callers ask for.
 
+    Args:
+        records: the rows, which may be shared; new ones without it.
+
     Attributes:
         records: the rows as they arrived.
         inference: the types of all decoded rows.
     """
 
-    def __init__(self) -> None:
-        self.records = Records()
+    def __init__(self, records: Records | None = None) -> None:
+        self.records = Records() if records is None else records
         self.inference = Inference()
         self._base = self.inference.layout()
         self._layouts: dict[tuple[Any, ...], Layout] = {}
@@ -147,6 +100,14 @@ class Table:
             DecodeError: one of them is not a record. They are kept, so that they are not read again and again.
         """
         self.records.extend(records)
+        self.decode_chunks()
+
+    def decode_chunks(self) -> None:
+        """Decodes full chunks.
+
+        Raises:
+            DecodeError: one of them is not a record.
+        """
         # A caller that adds many chunks lets others run between them, but a frame is made without a pause.
         if len(self.records) - self._n_decoded >= CHUNK:
             self.decode(len(self.records) // CHUNK * CHUNK)

@@ -17,7 +17,7 @@ from rush_async.heartbeat.heartbeat import own_this_process
 from rush_async.launch.job import LENGTH, Job, Report, frame, pack_report
 from rush_async.model import Failure, WorkerExit
 from rush_async.worker.loop import WorkerLoop
-from rush_async.worker.run import Runner
+from rush_async.worker.worker import Runner
 
 __all__ = ["main"]
 

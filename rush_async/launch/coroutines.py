@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rush_async.launch.handle import Launch, WorkerHandle
-from rush_async.worker.run import Runner
+from rush_async.worker.worker import Runner
 
 __all__ = ["Coroutines"]
 

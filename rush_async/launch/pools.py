@@ -26,7 +26,7 @@ from rush_async.process import process_generation
 from rush_async.store.workers import KILLED, LOST_WORKER
 from rush_async.supervisor import run_to_completion
 from rush_async.worker.loop import WorkerLoop
-from rush_async.worker.run import Runner
+from rush_async.worker.worker import Runner
 
 __all__ = ["Pool", "Submitter", "run_job"]
 
@@ -123,16 +123,16 @@ class _Worker(WorkerHandle):
 
     async def _cancel_unbegun(self) -> None:
         """Cancels a job that has not begun. A running job is not cancelled: Dask would drop it, and Slurm would kill it."""
-        if not await self._has_entered() and hasattr(self._future, "cancel"):
+        if not await self._has_run() and hasattr(self._future, "cancel"):
             self._is_cancelled = True
             await anyio.to_thread.run_sync(self._future.cancel)
 
-    async def _has_entered(self) -> bool:
+    async def _has_run(self) -> bool:
         try:
             entry = (await self._network.workers.read_some([self.worker_id])).get(self.worker_id)
         except RushConnectionError:
             return True  # then no job is cancelled, and a job that the pool has cancelled counts as lost
-        return entry is not None and entry.has_entered
+        return entry is not None and entry.has_run
 
     def _note_done(self, future: Any) -> None:
         """Takes the outcome of the job. The pool calls it in any thread."""
@@ -155,7 +155,7 @@ class _Worker(WorkerHandle):
         """Ends the worker of a cancelled job: as terminated if it had not begun, else as lost."""
         end = WorkerExit(self.worker_id, "lost", _failure(outcome))
         try:
-            if not await self._has_entered():
+            if not await self._has_run():
                 end = WorkerExit(self.worker_id, "terminated")
         finally:
             self.end(end)

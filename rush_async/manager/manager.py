@@ -15,7 +15,7 @@ import anyio
 
 from rush_async.client.arguments import Schema, as_keys, as_number
 from rush_async.client.client import RushClient
-from rush_async.config import RushConfig
+from rush_async.config import RushConfig, with_heartbeat
 from rush_async.errors import RushConnectionError, RushTimeoutError, WorkerLoopError, WorkersNotReadyError, listed
 from rush_async.launch.command import prepare_command
 from rush_async.launch.coroutines import Coroutines
@@ -76,7 +76,7 @@ class Rush(RushClient):
             self._workers = WorkerGroup(network)
         return self._workers
 
-    async def _leave(self, error: BaseException | None) -> None:
+    async def _on_close(self, error: BaseException | None) -> None:
         if (group := self._workers) is None:
             return
         try:
@@ -144,7 +144,7 @@ class Rush(RushClient):
         return await group.start(launcher, bound, n_workers, config, levels, Path(log_dir) if log_dir is not None else None)
 
     def _for_workers(self, heartbeat_period: float | None, heartbeat_expire: float | None) -> RushConfig:
-        config = self.config.beating(heartbeat_period, heartbeat_expire)
+        config = with_heartbeat(self.config, heartbeat_period, heartbeat_expire)
         path = config.large_objects_path or current_plan().large_objects_path
         return replace(config, large_objects_path=path)
 
@@ -272,7 +272,7 @@ class Rush(RushClient):
             if entry.state == "running" and (wanted is None or is_ours):
                 n_ready += 1
             elif is_ours and entry.ended_at is not None:
-                if entry.has_entered:
+                if entry.has_run:
                     n_ready += 1
                 elif entry.state != "terminated" or wanted is not None:
                     self._worker_group.unseen.pop(entry.worker_id, None)  # the next wait does not raise it again

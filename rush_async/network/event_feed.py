@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from rush_async.errors import DecodeError
 from rush_async.events import Event, EventsMissed, NetworkReset, TasksFailed, TasksFinished, TasksQueued, TasksStarted
@@ -16,34 +16,51 @@ from rush_async.network.waiting import Lines
 from rush_async.store.messages import EventMessage, ResetMessage, decode_events
 from rush_async.store.position import Position
 from rush_async.store.task_reads import TaskReads
-from rush_async.wire.link import Link
+from rush_async.supervisor import Supervisor
+from rush_async.wire.subscription import Subscription
 
 __all__ = ["EndWait", "EventFeed", "Listener"]
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _LATEST = 1.0  # seconds after a beat by which the events before it have arrived
 _LINGER = 5.0  # seconds for which events still come when they are not needed any more
+
+
+class ServerLink(Protocol):
+    """What the feed needs of the link to the server."""
+
+    @property
+    def supervisor(self) -> Supervisor: ...
+
+    @property
+    def subscription(self) -> Subscription: ...
+
+    async def retry_until_reachable(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Asks until the server answers."""
+        ...
 
 
 class EventFeed:
     """The events of one network in one event loop: it updates the position, and wakes listeners and waits.
 
-    Events cost everybody who gets them, so the feed follows the network only while it is needed: in its blocks
+    Each event costs every process that receives it, so the feed follows the network only while it is needed: in its blocks
     (`with feed: await feed.watch()`), and for a few seconds after them.
 
     Args:
         network_id: the network.
         link: the connections to its server.
         tasks: reads the position after each confirmation of the subscription, because earlier events are gone.
-        lines: told of tasks that were queued.
+        lines: woken when tasks were queued.
 
     Attributes:
         following: None while the channel is not subscribed; set once the position is up to date.
         n_users: how many blocks need the feed.
     """
 
-    def __init__(self, network_id: str, link: Link, tasks: TaskReads, lines: Lines) -> None:
+    def __init__(self, network_id: str, link: ServerLink, tasks: TaskReads, lines: Lines) -> None:
         self.following: asyncio.Event | None = None
         self._network_id = network_id
         self._link = link
@@ -132,7 +149,7 @@ class EventFeed:
         self._link.supervisor.start(self._resynchronise)
 
     async def _resynchronise(self) -> None:
-        position = await self._link.retry_until_reachable(self._tasks.look)
+        position = await self._link.retry_until_reachable(self._tasks.read_position)
         now = datetime.now(UTC)
         self._heard_seq = position.seq
         for listener in tuple(self._listeners):
@@ -217,7 +234,7 @@ class EventFeed:
 
     async def begin(self, listener: Listener) -> Position:
         """Reads the position from which on the listener wants events: none is missed or comes twice."""
-        position = await self._tasks.look()
+        position = await self._tasks.read_position()
         listener.begin(position.epoch, position.seq)
         return position
 

@@ -6,11 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from rush_async.config import RushConfig
-from rush_async.errors import RushError, RushTimeoutError, TasksNotDoneError, listed
+from rush_async.embedded.server import ServerLease, acquire
+from rush_async.errors import RushConfigError, RushError, RushTimeoutError, TasksNotDoneError, listed
 from rush_async.heartbeat.heartbeat import Heartbeat
 from rush_async.heartbeat.log_writer import LogWriter
 from rush_async.model import Counts, Failure, Task
@@ -89,9 +92,19 @@ class Network:
 
         Raises:
             RushConnectionError: the server cannot be reached, or does not let this user publish events.
+            ServerStartError: the embedded server did not start.
             RushError: the network is written in a newer wire version.
         """
-        link = await Link.acquire(config, SOURCES)
+        leases: list[ServerLease] = []
+        try:
+            if config.url is None:
+                await run_to_completion(_start_server(config, leases))
+                config = config.at(leases[0].url)
+        except BaseException:
+            for lease in leases:
+                lease.release()
+            raise
+        link = await Link.acquire(config, SOURCES, leases)
         networks = _networks.get()
         network = networks.get((link.config, network_id))
         if network is None or network.link is not link:
@@ -100,7 +113,7 @@ class Network:
         try:
             async with network._opening:
                 if not network._is_open:
-                    await network.tasks.look(probe=True)
+                    await network.tasks.read_position(probe=True)
                     network._is_open = True
         except BaseException:
             await run_to_completion(network.release())
@@ -122,7 +135,7 @@ class Network:
         try:
             await self.log_writer.aclose()
             await self.heartbeat.aclose()
-            # What cancelled callers were granted is given back before the connection may close.
+            # The calls of cancelled callers are compensated before the connection may close.
             with anyio.move_on_after(_PATIENCE, shield=True):
                 await self.tasks.calls.quiet()
                 if leases := self.heartbeat.leases:
@@ -138,7 +151,8 @@ class Network:
         """Tasks of any state by key; those that the network does not know are left out."""
         found = {key: decode_task(state, record) for key, (state, record) in (await self.tasks.find(keys)).items()}
         if missing := [key for key in keys if key not in found]:
-            found |= (await self.results.archive()).find(missing)
+            await self.results.read()
+            found |= self.results.records.find(missing)
         return found
 
     # waiting
@@ -153,7 +167,7 @@ class Network:
         try:
             with self.feed:
                 async with asyncio.timeout(None if looks_once else timeout):
-                    await (self.tasks.look() if looks_once else self.feed.watch())
+                    await (self.tasks.read_position() if looks_once else self.feed.watch())
                     if predicate(self.position.counts):
                         return self.position.counts
                     if looks_once:
@@ -304,3 +318,11 @@ class Network:
             self.link.supervisor.start(self._take_requests, beat.gone)
         self.position.take(beat.position)
         self.feed.expect(beat.position)
+
+
+async def _start_server(config: RushConfig, leases: list[ServerLease]) -> None:
+    """Adds a lease of the embedded server to `leases`."""
+    if config.wait_replicas:
+        raise RushConfigError("the embedded server has no replicas: leave wait_replicas out, or name a server with the url")
+    data_dir = Path(config.data_dir) if config.data_dir is not None else None
+    leases.append(await anyio.to_thread.run_sync(lambda: acquire(data_dir, appendfsync=config.appendfsync)))

@@ -5,66 +5,82 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rush_async.errors import RushConnectionError
 from rush_async.model import Task
+from rush_async.store.finished import Records
 from rush_async.store.task_reads import FinishedRead, TaskReads
-
-if TYPE_CHECKING:
-    from rush_async.frames.archive import Archive
 
 __all__ = ["Results"]
 
 logger = logging.getLogger(__name__)
 
 
+class Decoder(Protocol):
+    """Makes something of the records."""
+
+    def decode_chunks(self) -> None:
+        """Is called after records were added."""
+
+    def clear(self) -> None:
+        """Removes the records, and what was made of them."""
+
+
 class Results:
-    """Reads what is finished into the archive that all clients of an event loop share."""
+    """Reads what is finished, once for all clients of an event loop.
+
+    Attributes:
+        records: what was read.
+        decoder: makes frames of the records, once a client asked for frames.
+    """
 
     def __init__(self, network_id: str, tasks: TaskReads) -> None:
+        self.records = Records()
+        self.decoder: Decoder = self.records
         self._network_id = network_id
         self._tasks = tasks
         self._position = tasks.position
         self._generation = tasks.position.generation
-        self._archive: Archive | None = None
         self._reading: _Read | None = None
         self._n_reads = 0
         self._n_last_read = 0
 
-    def _known(self) -> Archive | None:
-        """The archive as far as it is read. What was read before a reset or a rollback is dropped."""
+    def _drop_if_outdated(self) -> None:
+        """Drops what was read before a reset or a rollback."""
         if self._generation != self._position.generation:
             self._generation = self._position.generation
             self.drop()
-        return self._archive
 
-    async def archive(self) -> Archive:
-        """The archive with all that was finished when this was called. Concurrent calls share one read."""
+    async def read(self) -> None:
+        """Reads all that was finished when this was called. Concurrent calls share one read."""
         # A read whose question has not left covers this call; one that is under way may not.
         under_way = self._reading
-        number = self._n_reads + 1 if under_way is None or under_way.has_left else under_way.number
-        while (archive := self._known()) is None or self._n_last_read < number:
+        number = self._n_reads + 1 if under_way is None or under_way.is_sent else under_way.number
+        self._drop_if_outdated()
+        while self._n_last_read < number:
             if self._reading is None:
                 await self._read_for_all()
             else:
                 read = self._reading
                 await read.over.wait()  # wakes all who wait in one tick, where a lock would take a tick for each
-                if read.error is not None and read.number >= number:  # who was there when it began has waited as long
+                if read.error is not None and read.number >= number:  # this call has waited as long
                     raise RushConnectionError(str(read.error)) from read.error
-        return archive
+            self._drop_if_outdated()
 
     async def find(self, keys: Collection[str]) -> dict[str, Task]:
         """Finished tasks by key; those that were read before are not read again."""
-        archive = self._known()
-        found = {} if archive is None else archive.find(keys)
-        return found if len(found) == len(keys) else (await self.archive()).find(keys)
+        self._drop_if_outdated()
+        found = self.records.find(keys)
+        if len(found) < len(keys):
+            await self.read()
+            found = self.records.find(keys)
+        return found
 
     def drop(self) -> None:
         """Forgets what was read, and that it was read: waiting calls begin another read."""
         self._n_last_read = 0
-        if self._archive is not None:
-            self._archive.clear()
+        self.decoder.clear()
 
     # reading
 
@@ -83,63 +99,62 @@ class Results:
 
     async def _read_to_end(self, read: _Read) -> None:
         """Reads all there is."""
-        if self._archive is None:
-            from rush_async.frames.archive import Archive  # polars takes its time: it is imported for the first frame
-
-            self._archive = Archive()
-        archive, position = self._archive, self._position
+        known, position = self.records, self._position
         ahead: FinishedRead | None = None
         asked_at = overlap = 0
         while True:
             if ahead is None:
                 # One record is read again: that it is the same shows that the list only grew.
-                asked_at, overlap = position.highest_epoch, min(len(archive), 1)
-                ahead = self._tasks.read_finished(len(archive) - overlap)
+                asked_at, overlap = position.highest_epoch, min(len(known), 1)
+                ahead = self._tasks.read_finished(len(known) - overlap)
                 read.first = read.first or ahead
             chunk = await ahead.chunk()
             ahead = None
             if chunk.epoch != position.epoch:
                 position.hear_epoch(chunk.epoch, asked_at)
             if self._generation != position.generation:
-                self._known()
+                self._drop_if_outdated()
                 continue
-            n_known = len(archive) - chunk.start
+            n_known = len(known) - chunk.start
             if n_known < overlap:
                 continue  # the network was reset, or the cache dropped, meanwhile
-            if len(chunk.records) < overlap or not self._is_same(archive, chunk.start, chunk.records):
+            if len(chunk.records) < overlap or not self._is_same(chunk.start, chunk.records):
                 logger.warning("the finished tasks of network %r are not those read before: reading anew", self._network_id)
                 position.begin_generation()
-                self._known()
+                self._drop_if_outdated()
                 continue
             end = chunk.start + len(chunk.records)
             if end < chunk.total:  # the server reads the next chunk while this one is decoded
                 asked_at, overlap = position.highest_epoch, 1
                 ahead = self._tasks.read_finished(end - 1)
-            archive.extend(chunk.records[n_known:])
+            self._add(chunk.records[n_known:])
             if end >= chunk.total:
                 return
+
+    def _add(self, records: Sequence[bytes]) -> None:
+        self.records.extend(records)
+        self.decoder.decode_chunks()
 
     @property
     def resumes_at(self) -> int:
         """From which position on to read beside something else, for `join`: the last record is read again."""
-        archive = self._known()
-        return max(len(archive) - 1, 0) if archive is not None else 0
+        self._drop_if_outdated()
+        return max(len(self.records) - 1, 0)
 
-    def join(self, epoch: int, start: int, records: Sequence[bytes]) -> Archive | None:
-        """Takes what was read from `resumes_at` on; None if it does not continue what is here, which may have changed."""
-        archive = self._known()
-        if archive is None or epoch != self._position.epoch or not self._is_same(archive, start, records):
-            return None
-        if len(archive) > start and not records:
-            return None  # it was to be read again, and is not there
-        archive.extend(records[len(archive) - start :])
-        return archive
+    def join(self, epoch: int, start: int, records: Sequence[bytes]) -> bool:
+        """Takes what was read from `resumes_at` on. False if it does not continue what is here, which may have changed."""
+        self._drop_if_outdated()
+        if epoch != self._position.epoch or not self._is_same(start, records):
+            return False
+        if len(self.records) > start and not records:
+            return False  # it was to be read again, and is not there
+        self._add(records[len(self.records) - start :])
+        return True
 
-    @staticmethod
-    def _is_same(archive: Archive, start: int, records: Sequence[bytes]) -> bool:
-        """Whether records that begin at `start` follow on what is here: without a gap, and the same as far as both reach."""
-        n_both = min(len(archive) - start, len(records))
-        return n_both >= 0 and records[:n_both] == archive.raw(start, start + n_both)
+    def _is_same(self, start: int, records: Sequence[bytes]) -> bool:
+        """Whether records that begin at `start` continue what is here: without a gap, and the same as far as both reach."""
+        n_both = min(len(self.records) - start, len(records))
+        return n_both >= 0 and records[:n_both] == self.records.raw(start, start + n_both)
 
 
 class _Read:
@@ -159,6 +174,6 @@ class _Read:
         self.error: RushConnectionError | None = None
 
     @property
-    def has_left(self) -> bool:
+    def is_sent(self) -> bool:
         """Whether the first question has left: the read does not cover what is asked from now on."""
-        return self.first is not None and self.first.has_left
+        return self.first is not None and self.first.is_sent

@@ -133,7 +133,7 @@ class Lines:
 
     Attributes:
         queue: the line for queued tasks.
-        n_arrivals: how many messages have told of tasks that were queued.
+        n_arrivals: how many messages with queued tasks have come.
     """
 
     def __init__(self, position: NetworkPosition) -> None:

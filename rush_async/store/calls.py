@@ -9,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Iterable, Sequence
-from enum import Enum, auto
-from typing import Any, cast
+from collections.abc import Awaitable, Sequence
+from typing import Any
 
 import hiredis
 
 from rush_async.errors import DecodeError, RushConnectionError, RushError
 from rush_async.store.keys import client_id
 from rush_async.store.position import NetworkPosition, position_of
-from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Script, ScriptCaller, wire_mismatch
+from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Life, Request, Script, ScriptCaller, deal, wire_mismatch
 from rush_async.wire.connection import Connection
 from rush_async.wire.refusals import gave_up, refusal
 from rush_async.wire.transport import Command, Word, pack
 
-__all__ = ["Batcher", "Request", "moved_keys"]
+__all__ = ["Batcher"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,90 +33,6 @@ _PAUSE = 0.5  # seconds until a detached request is issued again where it was re
 ENOUGH = 16  # requests that are worth a call before the tick is over
 
 RECALL = Script("recall", item=("worker",), parts=("records", "taken"), memory="reads")
-
-
-class Life(Enum):
-    """What becomes of a request."""
-
-    AWAITED = auto()  # a caller awaits the answer
-    ABANDONED = auto()  # its caller is gone: it is dropped if it has not left, else what it is granted is compensated
-    DETACHED = auto()  # no caller awaits it, and it is to be executed all the same
-    OVERDUE = auto()  # detached, and so late that nothing waits for it any longer
-    OVER = auto()
-
-
-class Request:
-    """One caller's part of a call.
-
-    Args:
-        script: what is called.
-        args: this request's arguments.
-        n_tasks: how many tasks it moves at the most.
-        n_answers: how many entries of the answer are this request's, where requests are merged.
-        size: how many bytes its arguments take, about; counted by default.
-        survives_reset: whether the call is issued again when the network was reset before it was executed; if not, it
-            resolves to `None`, which means that nothing moved.
-    """
-
-    __slots__ = (
-        *("args", "future", "goes_alone", "life", "n_answers", "n_tasks"),
-        *("script", "since", "size", "survives_reset"),
-    )
-
-    def __init__(
-        self,
-        script: Script,
-        args: Sequence[Word],
-        *,
-        n_tasks: int = 1,
-        n_answers: int = 1,
-        size: int | None = None,
-        survives_reset: bool = True,
-    ) -> None:
-        self.script = script
-        self.args = args
-        self.n_tasks = n_tasks
-        self.n_answers = n_answers
-        self.size = sum([len(arg) for arg in args if not isinstance(arg, int)]) if size is None else size
-        self.survives_reset = survives_reset
-        self.goes_alone = False
-        self.life = Life.AWAITED
-        self.since: float | None = None  # since when it has been kept back, because the server takes nothing
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def decode(self, answer: Any, extra: list[Any]) -> Any:
-        """The result that this request's part of the answer means. What does not decode is a `DecodeError` for the caller."""
-        return answer
-
-    @property
-    def compensates(self) -> bool:
-        """Whether `compensate` undoes anything."""
-        return False
-
-    def compensate(self, result: Any) -> None:
-        """Undoes what the server granted to a caller that is gone."""
-
-    def answered(self, answer: Any, extra: list[Any]) -> None:
-        """Takes this request's part of the answer."""
-        try:
-            self.resolve(self.decode(answer, extra))
-        except Exception as error:
-            self.reject(DecodeError(f"the answer of the script {self.script.name} is malformed: {error}: {answer!r:.200}"))
-
-    def resolve(self, result: Any) -> None:
-        """The request is over, with a result."""
-        self.life = Life.OVER
-        if not self.future.done():
-            self.future.set_result(result)
-        elif result is not None and (self.future.cancelled() or self.future.exception() is not None):
-            self.compensate(result)
-
-    def reject(self, error: Exception) -> None:
-        """The caller gets an error, and the request is over unless its answer is still to come."""
-        self.life = Life.OVER
-        if not self.future.done():
-            self.future.set_exception(error)
-            self.future.exception()  # its caller may be gone
 
 
 class _Batch(Command):
@@ -199,7 +114,7 @@ class Batcher:
         """Takes a request; it leaves at the end of this tick at the latest, merged with what else is issued until then.
 
         A call that has gathered as much as the server still has to do for us leaves at once, so that the server works on it
-        while this process goes on: both are busy, where they would take turns.
+        while this process continues: both are busy, where they would take turns.
         """
         waiting = self._waiting.get(request.script)
         if waiting is None:
@@ -273,9 +188,9 @@ class Batcher:
             await self._next_progress()
             under_way &= self._under_way()
         await asyncio.sleep(0)  # callers that were answered just now may compensate
-        await self.settled()
+        await self.compensated()
 
-    async def settled(self) -> None:
+    async def compensated(self) -> None:
         """Waits until the requests of cancelled callers have been answered and compensated."""
         for _ in range(2):
             due = set(self._unawaited)
@@ -392,7 +307,7 @@ class Batcher:
                     self.position.take(position_of(reply), batch.asked_seq)
                 except DecodeError as error:
                     logger.error("%s", error)
-                _deal(batch, answer, extra)
+                deal(batch.requests, answer, extra)
             case _:
                 self.forget(batch)
                 for request in batch.requests:
@@ -501,24 +416,6 @@ class Batcher:
         return [f"{self.client}:{number % WINDOW}" for number in range(first, self._number + 1)]
 
 
-def _deal(batch: _Batch, answer: Any, extra: list[Any]) -> None:
-    """Gives each request its part of an answer."""
-    if not batch.script.merges:
-        batch.requests[0].answered(answer, extra)
-        return
-    n_expected = sum([request.n_answers for request in batch.requests])
-    if not isinstance(answer, list) or len(cast("list[Any]", answer)) != n_expected:
-        error = DecodeError(f"the script {batch.script.name} answered {answer!r:.200}")
-        for request in batch.requests:
-            request.reject(error)
-        return
-    entries = cast("list[Any]", answer)
-    at = 0
-    for request in batch.requests:
-        request.answered(entries[at : at + request.n_answers], extra)
-        at += request.n_answers
-
-
 def _take_together(waiting: deque[Request]) -> list[Request]:
     """The next requests that may go as one call; abandoned ones are dropped, nothing of theirs was done."""
     requests: list[Request] = []
@@ -540,16 +437,3 @@ def _take_together(waiting: deque[Request]) -> list[Request]:
         if goes_alone:
             break
     return requests
-
-
-def moved_keys(answers: Iterable[Any]) -> list[str]:
-    """The keys in answers that list what moved; None is a network that was reset meanwhile.
-
-    Raises:
-        DecodeError: a key is not UTF-8; it moved, too.
-    """
-    keys = [key for answer in answers for key in answer or ()]
-    try:
-        return [key.decode() for key in keys]
-    except UnicodeDecodeError as error:
-        raise DecodeError(f"a task that moved has a key that is not UTF-8: {error.object!r:.200}") from error

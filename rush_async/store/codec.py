@@ -16,11 +16,13 @@ import msgpack  # pyright: ignore[reportMissingTypeStubs]
 from rush_async.errors import DecodeError, EncodeError
 
 __all__ = [
+    "DEEPEST",
+    "PLAIN_TYPES",
     "as_mapping",
     "decode",
     "decode_all",
     "encode",
-    "is_plain_mapping",
+    "new_packer",
     "refuse_timestamps",
     "to_msgpack",
     "to_plain",
@@ -28,21 +30,19 @@ __all__ = [
 ]
 
 _ORDINAL = struct.Struct(">i")
-_DEEPEST = 100
+DEEPEST = 100
 _MOST_DIGITS = 4_300  # of an integer: Python refuses to write or read longer ones by default
 _MOST_BITS = 14_285  # any integer of fewer bits has at most 4,300 digits and a sign
 
 # Types that msgpack writes unchanged, whatever their value, but for integers beyond 64 bits and lone surrogates.
-_PLAIN = frozenset({str, int, float, bool, type(None), bytes})
-_LISTS: frozenset[type] = frozenset({list, tuple})
-_NAMES: frozenset[type] = frozenset({str})
+PLAIN_TYPES = frozenset({str, int, float, bool, type(None), bytes})
 
 _INT, _DECIMAL, _UUID, _AWARE, _NAIVE, _DATE, _TIME, _DELTA = range(1, 9)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive datetimes stay naive
 _MICROSECOND = timedelta(microseconds=1)
 
-_new_packer: Callable[..., Any] = cast("Any", msgpack).Packer
+new_packer: Callable[..., Any] = cast("Any", msgpack).Packer
 _ExtType: Any = cast("Any", msgpack).ExtType
 
 
@@ -50,7 +50,7 @@ def to_msgpack(value: Any) -> bytes:
     """The msgpack bytes of what msgpack knows."""
     # A packer for each call: threads, or a finaliser in the middle of a call, would mix their bytes in a shared one.
     # Its small first buffer, which grows, makes that as cheap as a packer for each thread.
-    return _new_packer(buf_size=512).pack(value)
+    return new_packer(buf_size=512).pack(value)
 
 
 def as_mapping(value: object) -> dict[Any, Any] | None:
@@ -77,32 +77,10 @@ def encode(value: object, what: str) -> bytes:
     return to_msgpack(to_plain(value, what, 0))
 
 
-def is_plain_mapping(mapping: Any, depth: int = 0) -> bool:
-    """Whether msgpack writes this mapping with string names unchanged."""
-    return _NAMES.issuperset(map(type, mapping)) and _are_plain(mapping.values(), depth)
-
-
-def _are_plain(values: Iterable[Any], depth: int = 0) -> bool:
-    """Whether msgpack writes these values as they are, whatever is in them."""
-    if depth >= _DEEPEST:
-        return False
-    if _PLAIN.issuperset(map(type, values)):
-        return True
-    for value in values:
-        if type(value) in _PLAIN:
-            continue
-        if type(value) in _LISTS:
-            if not _are_plain(value, depth + 1):
-                return False
-        elif type(value) is not dict or not is_plain_mapping(value, depth + 1):
-            return False
-    return True
-
-
 def to_plain(value: Any, path: str, depth: int) -> Any:
     """The value in what msgpack knows, or an error that names its path."""
-    if depth > _DEEPEST:
-        raise EncodeError(f"{path[:80]}... is nested more than {_DEEPEST} deep, or contains itself: flatten it")
+    if depth > DEEPEST:
+        raise EncodeError(f"{path[:80]}... is nested more than {DEEPEST} deep, or contains itself: flatten it")
     match value:
         case None | bool():
             return value
@@ -140,7 +118,7 @@ def _plain_int(number: int, path: str) -> Any:
 
 
 def _plain_list(items: list[Any], path: str, depth: int) -> list[Any]:
-    if depth < _DEEPEST and _PLAIN.issuperset(map(type, items)):
+    if depth < DEEPEST and PLAIN_TYPES.issuperset(map(type, items)):
         try:
             to_msgpack(items)  # much faster than a look at each
         except (OverflowError, UnicodeEncodeError):

@@ -15,14 +15,21 @@ from operator import contains
 from typing import Any, NamedTuple, cast
 
 from rush_async.errors import DecodeError, EncodeError
-from rush_async.model import FAILURE_KINDS, Failure, Task, TaskState
+from rush_async.model import FAILURE_KINDS, FIELDS, RESERVED_NAMES, Failure, Task, TaskState
 from rush_async.process import forget_in_child
-from rush_async.store.codec import as_mapping, is_plain_mapping, refuse_timestamps, to_msgpack, to_plain, unpack
+from rush_async.store.codec import (
+    DEEPEST,
+    PLAIN_TYPES,
+    as_mapping,
+    new_packer,
+    refuse_timestamps,
+    to_msgpack,
+    to_plain,
+    unpack,
+)
 from rush_async.store.keys import ALPHABET, client_id
 
 __all__ = [
-    "FIELDS",
-    "RESERVED_NAMES",
     "NewTask",
     "RecordEncoder",
     "as_extras",
@@ -41,9 +48,6 @@ __all__ = [
     "task_of",
 ]
 
-RESERVED_NAMES = frozenset({"state", "worker_id", "condition", "created_at", "started_at", "ended_at", "attempt", "keys"})
-FIELDS = 10
-
 _HEADER = struct.Struct(">BBI")
 _TIME_LENGTH = 9
 _LONGEST_TEXT = 50_000  # characters of a message or traceback
@@ -51,6 +55,7 @@ _NIL = b"\xc0"
 _FIXSTR, _STR8 = 0xA0, 0xD9
 _DICTS: frozenset[type] = frozenset({dict})
 _NAMES: frozenset[type] = frozenset({str})
+_LISTS: frozenset[type] = frozenset({list, tuple})
 
 
 def _base62(number: int) -> str:
@@ -230,12 +235,34 @@ def check_names(record: dict[str, Any], what: str) -> None:
 # encoding
 
 
+def _is_plain_mapping(mapping: Any, depth: int = 0) -> bool:
+    """Whether msgpack writes this mapping with string names unchanged."""
+    return _NAMES.issuperset(map(type, mapping)) and _are_plain(mapping.values(), depth)
+
+
+def _are_plain(values: Iterable[Any], depth: int = 0) -> bool:
+    """Whether msgpack writes these values as they are, whatever is in them."""
+    if depth >= DEEPEST:
+        return False
+    if PLAIN_TYPES.issuperset(map(type, values)):
+        return True
+    for value in values:
+        if type(value) in PLAIN_TYPES:
+            continue
+        if type(value) in _LISTS:
+            if not _are_plain(value, depth + 1):
+                return False
+        elif type(value) is not dict or not _is_plain_mapping(value, depth + 1):
+            return False
+    return True
+
+
 def encode_created(key: str, xs: dict[str, Any], xs_extra: dict[str, Any] | None, what: str = "xs") -> bytes:
     """The first part of a record, without its time."""
     # The values of a short list stand one after another behind one byte, so a part is packed in one call.
     try:
-        if is_plain_mapping(xs) and (xs_extra is None or is_plain_mapping(xs_extra)):
-            return to_msgpack([key, xs, xs_extra])[1:]
+        if _is_plain_mapping(xs) and (xs_extra is None or _is_plain_mapping(xs_extra)):
+            return new_packer(buf_size=512).pack([key, xs, xs_extra])[1:]
     except (OverflowError, UnicodeEncodeError):
         pass  # the careful way stores the integer, or names the text
     return to_msgpack([to_plain(key, "key", 0), to_plain(xs, what, 0), to_plain(xs_extra, _extra_of(what), 0)])[1:]
@@ -244,8 +271,8 @@ def encode_created(key: str, xs: dict[str, Any], xs_extra: dict[str, Any] | None
 def encode_ended(ys: dict[str, Any], ys_extra: dict[str, Any] | None, what: str = "ys") -> bytes:
     """The last part of a record, without its time."""
     try:
-        if is_plain_mapping(ys) and (ys_extra is None or is_plain_mapping(ys_extra)):
-            return to_msgpack([ys, ys_extra])[1:]
+        if _is_plain_mapping(ys) and (ys_extra is None or _is_plain_mapping(ys_extra)):
+            return new_packer(buf_size=512).pack([ys, ys_extra])[1:]
     except (OverflowError, UnicodeEncodeError):
         pass
     return to_msgpack([to_plain(ys, what, 0), to_plain(ys_extra, _extra_of(what), 0)])[1:]
@@ -308,8 +335,8 @@ _RECORDS = (1, 2, 7, 8)  # which of the ten values have names
 def decode_flat(chunk: bytes, n: int) -> list[Any]:
     """The ten values of each of `n` complete records, all in one list, in one call.
 
-    The ten have their types and names are strings. For speed nobody looks further into inputs and outputs: from a foreign
-    writer there may be a `msgpack.Timestamp` in them, which whoever looks at each value's type anyway has to refuse.
+    The types of the ten values are checked, and that names are strings. For speed, inputs and outputs are not checked any
+    deeper: a foreign writer may have put a `msgpack.Timestamp` into them, which callers that look at each value's type refuse.
     """
     flat: list[Any] = unpack(_ARRAY.pack(0xDD, n * FIELDS) + chunk)
     # Records mostly look alike, and to compare their types with those of the first costs less than a look at each value.

@@ -1,4 +1,4 @@
-"""The Lua scripts: how one is declared, and how it is called.
+"""The Lua scripts: how one is declared, how one caller requests it, and how it is called.
 
 A script is declared beside the method that calls it:
 
@@ -11,16 +11,18 @@ The head of its Lua source is generated from that: each key, argument and column
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
+from enum import Enum, auto
 from importlib import resources
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
-from rush_async.errors import RushError
+from rush_async.errors import DecodeError, RushError
 from rush_async.store.keys import NetworkKeys
 from rush_async.wire.transport import Word, pack
 
-__all__ = ["MOST_BYTES", "MOST_TASKS", "WIRE_VERSION", "Script", "ScriptCaller", "wire_mismatch"]
+__all__ = ["MOST_BYTES", "MOST_TASKS", "WIRE_VERSION", "Life", "Request", "Script", "ScriptCaller", "deal", "wire_mismatch"]
 
 WIRE_VERSION = 1
 MOST_TASKS = 1_000  # of one call
@@ -50,7 +52,7 @@ class Script:
         memory: whether it `grows` the data, `keeps` their size about as it is, or only `reads`.
         creates: whether it makes a network exist: its first argument is then `last_known`, the highest epoch ever seen.
         merges: whether one call may serve several callers, a few items or groups each.
-        is_final: whether it is somebody's last call: it is sent even when its caller was cancelled at once.
+        is_final: whether it may be the last call of its caller: it is sent even when its caller is cancelled at once.
     """
 
     all: ClassVar[list[Script]] = []
@@ -109,6 +111,109 @@ def _names(names: Sequence[str]) -> str:
 def _offsets(columns: Sequence[str]) -> str:
     """`local KEY, WORKER = 0, 1`: where the columns are from the first on."""
     return f"local {_names(columns)} = {', '.join(str(at) for at in range(len(columns)))}"
+
+
+class Life(Enum):
+    """What becomes of a request."""
+
+    AWAITED = auto()  # a caller awaits the answer
+    ABANDONED = auto()  # its caller is gone: it is dropped if it has not left, else what it is granted is compensated
+    DETACHED = auto()  # no caller awaits it, and it is to be executed all the same
+    OVERDUE = auto()  # detached, and so late that nothing waits for it any longer
+    OVER = auto()
+
+
+class Request:
+    """One caller's part of a call.
+
+    Args:
+        script: what is called.
+        args: this request's arguments.
+        n_tasks: how many tasks it moves at the most.
+        n_answers: how many entries of the answer are this request's, where requests are merged.
+        size: how many bytes its arguments take, about; counted by default.
+        survives_reset: whether the call is issued again when the network was reset before it was executed; if not, it
+            resolves to `None`, which means that nothing moved.
+    """
+
+    __slots__ = (
+        *("args", "future", "goes_alone", "life", "n_answers", "n_tasks"),
+        *("script", "since", "size", "survives_reset"),
+    )
+
+    def __init__(
+        self,
+        script: Script,
+        args: Sequence[Word],
+        *,
+        n_tasks: int = 1,
+        n_answers: int = 1,
+        size: int | None = None,
+        survives_reset: bool = True,
+    ) -> None:
+        self.script = script
+        self.args = args
+        self.n_tasks = n_tasks
+        self.n_answers = n_answers
+        self.size = sum([len(arg) for arg in args if not isinstance(arg, int)]) if size is None else size
+        self.survives_reset = survives_reset
+        self.goes_alone = False
+        self.life = Life.AWAITED
+        self.since: float | None = None  # since when it has been kept back, because the server takes nothing
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def decode(self, answer: Any, extra: list[Any]) -> Any:
+        """The result that this request's part of the answer means. What does not decode is a `DecodeError` for the caller."""
+        return answer
+
+    @property
+    def compensates(self) -> bool:
+        """Whether `compensate` undoes anything."""
+        return False
+
+    def compensate(self, result: Any) -> None:
+        """Undoes what the server granted to a caller that is gone."""
+
+    def answered(self, answer: Any, extra: list[Any]) -> None:
+        """Takes this request's part of the answer."""
+        try:
+            self.resolve(self.decode(answer, extra))
+        except Exception as error:
+            self.reject(DecodeError(f"the answer of the script {self.script.name} is malformed: {error}: {answer!r:.200}"))
+
+    def resolve(self, result: Any) -> None:
+        """The request is over, with a result."""
+        self.life = Life.OVER
+        if not self.future.done():
+            self.future.set_result(result)
+        elif result is not None and (self.future.cancelled() or self.future.exception() is not None):
+            self.compensate(result)
+
+    def reject(self, error: Exception) -> None:
+        """The caller gets an error, and the request is over unless its answer is still to come."""
+        self.life = Life.OVER
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()  # its caller may be gone
+
+
+def deal(requests: Sequence[Request], answer: Any, extra: list[Any]) -> None:
+    """Gives each request of one call its part of the answer."""
+    script = requests[0].script
+    if not script.merges:
+        requests[0].answered(answer, extra)
+        return
+    n_expected = sum([request.n_answers for request in requests])
+    if not isinstance(answer, list) or len(cast("list[Any]", answer)) != n_expected:
+        error = DecodeError(f"the script {script.name} answered {answer!r:.200}")
+        for request in requests:
+            request.reject(error)
+        return
+    entries = cast("list[Any]", answer)
+    at = 0
+    for request in requests:
+        request.answered(entries[at : at + request.n_answers], extra)
+        at += request.n_answers
 
 
 class ScriptCaller:

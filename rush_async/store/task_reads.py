@@ -21,7 +21,7 @@ T = TypeVar("T")
 _CHUNK = 2_000
 _FIRST_CHUNK = 100  # as long as it is not known how large the records are
 
-LOOK = Script("look", memory="reads")
+POSITION = Script("position", memory="reads")
 
 
 class FinishedChunk(NamedTuple):
@@ -60,7 +60,7 @@ class FinishedRead:
         self._command = command
 
     @property
-    def has_left(self) -> bool:
+    def is_sent(self) -> bool:
         """Whether the question has left: it does not cover what happened since."""
         return self._command.n_sent > 0
 
@@ -77,7 +77,7 @@ class TaskReads:
     Args:
         connection: the connection everything goes through.
         keys: the network's keys.
-        position: where the network stands.
+        position: the position of the network, which replies update.
     """
 
     def __init__(self, connection: Connection, keys: NetworkKeys, position: NetworkPosition) -> None:
@@ -87,8 +87,8 @@ class TaskReads:
         self.largest = 0
         self._caller = ScriptCaller(keys)
 
-    async def look(self, *, probe: bool = False) -> Position:
-        """Asks where the network stands.
+    async def read_position(self, *, probe: bool = False) -> Position:
+        """Reads the position of the network: its epoch, its sequence number and its counts.
 
         Raises:
             RushConnectionError: `probe` is set and this user may not publish the network's events.
@@ -96,14 +96,14 @@ class TaskReads:
         """
         asked_at, asked_seq = self.position.highest_epoch, self.position.seq
         args: list[Word] = ["0", "", 0]
-        reply = await self.connection.ask_script(self._caller.call(LOOK, args), self._caller.call_by_source(LOOK, args))
+        reply = await self.connection.ask_script(self._caller.call(POSITION, args), self._caller.call_by_source(POSITION, args))
         position = position_of(reply)
         if (error := wire_mismatch(int(reply[7]))) is not None:
             raise error
         if probe:
             await self._probe()
         if position.epoch == 0 and asked_at != self.position.highest_epoch:
-            return await self.look()  # an event of a later epoch overtook the reply
+            return await self.read_position()  # an event of a later epoch overtook the reply
         self.position.hear_epoch(position.epoch, asked_at)
         self.position.take(position, asked_seq)
         return position

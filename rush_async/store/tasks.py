@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from rush_async.errors import RushError, ServerFullError
+from rush_async.errors import DecodeError, RushError, ServerFullError
 from rush_async.model import Failure
-from rush_async.store.calls import Batcher, Request, moved_keys
+from rush_async.store.calls import Batcher
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.position import NetworkPosition
 from rush_async.store.records import NewTask, encode_failure
-from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Script
+from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Request, Script
 from rush_async.store.task_reads import TaskReads, slices
 from rush_async.wire.connection import Connection
 from rush_async.wire.transport import Word
@@ -159,10 +159,10 @@ class TaskStore(TaskReads):
     async def empty_queue(self, failure: Failure) -> list[str]:
         """Fails what is queued now, in steps; what others push meanwhile stays."""
         ended, removed = encode_failure(failure), list[str]()
-        left = (await self.look()).counts.queued
+        left = (await self.read_position()).counts.queued
         while left > 0:
             answer = await self.calls.call(_remove(ended, min(left, _SWEPT)))
-            keys = moved_keys([answer.keys])
+            keys = _moved_keys([answer.keys])
             removed += keys
             left -= len(keys)
             if not answer.may_follow:
@@ -173,18 +173,18 @@ class TaskStore(TaskReads):
         """Fails tasks that are queued or running, whichever worker holds them; the keys that moved."""
         ended = encode_failure(failure)
         requests = [Request(CANCEL, [ended, *chunk], n_tasks=len(chunk)) for chunk in slices(keys, _SWEPT)]
-        return moved_keys(await self.calls.call_all(requests))
+        return _moved_keys(await self.calls.call_all(requests))
 
     async def retry(self, keys: Sequence[str] | None) -> list[str]:
         """Queues failed tasks again, all of them when no keys are given; the keys that moved."""
         wanted: Sequence[Word] = list(await self.scan("failed", MOST_TASKS)) if keys is None else keys
         requests = [Request(RETRY, chunk, n_tasks=len(chunk)) for chunk in slices(wanted, _SWEPT)]
-        return moved_keys(await self.calls.call_all(requests))
+        return _moved_keys(await self.calls.call_all(requests))
 
     async def reset(self, *, workers: bool) -> None:
         """Deletes every task of the network, and its workers too."""
-        await self.look()
-        # A refusal for its epoch means that the network was reset after the look: just as well.
+        await self.read_position()
+        # A refusal for its epoch means that the network was reset after the position was read: just as well.
         epoch = await self.calls.call(Request(RESET, ["all" if workers else "tasks"], survives_reset=False))
         if workers:
             self.position.learn_epoch(0)  # nothing of the network exists until it is created again
@@ -335,3 +335,16 @@ def _chunks(tasks: Sequence[NewTask]) -> list[Sequence[NewTask]]:
     if tasks:
         chunks.append(tasks[first:])
     return chunks
+
+
+def _moved_keys(answers: Iterable[Any]) -> list[str]:
+    """The keys in answers that list what moved; None is a network that was reset meanwhile.
+
+    Raises:
+        DecodeError: a key is not UTF-8; it moved, too.
+    """
+    keys = [key for answer in answers for key in answer or ()]
+    try:
+        return [key.decode() for key in keys]
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"a task that moved has a key that is not UTF-8: {error.object!r:.200}") from error

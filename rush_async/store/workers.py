@@ -9,12 +9,12 @@ from typing import Any, cast
 
 from rush_async.errors import DecodeError
 from rush_async.model import Failure, WorkerState
-from rush_async.store.calls import Batcher, Request
+from rush_async.store.calls import Batcher
 from rush_async.store.codec import decode_all, encode
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import BEAT, FAILURES, KILLED, LOSE, LOST_WORKER, Beat, Holder, Lease, LoseStep, answered_at
 from rush_async.store.records import encode_worker_failure
-from rush_async.store.scripts import MOST_TASKS, Script, ScriptCaller
+from rush_async.store.scripts import MOST_TASKS, Request, Script, ScriptCaller
 from rush_async.wire.connection import Connection
 from rush_async.wire.transport import Word
 
@@ -64,7 +64,7 @@ class WorkerEntry:
     is_clearing: bool = False
 
     @property
-    def has_entered(self) -> bool:
+    def has_run(self) -> bool:
         """Whether it ever ran."""
         return self.info.get("pid") is not None
 
@@ -96,16 +96,16 @@ class WorkerStore:
 
     async def deregister(self, worker_id: str, state: WorkerState, failure: Failure | None = None) -> bool:
         """Deregisters a worker that holds no task; returns False where it is not alive."""
-        return await self._calls.call(_leaving(worker_id, state, failure, "self")) == [1]
+        return await self._calls.call(_deregistration(worker_id, state, failure, "self")) == [1]
 
     def deregister_later(self, worker_id: str) -> None:
         """Deregisters a worker whose caller is gone, in the background."""
-        self._calls.detach(_leaving(worker_id, "terminated", None, "self"))
+        self._calls.detach(_deregistration(worker_id, "terminated", None, "self"))
 
     async def report(self, worker_id: str, state: WorkerState, failure: Failure | None) -> None:
         """Reports the end of a worker on behalf of the process that started it. A worker that never ran is deregistered; one
         that ended without deregistering is shut out, and what it ran is cleared."""
-        if await self._calls.call(_leaving(worker_id, state, failure, "starter")) == [2]:
+        if await self._calls.call(_deregistration(worker_id, state, failure, "starter")) == [2]:
             await self.lose([worker_id], "lost", LOST_WORKER, failure)
 
     async def lose(
@@ -214,7 +214,7 @@ class _Register(Request):
             self._store.deregister_later(self._worker_id)
 
 
-def _leaving(worker_id: str, state: WorkerState, failure: Failure | None, by: str) -> Request:
+def _deregistration(worker_id: str, state: WorkerState, failure: Failure | None, by: str) -> Request:
     return Request(DEREGISTER, [worker_id, state, encode_worker_failure(failure), by])
 
 

@@ -71,7 +71,7 @@ class Connection:
 
     @property
     def is_ready(self) -> bool:
-        """Whether what is sent now leaves at the end of this tick; while it does not, merging goes on."""
+        """Whether what is sent now leaves at the end of this tick; while it does not, calls are merged further."""
         return self._transport is not None and self._transport.is_open and self._transport.is_writable
 
     def send(self, command: Command, since: float | None = None) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from rush_async.config import RushConfig
-from rush_async.embedded.server import ServerLease, acquire
-from rush_async.errors import RushConfigError, RushConnectionError, RushError
+from rush_async.config import RushConfig, connection_part
+from rush_async.errors import RushConnectionError, RushError
 from rush_async.process import LoopValue
 from rush_async.supervisor import Supervisor, run_to_completion
 from rush_async.wire.connection import Connection
@@ -32,11 +30,18 @@ _LONGEST_PAUSE = 2.0  # seconds, where it is there and refuses
 _links = LoopValue[dict[RushConfig, "Link"]](dict)
 
 
+class ServerHold(Protocol):
+    """Keeps a server running until it is released."""
+
+    def release(self) -> None:
+        """Releases the server. Blocks."""
+
+
 class Link:
     """A server, shared by all clients of it in one event loop; the last one that lets go closes it.
 
     Attributes:
-        config: as asked for, with the `url` of the embedded server where that was meant.
+        config: the server.
     """
 
     connection: Connection
@@ -48,33 +53,28 @@ class Link:
         self._users = 0
         self._opening = asyncio.Lock()
         self._is_open = False
-        self._leases: list[ServerLease] = []
+        self._holds: list[ServerHold] = []
         self.supervisor = Supervisor("rush_async connection")
 
     @classmethod
-    async def acquire(cls, config: RushConfig, scripts: Sequence[str] = ()) -> Self:
-        """The link to the server that `config` names, opened if it was not; `scripts` are the sources that it is taught.
+    async def acquire(cls, config: RushConfig, scripts: Sequence[str] = (), holds: Sequence[ServerHold] = ()) -> Self:
+        """The link to the server that `config` names, opened if it was not.
+
+        Args:
+            config: the server, with its URL.
+            scripts: the sources of the scripts that the server is taught.
+            holds: keep the server running until the link is closed.
 
         Raises:
             RushConnectionError: the server cannot be reached.
-            ServerStartError: the embedded server did not start.
         """
-        leases: list[ServerLease] = []
-        try:
-            if config.url is None:
-                await run_to_completion(_start(config, leases))
-                config = config.at(leases[0].url)
-            config = config.of_connection
-            links = _links.get()
-            link = links.get(config)
-            if link is None:
-                link = links[config] = cls(config, scripts)
-            link._users += 1
-        except BaseException:
-            for lease in leases:
-                lease.release()
-            raise
-        link._leases += leases
+        config = connection_part(config)
+        links = _links.get()
+        link = links.get(config)
+        if link is None:
+            link = links[config] = cls(config, scripts)
+        link._users += 1
+        link._holds += holds
         try:
             async with link._opening:
                 if not link._is_open:
@@ -95,8 +95,8 @@ class Link:
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the server is one that this process holds a lease of."""
-        return bool(self._leases)
+        """Whether the server is one that this process keeps running."""
+        return bool(self._holds)
 
     @property
     def is_over(self) -> bool:
@@ -134,12 +134,5 @@ class Link:
                 await self.subscription.aclose()
                 await self.connection.aclose()
             await self.supervisor.aclose()
-            for lease in self._leases:
-                await anyio.to_thread.run_sync(lease.release)
-
-
-async def _start(config: RushConfig, leases: list[ServerLease]) -> None:
-    if config.wait_replicas:
-        raise RushConfigError("the embedded server has no replicas: leave wait_replicas out, or name a server with the url")
-    data_dir = Path(config.data_dir) if config.data_dir is not None else None
-    leases.append(await anyio.to_thread.run_sync(lambda: acquire(data_dir, appendfsync=config.appendfsync)))
+            for hold in self._holds:
+                await anyio.to_thread.run_sync(hold.release)

@@ -1,4 +1,4 @@
-"""The one listening connection of an event loop to a server, open only while somebody listens."""
+"""The one listening connection of an event loop to a server, open only while a channel has a listener."""
 
 from __future__ import annotations
 
@@ -39,8 +39,11 @@ class _Channel:
 
 
 class Subscription:
-    """Listens on shard channels. After a lost connection it comes back by itself; every confirmation, the first and those
-    after a reconnect, is told to the channel's listener, since what was published in between is gone."""
+    """Listens on shard channels, and reconnects when the connection is lost.
+
+    What was published while it was not connected is gone, so the listener of a channel hears of each confirmation: the first,
+    and those after a reconnect.
+    """
 
     def __init__(self, config: RushConfig, supervisor: Supervisor, opener: Opener) -> None:
         self._config = config

@@ -82,13 +82,13 @@ class Membership:
         self.is_registered = True
 
     def check(self) -> None:
-        """Checks that the worker may take a task.
-
-        Raises:
-            NetworkStateError: the worker has begun to close.
-        """
+        """Raises `NetworkStateError` where the worker has not registered, or is leaving."""
         if not self.is_registered:
-            raise NetworkStateError(f"worker {self.worker_id} is leaving network {self.network_id!r}: open a new one")
+            raise self.leaving_error()
+
+    def leaving_error(self) -> NetworkStateError:
+        """The error for a call that would take a task."""
+        return NetworkStateError(f"worker {self.worker_id} is leaving network {self.network_id!r}: open a new one")
 
     def note_deregistered(self) -> None:
         """Notes that the worker has deregistered: its later log records are dropped, and it can end no task."""

@@ -1,12 +1,13 @@
-"""A client with an identity: it takes tasks, holds them, and ends them."""
+"""A client with an identity: it takes tasks, holds them, and ends them; and what runs such clients with their loops."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import anyio
@@ -15,18 +16,22 @@ from rush_async.client.arguments import Schema, as_failures, as_keys, as_number,
 from rush_async.client.client import RushClient
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError, WorkerIdTakenError
-from rush_async.model import Failure, Task
+from rush_async.model import Failure, Task, WorkerExit
 from rush_async.network.network import Network
 from rush_async.process import LoopValue
 from rush_async.store.keys import check_worker_id
 from rush_async.store.records import encode_failure
 from rush_async.store.tasks import Ended, Lost
+from rush_async.supervisor import Supervisor
 from rush_async.worker.guard import LoopTurns
+from rush_async.worker.log_capture import capture
+from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.membership import Membership
 from rush_async.worker.names import worker_name
+from rush_async.worker.run import end_of, run_loop
 from rush_async.worker.task_block import Catch, Place, TaskBlock, TaskBlocks
 
-__all__ = ["RushWorker", "membership_of"]
+__all__ = ["Runner", "RushWorker", "live", "membership_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +87,7 @@ class RushWorker(RushClient):
 
     # registering and deregistering
 
-    async def _enter(self, network: Network) -> None:
+    async def _on_open(self, network: Network) -> None:
         membership = self._membership
         info = {"pid": os.getpid(), "hostname": socket.gethostname(), "heartbeat": True}
         lease = network.heartbeat.lease(self._config.heartbeat_period, self._config.heartbeat_expire)
@@ -109,7 +114,7 @@ class RushWorker(RushClient):
             "or leave it out for a random one"
         )
 
-    async def _leave(self, error: BaseException | None) -> None:
+    async def _on_close(self, error: BaseException | None) -> None:
         network, membership = self._network, self._membership
         if network is None or not membership.is_registered:
             return
@@ -128,7 +133,7 @@ class RushWorker(RushClient):
                 if not membership.is_shut_out:
                     await network.tasks.calls.quiet()  # calls in flight may still give it tasks
                     await membership.fail_held(failure or Failure("cancelled", None, "Its worker ended"))
-                    await network.tasks.calls.settled()
+                    await network.tasks.calls.compensated()
                     await network.workers.deregister(membership.worker_id, state, failure)
                 has_left = True
             if not has_left:
@@ -166,7 +171,8 @@ class RushWorker(RushClient):
         tasks = self._encoder.tasks(xss, xss_extra)
         if not tasks:
             return []
-        membership.check()
+        if not membership.is_registered:
+            raise membership.leaving_error()
         if len(tasks) == 1:  # the usual case of a loop
             taken = await network.tasks.push_one(tasks[0], membership.worker_id, budget)
             keys = taken if isinstance(taken, Lost) else [tasks[0].key][:taken]
@@ -381,3 +387,100 @@ class RushWorker(RushClient):
         """
         while (task := await self.pop_task(timeout)) is not None:
             yield task
+
+
+async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, str | int] | None = None) -> WorkerExit:
+    """Runs one worker from its registration to its deregistration, and returns how it ended.
+
+    An exception of the loop does not propagate: it is the worker's end, and the tasks that the worker still holds fail with it.
+    The loop is cancelled when a kill or a reset shuts the worker out, and when `live` itself is cancelled. A loop that swallows
+    its cancellation is abandoned after two seconds.
+
+    Args:
+        worker: the worker, not open yet.
+        loop: its loop.
+        log_levels: the loggers whose records the network keeps, with their levels.
+
+    Raises:
+        WorkerIdTakenError: the id is or was in use.
+        asyncio.CancelledError: the worker was cancelled before it had registered.
+    """
+    end: WorkerExit | None = None
+    membership = membership_of(worker)
+    try:
+        async with worker:
+            with capture(worker.worker_id, log_levels, membership):
+                end = await run_loop(worker, membership, loop)
+            if membership.is_shut_out:
+                end = await membership.end_seen_by_network()
+            membership.end = (end.state, end.failure)
+    except asyncio.CancelledError:
+        if end is None:
+            raise  # the worker had not registered yet
+    except Exception as error:
+        # The worker could not register or deregister.
+        if end is None and isinstance(error, WorkerIdTakenError):
+            raise  # for `Runner`: a loop that fails raises nothing here
+        if end is None or end.state == "terminated":
+            end = WorkerExit(worker.worker_id, "failed", Failure.of(error))
+    return end
+
+
+class Runner:
+    """Runs workers in this event loop, each until its end. Coroutines, child processes, pools and the command all use it.
+
+    The workers start when the runner is created, and run until their loops end or are cancelled.
+
+    Attributes:
+        ended: how each worker ended; set when it has ended.
+        refused: the workers that never ran because their id was in use.
+    """
+
+    def __init__(
+        self,
+        network_id: str,
+        config: RushConfig,
+        worker_ids: Sequence[str],
+        loop: WorkerLoop,
+        log_levels: Mapping[str, str | int] | None,
+    ) -> None:
+        event_loop = asyncio.get_running_loop()
+        self.ended: dict[str, asyncio.Future[WorkerExit]] = {}
+        self.refused: set[str] = set()
+        self._workers = {name: RushWorker(network_id, config, worker_id=name) for name in worker_ids}
+        self._tasks: dict[str, asyncio.Task[WorkerExit]] = {}
+        for name, worker in self._workers.items():
+            self.ended[name] = event_loop.create_future()
+            self._tasks[name] = Supervisor.spawn(live(worker, loop, log_levels), name=f"worker {name}")
+            self._tasks[name].add_done_callback(functools.partial(self._note_end, worker))
+
+    async def run(self) -> list[WorkerExit]:
+        """Waits for the workers and returns how they ended, in order. A cancellation is passed on to them and awaited."""
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        return [ended.result() for ended in self.ended.values()]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The workers that have not ended yet."""
+        return [name for name, ended in self.ended.items() if not ended.done()]
+
+    def note_stop(self) -> None:
+        """Sets `terminated` of every worker, even while a loop blocks. May be called in a signal handler or another thread."""
+        for worker in self._workers.values():
+            membership_of(worker).note_stop()
+
+    def stop(self) -> None:
+        """Asks every worker to stop: it takes no new task."""
+        for worker in self._workers.values():
+            membership_of(worker).request_stop()
+
+    def cancel(self, worker_ids: Collection[str]) -> None:
+        """Cancels the loops of these workers."""
+        for name in worker_ids:
+            self._tasks[name].cancel()
+
+    def _note_end(self, worker: RushWorker, task: asyncio.Task[WorkerExit]) -> None:
+        if not task.cancelled() and isinstance(task.exception(), WorkerIdTakenError):
+            self.refused.add(worker.worker_id)
+        if not self.ended[worker.worker_id].done():
+            self.ended[worker.worker_id].set_result(end_of(worker.worker_id, task))

@@ -21,9 +21,9 @@ import redis
 from rush_async import Counts, Failure, Rush, RushConfig, RushConfigError, RushWorker, WorkerLost, WorkerLostError
 from rush_async.embedded.server import acquire
 from rush_async.network.network import Network
-from rush_async.store.calls import Request
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import KILLED, LOSE, LOST_WORKER, Lease, LoseStep
+from rush_async.store.scripts import Request
 from rush_async.store.tasks import FINISH
 from rush_async.testing import wait_until
 from rush_async.wire.refusals import acl_remedy

@@ -42,6 +42,7 @@ def test_keys_that_are_no_strings_are_refused() -> None:
 
 def test_states_come_once_each_and_none_means_all() -> None:
     assert as_states(["failed", "queued", "failed"]) == ("failed", "queued")
+    assert as_states((["running", "finished"],)) == ("running", "finished")
     assert as_states(()) == ("queued", "running", "finished", "failed")
     with pytest.raises(ValueError, match="choose from queued, running, finished, failed"):
         as_states(["done"])

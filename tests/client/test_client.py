@@ -538,7 +538,7 @@ async def refused(
         await call()
     sentence = str(caught.value)
     assert [word for word in words if word not in sentence] == [], sentence
-    # The look at the server before the call counted itself: one KEYS and a DUMP for each key came before the number.
+    # Reading the server before the call counted itself: one KEYS and a DUMP for each key came before the number.
     assert n_commands(raw) == commands
     assert dump(raw) == before
 

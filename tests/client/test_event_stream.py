@@ -105,7 +105,7 @@ async def test_events_tell_the_life_of_a_task(rush: Rush) -> None:
     assert all(event.tasks is None for event in taken if isinstance(event, TasksFailed | TasksFinished))
 
 
-async def test_events_of_tasks_that_nobody_ran_name_no_worker(rush: Rush) -> None:
+async def test_events_of_tasks_that_no_worker_ran_name_no_worker(rush: Rush) -> None:
     async with rush.events() as events:
         (finished,) = await rush.push_finished_tasks([XS], [{"y": 1}])
         (failed,) = await rush.push_failed_tasks([XS])
@@ -119,7 +119,7 @@ async def test_events_of_tasks_that_nobody_ran_name_no_worker(rush: Rush) -> Non
     assert [first.worker_id, second.worker_id, third.worker_id] == [None] * 3
 
 
-async def test_a_lost_worker_is_told_after_the_ends_of_its_tasks(rush: Rush) -> None:
+async def test_the_event_of_a_lost_worker_comes_after_the_ends_of_its_tasks(rush: Rush) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         keys = await worker.push_running_tasks([XS] * 3)
         async with rush.events() as events:
@@ -264,7 +264,7 @@ async def test_with_results_a_cancelled_wait_loses_no_event(rush: Rush, rush_wor
 # order and size
 
 
-async def test_a_bulk_push_of_10_000_is_told_whole_and_in_order(rush: Rush, raw: Any, elsewhere: Rush) -> None:
+async def test_the_events_of_a_bulk_push_of_10_000_are_whole_and_in_order(rush: Rush, raw: Any, elsewhere: Rush) -> None:
     async with rush.events() as events, elsewhere.events(TasksQueued) as others:
         keys = await rush.push_tasks({"n": n} for n in range(10_000))
         taken: list[Any] = []
@@ -297,12 +297,12 @@ async def test_no_message_is_larger_than_a_kib(rush: Rush, rush_worker: RushWork
     assert len(sizes) > 20
 
 
-async def test_many_callers_of_one_tick_are_told_in_the_order_of_the_server(rush: Rush) -> None:
+async def test_events_of_many_calls_of_one_tick_come_in_the_order_of_the_server(rush: Rush) -> None:
     async with rush.events(TasksQueued) as events:
         pushes = await asyncio.gather(*[rush.push_tasks([{"n": n}]) for n in range(500)])
-        told = await keys_of(events, 500)
-    assert told == [key for keys in pushes for key in keys]
-    assert (await rush.keys_with_state("queued"))["queued"] == told
+        announced = await keys_of(events, 500)
+    assert announced == [key for keys in pushes for key in keys]
+    assert (await rush.keys_with_state("queued"))["queued"] == announced
 
 
 async def test_counters_are_up_to_date_when_an_event_comes(rush: Rush, elsewhere: Rush) -> None:
@@ -342,7 +342,7 @@ async def test_a_full_buffer_keeps_the_oldest_and_says_how_far_the_gap_reaches(r
         await take(fast, 1)
 
 
-async def test_a_slow_listener_misses_nothing_but_what_it_is_told(rush: Rush, elsewhere: Rush) -> None:
+async def test_a_slow_listener_misses_only_what_is_reported_as_missed(rush: Rush, elsewhere: Rush) -> None:
     async with rush.events(buffer=3) as events, rush.events() as fast:
         seq, taken = 0, list[Any]()
         for n in range(100):
@@ -388,7 +388,7 @@ async def test_a_full_buffer_does_not_hide_a_reset(rush: Rush, elsewhere: Rush) 
         await nothing(elsewhere, events)
 
 
-async def test_a_listener_that_does_not_read_disturbs_nobody(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_a_listener_that_does_not_read_disturbs_no_other_client(rush: Rush, rush_worker: RushWorker) -> None:
     async with rush.events(buffer=1):
         keys = await rush_worker.push_running_tasks([XS] * 3_000)
         assert await rush_worker.finish_tasks(keys, [{"y": 1}] * 3_000) == keys
@@ -462,7 +462,7 @@ async def test_a_reset_is_an_event_and_numbers_start_anew(rush: Rush, elsewhere:
             assert (after.seq, after.keys) == (1, (key,))
 
 
-async def test_whoever_resets_hears_it_once(rush: Rush) -> None:
+async def test_the_client_that_resets_hears_of_it_once(rush: Rush) -> None:
     async with rush.events() as events:
         for _ in range(3):
             await rush.push_tasks([XS])
@@ -493,7 +493,7 @@ async def cut(proxy: Proxy, meanwhile: Any = None) -> None:
     await asyncio.wait_for(proxy.seen("SSUBSCRIBE", times=n + 1), SOON)
 
 
-async def test_a_gap_after_a_cut_is_told_and_everything_behind_it_comes(rush: Rush, proxy: Proxy) -> None:
+async def test_a_gap_after_a_cut_is_reported_and_everything_behind_it_comes(rush: Rush, proxy: Proxy) -> None:
     async with Rush(rush.network_id, proxy.url) as far, far.events() as events:
         await rush.push_tasks([XS])
         (before,) = await take(events, 1)
@@ -512,7 +512,7 @@ async def test_a_cut_in_which_nothing_happened_is_no_gap(rush: Rush, proxy: Prox
         await nothing(rush, events)
 
 
-async def test_every_cut_with_a_change_is_told_however_often(rush: Rush, proxy: Proxy) -> None:
+async def test_every_cut_with_a_change_is_reported_however_often(rush: Rush, proxy: Proxy) -> None:
     async with Rush(rush.network_id, proxy.url) as far, far.events(TasksFinished) as events:
         for n in range(1, 6):
             await cut(proxy, rush.push_tasks([XS]))

@@ -126,7 +126,7 @@ async def test_a_value_that_does_not_fit_the_schema_is_named(rush: Rush) -> None
     assert (await rush.fetch_new_tasks(schema={"y": pl.String})).height == 4
 
 
-async def test_names_that_collide_are_told_apart(rush: Rush) -> None:
+async def test_names_that_collide_get_prefixes(rush: Rush) -> None:
     await rush.push_finished_tasks([{"a": 1}], [{"a": 2, "keys": 3}], xss_extra=[{"a": 4}], yss_extra=[{"a": 5}])
     frame = await rush.fetch_finished_tasks()
     assert frame.select("a", "ys.a", "ys.keys", "xs_extra.a", "ys_extra.a").rows() == [(1, 2, 3, 4, 5)]
@@ -333,7 +333,7 @@ async def test_waiting_for_new_tasks_asks_nothing(rush: Rush, proxy: Proxy) -> N
         assert (await asyncio.wait_for(waiting, SOON)).height == 1
 
 
-async def test_waiting_for_new_tasks_goes_on_through_a_reset(rush: Rush, elsewhere: Rush) -> None:
+async def test_waiting_for_new_tasks_continues_through_a_reset(rush: Rush, elsewhere: Rush) -> None:
     for workers in (True, False):
         await finish(rush, 3)
         assert (await rush.fetch_new_tasks(timeout=SOON)).height == 3

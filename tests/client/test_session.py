@@ -134,7 +134,7 @@ async def test_row_1_a_manager_without_config_or_id_works(monkeypatch: pytest.Mo
         await rush.reset()
 
 
-async def test_row_1_a_port_nobody_listens_on_is_an_error_with_redacted_url_and_cause() -> None:
+async def test_row_1_a_port_without_a_server_is_an_error_with_redacted_url_and_cause() -> None:
     port = free_port()
     begin = time.monotonic()
     with pytest.raises(RushConnectionError) as caught:
@@ -326,7 +326,7 @@ def user_with(directory: Path, *rules: str) -> Generator[str]:
     ],
     ids=" ".join,
 )
-async def test_a_user_without_the_rights_is_told_the_rule_that_is_missing(directory: Path, rules: list[str]) -> None:
+async def test_the_error_for_a_user_without_rights_names_the_missing_rule(directory: Path, rules: list[str]) -> None:
     with user_with(directory, *rules) as url:
         with pytest.raises(RushConnectionError, match=r"ACL SETUSER <user> ~rush:\*") as caught:
             async with Rush("net", RushConfig(url=url, retry_deadline=1)) as rush:

@@ -275,7 +275,7 @@ async def test_steps_on_data_that_went_back_in_time_are_not_mixed(
     assert sorted((await far.fetch_failed_tasks())["keys"]) == sorted(kept)
 
 
-async def test_where_nobody_can_listen_all_is_read_in_one_step(
+async def test_without_events_all_is_read_in_one_step(
     rush: Rush, far: Rush, proxy: Proxy, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rush_async.client.snapshot._STEP", 20)

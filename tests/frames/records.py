@@ -9,9 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from rush_async.frames.archive import Archive
-from rush_async.frames.columns import text
-from rush_async.frames.table import Records
+from rush_async.frames.archive import Archive, Records
+from rush_async.frames.column import text
 from rush_async.model import Failure
 from rush_async.store.codec import encode
 from rush_async.store.records import encode_created, encode_ended, encode_failure

@@ -13,7 +13,7 @@ import pytest
 
 from rush_async.errors import SchemaError
 from rush_async.frames.archive import Archive
-from rush_async.frames.columns import text
+from rush_async.frames.column import text
 from rush_async.frames.schema import schema_columns
 from tests.frames.records import finished, frame_of_y, rows_of_y
 

@@ -45,7 +45,7 @@ async def test_a_listener_takes_each_event_once() -> None:
     assert [event.seq for event in await taken(listener)] == [3, 4, 5]
 
 
-async def test_a_gap_is_told_before_the_event_after_it() -> None:
+async def test_a_gap_is_reported_before_the_event_after_it() -> None:
     listener = listener_at(5, 2)
     listener.take(message(5, 7))
     assert [(type(event), event.seq) for event in await taken(listener)] == [(EventsMissed, 6), (TasksQueued, 7)]
@@ -114,7 +114,7 @@ async def test_the_feed_follows_the_network_in_its_blocks(rush: Rush, elsewhere:
 
 
 async def test_the_first_event_of_a_new_beginning_after_an_unseen_reset_tells_the_gap() -> None:
-    # It may come before the answer of the look that follows a reconnect, so what it carries must do.
+    # It may come before the position that is read after a reconnect, so what it carries must do.
     listener = Listener("net", (), 10)
     listener.begin(5, 0)
     listener.take(message(5, 1))
@@ -147,7 +147,7 @@ async def test_a_message_that_is_none_of_ours_is_logged_and_skipped(
     assert len([text for text in caplog.messages if "malformed" in text]) == 6
 
 
-async def test_events_are_listened_to_only_while_somebody_needs_them(
+async def test_the_channel_is_subscribed_only_while_events_are_needed(
     rush: Rush, elsewhere: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rush_async.network.event_feed._LINGER", 0.05)

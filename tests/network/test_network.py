@@ -27,7 +27,7 @@ async def test_a_view_is_closed_with_its_last_client_and_opened_anew(rush_server
     second = await Rush("net", rush_server)
     view = view_of(first)
     await first.aclose()
-    assert await view_of(second).tasks.look()
+    assert await view_of(second).tasks.read_position()
     await second.aclose()
     async with Rush("net", rush_server) as third:
         assert view_of(third) is not view

@@ -133,7 +133,8 @@ async def test_every_finished_task_is_seen_once_whatever_breaks(rush: Rush, far:
                 proxy.cut_all(choose.choice(["pubsub", "commands"]))
         await asyncio.gather(*work_and_reads)
     assert sorted(seen) == sorted(set(seen))
-    archive = await far._net.results.archive()  # pyright: ignore[reportPrivateUsage]
+    await far._net.results.read()  # pyright: ignore[reportPrivateUsage]
+    archive = far._net.results.records  # pyright: ignore[reportPrivateUsage]
     assert archive.raw(0, n) == raw.lrange(NetworkKeys.of(rush.network_id).finished, 0, -1)
     assert seen == archive.keys(0, n)
 

@@ -90,7 +90,7 @@ async def test_a_pop_waits_as_long_as_asked(rush_worker: RushWorker) -> None:
         assert timeout <= time.monotonic() - begin + 0.002 < timeout + 2
 
 
-async def test_a_pop_waits_for_a_second_unless_told_otherwise(rush_worker: RushWorker) -> None:
+async def test_a_pop_waits_for_a_second_by_default(rush_worker: RushWorker) -> None:
     begin = time.monotonic()
     assert await rush_worker.pop_task() is None
     assert 0.99 <= time.monotonic() - begin < 3
@@ -293,7 +293,7 @@ async def test_a_waiting_wait_until_asks_nothing(rush: Rush, raw: Any) -> None:
     await asyncio.wait_for(waiting, SOON)
 
 
-async def test_an_error_of_the_predicate_is_its_callers_and_disturbs_nobody(rush: Rush) -> None:
+async def test_an_error_of_the_predicate_reaches_only_its_caller(rush: Rush) -> None:
     def broken(counts: Counts) -> bool:
         if counts.queued:
             raise LookupError("my own mistake")
@@ -308,7 +308,7 @@ async def test_an_error_of_the_predicate_is_its_callers_and_disturbs_nobody(rush
     assert await asyncio.wait_for(good, SOON) == await asyncio.wait_for(also_good, SOON) == Counts(queued=1)
 
 
-async def test_wait_until_goes_on_after_a_reset(rush: Rush, elsewhere: Rush) -> None:
+async def test_wait_until_continues_after_a_reset(rush: Rush, elsewhere: Rush) -> None:
     await rush.push_tasks([XS] * 3)
     for n, workers in ((2, False), (3, True)):
         waiting = await waits(rush.wait_until(lambda counts, n=n: counts.finished == n), rush)
@@ -431,7 +431,7 @@ async def test_row_16_without_need_of_workers_it_waits_on(rush: Rush) -> None:
     assert done.ys == {"y": 1}
 
 
-async def test_row_16_running_tasks_are_waited_for_whoever_else_left(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_row_16_running_tasks_are_waited_for_though_other_workers_left(rush: Rush, rush_worker: RushWorker) -> None:
     keys = await rush_worker.push_running_tasks([XS])
     waiting = await waits(rush.wait_for_tasks(keys), rush)
     await (await RushWorker(rush.network_id, rush.config)).aclose()
@@ -529,7 +529,7 @@ async def test_waits_of_a_client_that_is_closed_end_while_others_go_on(rush: Rus
     await asyncio.wait_for(others, SOON)
 
 
-async def test_a_predicate_that_raises_stop_iteration_harms_nobody_else(rush: Rush, elsewhere: Rush) -> None:
+async def test_a_predicate_that_raises_stop_iteration_harms_no_other_wait(rush: Rush, elsewhere: Rush) -> None:
     def predicate(counts: Counts) -> bool:
         return next(iter([])) if counts.queued else False
 
@@ -621,7 +621,7 @@ async def test_a_pop_passes_thousands_of_stale_entries(rush: Rush, rush_worker: 
         assert task.key == key
 
 
-def test_tasks_that_no_pop_finds_wake_nobody_until_tasks_are_queued() -> None:
+def test_tasks_that_no_pop_finds_wake_no_worker_until_tasks_are_queued() -> None:
     position = NetworkPosition("net")
     lines = Lines(position)
     before = lines.n_arrivals

@@ -21,10 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rush_async import DecodeError, EncodeError, Failure
-from rush_async.model import TaskState
+from rush_async.model import RESERVED_NAMES, TaskState
 from rush_async.store.codec import decode, decode_all, encode
 from rush_async.store.records import (
-    RESERVED_NAMES,
     as_record,
     as_records,
     check_names,

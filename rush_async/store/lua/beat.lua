@@ -15,7 +15,7 @@ if EPOCH == '0' then
   for i = 6, last_own, 2 do gone[#gone + 1] = ARGV[i] end
   return reply(0, counts(), '0', { '', 0, gone, {}, {} })
 end
-read_clock()
+read_time()
 local last, pace = tonumber(head[3]), tonumber(head[4])
 
 local function renew(lease)

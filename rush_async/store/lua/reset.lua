@@ -4,7 +4,7 @@
 -- answer: the next epoch
 local head = call('HGET', META, 'epoch') or '0'
 if head ~= EPOCH then return { 'EPOCH', head, call('HGET', META, 'wire') or WIRE } end
-read_clock()
+read_time()
 local next_epoch = string.format('%.0f', math.max(math.floor(now * 1e6), tonumber(EPOCH) + 1))
 call('UNLINK', QUEUE, QUEUED, RUNNING, FINISHED, FAILED, CALLS)
 local workers_stay = 1

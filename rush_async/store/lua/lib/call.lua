@@ -9,7 +9,7 @@ local NEVER_STARTED = '\192\192\192'
 local slot, now, stamp
 
 -- The server's time, as a number and as records hold it.
-local function read_clock()
+local function read_time()
   local time = call('TIME')
   now = tonumber(time[1]) + tonumber(time[2]) / 1e6
   stamp = '\203' .. struct.pack('>d', now)
@@ -33,7 +33,7 @@ local function begin_call()
   end
   if number == NUMBER then return nil, cmsgpack.unpack(answer) end
   if number and tonumber(number) > tonumber(NUMBER) then return { 'OLD' } end
-  read_clock()
+  read_time()
   return nil, nil
 end
 

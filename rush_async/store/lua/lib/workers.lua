@@ -18,7 +18,7 @@ local function fence(worker, entry, state, failure)
   call('HSET', WORKERS, worker, 'clearing-' .. state .. sub(entry, space) .. failure)
 end
 
--- How often somebody has to look after the leases, so that each is judged in time: half of what the most impatient leaves.
+-- The seconds within which the leases are to be judged: half of `expire - period`, of the process where that is least.
 local function pace_of(expire, period) return (tonumber(expire) - tonumber(period)) / 2 end
 local function repace()
   local pace

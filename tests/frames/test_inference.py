@@ -1,4 +1,4 @@
-"""The columns of frames: names, order, and the dtypes that follow from the values."""
+"""The columns that follow from records: names, order, and the dtypes of the values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 from rush_async.errors import DecodeError
 from rush_async.frames.archive import Archive
-from rush_async.frames.columns import Column, Inference, Layout, text, values_of
+from rush_async.frames.column import NO_FIELD, Column
+from rush_async.frames.inference import Inference, Layout, values_of
 from rush_async.model import Failure
 from rush_async.store.records import decode_flat
 from tests.frames.records import AT, failed, finished, frame_of_y, queued, rows_of_y, stands_for
@@ -183,22 +184,7 @@ def test_values_nested_as_deep_as_can_be_stored_are_columns() -> None:
     assert archive.frame()["m"].to_list() == [mappings]
 
 
-# inference, columns and layouts by themselves
-
-
-@pytest.mark.parametrize(
-    ("value", "written"),
-    [
-        (None, None),
-        ("ä", "ä"),
-        (1.5, "1.5"),
-        (b"\x00", "b'\\x00'"),
-        (time(1, 2), "01:02:00"),
-        ([UUID(int=1), {"a": None}], '["00000000-0000-0000-0000-000000000001", {"a": null}]'),
-    ],
-)
-def test_the_text_of_a_value_shows_all_of_it(value: Any, written: str | None) -> None:
-    assert text(value) == written
+# inference and layouts by themselves
 
 
 _NESTED: list[tuple[list[Any], pl.DataType]] = [
@@ -240,31 +226,12 @@ def test_an_unknown_type_of_value_is_a_decode_error() -> None:
         Inference().update({(1, "x"): [1j]})
 
 
-def test_a_series_is_recast_where_no_value_can_change() -> None:
-    ints, none = pl.Series("a", [1, None]), pl.Series("a", [None, None])
-    exact = Column((1, "b"), "b", pl.Float64())
-    recast = exact.recast(ints)
-    assert recast is not None
-    assert (recast.name, recast.dtype, recast.to_list()) == ("b", pl.Float64, [1.0, None])
-    assert Column((1, "b"), "b", pl.Float64(), has_exact_floats=False).recast(ints) is None
-    assert Column((1, "b"), "b", pl.String()).recast(ints) is None
-    nulls = Column((1, "b"), "b", pl.List(pl.Int64())).recast(none)
-    assert nulls is not None
-    assert (nulls.dtype, nulls.to_list()) == (pl.List(pl.Int64), [None, None])
-    assert exact.nulls(0).to_list() == []
-
-
-def test_a_value_of_the_wrong_type_is_a_decode_error_that_names_the_column() -> None:
-    with pytest.raises(DecodeError, match="column 'b' has values that this library never writes"):
-        Column((1, "b"), "b", pl.Float64()).series(["s"], ["k"])
-
-
 def test_a_layout_is_extended_by_the_times_and_the_columns_of_a_schema() -> None:
     inference = Inference()
     inference.update(values_of(decode_flat(finished("k", {"x": 1}, {"y": 1}, xs_extra={"e": 1}), 1), "finished"))
     layout = inference.layout(with_condition=True)
     assert layout.extended(times=False, schema={}) is layout
-    asked: dict[str, Column] = {name: Column((11, name), name, pl.Float64()) for name in ("new", "x")}
+    asked: dict[str, Column] = {name: Column((NO_FIELD, name), name, pl.Float64()) for name in ("new", "x")}
     extended = layout.extended(times=True, schema=asked)
     assert [column.name for column in extended.columns] == [
         *("worker_id", "x", "y", "new", "e", "condition"),

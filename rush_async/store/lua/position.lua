@@ -1,4 +1,4 @@
--- Reads where the network stands: epoch, seq, counts. Writes nothing, needs no call number.
+-- Reads the position of the network: epoch, seq, counts. Writes nothing, needs no call number.
 -- answer: its wire version
 local head = call('HMGET', META, 'epoch', 'seq', 'wire')
 EPOCH = head[1] or '0'

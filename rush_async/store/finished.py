@@ -1,0 +1,84 @@
+"""The records of finished tasks, as they arrived, without the frames that can be made of them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+from rush_async.model import FIELDS, Task
+from rush_async.store.records import decode_flat, decode_task
+
+__all__ = ["CHUNK", "Records"]
+
+CHUNK = 1_000  # records decoded in one call: with more, garbage collection takes longer
+
+
+class Records:
+    """Complete records, a row each."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []  # of CHUNK records each
+        self._bounds: list[array[int]] = []  # where the records of a chunk begin, and where the last one ends
+        self._open: list[bytes] = []  # the records behind the last chunk
+        self._rows: dict[str, int] = {}  # of those that were looked for
+
+    def __len__(self) -> int:
+        return len(self._chunks) * CHUNK + len(self._open)
+
+    def extend(self, records: Sequence[bytes]) -> None:
+        """Adds records."""
+        at = 0
+        while at < len(records):
+            n_free = CHUNK - len(self._open)
+            self._open += records[at : at + n_free]
+            at += n_free
+            if len(self._open) == CHUNK:
+                self._chunks.append(b"".join(self._open))
+                self._bounds.append(array("L", accumulate(map(len, self._open), initial=0)))
+                self._open = []
+
+    def raw(self, start: int, stop: int) -> list[bytes]:
+        """The records from row `start` to before row `stop`."""
+        found: list[bytes] = []
+        for first, last in self.windows(start, stop):
+            at, offset = divmod(first, CHUNK)
+            if at == len(self._chunks):
+                found += self._open[offset : offset + last - first]
+                continue
+            chunk, bounds = self._chunks[at], self._bounds[at]
+            found += [chunk[bounds[row] : bounds[row + 1]] for row in range(offset, offset + last - first)]
+        return found
+
+    def windows(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The rows from `start` to before `stop`, those of one chunk at a time."""
+        stop = min(stop, len(self))
+        while start < stop:
+            last = min(stop, start - start % CHUNK + CHUNK)
+            yield start, last
+            start = last
+
+    def decode(self, first: int, last: int) -> list[Any]:
+        """The rows of a window, as `decode_flat` returns them."""
+        whole = last - first == CHUNK
+        return decode_flat(self._chunks[first // CHUNK] if whole else b"".join(self.raw(first, last)), last - first)
+
+    def decode_chunks(self) -> None:
+        """Nothing is made of the records here."""
+
+    def clear(self) -> None:
+        """Removes all records."""
+        self._chunks, self._bounds, self._open, self._rows = [], [], [], {}
+
+    def find(self, keys: Iterable[str]) -> dict[str, Task]:
+        """The tasks with these keys, as far as they are here."""
+        for first, last in self.windows(len(self._rows), len(self)):
+            self._rows.update(zip(self.decode(first, last)[::FIELDS], range(first, last), strict=True))
+        return {
+            key: decode_task("finished", self.raw(row, row + 1)[0]) for key in keys if (row := self._rows.get(key)) is not None
+        }
+
+    def keys(self, start: int, stop: int) -> list[str]:
+        """The keys of the tasks from row `start` to before row `stop`."""
+        return [key for window in self.windows(start, stop) for key in self.decode(*window)[::FIELDS]]

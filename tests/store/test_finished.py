@@ -1,0 +1,52 @@
+"""Records of finished tasks: kept in chunks, found by key, and returned as they arrived."""
+
+from __future__ import annotations
+
+import pytest
+
+from rush_async.store.finished import CHUNK, Records
+from tests.frames.records import finished
+
+
+def records(first: int, last: int) -> list[bytes]:
+    return [finished(f"key-{n}", {"x": n}, {"y": 2 * n}) for n in range(first, last)]
+
+
+@pytest.mark.parametrize("n", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7])
+def test_records_are_returned_as_they_arrived(n: int) -> None:
+    kept, given = Records(), records(0, n)
+    kept.extend(given)
+    assert len(kept) == n
+    assert kept.raw(0, n) == given
+    assert kept.raw(n // 2, n // 2 + 5) == given[n // 2 : n // 2 + 5]
+    assert kept.keys(0, n) == [f"key-{row}" for row in range(n)]
+
+
+def test_it_does_not_matter_in_which_pieces_records_arrive() -> None:
+    kept = Records()
+    for first in range(0, 2_600, 130):
+        kept.extend(records(first, first + 130))
+    assert kept.raw(0, 2_600) == records(0, 2_600)
+    assert list(kept.windows(990, 2_600)) == [(990, 1_000), (1_000, 2_000), (2_000, 2_600)]
+
+
+def test_tasks_are_found_by_their_keys_also_when_more_arrived() -> None:
+    kept = Records()
+    kept.extend(records(0, 3))
+    assert {key: task.ys for key, task in kept.find(["key-2", "key-5"]).items()} == {"key-2": {"y": 4}}
+    kept.extend(records(3, 1_200))
+    assert {key: task.xs for key, task in kept.find(["key-5", "key-1100"]).items()} == {
+        "key-5": {"x": 5},
+        "key-1100": {"x": 1100},
+    }
+
+
+def test_cleared_records_are_gone() -> None:
+    kept = Records()
+    kept.extend(records(0, 1_005))
+    kept.find(["key-1"])
+    kept.clear()
+    assert len(kept) == 0
+    assert kept.find(["key-1"]) == {}
+    kept.extend(records(7, 9))
+    assert list(kept.find(["key-1", "key-8"])) == ["key-8"]
