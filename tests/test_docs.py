@@ -19,7 +19,13 @@ import rush_async.testing
 from docs.hooks import MissingPieceError, definitions, with_pieces
 from docs.run_pages import Block, PageError, Reader, all_pages, blocks_of, why_left_out
 from rush_async.cli.program import main
+from rush_async.network.network import Network
+from rush_async.store.keys import NetworkKeys
+from rush_async.store.scripts import Script
 from rush_async.testing import wait_until
+from tests.test_house import FLOORS
+
+assert Network  # the modules that declare scripts are loaded with it
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -154,6 +160,115 @@ def test_every_fence_is_one_that_the_runner_understands(page: str) -> None:
 def test_the_links_of_the_repositorys_pages_lead_to_files(page: str) -> None:
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", read(page)) if "://" not in link]
     assert [link for link in links if link and not (ROOT / link).exists()] == []
+
+
+# the architecture
+
+ARCHITECTURE = "docs/architecture.md"
+PACKAGE = ROOT / "rush_async"
+
+
+def names_in(source: str) -> set[str]:
+    """The functions, classes and variables that a module defines; those of a class also with its name in front."""
+
+    def names_of(node: ast.AST) -> list[str]:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                return [name]
+            case ast.Assign(targets=targets):
+                return [target.id for target in targets if isinstance(target, ast.Name)]
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                return [name]
+            case _:
+                return []
+
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        found.update(names_of(node))
+        if isinstance(node, ast.ClassDef):
+            found.update(f"{node.name}.{name}" for each in node.body for name in names_of(each))
+    return found
+
+
+def test_names_in_a_module_are_found_with_and_without_their_class() -> None:
+    assert {"LEAST", "LOW", "branin", "inner", "Search", "n", "Search.n", "loop"} == names_in(MODULE)
+
+
+def missing_names(page: str) -> list[str]:
+    """The `path.py` and `path.py:name` of a page that do not exist; paths are those of the package or the repository."""
+    missing: list[str] = []
+    for path, name in re.findall(r"`([\w./-]+\.(?:py|lua))(?::([\w.]+))?`", read(page)):
+        file = next((place / path for place in (PACKAGE, ROOT) if (place / path).is_file()), None)
+        if file is None or (name and name not in names_in(file.read_text("utf-8"))):
+            missing.append(f"{path}:{name}" if name else path)
+    return missing
+
+
+@pytest.mark.parametrize("page", [ARCHITECTURE, "CONTRIBUTING.md"])
+def test_every_module_and_function_that_the_page_names_exists(page: str) -> None:
+    assert missing_names(page) == []
+
+
+def modules_of_tree() -> list[str]:
+    """The modules that the tree of the page lists; of a folder, `__init__.py`."""
+    (tree,) = [block.text for block in blocks_of(read(ARCHITECTURE)) if block.language == "text"]
+    modules: list[str] = []
+    folders: list[str] = []
+    for line in tree.split("\n"):
+        depth = (len(line) - len(line.lstrip())) // 2
+        del folders[depth:]
+        if folder := re.match(r" *(\w+)/ ", line):
+            folders.append(folder[1])
+            modules.append("/".join([*folders, "__init__.py"]))
+        else:
+            names = re.match(r" *((?:\w+\.py *)+)", line)
+            assert names is not None, line
+            modules += ["/".join([*folders, name]) for name in names[1].split()]
+    return modules
+
+
+def test_the_tree_has_every_module_of_the_package_once() -> None:
+    assert sorted(modules_of_tree()) == sorted(file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*.py"))
+
+
+def test_the_tree_has_the_folders_from_the_top_floor_down() -> None:
+    folders = list(dict.fromkeys(module.partition("/")[0] for module in modules_of_tree() if "/" in module))
+    rooms = [room for floor in reversed(FLOORS) for room in sorted(floor.rooms)]
+    assert folders == [room for room in rooms if room in folders]
+
+
+# the wire format
+
+WIRE_FORMAT = "docs/wire-format.md"
+_HEAD = ("epoch", "client", "number")  # the first arguments of every script
+
+
+def named(cell: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"`(\w+)`", cell))
+
+
+def test_the_table_of_scripts_has_every_script_with_its_keys_arguments_and_columns() -> None:
+    rows = rows_of(WIRE_FORMAT, r"^\| `(\w+)` \|([^|\n]*)\|([^|\n]*)\|([^|\n]*)\|[^|\n]+\|$")
+    on_page = {name: (named(keys), named(args), named(items)) for name, keys, args, items in rows}
+    (base,) = re.findall(r"^((?:`\w+` ?)+)$", read(WIRE_FORMAT), flags=re.MULTILINE)
+    in_code = {
+        script.name: (
+            script.keys[len(named(base)) :],
+            script.args[len(_HEAD) :],
+            (*script.group, *script.item),
+        )
+        for script in Script.all
+    }
+    assert on_page == in_code
+    for script in Script.all:
+        assert script.keys[: len(named(base))] == named(base)
+        assert script.args[: len(_HEAD)] == _HEAD
+
+
+def test_the_table_of_keys_has_every_key_of_a_network() -> None:
+    kinds = "hash|list|list, hash|sorted set|stream|shard channels"
+    cells = re.findall(rf"^\| ((?:`\w+`(?:, )?)+) \| (?:{kinds}) \|", read(WIRE_FORMAT), flags=re.MULTILINE)
+    assert sorted(name for cell in cells for name in named(cell)) == sorted(NetworkKeys._fields)
 
 
 # the reference

@@ -1,4 +1,4 @@
-"""What callers pass: checked once, and refused with words."""
+"""Checks of arguments: the error of a wrong one says what to pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Schema: TypeAlias = Mapping[str, Any]  # the dtypes of columns that frames alway
 
 
 def as_number(value: Any, what: str, most: int = 2**53) -> int:
-    """A whole number from 0 to `most`."""
+    """Returns the argument `what` as a whole number from 0 to `most`."""
     try:
         number = index(value)
     except TypeError:
@@ -26,7 +26,7 @@ def as_number(value: Any, what: str, most: int = 2**53) -> int:
 
 
 def as_keys(keys: str | Iterable[str]) -> list[str]:
-    """One key or several, as a list."""
+    """Returns one key or several as a list."""
     if isinstance(keys, str):
         return [keys]
     if isinstance(keys, Task):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
@@ -39,7 +39,7 @@ def as_keys(keys: str | Iterable[str]) -> list[str]:
 
 
 def as_states(states: Sequence[Any]) -> tuple[TaskState, ...]:
-    """States of tasks, each once, given one by one or as a list; none means all."""
+    """Returns states of tasks, each once; they are given one by one or as a list. None given means all."""
     if len(states) == 1 and isinstance(states[0], list | tuple):
         states = cast("Sequence[Any]", states[0])
     for state in states:
@@ -49,7 +49,7 @@ def as_states(states: Sequence[Any]) -> tuple[TaskState, ...]:
 
 
 def as_failures(failures: Any, n: int, what: str) -> list[Failure]:
-    """One failure for all, or one for each."""
+    """Returns `n` failures from one for all or one for each."""
     if isinstance(failures, Sequence) and not isinstance(failures, str):
         given = cast("Sequence[Any]", failures)
         if n != len(given):
@@ -59,7 +59,7 @@ def as_failures(failures: Any, n: int, what: str) -> list[Failure]:
 
 
 def check_kinds(kinds: Iterable[Any]) -> None:
-    """Refuses what is no kind of event."""
+    """Checks that these are kinds of events."""
     for kind in kinds:
         if kind not in EVENT_KINDS:
             known = ", ".join(known.__name__ for known in EVENT_KINDS)
@@ -67,6 +67,6 @@ def check_kinds(kinds: Iterable[Any]) -> None:
 
 
 def check_lengths(what: str, items: Sized, other: str, others: Sized) -> None:
-    """Refuses two sequences that should go in pairs."""
+    """Checks that two sequences have the same length."""
     if len(items) != len(others):
         raise ValueError(f"{what} has {len(items):,} entries and {other} has {len(others):,}: give one for each")

@@ -1,4 +1,4 @@
-"""Streams of events: what a listener gathers, for `async for`."""
+"""Streams of events for `async for`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Client(Protocol):
 
 
 class EventStream(Generic[E_co]):
-    """Events as they come; what `rush.events()` gives. Ends with its block."""
+    """The stream of events that `rush.events()` returns. It is open within its block."""
 
     def __init__(self, client: Client, kinds: tuple[type[Any], ...], buffer: int, *, has_results: bool) -> None:
         self._client = client

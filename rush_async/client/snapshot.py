@@ -28,8 +28,8 @@ __all__ = ["Snapshot", "take_snapshot"]
 _STEP = 5_000  # tasks of a state that are read in one step, which keeps the server for about a millisecond
 _MOST_TOUCHED = 5_000  # tasks that may change while others are read
 _TRIES = 10
-_PATIENCE = 2.0  # seconds in which events are to be heard; else all is read in one step
-_BUFFER = 100_000  # events that may wait while a step is looked through
+_PATIENCE = 2.0  # seconds within which events have to come; otherwise all is read in one step
+_BUFFER = 100_000  # events that the listener holds during a step
 
 
 class Snapshot:
@@ -50,19 +50,18 @@ class Snapshot:
         self._finished = finished
 
     def keys(self, state: TaskState) -> list[str]:
-        """The keys of the tasks in a state."""
+        """Returns the keys of the tasks in a state."""
         if state == "finished":
             return [] if self._finished is None else self._finished.keys(0, self.n_finished)
         return [decode_task(state, record).key for record in self._records[state]]
 
     def complete(self) -> dict[TaskState, list[bytes]]:
-        """The complete records of the tasks that are not finished, by their state."""
+        """Returns the complete records of the tasks that are not finished, by their state."""
         return {state: [complete(state, record) for record in records] for state, records in self._records.items()}
 
 
 async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, states: Sequence[TaskState]) -> Snapshot:
-    """All tasks in these states as they were at one moment. Finished ones come from the archive; only what is new of them
-    travels."""
+    """Reads all tasks in these states as they are at one moment. Finished tasks in the archive are not read again."""
     while True:
         if "finished" in states:
             await results.read()
@@ -78,8 +77,8 @@ async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, sta
 
 
 async def _view_in_steps(tasks: TaskReads, feed: EventFeed, states: Sequence[TaskState], finished_from: int) -> View | None:
-    """The view of many tasks, without keeping the server for long: they are read step by step, and those that have changed
-    meanwhile once more in a last step. None where too much changes, or changes are not heard of."""
+    """Reads many tasks in steps, so that none keeps the server busy for long. Tasks that change meanwhile are read again in a
+    last step. None if too many change, or if events are missing."""
     with feed, feed.listening((), _BUFFER) as listener:
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -108,11 +107,11 @@ async def _view_in_steps(tasks: TaskReads, feed: EventFeed, states: Sequence[Tas
 
 
 class _Changes:
-    """Which tasks have changed, as events tell.
+    """The tasks that have changed, by their events.
 
     Attributes:
-        keys: of these tasks.
-        are_known: whether nothing was missed.
+        keys: their keys.
+        are_known: whether no event was missed.
     """
 
     def __init__(self, listener: Listener, seq: int) -> None:
@@ -124,7 +123,7 @@ class _Changes:
     async def hear(self, until: int | None = None) -> None:
         """Hears what has happened up to an event, or all that waits."""
         if until is not None and until < self._seq:
-            self.are_known = False  # the server is back from data of a moment ago
+            self.are_known = False  # the server was restored from older data
         try:
             async with asyncio.timeout(_PATIENCE):
                 while self.are_known and (len(self._listener) if until is None else self._seq < until):

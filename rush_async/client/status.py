@@ -1,4 +1,4 @@
-"""How a client shows itself: as text, and as HTML in a notebook."""
+"""The representations of an open client: as text, and as HTML in a notebook."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["status_html", "status_text"]
 
 
 def status_text(kind: str, network_id: str, counts: Counts, n_workers: int) -> str:
-    """An open client as lines of text."""
+    """Returns the representation of a client as lines of text."""
     lines = [f"• {name}: {value}" for name, value in _rows(counts, n_workers).items()]
     return "\n".join([f"── <{kind}> {network_id} ".ljust(60, "─"), *lines])
 
 
 def status_html(kind: str, network_id: str, counts: Counts, n_workers: int) -> str:
-    """An open client as a table."""
+    """Returns the representation of a client as a table in HTML."""
     rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in _rows(counts, n_workers).items())
     return f"<b>{kind}</b> {escape(network_id)}<table>{rows}</table>"
 

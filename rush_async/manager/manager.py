@@ -239,19 +239,19 @@ class Rush(RushClient):
         needed = as_number(n, "n") if n is not None else len(wanted or ())
         network = self._net
         timeout = current_plan().start_worker_timeout if timeout is None else timeout
-        looks_once = timeout is not None and timeout <= 0
+        once = timeout is not None and timeout <= 0
         n_ready = 0
         try:
             with self._until_closed(), network.feed, network.feed.end_wait(()) as wait:
-                async with asyncio.timeout(None if looks_once else timeout):
-                    if not looks_once:
+                async with asyncio.timeout(None if once else timeout):
+                    if not once:
                         await network.feed.watch()
                     while True:
                         n_ready = self._count_ready(await network.workers.read(), wanted)
                         if n_ready >= needed:
                             self._worker_group.unseen.clear()
                             return
-                        if looks_once:
+                        if once:
                             raise TimeoutError
                         await wait.changed()
         except WorkersNotReadyError:
@@ -413,11 +413,11 @@ class Rush(RushClient):
             A frame with a row for each worker, in the order they registered:
 
             - `worker_id` (String), `pid` (Int64), `hostname` (String), `heartbeat` (Boolean: whether it has registered with
-              a heartbeat); `pid` and `hostname` are null until the worker has registered;
+                a heartbeat); `pid` and `hostname` are null until the worker has registered;
             - `state` (String): starting, running, terminated, failed, killed or lost;
             - `started_at` (Datetime in UTC, microseconds);
             - `last_seen` (Datetime in UTC, microseconds): when the event loop of a running worker last answered its
-              heartbeat; when any other worker ended or was started.
+                heartbeat; when any other worker ended or was started.
 
         Raises:
             DecodeError: an entry in the database is malformed.

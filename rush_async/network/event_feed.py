@@ -53,7 +53,7 @@ class EventFeed:
         network_id: the network.
         link: the connections to its server.
         tasks: reads the position after each confirmation of the subscription, because earlier events are gone.
-        lines: woken when tasks were queued.
+        lines: notified of queued tasks.
 
     Attributes:
         following: None while the channel is not subscribed; set once the position is up to date.
@@ -155,7 +155,7 @@ class EventFeed:
         for listener in tuple(self._listeners):
             listener.miss(position.epoch, position.seq, now)
         for wait in tuple(self._end_waits):
-            wait.look_again()
+            wait.wake()
         self._lines.tasks_queued()
         if self.following is not None:
             self.following.set()
@@ -212,7 +212,7 @@ class EventFeed:
         waits = tuple(self._end_waits)
         if isinstance(message, ResetMessage):
             for wait in waits:
-                wait.look_again()
+                wait.wake()
             return
         for event in message.events:
             is_end = isinstance(event, TasksFinished | TasksFailed)
@@ -220,7 +220,7 @@ class EventFeed:
                 if is_end:
                     wait.ended(event.keys)
                 elif not isinstance(event, TasksQueued | TasksStarted):
-                    wait.look_again()  # a worker came or went
+                    wait.wake()  # a worker came or went
 
     @contextmanager
     def listening(self, kinds: Collection[type[Any]], buffer: int) -> Generator[Listener]:
@@ -351,7 +351,7 @@ class Listener:
         return None
 
     def put_back(self, event: Event) -> None:
-        """Returns an event that its reader could not use: it is the next one again."""
+        """Puts an event back that its reader could not use: it is the next one again."""
         self._events.appendleft(event)
         self._wake_readers()
 
@@ -373,17 +373,17 @@ class EndWait:
         self._wake = asyncio.Event()
 
     def ended(self, keys: Sequence[str]) -> None:
-        """Tasks ended; some of them may be waited for here."""
+        """Is called with tasks that have ended. Those of this wait are pending no longer."""
         if not self.pending.isdisjoint(keys):
             self.pending.difference_update(keys)
             if not self.pending:
                 self._wake.set()
 
-    def look_again(self) -> None:
-        """Something happened that may concern the wait: ask the server."""
+    def wake(self) -> None:
+        """Ends `changed`, because the server has to be asked again."""
         self._wake.set()
 
     async def changed(self) -> None:
-        """Waits until all tasks have ended, or the server is to be asked."""
+        """Waits until all tasks have ended, or the server has to be asked again."""
         await self._wake.wait()
         self._wake.clear()

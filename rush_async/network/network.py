@@ -88,7 +88,7 @@ class Network:
 
     @classmethod
     async def acquire(cls, network_id: str, config: RushConfig) -> Network:
-        """The view of a network in this event loop, opened if it was not.
+        """Returns the view of a network in this event loop, and opens it if it is the first.
 
         Raises:
             RushConnectionError: the server cannot be reached, or does not let this user publish events.
@@ -148,7 +148,7 @@ class Network:
     # its tasks
 
     async def find(self, keys: Sequence[str]) -> dict[str, Task]:
-        """Tasks of any state by key; those that the network does not know are left out."""
+        """Finds tasks in any state by key. Unknown keys are left out."""
         found = {key: decode_task(state, record) for key, (state, record) in (await self.tasks.find(keys)).items()}
         if missing := [key for key in keys if key not in found]:
             await self.results.read()
@@ -158,19 +158,19 @@ class Network:
     # waiting
 
     async def wait_for_counts(self, predicate: Callable[[Counts], bool], timeout: float | None) -> Counts:
-        """The first counts that satisfy `predicate`; with a timeout of 0, those that the server has now.
+        """Waits for the first counts that satisfy `predicate`. With a timeout of 0 it checks those on the server now.
 
         Raises:
             RushTimeoutError: none did within `timeout` seconds.
         """
-        looks_once = timeout is not None and timeout <= 0
+        once = timeout is not None and timeout <= 0
         try:
             with self.feed:
-                async with asyncio.timeout(None if looks_once else timeout):
-                    await (self.tasks.read_position() if looks_once else self.feed.watch())
+                async with asyncio.timeout(None if once else timeout):
+                    await (self.tasks.read_position() if once else self.feed.watch())
                     if predicate(self.position.counts):
                         return self.position.counts
-                    if looks_once:
+                    if once:
                         raise TimeoutError
                     with self.conditions.waiter(predicate) as future:
                         counts = await future
@@ -192,15 +192,15 @@ class Network:
             TasksNotDoneError: the time is up, or no worker is there to run what is queued.
         """
         done: dict[str, Task] = {}
-        looks_once = timeout is not None and timeout <= 0
+        once = timeout is not None and timeout <= 0
         try:
             with self.feed:
-                async with asyncio.timeout(None if looks_once else timeout):
-                    if not looks_once:
+                async with asyncio.timeout(None if once else timeout):
+                    if not once:
                         await self.feed.watch()
-                    await self._wait_for_ends(keys, done, need_workers=need_workers, looks_once=looks_once)
+                    await self._wait_for_ends(keys, done, need_workers=need_workers, once=once)
         except TasksNotDoneError:
-            raise  # no worker is there to run them: a timeout by its class, not by its cause
+            raise  # it is a `TimeoutError`, and its message is complete
         except TimeoutError:
             pending = [key for key in keys if key not in done]
             raise TasksNotDoneError(
@@ -208,25 +208,25 @@ class Network:
             ) from None
         return [done[key] for key in keys]
 
-    async def _wait_for_ends(self, keys: Sequence[str], done: dict[str, Task], *, need_workers: bool, looks_once: bool) -> None:
+    async def _wait_for_ends(self, keys: Sequence[str], done: dict[str, Task], *, need_workers: bool, once: bool) -> None:
         with self.feed.end_wait(keys) as wait:
             while True:
-                is_in_queue = await self._look_for_ends([key for key in keys if key not in done], done)
+                is_in_queue = await self._find_ends([key for key in keys if key not in done], done)
                 wait.pending.difference_update(done)
                 if len(done) == len(set(keys)):
                     return
-                if looks_once:
+                if once:
                     raise TimeoutError
                 if need_workers and is_in_queue:
                     await self._check_workers([key for key in keys if key not in done])
                 if wait.pending:
                     await wait.changed()
                 else:
-                    # By the events all ended, and one was queued again before we looked.
+                    # By the events all have ended, but one was queued again before it was read.
                     wait.pending.update(key for key in keys if key not in done)
 
-    async def _look_for_ends(self, keys: Sequence[str], done: dict[str, Task]) -> bool:
-        """Adds those that have ended to `done`; whether one of the others is queued."""
+    async def _find_ends(self, keys: Sequence[str], done: dict[str, Task]) -> bool:
+        """Adds the tasks that have ended to `done`. Returns whether another one is queued."""
         is_in_queue = False
         found = await self.find(keys)
         for key in keys:

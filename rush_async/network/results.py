@@ -78,7 +78,7 @@ class Results:
         return found
 
     def drop(self) -> None:
-        """Forgets what was read, and that it was read: waiting calls begin another read."""
+        """Empties the archive. Calls that wait begin another read."""
         self._n_last_read = 0
         self.decoder.clear()
 
@@ -158,13 +158,13 @@ class Results:
 
 
 class _Read:
-    """One read of what is finished, for all who ask for it.
+    """One read of the finished tasks, for all calls that wait for it.
 
     Attributes:
-        number: it covers those who asked for this number or a lower one.
+        number: it covers the calls that wait for this number or a lower one.
         over: set when it has ended.
-        error: what kept it from that, where the server cannot be reached.
-        first: the first question.
+        error: why it failed, if the server could not be reached.
+        first: its first chunk.
     """
 
     def __init__(self, number: int) -> None:
@@ -175,5 +175,5 @@ class _Read:
 
     @property
     def is_sent(self) -> bool:
-        """Whether the first question has left: the read does not cover what is asked from now on."""
+        """Whether the first chunk was asked for: the read does not cover later calls."""
         return self.first is not None and self.first.is_sent

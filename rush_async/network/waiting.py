@@ -1,4 +1,4 @@
-"""How coroutines of one event loop wait for the network without asking it: on counts that events keep up to date."""
+"""How coroutines of one event loop wait without asking the server: events keep the counts up to date."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Conditions:
 
     @contextmanager
     def waiter(self, predicate: Callable[[Counts], bool]) -> Generator[asyncio.Future[Counts | None]]:
-        """A future of the first counts that satisfy `predicate`; `None` may be set from outside to end the wait."""
+        """Yields a future of the first counts that satisfy `predicate`. Setting it to None ends the wait."""
         future: asyncio.Future[Counts | None] = asyncio.get_running_loop().create_future()
         self._waiting[future] = predicate
         try:
@@ -48,7 +48,7 @@ class Conditions:
 
 
 class Line:
-    """Coroutines that wait in line for queued tasks: as many are woken as there is something for."""
+    """Coroutines that wait in line for queued tasks. As many are woken as there are tasks."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
@@ -60,11 +60,11 @@ class Line:
 
     @property
     def available(self) -> int:
-        """For how many there is something."""
+        """How many coroutines may have a turn now."""
         return self._lines.n_poppable
 
     def wake(self) -> None:
-        """Wakes as many as there is something for, less those that were woken and have not returned."""
+        """Wakes as many as are available, less those that have a turn already."""
         if not self._line:
             return
         free = self.available - self._granted
@@ -77,12 +77,14 @@ class Line:
                 free -= 1
 
     async def turn(self, timeout: float | None, waits: set[asyncio.Future[bool]]) -> bool:
-        """Waits in line. True: it is the caller's turn, and it calls `done` after its attempt. False: the time is up, or
-        the wait was ended.
+        """Waits in line.
 
         Args:
             timeout: seconds; None waits for ever.
-            waits: the waits of the caller's worker, by which others end this one.
+            waits: the waits of the caller's worker, for a stop request to end them.
+
+        Returns:
+            True on the caller's turn: it calls `done` after its attempt. False if the time is up or the wait was ended.
         """
         if not self._line and self.available > self._granted:
             self._granted += 1
@@ -96,7 +98,7 @@ class Line:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.result():
-                self.done()  # it was our turn in the very tick of the cancellation: the next one's now
+                self.done()  # it got its turn in the tick of the cancellation: the next in line gets it
             raise
         finally:
             self._line.pop(future, None)
@@ -105,7 +107,7 @@ class Line:
                 timer.cancel()
 
     def done(self) -> None:
-        """The attempt of one turn is over, whether it succeeded or not."""
+        """Ends a turn, whether its attempt succeeded or not."""
         self._granted -= 1
         self.wake()
 
@@ -121,7 +123,7 @@ class _BudgetLine(Line):
 
     @property
     def available(self) -> int:
-        """For how many there is a task or a place; for all once the budget is spent."""
+        """How many may have a turn: one for each task and place; all once the budget is spent."""
         queued, running, finished, failed = self._lines.counts
         if finished >= self._budget or (self._max_failed is not None and failed >= self._max_failed):
             return _ALL
@@ -155,12 +157,12 @@ class Lines:
         return self._position.counts.queued - self._n_unreachable
 
     def position_changed(self) -> None:
-        """Wakes those for whom there is something now."""
+        """Wakes the coroutines for which there is a task or a place now."""
         self._n_unreachable = min(self._n_unreachable, self._position.counts.queued)
         self._wake()
 
     def tasks_queued(self) -> None:
-        """Tasks were queued, or may have been: those that count as queued are looked for again."""
+        """Is called when tasks were queued, or may have been: all that count as queued may be popped again."""
         self.n_arrivals += 1
         if self._n_unreachable:
             self._n_unreachable = 0
@@ -182,7 +184,7 @@ class Lines:
 
     @contextmanager
     def budget(self, budget: int, max_failed: int | None) -> Generator[Line]:
-        """The line for a queued task or a place within a budget, or for its end."""
+        """Yields the line for a queued task, a place within a budget, or the end of the budget."""
         line = self._budgets.get((budget, max_failed))
         if line is None:
             line = self._budgets[budget, max_failed] = _BudgetLine(self, budget, max_failed)
@@ -197,7 +199,7 @@ class Lines:
 
 
 def describe(counts: Counts) -> str:
-    """The counts as words."""
+    """Describes counts in words."""
     return f"{counts.queued:,} queued, {counts.running:,} running, {counts.finished:,} finished, {counts.failed:,} failed tasks"
 
 

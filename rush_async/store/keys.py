@@ -1,4 +1,4 @@
-"""What things are called in the database: the keys of a network, and its ids."""
+"""Names in the database: the keys of a network, and the ids that may name a network or a worker."""
 
 from __future__ import annotations
 
@@ -35,18 +35,21 @@ class NetworkKeys(NamedTuple):
 
     @classmethod
     def of(cls, network_id: str, db: int = 0) -> NetworkKeys:
-        """The keys of a network. Channels know no database number, so that of another than 0 is in their names."""
+        """Returns the keys of a network.
+
+        Channels are common to all databases of a server: their names have the number of the database unless it is 0.
+        """
         suffix = f":{db}" if db else ""
         return cls(*(f"rush:{{{network_id}}}:{name}{suffix if name in ('events', 'control') else ''}" for name in cls._fields))
 
 
 def check_network_id(network_id: object) -> str:
-    """The id, if it can name a network: 1 - 200 characters without braces and control characters."""
+    """Returns the id if it can name a network: 1 to 200 characters without braces and control characters."""
     return _check_id(network_id, "network_id", "{}", 200)
 
 
 def check_worker_id(worker_id: object) -> str:
-    """The id, if it can name a worker: 1 - 60 characters without control characters and separators."""
+    """Returns the id if it can name a worker: 1 to 60 characters without braces, `|` and control characters."""
     return _check_id(worker_id, "worker_id", "{}|", 60)
 
 
@@ -67,10 +70,10 @@ def _check_id(value: object, what: str, forbidden: str, longest: int) -> str:
 
 
 def random_network_id() -> str:
-    """A new network id."""
+    """Returns a new id for a network."""
     return f"network-{secrets.token_hex(6)}"
 
 
 def client_id() -> str:
-    """A new name for the sender of numbered calls: 60 random bits in 10 characters."""
+    """Returns a new name for a sender of numbered calls: 60 random bits in 10 characters."""
     return "".join(secrets.choice(ALPHABET) for _ in range(10))

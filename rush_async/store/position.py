@@ -1,4 +1,4 @@
-"""The position of a network: calls, events and beats update it; whatever depends on it reads it, and is called when it changed.
+"""The position of a network: replies, events and heartbeats update it, and watchers are called after each change.
 
 The epoch and the sequence number order everything that clients learn, as those of an idempotent producer do (Kafka KIP-98).
 """
@@ -62,7 +62,7 @@ class NetworkPosition:
         return self.epoch, self.n_rollbacks
 
     def take(self, position: Position, asked_seq: int | None = None) -> None:
-        """Takes a position that a reply, an event or a beat carries. One that is older than what is known is ignored.
+        """Takes a position that a reply, an event or a heartbeat carries. One that is older than what is known is ignored.
 
         Args:
             position: the position.
@@ -112,7 +112,7 @@ class NetworkPosition:
         self._notify()
 
     def begin_generation(self) -> None:
-        """Takes note that finished tasks are not those that were read before: the server lost some, and went on."""
+        """Takes note that finished tasks are not those that were read before: the server has lost some."""
         self.n_rollbacks += 1
         self._notify()
 
@@ -138,10 +138,10 @@ class NetworkPosition:
 
 
 def position_of(reply: Sequence[Any]) -> Position:
-    """Where the network stood when a script replied.
+    """Returns the position of the network from the reply of a script.
 
     Raises:
-        DecodeError: the reply is none of ours, such as where another program wrote the network's meta.
+        DecodeError: the reply is malformed, because another program wrote keys of the network.
     """
     epoch, seq, *counts, n_workers = reply[:7]
     try:

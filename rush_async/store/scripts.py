@@ -29,11 +29,11 @@ MOST_TASKS = 1_000  # of one call
 MOST_BYTES = 1024 * 1024
 
 Memory: TypeAlias = Literal["grows", "keeps", "reads"]
-# A full server refuses scripts that grow the data, as a whole; those that end, move or renew go on. What only reads is never
-# refused, and may not write.
+# A full server refuses scripts that grow the data, as a whole; those that end or move tasks or renew leases are executed.
+# Scripts that only read are never refused, and may not write.
 _FLAGS: dict[Memory, str] = {"grows": "", "keeps": " flags=allow-oom", "reads": " flags=no-writes"}
 
-# Keys that every script needs: to guard its call, and to reply where the network stands.
+# Keys that every script needs: to guard its call, and to reply with the position of the network.
 _BASE = ("meta", "calls", "events", "queued", "running", "finished", "failed", "alive")
 _ARGUMENTS = ("epoch", "client", "number")
 _LUA = resources.files("rush_async.store") / "lua"
@@ -234,13 +234,13 @@ class ScriptCaller:
         return [getattr(self._keys, name) for name in script.keys]
 
     def call(self, script: Script, args: Iterable[Word]) -> bytes:
-        """The bytes of one call of `script` by its digest."""
+        """Packs a call of `script` by its digest."""
         args = tuple(args)
         n_words, head = self.heads[script]
         return b"*%d\r\n%b%b" % (n_words + len(args), head, _body(pack(args)))
 
     def call_by_source(self, script: Script, args: Iterable[Word]) -> bytes:
-        """The same call carrying the whole source, for a server that forgot its scripts; it remembers them by this."""
+        """Packs the same call with the source, for a server that has lost its scripts. The server keeps the script again."""
         return pack(("EVAL", script.source, len(script.keys), *self._names(script), *args))
 
 
@@ -249,7 +249,7 @@ def _body(packed: bytes) -> bytes:
 
 
 def wire_mismatch(wire: int) -> RushError | None:
-    """The error for a network that a newer library wrote, else None."""
+    """Returns the error for a network that a newer library wrote; None for another."""
     if wire <= WIRE_VERSION:
         return None
     return RushError(

@@ -1,4 +1,4 @@
-"""What is read of a network's tasks without changing anything."""
+"""The reads of tasks, typed: they change nothing on the server."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ __all__ = ["FinishedChunk", "FinishedRead", "TaskReads", "View", "slices"]
 T = TypeVar("T")
 
 _CHUNK = 2_000
-_FIRST_CHUNK = 100  # as long as it is not known how large the records are
+_FIRST_CHUNK = 100  # while the size of the records is unknown
 
 POSITION = Script("position", memory="reads")
 
 
 class FinishedChunk(NamedTuple):
-    """A piece of the list of finished records: the epoch it was read in, its position, how long the list was, the records."""
+    """A part of the list of finished records.
+
+    Attributes:
+        epoch: the epoch of the network when it was read.
+        start: the index of its first record in the list.
+        total: the length of the list.
+        records: the records.
+    """
 
     epoch: int
     start: int
@@ -37,11 +44,11 @@ class View(NamedTuple):
     """Tasks as they were at one moment.
 
     Attributes:
-        epoch: the network's.
+        epoch: the epoch of the network.
         seq: the number of its last event.
-        records: of queued, running and failed ones, by state and key.
-        queue: the keys of the queued ones in their order, and some that are stale.
-        finished: the records of finished ones from a position on.
+        records: the records of queued, running and failed tasks, by state and key.
+        queue: the keys of the queued tasks in their order; keys without a record are stale.
+        finished: the records of finished tasks from an index on.
     """
 
     epoch: int
@@ -52,7 +59,7 @@ class View(NamedTuple):
 
 
 class FinishedRead:
-    """A chunk of finished records that was asked for."""
+    """A read of a chunk of finished records that is under way."""
 
     def __init__(self, reads: TaskReads, start: int, command: FutureCommand) -> None:
         self._reads = reads
@@ -61,7 +68,7 @@ class FinishedRead:
 
     @property
     def is_sent(self) -> bool:
-        """Whether the question has left: it does not cover what happened since."""
+        """Whether the read was sent: it may miss what has finished since."""
         return self._command.n_sent > 0
 
     async def chunk(self) -> FinishedChunk:
@@ -109,14 +116,14 @@ class TaskReads:
         return position
 
     async def _probe(self) -> None:
-        """Publishes an empty message, which subscribers skip: a script could not say that this user may not."""
+        """Publishes an empty message, which subscribers skip: scripts ignore that the user may not publish."""
         try:
             await self.connection.ask("SPUBLISH", self.keys.events, "")
         except RushConnectionError as error:
             raise RushConnectionError(f"this user may not publish on {self.keys.events} ({error}). {acl_remedy()}") from None
 
     def read_finished(self, start: int) -> FinishedRead:
-        """Asks for a chunk of finished records from position `start`. Its size follows from the largest record there is."""
+        """Begins to read a chunk of finished records from index `start`. Its size follows from the largest finished record."""
         # Two at least: the first has been read before.
         count = _FIRST_CHUNK if not self.largest else max(2, min(_CHUNK, MOST_BYTES // self.largest))
         command = self.connection.begin_together(
@@ -127,11 +134,11 @@ class TaskReads:
         return FinishedRead(self, start, command)
 
     async def view(self, states: Sequence[TaskState], finished_from: int) -> View:
-        """All tasks in these states in one step, finished ones from a position on."""
+        """Reads all tasks in these states in one step, of finished tasks those from an index on."""
         return await self._view(states, finished_from, lambda name: ("HGETALL", name), _paired)
 
     async def view_of_few(self, states: Sequence[TaskState], finished_from: int, most: int) -> View | None:
-        """The same; None where there are more than about `most` queued, running or failed ones."""
+        """Reads as `view` does; None if a state other than finished has more than about `most` tasks."""
         is_whole = True
 
         def paired(reply: tuple[bytes, list[bytes]]) -> dict[bytes, bytes]:
@@ -143,7 +150,7 @@ class TaskReads:
         return view if is_whole else None
 
     async def view_of_some(self, states: Sequence[TaskState], finished_from: int, keys: Sequence[bytes]) -> View:
-        """The same, of queued, running and failed ones only those with these keys, at least one."""
+        """Reads as `view` does, but of queued, running and failed tasks only those with these keys, at least one."""
 
         def paired(records: list[bytes | None]) -> dict[bytes, bytes]:
             return {key: record for key, record in zip(keys, records, strict=True) if record is not None}
@@ -171,8 +178,7 @@ class TaskReads:
         return View(int(epoch or 0), int(seq or 0), records, queue, finished)
 
     async def scan(self, state: TaskState, step: int) -> dict[bytes, bytes]:
-        """The queued, running or failed tasks that were there from the beginning to the end of this, read in steps, and some
-        of those that were not."""
+        """Reads the queued, running or failed tasks in steps. Tasks that enter or leave the state meanwhile may be missing."""
         name, cursor, found = self._hash_of(state), b"0", dict[bytes, bytes]()
         while True:
             cursor, flat = await self.connection.ask("HSCAN", name, cursor, "COUNT", step)
@@ -184,7 +190,7 @@ class TaskReads:
         return {"queued": self.keys.queued, "running": self.keys.running, "failed": self.keys.failed}[state]
 
     async def are_running(self, keys: Sequence[str]) -> set[str]:
-        """Which of these tasks are running."""
+        """Returns which of these tasks are running."""
         running: set[str] = set()
         for chunk in slices(keys, MOST_TASKS):
             records = await self.connection.ask("HMGET", self.keys.running, *chunk)
@@ -192,7 +198,7 @@ class TaskReads:
         return running
 
     async def find(self, keys: Sequence[str]) -> dict[str, tuple[TaskState, bytes]]:
-        """Looks keys up among queued, running and failed tasks in one step; those elsewhere are left out."""
+        """Finds queued, running and failed tasks by key, in one step for up to a thousand keys. Other keys are left out."""
         found: dict[str, tuple[TaskState, bytes]] = {}
         for chunk in slices(keys, MOST_TASKS):
             states: tuple[TaskState, ...] = ("queued", "running", "failed")
@@ -207,6 +213,6 @@ def _paired(flat: list[bytes]) -> dict[bytes, bytes]:
 
 
 def slices(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
-    """Items in pieces of a length."""
+    """Cuts a sequence into slices of a length; the last may be shorter."""
     for first in range(0, len(items), length):
         yield items[first : first + length]

@@ -22,8 +22,8 @@ __all__ = ["LOST", "Ended", "Lost", "Popped", "Target", "TaskStore"]
 Target: TypeAlias = Literal["queued", "running", "finished", "failed"]
 EndKind: TypeAlias = Literal["finished", "failed", "returned"]
 
-_WAVE = 8  # chunks of one bulk push that are under way together
-_SWEPT = 500  # tasks that a call ends, removes or tries again: it rewrites their records, and is to be over in 10 ms
+_WAVE = 8  # chunks of one bulk push that are in flight at once
+_SWEPT = 500  # tasks that one call ends, removes or retries: it rewrites their records, and should take at most 10 ms
 
 _PUSH_GROUP = ("target", "worker", "budget", "max_failed", "n")
 PUSH = Script(
@@ -59,7 +59,7 @@ class Popped(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a running task is to end."""
+    """An end of a running task."""
 
     kind: EndKind
     key: Word
@@ -68,7 +68,7 @@ class Ended(NamedTuple):
 
 
 class Lost:
-    """What a call answers for a worker that is not alive."""
+    """The answer of a call for a worker that is not alive."""
 
 
 LOST: Final = Lost()
@@ -94,8 +94,10 @@ class TaskStore(TaskReads):
         budget: int | None = None,
         max_failed: int | None = None,
     ) -> list[str] | Lost:
-        """Creates tasks; the keys of those that found a place, in order. All or none, whatever happens to the caller:
-        when a later chunk of a bulk push is refused, what the earlier ones created is taken back."""
+        """Creates tasks, and returns the keys of those that found a place within the budget, in order.
+
+        When a chunk of a bulk push is refused, or the caller is cancelled, the tasks of the earlier chunks are taken back.
+        """
         made: list[str] = []
         chunks = _chunks(tasks)
         for first in range(0, len(chunks), _WAVE):
@@ -119,11 +121,11 @@ class TaskStore(TaskReads):
     def push_one(
         self, task: NewTask, worker_id: str, budget: int | None = None, max_failed: int | None = None
     ) -> Awaitable[int | Lost]:
-        """Creates one task that a worker runs: 1, or 0 when it found no place."""
+        """Creates one task that a worker runs. Returns 1, or 0 if there was no place within the budget."""
         return self.calls.call(_Push(self, "running", (task,), worker_id, budget, max_failed))
 
     def take_back(self, target: Target, keys: Sequence[str], worker_id: str) -> None:
-        """Fails what was created for a caller that is gone; what is finished or failed already stays."""
+        """Fails tasks that were created for a caller that is gone, in the background. Finished and failed ones stay."""
         ended = encode_failure(Failure("cancelled", None, "The call that pushed it was cancelled or refused"))
         for chunk in slices(keys, MOST_TASKS):
             if target == "running":
@@ -144,8 +146,12 @@ class TaskStore(TaskReads):
         self.calls.detach(_End([Ended("failed", key, worker_id, encode_failure(Failure.of(error)))]))
 
     def end(self, items: Sequence[Ended]) -> Awaitable[list[int | None] | None]:
-        """Ends running tasks; for each item 1 moved, 0 not held by that worker, None the worker is not alive. None for all
-        when the network was reset and nothing moved."""
+        """Ends running tasks.
+
+        Returns:
+            For each item 1 if the task moved, 0 if that worker does not run it, None if the worker is not alive. None for all
+            if the network was reset.
+        """
         return self.calls.call(_End(items)) if len(items) <= _SWEPT else self._end_many(items)
 
     async def _end_many(self, items: Sequence[Ended]) -> list[int | None]:
@@ -157,7 +163,7 @@ class TaskStore(TaskReads):
         return ends
 
     async def empty_queue(self, failure: Failure) -> list[str]:
-        """Fails what is queued now, in steps; what others push meanwhile stays."""
+        """Fails the tasks that are queued now, in steps. Returns their keys. Tasks that are pushed meanwhile stay."""
         ended, removed = encode_failure(failure), list[str]()
         left = (await self.read_position()).counts.queued
         while left > 0:
@@ -170,13 +176,13 @@ class TaskStore(TaskReads):
         return removed
 
     async def cancel(self, keys: Sequence[str], failure: Failure) -> list[str]:
-        """Fails tasks that are queued or running, whichever worker holds them; the keys that moved."""
+        """Fails tasks that are queued or running on any worker. Returns the keys that moved."""
         ended = encode_failure(failure)
         requests = [Request(CANCEL, [ended, *chunk], n_tasks=len(chunk)) for chunk in slices(keys, _SWEPT)]
         return _moved_keys(await self.calls.call_all(requests))
 
     async def retry(self, keys: Sequence[str] | None) -> list[str]:
-        """Queues failed tasks again, all of them when no keys are given; the keys that moved."""
+        """Queues failed tasks again: these, or all of them for None. Returns the keys that moved."""
         wanted: Sequence[Word] = list(await self.scan("failed", MOST_TASKS)) if keys is None else keys
         requests = [Request(RETRY, chunk, n_tasks=len(chunk)) for chunk in slices(wanted, _SWEPT)]
         return _moved_keys(await self.calls.call_all(requests))
@@ -192,9 +198,9 @@ class TaskStore(TaskReads):
             self.position.learn_epoch(int(epoch))
 
     async def forget_answers(self) -> None:
-        """Deletes the answers that the server keeps for this client, which is leaving and waits for none.
+        """Deletes the answers that the server keeps for this client, which closes and waits for none.
 
-        They stay where a connection was ever lost, for a late copy of a call may still be on its way over that.
+        They stay if a connection was ever lost, because a late copy of a call may still arrive over it.
         """
         fields = self.calls.slots()
         if fields and self.connection.is_ready and self.connection.n_reconnects == 0:
@@ -203,7 +209,7 @@ class TaskStore(TaskReads):
 
 
 class _Push(Request):
-    """Pushes some tasks; the result is how many found a place."""
+    """Pushes some tasks. The result is how many found a place within the budget."""
 
     __slots__ = ("_store", "_target", "_tasks", "_worker_id")
 
@@ -242,7 +248,7 @@ class _Push(Request):
 
 
 class Pop(NamedTuple):
-    """What a pop gave.
+    """The answer of a pop.
 
     Attributes:
         tasks: the tasks; or the worker is not alive.
@@ -291,7 +297,7 @@ class _Pop(Request):
 
 
 class _End(Request):
-    """Ends some tasks; the result is an entry for each."""
+    """Ends some tasks. The result is an entry for each."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""The one command connection of an event loop to a server: it mends itself, and sends again what was not answered."""
+"""The one command connection of an event loop to a server: it reconnects, and sends again what was not answered."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ __all__ = ["Connection", "Filler"]
 
 logger = logging.getLogger(__name__)
 
-_IN_A_ROW = 10.0  # seconds after which a server that refuses calls is not known for that any more
+_IN_A_ROW = 10.0  # seconds after which another refusal of calls counts as the first
 
 
 class Filler(Protocol):
     """Gathers what is issued in one tick of the event loop, so that it leaves as one command."""
 
     def fill(self) -> None:
-        """Sends what was gathered. Called before the next write."""
+        """Sends what was gathered. Is called before the next write."""
 
     def server_lost(self, reason: Exception) -> None:
-        """The server was looked for in vain, while this filler waits for it."""
+        """Is called after each failed attempt to reconnect, while this filler waits for the server."""
 
 
 class Connection:
     """The one command connection of an event loop to a server: it reconnects, and sends again what was not answered.
 
-    Everything sent here may be executed again: reads by nature, everything else because the scripts know their calls.
+    Every command may be sent twice: reads change nothing, and scripts recognise a repeated call by its number.
 
     Args:
         config: the server.
@@ -51,18 +51,18 @@ class Connection:
         self._opener = opener
         self._loop = asyncio.get_running_loop()
         self._transport: Transport | None = None
-        self._waiting: deque[Command] = deque()
-        self._due: list[Filler] = []
-        self._postponed: dict[Filler, None] = {}
+        self._waiting: deque[Command] = deque()  # to be written at the end of this tick, or after a reconnect
+        self._due: list[Filler] = []  # called before the next write
+        self._postponed: dict[Filler, None] = {}  # called when the server takes bytes again
         self._is_flush_due = False
-        self._watch: asyncio.TimerHandle | None = None
+        self._silence_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
-        self._gone = asyncio.Event()
+        self._gone = asyncio.Event()  # set when the transport of a closed connection has ended
         self._n_refusals = 0  # in a row
         self._refused_at = -math.inf
         self.n_reconnects = 0
 
-    def _closed(self) -> RushConnectionError:
+    def _closed_error(self) -> RushConnectionError:
         return RushConnectionError(f"the connection to {self.config.where} is closed")
 
     async def open(self) -> None:
@@ -71,13 +71,18 @@ class Connection:
 
     @property
     def is_ready(self) -> bool:
-        """Whether what is sent now leaves at the end of this tick; while it does not, calls are merged further."""
+        """Whether a command that is sent now is written at the end of this tick. While it is not, further calls are merged."""
         return self._transport is not None and self._transport.is_open and self._transport.is_writable
 
     def send(self, command: Command, since: float | None = None) -> None:
-        """Sends a command at the end of this tick, or as soon as the server is back. `since`: when it was first wanted."""
+        """Sends a command at the end of this tick, or once the server is reached again.
+
+        Args:
+            command: the command.
+            since: from when on its `retry_deadline` counts, in the time of the event loop; None counts from now.
+        """
         if self._is_closed:
-            command.failed(self._closed())
+            command.failed(self._closed_error())
             return
         command.since = self._loop.time() if since is None else since
         self._waiting.append(command)
@@ -126,7 +131,7 @@ class Connection:
         self._flush_soon()
 
     def fill_when_ready(self, filler: Filler) -> None:
-        """Calls `filler.fill` when the server takes bytes again, `filler.server_lost` whenever it was looked for in vain."""
+        """Calls `filler.fill` when the server takes bytes again, `filler.server_lost` after a failed attempt to reconnect."""
         self._postponed[filler] = None
 
     def writable(self) -> None:
@@ -144,7 +149,7 @@ class Connection:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Sends what there is before the tick ends."""
+        """Writes what waits, after the fillers have added what they gathered."""
         due, self._due = self._due, []
         for filler in due:
             filler.fill()
@@ -154,11 +159,11 @@ class Connection:
             commands = list(self._waiting)
             self._waiting.clear()
             transport.write(commands)
-            if self._watch is None:
-                self._watch = self._loop.call_later(self.config.response_timeout, self._check_silence)
+            if self._silence_timer is None:
+                self._silence_timer = self._loop.call_later(self.config.response_timeout, self._check_silence)
 
     def _check_silence(self) -> None:
-        self._watch = None
+        self._silence_timer = None
         transport = self._transport
         if transport is None or not transport.unanswered:
             return
@@ -166,10 +171,10 @@ class Connection:
         if patience <= 0:
             transport.drop(TimeoutError(f"no byte for {self.config.response_timeout:g} s with calls pending"))
         else:
-            self._watch = self._loop.call_later(patience, self._check_silence)
+            self._silence_timer = self._loop.call_later(patience, self._check_silence)
 
     def lost(self, transport: Transport, error: Exception | None) -> None:
-        """The connection is gone: what was not answered is sent again on the next one."""
+        """Is called when the connection is lost: what was not answered is sent again on the next one."""
         if transport is not self._transport:  # it broke while it was being opened
             transport.fail_unanswered(broken(self.config.where, error))
             return
@@ -178,11 +183,11 @@ class Connection:
             command.n_seen = 0
         self._waiting.extendleft(reversed(transport.unanswered))
         if self._is_closed or not self.supervisor.is_open:
-            self._fail_waiting(self._closed(), 0)
+            self._fail_waiting(self._closed_error(), 0)
             self._gone.set()
             return
         if isinstance(error, hiredis.ReplyError):
-            # It is there, and takes no calls, such as a replica: they are not to wait longer than for one that is away.
+            # A server that refuses calls, such as a replica, is waited for no longer than one that cannot be reached.
             now = self._loop.time()
             self._n_refusals = self._n_refusals + 1 if now - self._refused_at < _IN_A_ROW else 1
             self._refused_at = now
@@ -217,7 +222,7 @@ class Connection:
         finally:
             if self._transport is None:  # it was cancelled with all tasks of an event loop that ends
                 self._is_closed = True
-                self._fail_waiting(self._closed(), 0)
+                self._fail_waiting(self._closed_error(), 0)
             elif self._is_closed:
                 self._transport.drop()
 
@@ -238,12 +243,12 @@ class Connection:
             filler.server_lost(reason)
 
     async def aclose(self) -> None:
-        """Closes the connection; what was not answered fails."""
+        """Closes the connection. Commands that were not answered fail."""
         self._is_closed = True
-        if self._watch is not None:
-            self._watch.cancel()
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
         if self._transport is not None:
             self._transport.drop()
             await self._gone.wait()
         else:
-            self._fail_waiting(self._closed(), 0)
+            self._fail_waiting(self._closed_error(), 0)

@@ -1,4 +1,4 @@
-"""What the error replies and the silence of a server mean, in words for a person."""
+"""The errors that callers get for the error replies and the silence of a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["acl_remedy", "broken", "gave_up", "refusal"]
 
 
 def acl_remedy(network_id: str = "") -> str:
-    """What a user with restricted rights must be allowed."""
+    """Returns the rule that a user with restricted rights needs, as a sentence for an error message."""
     pattern = f"rush:{{{network_id}}}:*" if network_id else "rush:*"
     return (
         f"If the user's rights are restricted, allow it: ACL SETUSER <user> ~{pattern} &{pattern} "
@@ -17,7 +17,7 @@ def acl_remedy(network_id: str = "") -> str:
 
 
 def refusal(reply: Exception, where: str) -> RushError:
-    """The error for a person that the error reply of the server at `where` means."""
+    """Returns the error for an error reply of the server at `where`."""
     text = str(reply).rstrip(".")
     if text.startswith(("OOM", "MISCONF")):
         return ServerFullError(
@@ -31,7 +31,7 @@ def refusal(reply: Exception, where: str) -> RushError:
 
 
 def gave_up(after: float, reason: Exception, *, was_sent: bool) -> RushConnectionError:
-    """The error for a person whose call waited in vain."""
+    """Returns the error for a call that was given up after some seconds."""
     error = RushConnectionError(
         f"gave up after {after:.3g} s: {reason}"
         + (" (it was sent, so it may have been executed)" if was_sent else " (it was never sent)")
@@ -41,7 +41,7 @@ def gave_up(after: float, reason: Exception, *, was_sent: bool) -> RushConnectio
 
 
 def broken(where: str, error: Exception | None) -> RushConnectionError:
-    """The error for what was asked on a connection that broke."""
+    """Returns the error for commands that were sent on a connection that broke."""
     reason = RushConnectionError(f"the connection to {where} broke: {error}")
     reason.__cause__ = error
     return reason

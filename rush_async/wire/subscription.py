@@ -25,10 +25,10 @@ class ChannelListener(Protocol):
     """Listens on a channel."""
 
     def heard(self, channel: str, message: bytes) -> None:
-        """A message was published."""
+        """Is called with each message of the channel."""
 
     def confirmed(self, channel: str) -> None:
-        """The server confirmed the subscription: what was published before is not heard."""
+        """Is called after each confirmation by the server: messages that were published before it are lost."""
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ class Subscription:
         self._is_closed = False
 
     def subscribe(self, name: str, listener: ChannelListener) -> None:
-        """Listens on a channel from the next confirmation on."""
+        """Listens on a channel. Messages come after the next confirmation."""
         self._channels[name] = _Channel(name, listener)
         if not self._is_running:
             self._is_running = True
@@ -66,7 +66,7 @@ class Subscription:
             self._ask(self._transport, [self._channels[name]])
 
     def unsubscribe(self, name: str) -> None:
-        """Stops listening; with the last channel the connection is closed."""
+        """Stops listening on a channel. The connection is closed with the last channel."""
         channel = self._channels.pop(name, None)
         if channel is not None and not channel.confirmed.done():
             channel.confirmed.cancel()
@@ -77,12 +77,12 @@ class Subscription:
                 self._transport.drop()
 
     def renew(self) -> None:
-        """Drops the connection, so that it is opened and every subscription confirmed anew."""
+        """Drops the connection. It is opened again, and the server confirms every subscription again."""
         if self._transport is not None:
             self._transport.drop()
 
     async def confirmed(self, name: str) -> None:
-        """Waits until the server confirmed the subscription for the first time.
+        """Waits until the server has confirmed a subscription for the first time.
 
         Raises:
             RushConnectionError: the server cannot be reached within the deadline, or refuses.
@@ -122,15 +122,15 @@ class Subscription:
             channel.listener.confirmed(channel.name)
 
     def pushed(self, message: list[Any]) -> None:
-        """A message of a channel arrived."""
+        """Passes a message to the listener of its channel."""
         if message[0] == b"smessage" and (channel := self._channels.get(message[1].decode())) is not None:
             channel.listener.heard(channel.name, message[2])
 
     def writable(self) -> None:
-        """Little is written here, so nothing waits for this."""
+        """Does nothing: no command waits for this connection to become writable."""
 
     def lost(self, transport: Transport, error: Exception | None) -> None:
-        """The connection is gone."""
+        """Is called when the connection is lost: `_run` opens the next one."""
         transport.fail_unanswered(broken(self._config.where, error))
         if transport is self._transport:  # else it broke while it was being opened
             self._gone.set()
@@ -162,7 +162,7 @@ class Subscription:
                 self._transport.drop()
 
     async def aclose(self) -> None:
-        """Stops listening on everything."""
+        """Stops listening on all channels and closes the connection."""
         self._is_closed = True
         for name in list(self._channels):
             self.unsubscribe(name)

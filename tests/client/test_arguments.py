@@ -62,7 +62,7 @@ def test_kinds_of_events_are_classes() -> None:
         check_kinds(["TasksFinished"])
 
 
-def test_sequences_that_go_in_pairs_have_one_length() -> None:
+def test_paired_sequences_of_different_lengths_are_refused() -> None:
     check_lengths("xss", [1], "yss", [2])
     with pytest.raises(ValueError, match="xss has 1 entries and yss has 2"):
         check_lengths("xss", [1], "yss", [1, 2])

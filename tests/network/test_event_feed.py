@@ -92,7 +92,7 @@ async def test_an_end_wait_wakes_when_all_have_ended_or_a_look_is_needed() -> No
     wait.ended(["b"])
     await asyncio.wait_for(waiting, 5)
     assert not wait.pending
-    wait.look_again()
+    wait.wake()
     await asyncio.wait_for(wait.changed(), 5)
 
 

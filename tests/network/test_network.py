@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from rush_async import Counts, Rush, RushConfig, RushTimeoutError, RushWorker, TasksNotDoneError
+from rush_async import Counts, Rush, RushConfig, RushConfigError, RushTimeoutError, RushWorker, TasksNotDoneError
 from rush_async.network.network import Network
 
 
@@ -67,3 +68,19 @@ async def test_waits_end_with_the_counts_or_with_what_is_missing(rush: Rush) -> 
         await view.wait_for_ends([key], 0.01, need_workers=False)
     with pytest.raises(KeyError, match="has no task 'unknown'"):
         await view.wait_for_ends(["unknown"], 0, need_workers=True)
+
+
+async def test_the_embedded_server_is_started_for_a_config_without_a_url(directory: Path) -> None:
+    network = await Network.acquire("embedded", RushConfig(data_dir=directory))
+    try:
+        assert network.link.is_embedded
+        assert network.link.config.url is not None
+        assert network.link.config.data_dir is None
+        assert network.link.db == 0
+    finally:
+        await network.release()
+
+
+async def test_the_embedded_server_has_no_replicas_to_wait_for(directory: Path) -> None:
+    with pytest.raises(RushConfigError, match="the embedded server has no replicas"):
+        await Network.acquire("embedded", RushConfig(data_dir=directory, wait_replicas=1))

@@ -76,7 +76,9 @@ async def waits(call: Awaitable[Any], client: RushClient) -> asyncio.Task[Any]:
 # pop_task
 
 
-async def test_a_pop_that_looks_once_returns_at_once_and_costs_one_call(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:
+async def test_a_pop_with_a_timeout_of_0_returns_at_once_and_costs_one_call(
+    rush: Rush, rush_worker: RushWorker, raw: Any
+) -> None:
     before = raw.info("commandstats")["cmdstat_evalsha"]["calls"]
     assert await rush_worker.pop_task(0) is None
     assert await rush_worker.pop_task(timeout=0) is None
@@ -461,7 +463,7 @@ async def test_row_16_out_of_time_names_what_is_pending(rush: Rush, rush_worker:
     assert caught.value.pending == pending
 
 
-async def test_row_16_with_no_time_it_looks_once(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_row_16_with_a_timeout_of_0_it_checks_once(rush: Rush, rush_worker: RushWorker) -> None:
     running, done = await rush_worker.push_running_tasks([XS] * 2)
     await rush_worker.finish_tasks(done, [{"y": 1}])
     assert [task.key for task in await rush.wait_for_tasks(done, timeout=0)] == [done]

@@ -1,8 +1,9 @@
-"""Opening a connection: the checks of the server, and the wait while it loads its data."""
+"""Opening a connection: the checks of the server, the wait while it loads its data, and servers that do not answer."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from rush_async import Rush, RushConfig, RushConnectionError
 from rush_async.embedded import server
 from rush_async.embedded.server import acquire
+from rush_async.testing import wait_until
 from rush_async.wire import opening
+from tests.proxy import Proxy, named
 
 
 async def test_opening_warns_of_a_server_that_evicts_keys(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -74,3 +77,25 @@ async def test_the_error_says_that_the_server_is_still_loading_its_data(
     with pytest.raises(RushConnectionError, match="still loading its data after 1 s: connect_timeout"):
         async with Rush("net", RushConfig(data_dir=directory, connect_timeout=1)):
             pass
+
+
+@pytest.mark.parametrize("name", ["HELLO", "INFO", "SCRIPT LOAD"])
+async def test_a_connection_cut_while_it_opens_is_an_error_at_once(name: str, proxy: Proxy, rush_server: RushConfig) -> None:
+    for fault in (proxy.cut_before, proxy.drop_reply):
+        struck = fault(named(name))
+        with pytest.raises(RushConnectionError):
+            async with asyncio.timeout(2):
+                await Rush(config=rush_server.at(proxy.url))
+        assert struck.hit.is_set()
+    async with Rush(config=rush_server.at(proxy.url)) as rush:
+        assert (await rush.counts()).total == 0
+
+
+async def test_a_server_that_accepts_the_connection_and_never_replies_is_an_error_in_time(
+    proxy: Proxy, rush_server: RushConfig
+) -> None:
+    proxy.freeze()
+    with pytest.raises(RushConnectionError, match=r"within 0\.2 s"):
+        async with asyncio.timeout(2):
+            await Rush(config=replace(rush_server.at(proxy.url), connect_timeout=0.2))
+    await wait_until(lambda: proxy.n_connections == 1)

@@ -78,7 +78,7 @@ RushDep = Annotated[Rush, Depends(_get_rush)]
 
 @asynccontextmanager
 async def _open_network(service: Service, run_id: str | None) -> AsyncGenerator[Rush]:
-    """A client of a run, or without an id the service's own `Rush`."""
+    """Opens a client of a run; without an id, yields the `Rush` of the service."""
     if run_id is None:
         yield service.rush
         return
@@ -89,6 +89,7 @@ async def _open_network(service: Service, run_id: str | None) -> AsyncGenerator[
 
 
 async def _open_run(run_id: Annotated[RunId, Path()], service: _ServiceDep) -> AsyncIterator[Rush]:
+    """Opens a client of the run that the path names, for one request."""
     async with _open_network(service, run_id) as run:
         yield run
 

@@ -1,7 +1,7 @@
--- A worker leaves by itself, holding nothing any more: it is not alive from here on, its end is kept in `workers`. A worker
--- that never came to run is reported in the same way by who started it.
+-- A worker that holds no task any more deregisters: it is not alive from here on, and its end is kept in `workers`. The process
+-- that started a worker reports it in the same way if the worker never ran.
 -- An item is a worker, its state (terminated, failed, killed, lost), its failure or nil (msgpack), and who reports: self or starter.
--- answer: for each worker 1 left, 0 was not there, 2 is alive, so that only itself may report
+-- answer: for each worker 1 deregistered, 0 unknown or ended, 2 alive, so that only the worker itself may report
 local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end

@@ -17,7 +17,7 @@ for i, worker in ipairs(workers) do
   if holders[worker] then total = total + wants[i] end
 end
 
--- Nothing is written before every record was looked at. A malformed one stays in `queued`, and its entry goes.
+-- Nothing is written before every record was checked. A malformed one stays in `queued`, and its entry goes.
 local keys, records, n_entries, stale, seen = {}, {}, 0, 0, {}
 while #keys < total and stale < MOST_STALE do
   local heads = call('LRANGE', QUEUE, n_entries, n_entries + total - #keys - 1)

@@ -1,5 +1,5 @@
--- A process leaves by itself: its leases end at once. A lease stays while a worker lives under it, or is starting under it: that
--- worker could not be reported, and is found when the lease expires.
+-- A process that closes its clients ends its leases at once. A lease stays while it keeps a running or starting worker alive:
+-- that worker could not be reported, and is lost when the lease expires.
 -- An item is a lease.
 -- answer: how many leases ended
 local refusal, known = begin_call()

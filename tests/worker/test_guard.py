@@ -1,4 +1,4 @@
-"""`cancel_tasks` on tasks that are queued, run in a block, or run without one."""
+"""Guards of task blocks: `cancel_tasks` cancels the code in a block, and a block that keeps the event loop is reported."""
 
 from __future__ import annotations
 

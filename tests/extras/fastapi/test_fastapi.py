@@ -1,4 +1,4 @@
-"""The FastAPI service over HTTP: uvicorn runs it in processes of its own."""
+"""The router and the lifespan over HTTP: uvicorn runs the application in processes of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rush_async.testing import wait_until
 from tests.extras.fastapi.service_of_tests import LOOPS, create_app, objective, orderly
 from tests.proxy import Proxy
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 UNKNOWN = "0123456789abcdef"
 
 

@@ -1,0 +1,1 @@
+"""The database: transitions, reads and records of one network, and the Lua scripts."""

@@ -1,0 +1,143 @@
+"""The transitions of tasks: what each call answers, that a bulk push is all or nothing, and what is compensated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rush_async import EncodeError, Failure, Rush, RushWorker
+from rush_async.store import tasks as module
+from rush_async.store.records import NewTask, RecordEncoder, encode_ended, encode_failure
+from rush_async.store.tasks import LOST, Ended, Popped, TaskStore
+
+ENCODER = RecordEncoder(1_000_000)
+ENDED = encode_ended({"y": 1}, None)
+
+
+@pytest_asyncio.fixture
+async def store(rush: Rush) -> TaskStore:
+    return rush._net.tasks  # pyright: ignore[reportPrivateUsage]
+
+
+def new(n: int) -> list[NewTask]:
+    return ENCODER.tasks([{"x": x} for x in range(n)])
+
+
+async def popped(store: TaskStore, worker_id: str, want: int = 1) -> list[Popped]:
+    answer = (await store.pop(worker_id, want)).tasks
+    assert isinstance(answer, list)
+    return answer
+
+
+async def quiet(store: TaskStore) -> None:
+    """Waits until what runs in the background has been answered."""
+    await store.calls.quiet()
+
+
+async def test_a_bulk_push_of_several_calls_queues_the_tasks_in_order(rush: Rush, store: TaskStore) -> None:
+    tasks = new(2_500)
+    assert await store.push("queued", tasks) == [task.key for task in tasks]
+    assert (await rush.keys_with_state("queued"))["queued"] == [task.key for task in tasks]
+
+
+async def test_a_refused_chunk_takes_the_earlier_chunks_back(
+    rush: Rush, store: TaskStore, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WAVE", 1)
+    tasks = new(1_500)
+    broken = NewTask("\ud800", tasks[-1].created)  # cannot be written
+    with pytest.raises((ValueError, EncodeError)):
+        await store.push("queued", [*tasks, broken])
+    await quiet(store)
+    assert await rush.counts() == (0, 0, 0, 1_000)
+    keys = (await rush.keys_with_state("failed"))["failed"]
+    (first,) = await rush.get_tasks(keys[:1])
+    assert first is not None
+    assert first.failure == Failure("cancelled", None, "The call that pushed it was cancelled or refused")
+
+
+async def test_a_running_task_finds_a_place_only_within_the_budget(store: TaskStore, rush_worker: RushWorker) -> None:
+    first, second = new(2)
+    assert await store.push_one(first, rush_worker.worker_id, budget=1) == 1
+    assert await store.push_one(second, rush_worker.worker_id, budget=1) == 0
+
+
+async def test_a_worker_that_is_not_alive_gets_no_task(store: TaskStore) -> None:
+    await store.push("queued", new(1))
+    assert await store.push_one(new(1)[0], "unknown") is LOST
+    assert await store.push("running", new(2), worker_id="unknown") is LOST
+    assert (await store.pop("unknown")).tasks is LOST
+    assert await store.end([Ended("finished", "key", "unknown", ENDED)]) == [None]
+
+
+async def test_pops_take_tasks_from_the_head_and_put_back_returns_them_there(store: TaskStore, rush_worker: RushWorker) -> None:
+    tasks = new(4)
+    await store.push("queued", tasks)
+    taken = await popped(store, rush_worker.worker_id, 2)
+    assert [each.key for each in taken] == [task.key for task in tasks[:2]]
+    store.put_back(taken, rush_worker.worker_id)
+    await quiet(store)
+    assert [each.key for each in await popped(store, rush_worker.worker_id, 9)] == [task.key for task in tasks]
+
+
+async def test_each_task_ends_once_and_only_by_its_worker(rush: Rush, store: TaskStore, rush_worker: RushWorker) -> None:
+    async with RushWorker(rush.network_id, rush.config) as other:
+        await store.push("queued", new(2))
+        (first,), (second,) = await popped(store, rush_worker.worker_id), await popped(store, other.worker_id)
+        failure = encode_failure(Failure("error", None, "no"))
+        ends = [
+            Ended("finished", first.key, rush_worker.worker_id, ENDED),
+            Ended("failed", first.key, rush_worker.worker_id, failure),
+            Ended("finished", second.key, rush_worker.worker_id, ENDED),
+        ]
+        assert await store.end(ends) == [1, 0, 0]
+        assert await rush.counts() == (0, 1, 1, 0)
+
+
+async def test_more_ends_than_one_call_takes_are_answered_in_order(store: TaskStore, rush_worker: RushWorker) -> None:
+    keys = await store.push("running", new(1_200), worker_id=rush_worker.worker_id)
+    assert isinstance(keys, list)
+    ends = [Ended("finished", key, rush_worker.worker_id, ENDED) for key in [*keys[:700], "unknown", *keys[700:]]]
+    assert await store.end(ends) == [1] * 700 + [0] + [1] * 500
+
+
+async def test_a_task_that_cannot_be_read_fails(rush: Rush, store: TaskStore, rush_worker: RushWorker) -> None:
+    await store.push("queued", new(1))
+    ((key, _),) = await popped(store, rush_worker.worker_id)
+    store.fail_unread(key, rush_worker.worker_id, ValueError("not a record"))
+    await quiet(store)
+    (task,) = await rush.get_tasks(key)
+    assert task is not None
+    assert task.failure is not None
+    assert (task.state, task.failure.message) == ("failed", "not a record")
+
+
+async def test_cancel_and_retry_return_the_keys_that_moved(store: TaskStore, rush_worker: RushWorker) -> None:
+    tasks = new(3)
+    queued = [task.key for task in tasks]
+    await store.push("queued", tasks)
+    await popped(store, rush_worker.worker_id)
+    cancelled = Failure("cancelled", None, "Task was cancelled")
+    assert await store.cancel([queued[0], queued[2], "unknown"], cancelled) == [queued[0], queued[2]]
+    assert await store.retry(["unknown", queued[2]]) == [queued[2]]
+    assert await store.retry(None) == [queued[0]]
+
+
+async def test_emptying_the_queue_fails_what_is_queued_in_order(rush: Rush, store: TaskStore) -> None:
+    tasks = new(1_300)  # more than one call removes
+    await store.push("queued", tasks)
+    assert await store.empty_queue(Failure("removed", None, "Removed from queue")) == [task.key for task in tasks]
+    assert await rush.counts() == (0, 0, 0, 1_300)
+    assert await store.empty_queue(Failure("removed", None, "Removed from queue")) == []
+
+
+async def test_a_reset_of_tasks_begins_an_epoch_and_one_of_all_ends_the_network(rush: Rush, store: TaskStore, raw: Any) -> None:
+    await store.push("queued", new(1))
+    before = store.position.epoch
+    await store.reset(workers=False)
+    assert store.position.epoch == (await store.read_position()).epoch > before > 0
+    await store.reset(workers=True)
+    assert store.position.epoch == (await store.read_position()).epoch == 0
+    assert raw.keys(f"rush:{{{rush.network_id}}}:*") == []
