@@ -97,11 +97,11 @@ def _largest(at: Repository, most: int, *kinds: type[ast.AST]) -> Measured:
     return Measured(found[0][0], [f"{size} {name}" for size, name in found if size > most] or [f"{found[0][0]} {found[0][1]}"])
 
 
-TO_SOCKET = Goal("files that `push_running_tasks` passes on its way to the socket", 8, 9)
+TO_SOCKET = Goal("files that `push_running_tasks` passes on its way to the socket", 8, 8)
 
 GOALS = (
     Goal("doors at the top of the package (files + folders)", 22, 22, lambda at: Measured.counted(doors(at.house))),
-    Goal("longest chain of imports, in modules", 12, 15, lambda at: Measured.counted(longest_chain(at.house))),
+    Goal("longest chain of imports, in modules", 12, 12, lambda at: Measured.counted(longest_chain(at.house))),
     TO_SOCKET,
     Goal("parameters that take something to be called", 25, 25, lambda at: Measured.counted(callable_parameters(at.house))),
     Goal(
@@ -110,7 +110,7 @@ GOALS = (
         0,
         lambda at: Measured.counted(unlisted_names(at.house, at.reference)),
     ),
-    Goal("largest module, in lines of code", 350, 421, lambda at: _largest(at, 350, ast.Module)),
+    Goal("largest module, in lines of code", 350, 350, lambda at: _largest(at, 350, ast.Module)),
     Goal("largest class, in lines of code", 300, 300, lambda at: _largest(at, 300, ast.ClassDef)),
     Goal("largest function, in lines of code", 50, 50, lambda at: _largest(at, 50, ast.FunctionDef, ast.AsyncFunctionDef)),
     Goal(
@@ -119,7 +119,7 @@ GOALS = (
         0,
         lambda at: Measured.counted(without_test_file(at.house, at.tests)),
     ),
-    Goal("old words", 0, 2, lambda at: Measured.counted(old_words({**at.house, **at.lua}, at.tests))),
+    Goal("old words", 0, 0, lambda at: Measured.counted(old_words({**at.house, **at.lua}, at.tests))),
     # The package began with 9,485; the rebuild mended defects, which takes code.
     Goal(
         "lines of code in the package",

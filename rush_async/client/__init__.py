@@ -1,1 +1,1 @@
-"""What manager and worker share."""
+"""What manager and worker share: opening and closing, tasks, waiting, reading and events."""

@@ -39,7 +39,7 @@ def as_keys(keys: str | Iterable[str]) -> list[str]:
 
 
 def as_states(states: Sequence[Any]) -> tuple[TaskState, ...]:
-    """Returns states of tasks, each once; they are given one by one or as a list. None given means all."""
+    """Returns states of tasks, each once, given one by one or as a list; all states for none."""
     if len(states) == 1 and isinstance(states[0], list | tuple):
         states = cast("Sequence[Any]", states[0])
     for state in states:

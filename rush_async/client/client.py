@@ -88,27 +88,30 @@ class RushClient(Session[Network]):
 
     @property
     def n_queued_tasks(self) -> int:
-        """Number of queued tasks, as known here. Free to read; the first read begins to follow the network."""
+        """Number of queued tasks, as this event loop knows it.
+
+        Reading a counter makes no call. The first read of one begins to follow the events of the network.
+        """
         return self._counts()[0]
 
     @property
     def n_running_tasks(self) -> int:
-        """Number of running tasks, as known here."""
+        """Number of running tasks, as this event loop knows it."""
         return self._counts()[1]
 
     @property
     def n_finished_tasks(self) -> int:
-        """Number of finished tasks, as known here."""
+        """Number of finished tasks, as this event loop knows it."""
         return self._counts()[2]
 
     @property
     def n_failed_tasks(self) -> int:
-        """Number of failed tasks, as known here."""
+        """Number of failed tasks, as this event loop knows it."""
         return self._counts()[3]
 
     @property
     def n_tasks(self) -> int:
-        """Number of tasks in all states, as known here."""
+        """Number of tasks in all states, as this event loop knows it."""
         return self._counts().total
 
     def __repr__(self) -> str:
@@ -150,7 +153,17 @@ class RushClient(Session[Network]):
         xss_extra: Iterable[Any] | None = None,
         yss_extra: Iterable[Any] | None = None,
     ) -> list[str]:
-        """Adds tasks that are finished already, such as results from elsewhere; their keys."""
+        """Adds tasks that are finished already, such as results from elsewhere.
+
+        Args:
+            xss: the inputs, a record each.
+            yss: the outputs, in the same order.
+            xss_extra: what to store beside each input.
+            yss_extra: what to store beside each output.
+
+        Returns:
+            The keys, in the order of `xss`.
+        """
         network = self._net
         tasks = self._encoder.tasks(xss, xss_extra, has_header=False)
         ends = self._encoder.ends(yss, yss_extra)
@@ -161,12 +174,15 @@ class RushClient(Session[Network]):
     async def push_failed_tasks(
         self, xss: Iterable[Any], failures: Any = None, *, xss_extra: Iterable[Any] | None = None
     ) -> list[str]:
-        """Adds tasks that have failed already; their keys.
+        """Adds tasks that have failed already.
 
         Args:
             xss: the inputs.
             failures: one for all or one for each: an exception, a string or a `Failure`.
             xss_extra: what to store beside each input.
+
+        Returns:
+            The keys, in the order of `xss`.
         """
         network = self._net
         tasks = self._encoder.tasks(xss, xss_extra)
@@ -180,15 +196,15 @@ class RushClient(Session[Network]):
         return cast("list[str]", keys)
 
     async def empty_queue(self) -> list[str]:
-        """Fails what is queued, with kind `removed` and the message "Removed from queue"; the keys that moved."""
+        """Fails the tasks that are queued, with kind `removed` and the message "Removed from queue". Returns their keys."""
         return await self._net.tasks.empty_queue(Failure("removed", None, "Removed from queue"))
 
     async def retry_tasks(self, keys: str | Sequence[str] | None = None) -> list[str]:
-        """Queues failed tasks again, at the end; all of them without `keys`. The keys that moved."""
+        """Queues failed tasks again, at the end of the queue: all of them without `keys`. Returns the keys that moved."""
         return await self._net.tasks.retry(None if keys is None else as_keys(keys))
 
     async def cancel_tasks(self, keys: str | Sequence[str]) -> list[str]:
-        """Fails tasks that are queued or running, with kind `cancelled`; the keys that moved.
+        """Fails tasks that are queued or running, with kind `cancelled`. Returns the keys that moved.
 
         Where a worker runs one in a block (`rush.task(...)` or `async with task`), the block is cancelled and ends quietly, and
         its loop continues. Of one that is run without a block, a later `finish_tasks` moves nothing.
@@ -196,27 +212,27 @@ class RushClient(Session[Network]):
         return await self._net.tasks.cancel(as_keys(keys), CANCELLED)
 
     async def counts(self) -> Counts:
-        """How many tasks are in each state, asked of the server: exact, one round trip."""
+        """Reads from the server how many tasks are in each state, in one round trip."""
         return (await self._net.tasks.read_position()).counts
 
     async def get_tasks(self, keys: str | Sequence[str]) -> list[Task | None]:
-        """Tasks by key, in the order of `keys`; None for a key that the network does not know."""
+        """Reads tasks by key, in the order of `keys`; None for a key that the network does not know."""
         keys = as_keys(keys)
         found = await self._net.find(keys)
         return [found.get(key) for key in keys]
 
     async def keys_with_state(self, *states: TaskState) -> dict[TaskState, list[str]]:
-        """The keys of the tasks in these states (all four without any), in one consistent view."""
+        """Reads the keys of the tasks in these states (all four without any), in one consistent view."""
         states = as_states(states)
         view = await self._snapshot(states)
         return {state: view.keys(state) for state in states}
 
     async def is_running_task(self, keys: str | Sequence[str]) -> list[bool]:
-        """For each key whether that task is running."""
+        """Returns for each key whether that task is running."""
         return await self._is_in(as_keys(keys), "running")
 
     async def is_failed_task(self, keys: str | Sequence[str]) -> list[bool]:
-        """For each key whether that task has failed."""
+        """Returns for each key whether that task has failed."""
         return await self._is_in(as_keys(keys), "failed")
 
     async def _is_in(self, keys: list[str], state: TaskState) -> list[bool]:
@@ -226,7 +242,7 @@ class RushClient(Session[Network]):
     # waiting
 
     async def wait_until(self, predicate: Callable[[Counts], bool], *, timeout: float | None = None) -> Counts:
-        """Waits until the counts of the network satisfy `predicate`, without polling; the first counts that do.
+        """Waits, without polling, until the counts of the network satisfy `predicate`. Returns the first counts that do.
 
         Raises:
             RushTimeoutError: they did not within `timeout` seconds; the message shows them.
@@ -238,12 +254,15 @@ class RushClient(Session[Network]):
     async def wait_for_tasks(
         self, keys: str | Sequence[str], *, timeout: float | None = None, need_workers: bool = True
     ) -> list[Task]:
-        """Waits until all these tasks are finished or failed; the tasks in the order of `keys`, each with `ys` or `failure`.
+        """Waits until all these tasks are finished or failed.
 
         Args:
             keys: one key or several.
             timeout: seconds to wait; None waits for ever.
             need_workers: whether to give up when tasks are queued and no worker is starting or running.
+
+        Returns:
+            The tasks in the order of `keys`, each with `ys` or `failure`.
 
         Raises:
             KeyError: a key that the network does not know, or does not know any more.
@@ -257,7 +276,7 @@ class RushClient(Session[Network]):
     # reading
 
     async def fetch_finished_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
-        """The finished tasks in the order they finished. Cached: only what is new travels.
+        """Fetches the finished tasks in the order they finished. They are cached: only new ones are sent over the network.
 
         Args:
             times: whether to add `created_at`, `started_at`, `ended_at` (Datetime in UTC) and `attempt` (Int64).
@@ -277,8 +296,10 @@ class RushClient(Session[Network]):
     async def fetch_new_tasks(
         self, *, timeout: float | None = 0.0, times: bool = False, schema: Schema | None = None
     ) -> pl.DataFrame:
-        """The tasks that finished since this client last called this, each once; all of them at first, and after a server was
-        restored from a moment ago.
+        """Fetches the tasks that have finished since the last call of this client, each once.
+
+        The first call fetches all finished tasks, and so does a call after a reset or after the server was restored from older
+        data.
 
         Args:
             timeout: seconds to wait for one if there is none, without polling; None waits for ever.
@@ -299,7 +320,7 @@ class RushClient(Session[Network]):
                 )
             await network.results.read()
             if len(archive) <= n and network.position.generation == generation:
-                break  # otherwise another call may have taken what is new, or what is waited for is still to come
+                break  # otherwise another call has taken the new tasks, or they have yet to be read
         first = self._first_new(network, len(archive))
         frame = archive.frame(first, times=times, schema=schema or self._schema)
         self._n_seen = len(archive)
@@ -313,29 +334,29 @@ class RushClient(Session[Network]):
     async def fetch_tasks_with_state(
         self, *states: TaskState | Sequence[TaskState], times: bool = False, schema: Schema | None = None
     ) -> pl.DataFrame:
-        """The tasks in these states (all four without any) in one consistent view: no task appears twice or is left out.
+        """Fetches the tasks in these states (all four without any) in one consistent view: none appears twice or is left out.
 
         Returns:
-            A frame as that of `fetch_finished_tasks` with a column `state` in front; where failed tasks were asked for, with
-            `condition` (Struct of kind, type, message, traceback). States come in the order asked for.
+            A frame as that of `fetch_finished_tasks` with a column `state` in front; with failed tasks also
+            `condition` (Struct of kind, type, message, traceback). States come in the order of `states`.
         """
         states = as_states(states)
         return await self._frame(states, with_state=True, times=times, schema=schema)
 
     async def fetch_queued_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
-        """The queued tasks, the next one first."""
+        """Fetches the queued tasks, the next one first."""
         return await self._frame(("queued",), with_state=False, times=times, schema=schema)
 
     async def fetch_running_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
-        """The running tasks."""
+        """Fetches the running tasks."""
         return await self._frame(("running",), with_state=False, times=times, schema=schema)
 
     async def fetch_failed_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
-        """The failed tasks; `condition` (Struct of kind, type, message, traceback) says why."""
+        """Fetches the failed tasks, with `condition` (Struct of kind, type, message, traceback), the failure of each."""
         return await self._frame(("failed",), with_state=False, times=times, schema=schema)
 
     async def fetch_tasks(self, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
-        """All tasks in one consistent view, with a column `state` in front."""
+        """Fetches all tasks in one consistent view, with a column `state` in front."""
         return await self._frame(TASK_STATES, with_state=True, times=times, schema=schema)
 
     async def _frame(
@@ -356,7 +377,7 @@ class RushClient(Session[Network]):
             return await take_snapshot(network.tasks, network.results, network.feed, states)
 
     def reset_cache(self) -> None:
-        """Drops what this process holds of the network, for all its clients; the next read fetches it anew."""
+        """Drops the finished tasks that are cached for all clients of this event loop. The next call fetches them again."""
         self._net.results.drop()
 
     # events
@@ -368,7 +389,7 @@ class RushClient(Session[Network]):
     def events(self, *kinds: type[E], results: bool = False, buffer: int = 10_000) -> EventStream[E | EventsMissed]: ...
 
     def events(self, *kinds: type[Any], results: bool = False, buffer: int = 10_000) -> EventStream[Any]:
-        """What happens in the network, from the moment the block opens.
+        """Returns the stream of what happens in the network from the moment its block opens.
 
         ```python
         async with rush.events(TasksFinished, results=True) as events:
@@ -376,7 +397,7 @@ class RushClient(Session[Network]):
         ```
 
         Args:
-            kinds: the classes wanted, all without any. `EventsMissed` comes in any case where events were missed.
+            kinds: the classes of events; all classes without any. `EventsMissed` comes wherever events were missed.
             results: whether finished and failed events carry their `tasks`, which are read when an event comes; the listeners
                 of an event loop share the read.
             buffer: how many events may wait for a slow listener before the rest is reported as missed.

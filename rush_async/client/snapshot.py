@@ -61,7 +61,7 @@ class Snapshot:
 
 
 async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, states: Sequence[TaskState]) -> Snapshot:
-    """Reads all tasks in these states as they are at one moment. Finished tasks in the archive are not read again."""
+    """Reads all tasks in these states as they are at one moment. Finished tasks that were read before are not read again."""
     while True:
         if "finished" in states:
             await results.read()
@@ -71,7 +71,7 @@ async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, sta
             view = await tasks.view(states, start)
         if "finished" not in states:
             return Snapshot(view, None, 0)
-        # Others may have read on meanwhile; what both read is the same unless the network was reset.
+        # Others may have read more meanwhile. They read the same records unless the network was reset.
         if results.join(view.epoch, start, view.finished):
             return Snapshot(view, results.records, start + len(view.finished))
 
@@ -121,7 +121,7 @@ class _Changes:
         self._seq = seq
 
     async def hear(self, until: int | None = None) -> None:
-        """Hears what has happened up to an event, or all that waits."""
+        """Takes the events up to a sequence number; without one, those that the listener holds already."""
         if until is not None and until < self._seq:
             self.are_known = False  # the server was restored from older data
         try:

@@ -1,1 +1,1 @@
-"""Finished records as polars frames."""
+"""Finished records as polars frames: columns are inferred, rows are decoded once."""

@@ -167,6 +167,7 @@ def _short_float(value: Any) -> float:
 
 
 def _datetime(value: Any, is_aware: bool) -> datetime:
+    """Returns a datetime that has a time zone, or has none, as the column demands; else refuses it."""
     return value if (_of(value, datetime).tzinfo is not None) == is_aware else _refuse(value)
 
 

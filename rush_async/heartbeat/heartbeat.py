@@ -63,7 +63,9 @@ class VouchedProcess(Protocol):
     """A process that this process started, whose workers it vouches for. The heartbeat thread asks."""
 
     @property
-    def has_ended(self) -> bool: ...
+    def has_ended(self) -> bool:
+        """Whether the process has ended."""
+        ...
 
     @property
     def is_running(self) -> bool:

@@ -1,1 +1,1 @@
-"""The one view of a network in an event loop."""
+"""The one view of a network in an event loop, which all its clients share: position, events, results, local workers."""

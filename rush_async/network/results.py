@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Decoder(Protocol):
-    """Makes something of the records."""
+    """Makes frames of the records."""
 
     def decode_chunks(self) -> None:
         """Is called after records were added."""
@@ -28,10 +28,10 @@ class Decoder(Protocol):
 
 
 class Results:
-    """Reads what is finished, once for all clients of an event loop.
+    """Reads finished tasks once for all clients of an event loop.
 
     Attributes:
-        records: what was read.
+        records: the records that were read.
         decoder: makes frames of the records, once a client asked for frames.
     """
 
@@ -53,8 +53,8 @@ class Results:
             self.drop()
 
     async def read(self) -> None:
-        """Reads all that was finished when this was called. Concurrent calls share one read."""
-        # A read whose question has not left covers this call; one that is under way may not.
+        """Reads all tasks that had finished when this was called. Concurrent calls share one read."""
+        # A read that was not sent yet covers this call; one that was sent may not.
         under_way = self._reading
         number = self._n_reads + 1 if under_way is None or under_way.is_sent else under_way.number
         self._drop_if_outdated()
@@ -64,12 +64,12 @@ class Results:
             else:
                 read = self._reading
                 await read.over.wait()  # wakes all who wait in one tick, where a lock would take a tick for each
-                if read.error is not None and read.number >= number:  # this call has waited as long
+                if read.error is not None and read.number >= number:  # the call has waited as long as the read
                     raise RushConnectionError(str(read.error)) from read.error
             self._drop_if_outdated()
 
     async def find(self, keys: Collection[str]) -> dict[str, Task]:
-        """Finished tasks by key; those that were read before are not read again."""
+        """Finds finished tasks by key. Tasks that were read before are not read again."""
         self._drop_if_outdated()
         found = self.records.find(keys)
         if len(found) < len(keys):
@@ -78,7 +78,7 @@ class Results:
         return found
 
     def drop(self) -> None:
-        """Empties the archive. Calls that wait begin another read."""
+        """Drops the records. Calls that wait begin another read."""
         self._n_last_read = 0
         self.decoder.clear()
 
@@ -98,7 +98,7 @@ class Results:
             read.over.set()
 
     async def _read_to_end(self, read: _Read) -> None:
-        """Reads all there is."""
+        """Reads until the end of the list."""
         known, position = self.records, self._position
         ahead: FinishedRead | None = None
         asked_at = overlap = 0
@@ -118,7 +118,7 @@ class Results:
             n_known = len(known) - chunk.start
             if n_known < overlap:
                 continue  # the network was reset, or the cache dropped, meanwhile
-            if len(chunk.records) < overlap or not self._is_same(chunk.start, chunk.records):
+            if len(chunk.records) < overlap or not self._continues(chunk.start, chunk.records):
                 logger.warning("the finished tasks of network %r are not those read before: reading anew", self._network_id)
                 position.begin_generation()
                 self._drop_if_outdated()
@@ -137,22 +137,22 @@ class Results:
 
     @property
     def resumes_at(self) -> int:
-        """From which position on to read beside something else, for `join`: the last record is read again."""
+        """The index from which another read has to begin for `join`: the last record is read again."""
         self._drop_if_outdated()
         return max(len(self.records) - 1, 0)
 
     def join(self, epoch: int, start: int, records: Sequence[bytes]) -> bool:
-        """Takes what was read from `resumes_at` on. False if it does not continue what is here, which may have changed."""
+        """Adds records that were read from `resumes_at` on. Returns False if they do not continue the records."""
         self._drop_if_outdated()
-        if epoch != self._position.epoch or not self._is_same(start, records):
+        if epoch != self._position.epoch or not self._continues(start, records):
             return False
         if len(self.records) > start and not records:
             return False  # it was to be read again, and is not there
         self._add(records[len(self.records) - start :])
         return True
 
-    def _is_same(self, start: int, records: Sequence[bytes]) -> bool:
-        """Whether records that begin at `start` continue what is here: without a gap, and the same as far as both reach."""
+    def _continues(self, start: int, records: Sequence[bytes]) -> bool:
+        """Whether records that begin at index `start` continue those read before, without a gap or a record that differs."""
         n_both = min(len(self.records) - start, len(records))
         return n_both >= 0 and records[:n_both] == self.records.raw(start, start + n_both)
 

@@ -1,4 +1,4 @@
-"""Values as bytes and back: msgpack, with extension types of ours for what msgpack does not know."""
+"""Encodes and decodes values: msgpack, with extension types for what msgpack has no type for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 _ORDINAL = struct.Struct(">i")
 DEEPEST = 100
-_MOST_DIGITS = 4_300  # of an integer: Python refuses to write or read longer ones by default
+_MOST_DIGITS = 4_300  # of an integer: by default Python converts no longer ones to text and back
 _MOST_BITS = 14_285  # any integer of fewer bits has at most 4,300 digits and a sign
 
 # Types that msgpack writes unchanged, whatever their value, but for integers beyond 64 bits and lone surrogates.
@@ -47,20 +47,20 @@ _ExtType: Any = cast("Any", msgpack).ExtType
 
 
 def to_msgpack(value: Any) -> bytes:
-    """The msgpack bytes of what msgpack knows."""
+    """Packs a value of types that msgpack knows."""
     # A packer for each call: threads, or a finaliser in the middle of a call, would mix their bytes in a shared one.
     # Its small first buffer, which grows, makes that as cheap as a packer for each thread.
     return new_packer(buf_size=512).pack(value)
 
 
 def as_mapping(value: object) -> dict[Any, Any] | None:
-    """A mapping, a dataclass instance or anything with `model_dump()` as a new dict; None for anything else."""
+    """Returns a mapping, a dataclass instance or anything with `model_dump()` as a new dict; None for anything else."""
     opened = cast("Any", value) if isinstance(value, Mapping) else _opened(value)
     return dict(cast("Mapping[Any, Any]", opened)) if isinstance(opened, Mapping) else None
 
 
 def _opened(value: object) -> object:
-    """What a dataclass instance or a model holds, or None for anything else."""
+    """Returns the fields of a dataclass instance or a model; None for anything else."""
     if isinstance(value, type):
         return None
     if dataclasses.is_dataclass(value):
@@ -73,12 +73,16 @@ def _opened(value: object) -> object:
 
 
 def encode(value: object, what: str) -> bytes:
-    """Any value; raises `EncodeError` with the path from `what` to what cannot be stored."""
+    """Encodes a value.
+
+    Raises:
+        EncodeError: a part of it cannot be stored; the message has the path to that part, beginning with `what`.
+    """
     return to_msgpack(to_plain(value, what, 0))
 
 
 def to_plain(value: Any, path: str, depth: int) -> Any:
-    """The value in what msgpack knows, or an error that names its path."""
+    """Converts a value to types that msgpack knows; raises an `EncodeError` that names its path."""
     if depth > DEEPEST:
         raise EncodeError(f"{path[:80]}... is nested more than {DEEPEST} deep, or contains itself: flatten it")
     match value:
@@ -162,7 +166,7 @@ def _name_of(value: Any) -> str:
 
 
 def _plain_numpy(value: Any, path: str) -> Any:
-    """A scalar or array of numpy, which we do not import, as Python's values. Dates are cut to microseconds."""
+    """Converts a scalar or array of numpy, which is not imported, to Python's values. Dates are cut to microseconds."""
     plain = value.tolist()
     if value.dtype.kind in "mM":
         # Python has no date with nanoseconds, nor a span of months: numpy then hands out a bare number, with its unit lost.
@@ -252,7 +256,7 @@ _unpackb: Callable[..., Any] = cast("Any", msgpack).unpackb
 
 
 def unpack(data: bytes) -> Any:
-    """One value, without the check for timestamps of msgpack's own."""
+    """Unpacks one value, without the check for timestamps of msgpack's own."""
     try:
         return _unpackb(data, **_OPTIONS)
     except DecodeError:
@@ -283,14 +287,14 @@ def refuse_timestamps(value: Any, data: bytes) -> None:
 
 
 def decode(data: bytes) -> Any:
-    """One value. Raises `DecodeError` for anything that is not one."""
+    """Decodes one value. Raises `DecodeError` for anything else."""
     value = unpack(data)
     refuse_timestamps(value, data)
     return value
 
 
 def decode_all(data: bytes) -> list[Any]:
-    """All values that stand one after another."""
+    """Decodes values that follow one another."""
     unpacker = cast("Any", msgpack).Unpacker(max_buffer_size=max(len(data), 1), **_OPTIONS)
     try:
         unpacker.feed(data)

@@ -1,4 +1,4 @@
-"""Leases and what follows when they end: the answers of beats and losses, typed, and the calls of a thread that blocks.
+"""Leases, the answers to heartbeats and to losses of workers, typed, and the calls of the heartbeat thread.
 
 A worker is alive as long as its lease is renewed (leases: Gray and Cheriton 1989). A worker whose lease has expired is fenced:
 no call of it changes anything any more, however late it arrives (fencing: Kleppmann 2016).
@@ -47,11 +47,11 @@ LOSE = Script(
 )
 LOG = Script("log", keys=("log",), args=("most",), item=("record",), memory="grows")
 
-_MAX_LOG_RECORDS = 100_000  # that the log of a network keeps, about
+_MAX_LOG_RECORDS = 100_000  # that the log of a network keeps, approximately
 
 
 class Lease(NamedTuple):
-    """The time for which the workers of one event loop are believed to be alive without a sign of life.
+    """The time for which the workers of one event loop count as alive without a heartbeat.
 
     Attributes:
         lease_id: its name.
@@ -68,8 +68,8 @@ class Holder(NamedTuple):
     """A worker that is alive, as the network keeps it.
 
     Attributes:
-        lease_id: the lease that it lives under.
-        is_asked_to_stop: whether it is to take nothing new.
+        lease_id: the lease that keeps it alive.
+        is_asked_to_stop: whether it was asked to take no new task.
     """
 
     lease_id: str
@@ -102,9 +102,9 @@ class Beat(NamedTuple):
 
     Attributes:
         position: the position of the network.
-        is_more: whether more leases are to be judged at once.
+        is_more: whether another beat has to follow at once, because leases are left to judge.
         pace: how often some process has to judge the leases, in seconds; None without any lease.
-        n_requests: how many requests to workers were ever made.
+        n_requests: how many requests to workers were made since the network exists.
         gone: leases of the caller that have ended.
         shut_out: workers that this beat shut out.
         clearing: workers whose tasks are to be cleared, by the state they end in.

@@ -1,4 +1,4 @@
-"""The messages of the shard channels `events` and `control`: nowhere else are their bytes known."""
+"""Encodes and decodes the messages of the shard channels `events` and `control`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class EventMessage:
 
     @classmethod
     def of(cls, epoch: int, counts: Counts, n_workers: int, events: Sequence[Event]) -> EventMessage:
-        """The message of events with consecutive numbers."""
+        """Returns the message of events with consecutive numbers."""
         groups = [
             [_LETTERS[type(event)], getattr(event, "worker_id", None) or "", *getattr(event, "keys", ())] for event in events
         ]
@@ -81,7 +81,7 @@ class EventMessage:
 
     @property
     def events(self) -> list[Event]:
-        """What happened. Decoded on the first access, because most messages only carry a position for those who get them.
+        """What happened. Decoded on the first access, because most receivers only need the position.
 
         Raises:
             DecodeError: an event is malformed.
@@ -102,7 +102,7 @@ class EventMessage:
         return any(_QUEUED in group[:1] for group in self._groups)
 
     def encode(self) -> bytes:
-        """The message as it is published."""
+        """Encodes the message for its channel."""
         return to_msgpack([str(self.epoch), self.first, self._at, [*self.counts, self.n_workers], self._groups])
 
 
@@ -120,7 +120,7 @@ class ResetMessage(NamedTuple):
     keeps_workers: bool
 
     def encode(self) -> bytes:
-        """The message as it is published."""
+        """Encodes the message for its channel."""
         return to_msgpack(["reset", str(self.epoch), self.at.timestamp(), int(self.keeps_workers)])
 
 
@@ -131,7 +131,7 @@ class StopMessage(NamedTuple):
     worker_ids: tuple[str, ...]
 
     def encode(self) -> bytes:
-        """The message as it is published."""
+        """Encodes the message for its channel."""
         return to_msgpack(["stop", str(self.epoch), *self.worker_ids])
 
 
@@ -143,7 +143,7 @@ class ShutOutMessage(NamedTuple):
     worker_ids: tuple[str, ...]
 
     def encode(self) -> bytes:
-        """The message as it is published."""
+        """Encodes the message for its channel."""
         return to_msgpack(["out", str(self.epoch), self.state, *self.worker_ids])
 
 
@@ -155,7 +155,7 @@ class CancelMessage(NamedTuple):
     keys: tuple[str, ...]
 
     def encode(self) -> bytes:
-        """The message as it is published."""
+        """Encodes the message for its channel."""
         return to_msgpack(["cancel", str(self.epoch), self.worker_id, *self.keys])
 
 
@@ -163,10 +163,10 @@ ControlMessage: TypeAlias = ResetMessage | StopMessage | ShutOutMessage | Cancel
 
 
 def decode_events(network_id: str, data: bytes) -> EventMessage | ResetMessage:
-    """A message of the channel `events`.
+    """Decodes a message of the channel `events`.
 
     Raises:
-        DecodeError: it is malformed. The events inside are decoded when they are needed, and may raise the same then.
+        DecodeError: it is malformed. Its events are decoded when they are accessed, which may raise it too.
     """
     try:
         match decode(data):
@@ -189,7 +189,7 @@ def decode_events(network_id: str, data: bytes) -> EventMessage | ResetMessage:
 
 
 def decode_control(network_id: str, data: bytes) -> ControlMessage:
-    """A message of the channel `control`.
+    """Decodes a message of the channel `control`.
 
     Raises:
         DecodeError: it is malformed.

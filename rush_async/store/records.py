@@ -1,4 +1,4 @@
-"""Records of tasks as bytes and back, and the one encoder of what callers push and finish.
+"""Encodes and decodes the records of tasks.
 
 A complete record is ten msgpack values one after another: key, xs, xs_extra, created_at | worker_id, attempt, started_at |
 ys or failure, ys_extra, ended_at. The scripts append the three times. While a task is queued, running or failed, a header of
@@ -94,7 +94,13 @@ forget_in_child(task_key)
 
 
 class NewTask(NamedTuple):
-    """A task to push: its key, its record as created (with a header unless it is pushed as finished), its end if any."""
+    """A task to push.
+
+    Attributes:
+        key: its key.
+        created: the first part of its record, behind a header unless it is pushed as finished.
+        ended: the last part of its record, if it is pushed as finished or failed.
+    """
 
     key: str
     created: bytes
@@ -102,7 +108,7 @@ class NewTask(NamedTuple):
 
 
 class RecordEncoder:
-    """Turns what callers push and finish into the arguments of a script; nothing is sent before all of it is good.
+    """Encodes the inputs and outputs of callers. It raises before anything is sent.
 
     Args:
         max_record_size: the largest part of a record, in bytes.
@@ -114,7 +120,7 @@ class RecordEncoder:
     def tasks(
         self, xss: Iterable[Any], xss_extra: Iterable[Any] | None = None, *, retries: int = 0, has_header: bool = True
     ) -> list[NewTask]:
-        """Inputs as new tasks.
+        """Encodes inputs as new tasks.
 
         Raises:
             EncodeError: a value cannot be stored, or a record is too large.
@@ -134,7 +140,7 @@ class RecordEncoder:
         retries: int = 0,
         has_header: bool = True,
     ) -> NewTask:
-        """One input as a new task."""
+        """Encodes one input as a new task."""
         check_names(record, what)
         key = task_key()
         created = encode_created(key, record, extra, what)
@@ -145,7 +151,7 @@ class RecordEncoder:
         return NewTask(key, created)
 
     def ends(self, yss: Iterable[Any], yss_extra: Iterable[Any] | None = None) -> list[bytes]:
-        """Outputs as ends of records."""
+        """Encodes outputs as the last parts of records."""
         records = as_records(yss, "yss")
         if len(records) == 1 and yss_extra is None:
             return [self._end(records[0], None, "ys")]
@@ -153,7 +159,7 @@ class RecordEncoder:
         return [self._end(record, extra, f"yss[{at}]") for at, (record, extra) in pairs]
 
     def end(self, ys: Any, ys_extra: Any = None) -> bytes:
-        """One output as the end of a record."""
+        """Encodes one output as the last part of a record."""
         return self._end(as_record(ys, "ys"), None if ys_extra is None else as_record(ys_extra, "ys_extra"), "ys")
 
     def _end(self, record: dict[str, Any], extra: dict[str, Any] | None, what: str) -> bytes:
@@ -181,7 +187,7 @@ def _paired(
 
 
 def as_record(value: Any, what: str, at: int | None = None) -> dict[str, Any]:
-    """The value as a new dict with string names: a mapping, a dataclass instance, or anything with `model_dump()`."""
+    """Returns a mapping, a dataclass instance or anything with `model_dump()` as a new dict with string names."""
     # Most are dicts, and asking whether something else is a Mapping takes longer than encoding it.
     record: dict[Any, Any] | None = value.copy() if type(value) in _DICTS else as_mapping(value)
     if record is not None and _NAMES.issuperset(map(type, record)):
@@ -200,12 +206,12 @@ def as_record(value: Any, what: str, at: int | None = None) -> dict[str, Any]:
 
 
 def as_records(values: object, what: str) -> list[dict[str, Any]]:
-    """Each entry as a record. A string, bytes or a single record where a sequence is meant is refused."""
+    """Returns each entry as a record. A string, bytes or a single record instead of a sequence is refused."""
     return [as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what))]
 
 
 def as_extras(values: object, what: str) -> list[dict[str, Any] | None]:
-    """As `as_records`, for what may be None for an entry."""
+    """Returns each entry as a record, or None for None."""
     return [None if value is None else as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what))]
 
 
@@ -221,7 +227,7 @@ def _as_sequence(values: object, what: str) -> Iterable[Any]:
 
 
 def check_names(record: dict[str, Any], what: str) -> None:
-    """Refuses inputs whose names are those of fixed columns."""
+    """Checks that no name is that of a fixed column."""
     if RESERVED_NAMES.isdisjoint(record):
         return
     for name in record:
@@ -258,18 +264,18 @@ def _are_plain(values: Iterable[Any], depth: int = 0) -> bool:
 
 
 def encode_created(key: str, xs: dict[str, Any], xs_extra: dict[str, Any] | None, what: str = "xs") -> bytes:
-    """The first part of a record, without its time."""
+    """Encodes the first part of a record, without its time."""
     # The values of a short list stand one after another behind one byte, so a part is packed in one call.
     try:
         if _is_plain_mapping(xs) and (xs_extra is None or _is_plain_mapping(xs_extra)):
             return new_packer(buf_size=512).pack([key, xs, xs_extra])[1:]
     except (OverflowError, UnicodeEncodeError):
-        pass  # the careful way stores the integer, or names the text
+        pass  # `to_plain` stores the integer, or raises an error that names the text
     return to_msgpack([to_plain(key, "key", 0), to_plain(xs, what, 0), to_plain(xs_extra, _extra_of(what), 0)])[1:]
 
 
 def encode_ended(ys: dict[str, Any], ys_extra: dict[str, Any] | None, what: str = "ys") -> bytes:
-    """The last part of a record, without its time."""
+    """Encodes the last part of a record, without its time."""
     try:
         if _is_plain_mapping(ys) and (ys_extra is None or _is_plain_mapping(ys_extra)):
             return new_packer(buf_size=512).pack([ys, ys_extra])[1:]
@@ -279,18 +285,18 @@ def encode_ended(ys: dict[str, Any], ys_extra: dict[str, Any] | None, what: str 
 
 
 def _extra_of(what: str) -> str:
-    """`xss_extra[3]` for `xss[3]`."""
+    """Returns `xss_extra[3]` for `xss[3]`."""
     name, bracket, rest = what.partition("[")
     return f"{name}_extra{bracket}{rest}"
 
 
 def encode_failure(failure: Failure) -> bytes:
-    """The last part of the record of a failed task, without its time."""
+    """Encodes the last part of the record of a failed task, without its time."""
     return _failure(failure) + _NIL
 
 
 def encode_worker_failure(failure: Failure | None) -> bytes:
-    """A failure or nil, as the entry of a worker holds it."""
+    """Encodes a failure, or nil for None, for the entry of a worker."""
     return _NIL if failure is None else _failure(failure)
 
 
@@ -307,7 +313,7 @@ def _failure(failure: Failure) -> bytes:
 
 
 def header(created: bytes, *, retries: int = 0) -> bytes:
-    """What precedes the record of a task that is not finished."""
+    """Returns the header that precedes the record of a task that is not finished."""
     return _HEADER.pack(0, retries, len(created) + _TIME_LENGTH)
 
 
@@ -333,7 +339,7 @@ _RECORDS = (1, 2, 7, 8)  # which of the ten values have names
 
 
 def decode_flat(chunk: bytes, n: int) -> list[Any]:
-    """The ten values of each of `n` complete records, all in one list, in one call.
+    """Decodes `n` complete records into one list with the ten values of each.
 
     The types of the ten values are checked, and that names are strings. For speed, inputs and outputs are not checked any
     deeper: a foreign writer may have put a `msgpack.Timestamp` into them, which callers that look at each value's type refuse.
@@ -360,7 +366,7 @@ def decode_flat(chunk: bytes, n: int) -> list[Any]:
 
 
 def complete(state: TaskState, raw: bytes) -> bytes:
-    """A stored record of any state as ten values: without its header, what is missing as nil."""
+    """Completes a stored record of any state to ten values: removes its header, and adds nil for what is missing."""
     if state == "finished":
         return raw
     end = len(raw) if state == "failed" else _attempt_end(state, raw)
@@ -368,7 +374,7 @@ def complete(state: TaskState, raw: bytes) -> bytes:
 
 
 def _attempt_end(state: TaskState, raw: bytes) -> int:
-    """Where the record of a queued or running task ends. The failure of an earlier attempt may stand behind it."""
+    """Returns where the record of a queued or running task ends. The failure of an earlier attempt may follow it."""
     if len(raw) < _HEADER.size:
         raise DecodeError(f"the record of a {state} task is too short: {raw!r}")
     created_end = _HEADER.size + _HEADER.unpack_from(raw)[2]
@@ -380,17 +386,17 @@ def _attempt_end(state: TaskState, raw: bytes) -> int:
 
 
 def decode_task(state: TaskState, raw: bytes) -> Task:
-    """A stored record as a task."""
+    """Decodes a stored record."""
     failed_before = state in ("queued", "running") and len(raw) > _attempt_end(state, raw)
     fields = decode_flat(raw[_HEADER.size :] if failed_before else complete(state, raw), 1)
     refuse_timestamps(fields, raw)
     if fields[5] is None and state != "finished":
-        fields[5] = raw[0]  # not running: the attempts so far stand in the header
+        fields[5] = raw[0]  # not running: the header has the number of attempts so far
     return task_of(state, fields)
 
 
 def task_of(state: TaskState, fields: Sequence[Any]) -> Task:
-    """The ten values of a record as a task."""
+    """Returns the ten values of a record as a task."""
     key, xs, xs_extra, created, worker_id, attempt, started, end, ys_extra, ended = fields
     if (ended is None or end is None) if state in ("finished", "failed") else (state == "running" and worker_id is None):
         raise DecodeError(f"the record of the {state} task {key!r:.80} ends too early")

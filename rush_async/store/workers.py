@@ -43,7 +43,7 @@ RELEASE_LEASES = Script("release_leases", keys=("passing", "leases", "processes"
 
 @dataclass(frozen=True, slots=True)
 class WorkerEntry:
-    """What the network keeps of a worker.
+    """The entry of a worker in the network.
 
     Attributes:
         worker_id: its name.
@@ -65,7 +65,7 @@ class WorkerEntry:
 
     @property
     def has_run(self) -> bool:
-        """Whether it ever ran."""
+        """Whether the worker ran; one that was only being started did not."""
         return self.info.get("pid") is not None
 
 
@@ -136,7 +136,7 @@ class WorkerStore:
                 return shut_out
 
     async def release_leases(self, leases: Sequence[Lease]) -> None:
-        """Ends leases, except those that a worker still lives under."""
+        """Ends leases, except those that keep a worker alive."""
         await self._calls.call(Request(RELEASE_LEASES, [lease.lease_id for lease in leases], survives_reset=False))
 
     async def prepare(self, start_id: str, start: bytes) -> None:

@@ -1,1 +1,1 @@
-"""Bytes: connections to a server."""
+"""Connections to a server: opening them, sending commands, listening to messages."""

@@ -104,7 +104,7 @@ class Link:
         return not self.supervisor.is_open
 
     async def retry_until_reachable(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What a question answers that is asked again when the server is gone for longer than calls wait, or refuses it."""
+        """Returns the answer of `ask`, which is called again while the server cannot be reached or refuses it."""
         pause = _PAUSE
         while True:
             try:

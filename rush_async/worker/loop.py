@@ -113,6 +113,7 @@ def _unwrapped(function: Any) -> Any:
 
 
 def _is_given(function: object, name: str) -> bool:
+    """Whether a `functools.partial` sets this argument by its name."""
     return isinstance(function, functools.partial) and name in function.keywords
 
 

@@ -72,7 +72,7 @@ else
   end
   end_leases(expired)
   if #fenced > 0 then head[5] = call('HINCRBY', META, 'asks', 1) end
-  tell({ 'out', EPOCH, 'lost' }, fenced)
+  publish_control({ 'out', EPOCH, 'lost' }, fenced)
 end
 
 local clearing = {}

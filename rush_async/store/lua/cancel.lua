@@ -35,5 +35,5 @@ if #stopped > 0 then
   call('HINCRBY', META, 'asks', 1)
 end
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
-for worker, theirs in pairs(by_worker) do tell({ 'cancel', EPOCH, worker }, theirs) end
+for worker, theirs in pairs(by_worker) do publish_control({ 'cancel', EPOCH, worker }, theirs) end
 return commit(moved)

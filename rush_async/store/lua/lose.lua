@@ -23,7 +23,7 @@ for i = FIRST, #ARGV do
   end
 end
 if #fenced > 0 then call('HINCRBY', META, 'asks', 1) end
-tell({ 'out', EPOCH, STATE }, fenced)
+publish_control({ 'out', EPOCH, STATE }, fenced)
 if #fenced + #others == 0 then return commit({ '0', {}, {} }) end
 
 local gone, failed, queued, head = {}, {}, {}, {}

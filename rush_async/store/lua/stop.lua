@@ -18,5 +18,5 @@ for i = FIRST, #ARGV do
   end
 end
 if #asked > 0 then call('HINCRBY', META, 'asks', 1) end
-tell({ 'stop', EPOCH }, asked)
+publish_control({ 'stop', EPOCH }, asked)
 return commit(answer)

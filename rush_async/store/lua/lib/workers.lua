@@ -1,7 +1,7 @@
 -- For scripts that register, deregister and shut out workers, or send them requests.
 
 -- Publishes names of workers or tasks on `control`, in messages of about a KiB at most.
-local function tell(message, names)
+local function publish_control(message, names)
   for first = 1, #names, 15 do
     local part = { unpack(message) }
     for i = first, math.min(first + 14, #names) do part[#part + 1] = names[i] end
