@@ -236,11 +236,11 @@ class Heartbeat:
 
     def _note_requests(self, store: BlockingWorkerStore) -> None:
         """Sets `terminated` of workers that are asked to stop or were shut out, though their loop may be blocked."""
-        holders = store.holders(self._registered())
-        for worker_id, holder in holders.items():
-            if (holder is None or holder.is_asked_to_stop) and (worker := self._local_workers.get(worker_id)) is not None:
+        alive = store.alive(self._registered())
+        for worker_id, entry in alive.items():
+            if (entry is None or entry.is_asked_to_stop) and (worker := self._local_workers.get(worker_id)) is not None:
                 worker.note_stop()
-        if _owns_process and None in holders.values():
+        if _owns_process and None in alive.values():
             self._probe.silence()
             self._end_process_at = time.monotonic() + _SHUT_OUT_GRACE
 
@@ -249,7 +249,7 @@ class Heartbeat:
 
     def _end_process_if_blocked(self, store: BlockingWorkerStore) -> None:
         # A worker that has left meanwhile is not registered any more.
-        if self._probe.is_blocked and None in store.holders(self._registered()).values():
+        if self._probe.is_blocked and None in store.alive(self._registered()).values():
             logger.error("a worker was shut out and its event loop does not answer: the process is ended")
             os.kill(os.getpid(), signal.SIGKILL)
 

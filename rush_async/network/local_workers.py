@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from rush_async.errors import DecodeError
-from rush_async.store.leases import Holder
+from rush_async.store.leases import AliveWorker
 from rush_async.store.messages import CancelMessage, ResetMessage, ShutOutMessage, StopMessage, decode_control
 from rush_async.store.position import NetworkPosition
 
@@ -101,18 +101,18 @@ class LocalWorkers:
                     for key in message.keys:
                         worker.cancel_task(key)
 
-    def take_holders(self, holders: Mapping[str, Holder | None], ends: Mapping[str, str]) -> None:
+    def take_alive(self, alive: Mapping[str, AliveWorker | None], ends: Mapping[str, str]) -> None:
         """Takes what the database keeps of workers: some were asked to stop, or shut out, before a message could reach them.
 
         Args:
-            holders: the holder of each; None for one that is not alive.
+            alive: each worker as it is alive; None for one that is not.
             ends: the states of those that are not alive; one that is not known was deleted by a reset.
         """
-        for worker_id, holder in holders.items():
+        for worker_id, entry in alive.items():
             if (worker := self.by_id.get(worker_id)) is None or not worker.is_registered:
                 continue
-            if holder is not None:
-                if holder.is_asked_to_stop:
+            if entry is not None:
+                if entry.is_asked_to_stop:
                     worker.request_stop()
             elif worker_id not in ends:
                 worker.shut_out(_RESET)

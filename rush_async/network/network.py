@@ -292,10 +292,10 @@ class Network:
         """Reads what was asked of the workers here. `gone` are leases that have ended; workers may have registered under the
         same since."""
         link, workers, local = self.link, self.workers, self.local_workers
-        holders = await link.retry_until_reachable(lambda: workers.holders(local.registered))
-        missing = [worker_id for worker_id, holder in holders.items() if holder is None]
+        alive = await link.retry_until_reachable(lambda: workers.alive(local.registered))
+        missing = [worker_id for worker_id, entry in alive.items() if entry is None]
         entries = await link.retry_until_reachable(lambda: workers.read_some(missing))
-        local.take_holders(holders, {worker_id: entry.state for worker_id, entry in entries.items()})
+        local.take_alive(alive, {worker_id: entry.state for worker_id, entry in entries.items()})
         held = local.held_keys
         local.drop_ended(held, await link.retry_until_reachable(lambda: self.tasks.are_running(held)))
         self.heartbeat.forget(set(gone) - local.leases_in_use)

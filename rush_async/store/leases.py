@@ -24,9 +24,9 @@ __all__ = [
     "KILLED",
     "LOSE",
     "LOST_WORKER",
+    "AliveWorker",
     "Beat",
     "BlockingWorkerStore",
-    "Holder",
     "Lease",
     "LoseStep",
     "answered_at",
@@ -64,7 +64,7 @@ class Lease(NamedTuple):
     expire: float
 
 
-class Holder(NamedTuple):
+class AliveWorker(NamedTuple):
     """A worker that is alive, as the network keeps it.
 
     Attributes:
@@ -76,14 +76,14 @@ class Holder(NamedTuple):
     is_asked_to_stop: bool
 
     @classmethod
-    def of(cls, value: bytes) -> Holder:
+    def of(cls, value: bytes) -> AliveWorker:
         """Parses a value of the hash `alive`."""
         lease_id, _, request = value.decode("utf-8", "replace").partition(" ")
         return cls(lease_id, request == "stop")
 
     @classmethod
-    def of_each(cls, worker_ids: Iterable[str], values: Iterable[bytes | None]) -> dict[str, Holder | None]:
-        """Returns the holder of each worker; None for a worker that is not alive."""
+    def of_each(cls, worker_ids: Iterable[str], values: Iterable[bytes | None]) -> dict[str, AliveWorker | None]:
+        """Returns each worker as it is alive; None for one that is not."""
         pairs = zip(worker_ids, values, strict=True)
         return {worker_id: None if value is None else cls.of(value) for worker_id, value in pairs}
 
@@ -219,11 +219,11 @@ class BlockingWorkerStore:
         reply = self._call(LOG, [str(epoch), "", 0, _MAX_LOG_RECORDS, *records])
         return int(reply[1]) if reply[0] == b"EPOCH" else epoch
 
-    def holders(self, worker_ids: Sequence[str]) -> dict[str, Holder | None]:
-        """Returns the holder of each worker; None for a worker that is not alive."""
+    def alive(self, worker_ids: Sequence[str]) -> dict[str, AliveWorker | None]:
+        """Returns each worker as it is alive; None for one that is not."""
         if not worker_ids:
             return {}
-        return Holder.of_each(worker_ids, self._connection.ask("HMGET", self._keys.alive, *worker_ids))
+        return AliveWorker.of_each(worker_ids, self._connection.ask("HMGET", self._keys.alive, *worker_ids))
 
 
 def _decoded(names: Sequence[bytes]) -> list[str]:

@@ -12,7 +12,7 @@ from rush_async.model import Failure, WorkerState
 from rush_async.store.calls import Batcher
 from rush_async.store.codec import decode_all, encode
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.leases import BEAT, FAILURES, KILLED, LOSE, LOST_WORKER, Beat, Holder, Lease, LoseStep, answered_at
+from rush_async.store.leases import BEAT, FAILURES, KILLED, LOSE, LOST_WORKER, AliveWorker, Beat, Lease, LoseStep, answered_at
 from rush_async.store.records import encode_worker_failure
 from rush_async.store.scripts import MOST_TASKS, Request, Script, ScriptCaller
 from rush_async.wire.connection import Connection
@@ -154,7 +154,7 @@ class WorkerStore:
         return {
             worker_id.decode(): at
             for worker_id, value in _pairs(alive)
-            if (at := seen.get(Holder.of(value).lease_id)) is not None
+            if (at := seen.get(AliveWorker.of(value).lease_id)) is not None
         }
 
     async def ask_to_stop(self, worker_ids: Sequence[str]) -> list[str]:
@@ -166,11 +166,11 @@ class WorkerStore:
             asked += [worker_id for worker_id, mark in zip(chunk, answer, strict=True) if mark == 1]
         return asked
 
-    async def holders(self, worker_ids: Sequence[str]) -> dict[str, Holder | None]:
-        """Returns the holder of each worker; None for a worker that is not alive."""
+    async def alive(self, worker_ids: Sequence[str]) -> dict[str, AliveWorker | None]:
+        """Returns each worker as it is alive; None for one that is not."""
         if not worker_ids:
             return {}
-        return Holder.of_each(worker_ids, await self._connection.ask("HMGET", self.keys.alive, *worker_ids))
+        return AliveWorker.of_each(worker_ids, await self._connection.ask("HMGET", self.keys.alive, *worker_ids))
 
     async def read(self) -> list[WorkerEntry]:
         """Returns all workers that the network knows, ordered by the time at which they registered."""

@@ -164,7 +164,7 @@ async def retry(stage: Stage, keys: list[str]) -> Any:
 
 async def register(stage: Stage, _: Any) -> Any:
     worker = await RushWorker(stage.far.network_id, stage.far.config, worker_id="newcomer")
-    alive = [name for name, holder in (await stage.far_workers.holders(["newcomer"])).items() if holder is not None]
+    alive = [name for name, entry in (await stage.far_workers.alive(["newcomer"])).items() if entry is not None]
     stage.newcomers.append(worker)
     return alive
 

@@ -9,7 +9,7 @@ import pytest
 
 from rush_async import Rush, RushWorker
 from rush_async.network.local_workers import LocalWorkers
-from rush_async.store.leases import KILLED, Holder
+from rush_async.store.leases import KILLED, AliveWorker
 from rush_async.store.messages import CancelMessage, ResetMessage, ShutOutMessage, StopMessage
 from rush_async.store.position import NetworkPosition
 from rush_async.testing import wait_until
@@ -83,18 +83,18 @@ def test_a_malformed_message_is_logged_and_skipped(workers: Workers, caplog: pyt
 
 def test_requests_that_were_missed_are_taken_from_the_database(workers: Workers) -> None:
     local, first, second = workers
-    local.take_holders({"first": Holder("lease", True), "second": Holder("lease", False)}, {})
+    local.take_alive({"first": AliveWorker("lease", True), "second": AliveWorker("lease", False)}, {})
     assert (first.asked, second.asked) == (["stop"], [])
-    local.take_holders({"first": None, "second": None}, {"first": "killed"})
+    local.take_alive({"first": None, "second": None}, {"first": "killed"})
     assert (first.asked, second.asked) == (["stop", "killed"], ["the network was reset"])
-    local.take_holders({"second": None, "elsewhere": None}, {"second": "failed"})
+    local.take_alive({"second": None, "elsewhere": None}, {"second": "failed"})
     assert second.asked[1:] == ["lost"]
 
 
 def test_a_worker_that_is_not_registered_any_more_is_not_asked(workers: Workers) -> None:
     local, first, _ = workers
     first.is_registered = False
-    local.take_holders({"first": None}, {})
+    local.take_alive({"first": None}, {})
     assert first.asked == []
     assert local.registered == ["second"]
 

@@ -12,7 +12,17 @@ from rush_async import Failure, Rush, RushConfig, RushWorker
 from rush_async.model import Counts
 from rush_async.network.network import Network
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.leases import KILLED, LOSE, LOST_WORKER, Beat, BlockingWorkerStore, Holder, Lease, LoseStep, answered_at
+from rush_async.store.leases import (
+    KILLED,
+    LOSE,
+    LOST_WORKER,
+    AliveWorker,
+    Beat,
+    BlockingWorkerStore,
+    Lease,
+    LoseStep,
+    answered_at,
+)
 from rush_async.store.scripts import ScriptCaller
 from rush_async.wire.blocking import BlockingConnection
 from rush_async.wire.opening import connection_options
@@ -56,22 +66,22 @@ def expire(raw: Any, rush: Rush, *leases: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "holder"),
+    ("value", "entry"),
     [
-        (b"lease", Holder("lease", False)),
-        (b"lease stop", Holder("lease", True)),
-        (b"lease go", Holder("lease", False)),
-        (b"stop", Holder("stop", False)),
-        (b"", Holder("", False)),
-        (b"\xff stop", Holder("\N{REPLACEMENT CHARACTER}", True)),
+        (b"lease", AliveWorker("lease", False)),
+        (b"lease stop", AliveWorker("lease", True)),
+        (b"lease go", AliveWorker("lease", False)),
+        (b"stop", AliveWorker("stop", False)),
+        (b"", AliveWorker("", False)),
+        (b"\xff stop", AliveWorker("\N{REPLACEMENT CHARACTER}", True)),
     ],
 )
-def test_a_holder_is_its_lease_and_whether_it_is_asked_to_stop(value: bytes, holder: Holder) -> None:
-    assert Holder.of(value) == holder
+def test_the_value_of_an_alive_worker_is_its_lease_and_whether_it_is_asked_to_stop(value: bytes, entry: AliveWorker) -> None:
+    assert AliveWorker.of(value) == entry
 
 
-def test_a_worker_without_a_value_has_no_holder() -> None:
-    assert Holder.of_each(["a", "b"], [b"lease stop", None]) == {"a": Holder("lease", True), "b": None}
+def test_a_worker_without_a_value_is_not_alive() -> None:
+    assert AliveWorker.of_each(["a", "b"], [b"lease stop", None]) == {"a": AliveWorker("lease", True), "b": None}
 
 
 @pytest.mark.parametrize("times", [b"", b"20 5", b"20 5 noon", b"20 5 nan", b"20 5 1e300", b"20 5 1 1", b"\xff \xff \xff"])
@@ -166,15 +176,15 @@ async def test_a_repeated_loss_answers_as_the_first_time(rush: Rush, connection:
     assert await states(rush) == {"a | b": "killed", "c": "lost", worker.worker_id: "killed"}
 
 
-async def test_holders_tell_who_is_alive_and_asked_to_stop(rush: Rush, raw: Any, store: BlockingWorkerStore) -> None:
+async def test_it_is_read_who_is_alive_and_asked_to_stop(rush: Rush, raw: Any, store: BlockingWorkerStore) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
         lease = raw.hget(keys_of(rush).alive, worker.worker_id).decode()
         ids = [worker.worker_id, "unknown"]
-        assert store.holders(ids) == {worker.worker_id: Holder(lease, False), "unknown": None}
+        assert store.alive(ids) == {worker.worker_id: AliveWorker(lease, False), "unknown": None}
         await rush.stop_workers(timeout=0)
-        assert store.holders(ids) == {worker.worker_id: Holder(lease, True), "unknown": None}
-        assert await net_of(rush).workers.holders(ids) == store.holders(ids)
-    assert store.holders([]) == {}
+        assert store.alive(ids) == {worker.worker_id: AliveWorker(lease, True), "unknown": None}
+        assert await net_of(rush).workers.alive(ids) == store.alive(ids)
+    assert store.alive([]) == {}
 
 
 async def test_records_are_logged_in_the_present_epoch_only(rush: Rush, raw: Any, store: BlockingWorkerStore) -> None:

@@ -47,8 +47,8 @@ async def test_a_worker_that_was_announced_registers_and_learns_of_a_stop(rush: 
     assert await store.ask_to_stop(["b", "unknown"]) == ["b"]
     assert await store.register("a", LEASE, INFO) == 1
     assert await store.register("b", LEASE, INFO) == 2
-    holders = await store.holders(["a", "b", "c"])
-    assert [None if holder is None else holder.is_asked_to_stop for holder in holders.values()] == [False, True, None]
+    alive = await store.alive(["a", "b", "c"])
+    assert [None if entry is None else entry.is_asked_to_stop for entry in alive.values()] == [False, True, None]
     assert await states(rush) == {"a": "running", "b": "running", "c": "starting"}
     for worker_id in ("a", "b", "c"):
         assert await store.deregister(worker_id, "terminated")

@@ -8,15 +8,15 @@ if known then return repeated(known) end
 
 local keys, workers = {}, {}
 for at = FIRST, #ARGV, ITEM_SIZE do keys[#keys + 1], workers[#workers + 1] = ARGV[at + KEY], ARGV[at + WORKER] end
-local records, holders = call('HMGET', RUNNING, unpack(keys)), holders_of(workers)
+local records, alive = call('HMGET', RUNNING, unpack(keys)), alive_of(workers)
 
 local answer, gone = {}, {}
 local finished, failed, queued, head = {}, {}, {}, {}
 local seen = {}
 for n = 1, #keys do
   local key, worker, record = keys[n], workers[n], records[n]
-  local started = record and holders[worker] and not seen[key] and held_end(record, packed(worker))
-  if not holders[worker] then
+  local started = record and alive[worker] and not seen[key] and held_end(record, packed(worker))
+  if not alive[worker] then
     answer[n] = false
   elseif not started then
     answer[n] = 0

@@ -12,9 +12,9 @@ for at = FIRST, #ARGV, ITEM_SIZE do
   workers[#workers + 1] = ARGV[at + WORKER]
   wants[#wants + 1] = tonumber(ARGV[at + WANT])
 end
-local holders = holders_of(workers)
+local alive = alive_of(workers)
 for i, worker in ipairs(workers) do
-  if holders[worker] then total = total + wants[i] end
+  if alive[worker] then total = total + wants[i] end
 end
 
 -- Nothing is written before every record was checked. A malformed one stays in `queued`, and its entry goes.
@@ -36,7 +36,7 @@ end
 local answer, stored, running, next_key = {}, {}, {}, 1
 for i, worker in ipairs(workers) do
   answer[i], stored[i] = false, false
-  if holders[worker] then
+  if alive[worker] then
     local given, names, owner = {}, {}, packed(worker)
     while #names < wants[i] and next_key <= #keys do
       local key, record = keys[next_key], records[next_key]

@@ -15,7 +15,7 @@ while at <= #ARGV do
   if ARGV[at + WORKER] ~= '' then workers[#workers + 1] = ARGV[at + WORKER] end
   at = at + GROUP_SIZE + ITEM_SIZE * ARGV[at + N]
 end
-local holders = holders_of(workers)
+local alive = alive_of(workers)
 at = FIRST
 while at <= #ARGV do
   local target, worker, budget, max_failed, n = unpack(ARGV, at, at + GROUP_SIZE - 1)
@@ -23,7 +23,7 @@ while at <= #ARGV do
   local first = at + GROUP_SIZE
   at = first + ITEM_SIZE * n
   local take = n
-  if worker ~= '' and not holders[worker] then
+  if worker ~= '' and not alive[worker] then
     taken[#taken + 1], take = false, 0
   else
     if budget ~= '' then

@@ -8,8 +8,8 @@ if known then return repeated(known) end
 
 local is_used, ended = {}, {}
 for place, before in pairs({ [ALIVE] = '', [PASSING] = 'in:' }) do
-  for _, holder in ipairs(call('HVALS', place)) do
-    local lease = string.match(holder, '^' .. before .. '([^ ]+)')
+  for _, value in ipairs(call('HVALS', place)) do
+    local lease = string.match(value, '^' .. before .. '([^ ]+)')
     if lease then is_used[lease] = true end
   end
 end

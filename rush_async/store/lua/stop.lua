@@ -8,12 +8,12 @@ if known then return repeated(known) end
 local answer, asked = {}, {}
 for i = FIRST, #ARGV do
   local worker = ARGV[i]
-  local place, holder = ALIVE, call('HGET', ALIVE, worker)
-  if not holder then place, holder = PASSING, call('HGET', PASSING, worker) end
-  local is_there = holder and holder ~= 'out'
+  local place, value = ALIVE, call('HGET', ALIVE, worker)
+  if not value then place, value = PASSING, call('HGET', PASSING, worker) end
+  local is_there = value and value ~= 'out'
   answer[#answer + 1] = is_there and 1 or 0
   if is_there then
-    if sub(holder, -5) ~= ' stop' then call('HSET', place, worker, holder .. ' stop') end
+    if sub(value, -5) ~= ' stop' then call('HSET', place, worker, value .. ' stop') end
     asked[#asked + 1] = worker
   end
 end

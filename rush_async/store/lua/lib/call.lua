@@ -128,8 +128,8 @@ local function repeated(known, answer, extra)
   return reply(tonumber(call('HGET', META, 'seq') or 0), counts(), answer or known, extra)
 end
 
--- Which of these workers are alive: a table worker -> its holder or false.
-local function holders_of(workers)
+-- Which of these workers are alive: a table worker -> its value in `alive`, or false.
+local function alive_of(workers)
   local found, names = {}, {}
   for i = 1, #workers do
     if found[workers[i]] == nil then
@@ -139,8 +139,8 @@ local function holders_of(workers)
   end
   for first = 1, #names, MOST_WORDS do
     local last = math.min(first + MOST_WORDS - 1, #names)
-    local holders = call('HMGET', ALIVE, unpack(names, first, last))
-    for i = first, last do found[names[i]] = holders[i - first + 1] end
+    local alive = call('HMGET', ALIVE, unpack(names, first, last))
+    for i = first, last do found[names[i]] = alive[i - first + 1] end
   end
   return found
 end
