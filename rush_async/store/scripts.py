@@ -3,7 +3,7 @@
 A script is declared beside the method that calls it:
 
 ```python
-FINISH = Script("finish", item=("kind", "key", "worker", "ended"), parts=("records", "finished"), merges=True)
+RETRY = Script("retry", keys=("queue",), item=("key",), parts=("records",), memory="grows")
 ```
 
 The head of its Lua source is generated from that: each key, argument and column of an item has the declared name, in capitals.

@@ -207,9 +207,9 @@ class Membership:
         try:
             marks = await self._tasks.end(items) or [0] * len(items)
         except asyncio.CancelledError:
-            self._release(items)  # the call takes effect nevertheless
+            self._forget([str(item.key) for item in items])  # the call takes effect nevertheless
             raise
-        self._release(items)
+        self._forget([str(item.key) for item in items])
         if marks == [1]:  # the usual case of a loop
             return [str(items[0].key)]
         moved = [str(item.key) for item, mark in zip(items, marks, strict=True) if mark == 1]
@@ -228,9 +228,9 @@ class Membership:
             )
         return moved
 
-    def _release(self, items: Sequence[Ended]) -> None:
-        for item in items:
-            self._held.pop(str(item.key), None)
+    def _forget(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._held.pop(key, None)
 
     async def fail_held(self, failure: Failure) -> None:
         """Fails the tasks that the worker still holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import logging
 import os
 import subprocess
@@ -394,21 +395,34 @@ CALLS: dict[str, Callable[[RushClient], Any]] = {
     "push_failed_tasks": lambda rush: rush.push_failed_tasks([XS]),
     "empty_queue": lambda rush: rush.empty_queue(),
     "retry_tasks": lambda rush: rush.retry_tasks(),
+    "cancel_tasks": lambda rush: rush.cancel_tasks("key"),
     "counts": lambda rush: rush.counts(),
     "get_tasks": lambda rush: rush.get_tasks("key"),
     "keys_with_state": lambda rush: rush.keys_with_state(),
     "is_running_task": lambda rush: rush.is_running_task("key"),
+    "is_failed_task": lambda rush: rush.is_failed_task("key"),
     "wait_for_tasks": lambda rush: rush.wait_for_tasks("key"),
     "wait_until": lambda rush: rush.wait_until(lambda counts: True),
     "fetch_finished_tasks": lambda rush: rush.fetch_finished_tasks(),
     "fetch_new_tasks": lambda rush: rush.fetch_new_tasks(),
     "fetch_tasks": lambda rush: rush.fetch_tasks(),
+    "fetch_tasks_with_state": lambda rush: rush.fetch_tasks_with_state(),
+    "fetch_queued_tasks": lambda rush: rush.fetch_queued_tasks(),
+    "fetch_running_tasks": lambda rush: rush.fetch_running_tasks(),
+    "fetch_failed_tasks": lambda rush: rush.fetch_failed_tasks(),
     "events": lambda rush: rush.events().__aenter__(),
     "push_nothing": lambda rush: rush.push_tasks([]),
 }
 MANAGER_CALLS: dict[str, Callable[[Rush], Any]] = {
+    "start_workers": lambda rush: rush.start_workers(begin_to_listen, 1),
+    "detect_lost_workers": lambda rush: rush.detect_lost_workers(),
+    "wait_for_workers": lambda rush: rush.wait_for_workers(1),
+    "join_workers": lambda rush: rush.join_workers(),
+    "stop_workers": lambda rush: rush.stop_workers(),
     "reset": lambda rush: rush.reset(),
     "worker_info": lambda rush: rush.worker_info(),
+    "read_log": lambda rush: rush.read_log(),
+    "print_log": lambda rush: rush.print_log(),
 }
 WORKER_CALLS: dict[str, Callable[[RushWorker], Any]] = {
     "push_running_tasks": lambda rush: rush.push_running_tasks([XS]),
@@ -425,6 +439,17 @@ PROPERTIES: list[Callable[[RushClient], Any]] = [
     lambda rush: rush.n_failed_tasks,
     lambda rush: rush.n_tasks,
 ]
+
+
+@pytest.mark.parametrize(
+    ("client", "calls", "name"),
+    [(RushClient, CALLS, "CALLS"), (Rush, MANAGER_CALLS, "MANAGER_CALLS"), (RushWorker, WORKER_CALLS, "WORKER_CALLS")],
+)
+def test_every_call_of_a_client_is_listed_here(client: type, calls: dict[str, Any], name: str) -> None:
+    methods = {name: method for name, method in vars(client).items() if not name.startswith("_")}
+    is_call = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    missing = [name for name, method in methods.items() if any(is_one(method) for is_one in is_call) and name not in calls]
+    assert not missing, f"add {missing} to {name} of tests/client/test_session.py"
 
 
 async def refuse_everything(rush: Rush, worker: RushWorker, match: str) -> None:

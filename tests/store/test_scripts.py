@@ -24,6 +24,8 @@ def texts(folder: str) -> dict[str, str]:
 
 
 SCRIPTS, PARTS = texts("."), texts("lib")
+# Every script gets these keys.
+BASE = {name for name in NetworkKeys._fields if all(name in script.keys for script in Script.all)}
 EACH = pytest.mark.parametrize("script", Script.all, ids=lambda script: script.name)
 
 
@@ -40,7 +42,11 @@ def words(text: str) -> set[str]:
 
 
 def test_every_lua_file_is_declared_once() -> None:
-    assert sorted(SCRIPTS) == sorted(script.name for script in Script.all)
+    declared = [script.name for script in Script.all]
+    for name in SCRIPTS:
+        assert declared.count(name) == 1, f"lua/{name}.lua is declared {declared.count(name)} times: Script({name!r}, ...)"
+    for name in declared:
+        assert name in SCRIPTS, f"Script({name!r}) has no file lua/{name}.lua"
 
 
 @EACH
@@ -48,8 +54,11 @@ def test_a_script_has_the_parts_that_it_uses_and_no_other(script: Script) -> Non
     called = words(SCRIPTS[script.name])
     for _ in PARTS:  # parts use one another
         called |= {word for part in PARTS.values() if functions(part) & called for word in words(part)}
-    used = {name for name, part in PARTS.items() if functions(part) & called}
-    assert {name for name, part in PARTS.items() if part in script.source} == used | {"call"}
+    used = {name for name, part in PARTS.items() if functions(part) & called} | {"call"}
+    declared = {name for name, part in PARTS.items() if part in script.source}
+    missing, unused = sorted(used - declared), sorted(declared - used)
+    assert not missing, f"{script.name}.lua calls functions of these parts: add {missing} to its `parts`"
+    assert not unused, f"{script.name}.lua calls nothing of these parts: remove {unused} from its `parts`"
 
 
 @EACH
@@ -61,7 +70,9 @@ def test_a_script_gets_the_keys_that_it_names(script: Script) -> None:
             if functions(function) & called:
                 called |= words(function)
     named = {name for name in NetworkKeys._fields if name.upper() in called}
-    assert named <= set(script.keys)
+    missing, unused = named - set(script.keys), set(script.keys) - named - BASE
+    assert not missing, f"{script.name}.lua names these keys: add {sorted(missing)} to its `keys`"
+    assert not unused, f"{script.name}.lua names none of these keys: remove {sorted(unused)} from its `keys`"
     assert set(script.keys) <= set(NetworkKeys._fields)
 
 
@@ -69,7 +80,8 @@ def test_a_script_gets_the_keys_that_it_names(script: Script) -> None:
 def test_a_script_uses_the_arguments_that_are_declared(script: Script) -> None:
     named = words(SCRIPTS[script.name])
     own = [name for name in script.args if name not in ("epoch", "client", "number")]
-    assert [name for name in own if name.upper() not in named] == []
+    unused = [name for name in own if name.upper() not in named]
+    assert not unused, f"{script.name}.lua uses none of these arguments: remove {unused} from its `args`"
     assert not re.search(r"ARGV\[\d", code(SCRIPTS[script.name])), "an argument is used by its place instead of its name"
 
 
@@ -96,5 +108,5 @@ def test_items_have_the_columns_of_what_python_sends() -> None:
 @EACH
 def test_every_script_opens_with_what_it_guards_and_what_it_answers(script: Script) -> None:
     comment = re.match(r"(--[^\n]*\n)+", SCRIPTS[script.name])
-    assert comment
-    assert "-- answer: " in comment[0]
+    assert comment, f"{script.name}.lua has to open with a comment: what it guards and moves, its items, its answer"
+    assert "-- answer: " in comment[0], f"the comment of {script.name}.lua has to end with a line '-- answer: ...'"
