@@ -232,12 +232,13 @@ class TaskBlock(Generic[Opened, Caught]):
     checkers whether the block may suppress an exception: `bool` if it has exceptions to catch, else `None`.
     """
 
-    __slots__ = ("_blocks", "_catch", "_place", "_task", "_timeout")
+    __slots__ = ("_blocks", "_catch", "_place", "_seconds", "_task", "_timeout")
 
     def __init__(self, blocks: TaskBlocks, place: Place, catch: Catch, timeout: float | None) -> None:
         self._blocks = blocks
         self._place = place
         self._catch = catch
+        self._seconds = timeout
         self._timeout = None if timeout is None else asyncio.timeout(timeout)
         self._task: Task | None = None
 
@@ -245,8 +246,10 @@ class TaskBlock(Generic[Opened, Caught]):
         task = self._task = await self._place.take()
         if task is not None:
             self._blocks.enter_block(task)
-            if self._timeout is not None:
+            if self._timeout is not None and self._seconds is not None:
                 await self._timeout.__aenter__()
+                # It was made before the wait for a place, which may have been long.
+                self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
         return cast("Opened", task)
 
     def __aexit__(

@@ -362,6 +362,24 @@ async def test_the_timeout_of_a_block_does_not_include_the_wait_for_a_place(rush
         assert await waiting is None
 
 
+async def test_the_timeout_of_a_block_begins_when_the_block_has_a_place(rush: Rush) -> None:
+    async with workers(rush, 2) as (first, second):
+        (key,) = await first.push_running_tasks([XS], budget=1)
+
+        async def wait() -> None:
+            async with second.task(XS, budget=1, timeout=0.1) as task:
+                assert task is not None
+                await second.counts()
+                task.ys = {"y": 1}
+
+        waiting = asyncio.create_task(wait())
+        done, _ = await asyncio.wait([waiting], timeout=0.2)
+        assert not done
+        await first.fail_tasks(key)
+        await waiting
+        assert (await rush.counts()).finished == 1
+
+
 async def test_the_task_of_a_killed_worker_fails_with_kind_killed(rush: Rush) -> None:
     opened: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
     async with RushWorker(rush.network_id, rush.config) as worker:
