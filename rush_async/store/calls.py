@@ -65,6 +65,7 @@ class _Batch(Command):
         self.batcher.forget(self)
         for request in self.requests:
             request.reject(error)
+        self.batcher.progressed()
 
     def given_up(self, error: Exception) -> bool:
         # What the server may have granted already is compensated once it answers again.
@@ -83,6 +84,7 @@ class _Batch(Command):
                 self.batcher.issue(request)
             else:
                 request.reject(error)
+        self.batcher.progressed()
         return False
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from rush_async import Rush, RushConfig, RushWorker
+from rush_async import Rush, RushConfig, RushConnectionError, RushWorker
 from rush_async.store.calls import WINDOW, Batcher
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.tasks import PUSH
@@ -154,6 +155,38 @@ async def test_quiet_waits_for_the_calls_in_flight_but_not_for_later_ones(far: R
     assert (await far.counts()).queued == 1
     done.set()
     await asyncio.gather(pushing, *busy)
+
+
+async def test_quiet_ends_when_the_calls_in_flight_are_given_up(proxy: Proxy, rush: Rush) -> None:
+    config = replace(rush.config.at(proxy.url), connect_timeout=0.05, response_timeout=0.1, retry_deadline=0.2)
+    async with Rush(rush.network_id, config) as far:
+        await far.push_failed_tasks([{"x": 0}])
+        proxy.commands.clear()
+        proxy.freeze(up=False)
+        pushing = asyncio.create_task(far.push_failed_tasks([{"x": 1}]))
+        await proxy.seen("EVALSHA")
+        proxy.refuse()
+        async with asyncio.timeout(TIMEOUT):
+            await calls_of(far).quiet()
+            with pytest.raises(RushConnectionError):
+                await pushing
+        proxy.refuse(False)
+        proxy.thaw()
+
+
+async def test_calls_that_have_not_left_fail_when_the_connection_is_closed(proxy: Proxy, rush: Rush) -> None:
+    far = await Rush(rush.network_id, rush.config.at(proxy.url))
+    try:
+        proxy.freeze(up=False)
+        large = [asyncio.create_task(far.push_tasks([{"text": "t" * 17_000}])) for _ in range(2 * WINDOW)]
+        await proxy.seen("EVALSHA", times=WINDOW)
+        await far._net.link.connection.aclose()  # pyright: ignore[reportPrivateUsage]
+        async with asyncio.timeout(TIMEOUT):
+            results = await asyncio.gather(*large, return_exceptions=True)
+        assert {type(result) for result in results} == {RushConnectionError}
+    finally:
+        proxy.thaw()
+        await far.aclose()
 
 
 def _arguments(command: Command) -> Command:
