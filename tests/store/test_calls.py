@@ -12,7 +12,7 @@ import pytest
 from rush_async import Rush, RushConfig, RushConnectionError, RushWorker
 from rush_async.store.calls import WINDOW, Batcher
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.tasks import PUSH
+from rush_async.store.tasks import POP, PUSH
 from tests.proxy import Command, Proxy, named
 
 TIMEOUT = 10.0
@@ -196,6 +196,17 @@ def _arguments(command: Command) -> Command:
 
 def _is_of(name: bytes, client: str) -> bool:
     return name.startswith(client.encode() + b":")
+
+
+async def test_a_pop_whose_reply_is_lost_goes_on_behind_stale_entries(proxy: Proxy, far: Rush, raw: Any) -> None:
+    """The pop leaves off at many stale entries, and its repetition must tell that too."""
+    async with RushWorker(far.network_id, far.config) as worker:
+        raw.rpush(far._net.keys.queue, *[f"stale-{n}" for n in range(1_500)])  # pyright: ignore[reportPrivateUsage]
+        (key,) = await far.push_tasks([{"x": 1}])
+        proxy.drop_reply(named("EVALSHA", POP.digest))
+        task = await worker.pop_task(0)
+        assert task is not None
+        assert task.key == key
 
 
 async def test_a_freed_place_of_a_budget_wakes_one_waiting_block(proxy: Proxy, far: Rush) -> None:

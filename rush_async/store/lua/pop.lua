@@ -1,11 +1,11 @@
 -- Takes tasks from the head of the queue for workers that are alive: each becomes running, its attempt counted.
 -- An item is a worker and how many tasks it wants.
 -- answer: for each worker the keys and records that it was given, key, record, ...; nil for a worker that is not alive
--- then 1 if it left off before the end of the queue, at many stale entries, else 0
+-- then 1 if it left off before the end of the queue, at many stale entries, else 0; for a repetition 1, as it may have
 local MOST_STALE = 1000
 local refusal, known = begin_call()
 if refusal then return refusal end
-if known then return repeated(known, with_records(known), { 0 }) end
+if known then return repeated(known, with_records(known), { 1 }) end
 
 local wants, workers, total = {}, {}, 0
 for at = FIRST, #ARGV, ITEM_SIZE do
