@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from typing import Any
@@ -376,11 +377,13 @@ class Batcher:
             reply = await self._connection.ask_script(
                 self._caller.call(RECALL, args), self._caller.call_by_source(RECALL, args)
             )
+        except RushConnectionError as unknown:
+            if batch.given_up(unknown):  # what it granted is compensated once it is answered, under its number
+                await asyncio.sleep(_PAUSE)
+                self._connection.send(batch, math.inf)
+            return
         except RushError as unknown:
-            self.forget(batch)
-            for request in batch.requests:
-                request.reject(unknown)
-            self.progressed()
+            batch.failed(unknown)
             return
         if len(reply) > 7 and reply[7] is None:  # it was not executed
             batch.n_sent = 1

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 
-from rush_async import Failure, Rush, RushError, RushWorker, ServerFullError, Task
+from rush_async import Failure, Rush, RushConnectionError, RushError, RushWorker, ServerFullError, Task
+from rush_async.store.calls import RECALL
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
 from rush_async.store.records import decode_task
@@ -192,10 +193,13 @@ GROWS = ("push_queued", "push_running", "push_within_a_budget", "push_finished",
 
 
 @asynccontextmanager
-async def staged(server: SmallServer, directory: Path) -> AsyncGenerator[Stage]:
+async def staged(server: SmallServer, directory: Path, retry_deadline: float = 30.0) -> AsyncGenerator[Stage]:
     """Sets the stage, and checks at its end that every task exists once and that nothing runs or lives without a worker."""
     async with Proxy(str(server.config.url), directory) as proxy:
         config = server.config.at(proxy.url)
+        if retry_deadline < config.retry_deadline:
+            limits = {"connect_timeout": retry_deadline / 4, "response_timeout": retry_deadline / 2}
+            config = replace(config, retry_deadline=retry_deadline, **limits)
         try:
             async with Rush(config=config) as rush:
                 name, keys = rush.network_id, NetworkKeys.of(rush.network_id)
@@ -345,3 +349,34 @@ async def test_a_call_that_was_refused_and_never_executed_says_that_nothing_was_
             small_server.accept()
         assert ["nothing" in str(error) for error in pushes if isinstance(error, RushError)] == [True] * 3
         assert stage.states() == {}
+
+
+async def test_a_pop_is_put_back_whose_answer_could_not_be_looked_up(small_server: SmallServer, directory: Path) -> None:
+    """The server goes away while it is asked what became of the call, for longer than the caller waits."""
+    async with staged(small_server, directory, retry_deadline=0.3) as stage:
+        (key,) = await stage.rush.push_tasks([{"x": 1}])
+
+        def is_the_first(command: Command) -> bool:
+            is_pop = named("EVALSHA", POP.digest)(command)
+            if is_pop:
+                stage.proxy.stop_listening()
+            return is_pop
+
+        def looks_it_up(command: Command) -> bool:
+            is_recall = named("EVALSHA", RECALL.digest)(command)
+            if is_recall:
+                stage.proxy.stop_listening()
+            return is_recall
+
+        popped, asked = stage.proxy.drop_reply(is_the_first), stage.proxy.cut_before(looks_it_up)
+        async with asyncio.timeout(TIMEOUT):
+            caller = asyncio.ensure_future(stage.workers[0].pop_task(0))
+            await popped.hit.wait()
+            stage.server.refuse("MISCONF")
+            await stage.proxy.listen()
+            await asked.hit.wait()
+            with pytest.raises(RushConnectionError):
+                await caller
+        stage.server.accept()
+        await stage.proxy.listen()
+        await wait_until(lambda: stage.states() == {key: ["queued"]})
