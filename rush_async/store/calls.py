@@ -70,7 +70,8 @@ class _Batch(Command):
 
     def given_up(self, error: Exception) -> bool:
         # What the server may have granted already is compensated once it answers again.
-        if self.n_sent and any(request.compensates or request.life is Life.DETACHED for request in self.requests):
+        detached = (Life.DETACHED, Life.OVERDUE)
+        if self.n_sent and any(request.compensates or request.life in detached for request in self.requests):
             for request in self.requests:
                 if request.life is Life.DETACHED:
                     request.life = Life.OVERDUE
@@ -80,7 +81,7 @@ class _Batch(Command):
             return True
         self.batcher.forget(self)
         for request in self.requests:
-            if request.life in (Life.DETACHED, Life.OVERDUE):
+            if request.life in detached:
                 request.life = Life.OVERDUE
                 self.batcher.issue(request)
             else:

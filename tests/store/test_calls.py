@@ -12,7 +12,8 @@ import pytest
 from rush_async import Rush, RushConfig, RushConnectionError, RushWorker
 from rush_async.store.calls import WINDOW, Batcher
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.tasks import POP, PUSH
+from rush_async.store.tasks import FINISH, POP, PUSH, Popped
+from rush_async.testing import wait_until
 from tests.proxy import Command, Proxy, named
 
 TIMEOUT = 10.0
@@ -187,6 +188,40 @@ async def test_calls_that_have_not_left_fail_when_the_connection_is_closed(proxy
     finally:
         proxy.thaw()
         await far.aclose()
+
+
+async def test_an_overdue_call_that_may_have_been_executed_keeps_its_number(proxy: Proxy, rush: Rush) -> None:
+    """Under another number it would be executed twice, and take back a task that its worker was given again meanwhile."""
+    config = replace(rush.config.at(proxy.url), connect_timeout=0.05, response_timeout=0.1, retry_deadline=0.2)
+    is_end = named("EVALSHA", FINISH.digest)
+
+    def is_the_first_end(command: Command) -> bool:
+        if is_end(command):
+            proxy.stop_listening()
+        return is_end(command)
+
+    async with Rush(rush.network_id, config) as far, asyncio.timeout(TIMEOUT):
+        await far.push_failed_tasks([{"x": 0}])
+
+        async def give_up() -> None:
+            with pytest.raises(RushConnectionError):
+                await far.counts()
+
+        proxy.stop_listening()
+        proxy.cut_all()
+        tasks = far._net.tasks  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: not tasks.connection.is_ready)
+        tasks.put_back([Popped("key", b"")], "worker")
+        await asyncio.sleep(0)
+        await give_up()  # it never left, and is overdue
+        executed = proxy.drop_reply(is_the_first_end)
+        await proxy.listen()
+        await executed.hit.wait()
+        await give_up()
+        await proxy.listen()
+        await proxy.seen("EVALSHA", FINISH.digest, times=2)
+        numbers = {_arguments(each)[2] for each in proxy.commands if is_end(each)}
+        assert len(numbers) == 1
 
 
 def _arguments(command: Command) -> Command:
