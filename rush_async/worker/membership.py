@@ -51,6 +51,7 @@ class Membership:
         self.waits: set[asyncio.Future[bool]] = set()
         self._expelled = asyncio.Event()
         self._loop: asyncio.Task[Any] | None = None
+        self._is_loop_cancelled = False
         self._held: dict[str, None] = {}
         self._guards: dict[str, Guard] = {}
         self._has_warned = False
@@ -129,8 +130,7 @@ class Membership:
             # The loop of a lost worker continues: it gets a `WorkerLostError` and may open another worker.
             if why != "lost":
                 self._expelled.set()
-                if self._loop is not None:
-                    self._loop.cancel()  # at once: a later cancellation could interrupt the clean-up of the loop
+                self.cancel_loop()
 
     @property
     def is_shut_out(self) -> bool:
@@ -146,7 +146,13 @@ class Membership:
         """Sets the task that runs the worker's loop. A kill or a reset cancels it."""
         self._loop = loop
         if self._expelled.is_set():
-            loop.cancel()
+            self.cancel_loop()
+
+    def cancel_loop(self) -> None:
+        """Cancels the worker's loop, once: a later cancellation could interrupt the clean-up of the loop."""
+        if self._loop is not None and not self._is_loop_cancelled:
+            self._is_loop_cancelled = True
+            self._loop.cancel()
 
     async def expelled(self) -> None:
         """Waits until a kill or a reset shuts the worker out."""

@@ -41,8 +41,7 @@ async def run_loop(worker: object, membership: Membership, loop: WorkerLoop) -> 
                     task.uncancel()
             if deadline is None and (is_cancelled or expelled.done()) and not running.done():
                 deadline = event_loop.time() + _PATIENCE
-                if not expelled.done():
-                    running.cancel()
+                membership.cancel_loop()
     finally:
         expelled.cancel()
     if running.done():

@@ -16,8 +16,10 @@ from rush_async import (
     WorkerExit,
     WorkerLostError,
 )
+from rush_async.store.workers import KILLED
+from rush_async.testing import wait_until
 from rush_async.worker.loop import bind_loop
-from rush_async.worker.worker import Runner, live
+from rush_async.worker.worker import Runner, live, membership_of
 
 
 async def start_worker(
@@ -58,6 +60,24 @@ async def test_a_kill_cancels_the_loop_once_so_that_its_clean_up_may_await(rush:
     end = await life
     assert (end.state, seen) == ("killed", ["cancelled", "cleaned up"])
     assert await state_of(rush, worker) == "killed"
+
+
+@pytest.mark.parametrize("is_shut_out_first", [True, False])
+async def test_a_worker_that_is_cancelled_and_killed_is_cancelled_once(rush: Rush, is_shut_out_first: bool) -> None:
+    """The manager cancels the coroutine, and the network's message reaches it over another connection, in either order."""
+    seen: list[str] = []
+    worker, life = await start_worker(rush, hold, seen=seen)
+    await rush.wait_until(lambda counts: counts.running == 1)
+    if is_shut_out_first:
+        membership_of(worker).shut_out("killed")
+        life.cancel()
+    else:
+        life.cancel()
+        await wait_until(lambda: bool(seen))
+        membership_of(worker).shut_out("killed")
+    await life
+    assert seen == ["cancelled", "cleaned up"]
+    await rush._net.workers.lose([worker.worker_id], "killed", KILLED, KILLED)  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_cancelled_worker_cleans_up_and_returns_its_end(rush: Rush) -> None:
