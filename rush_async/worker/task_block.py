@@ -248,7 +248,7 @@ class TaskBlock(Generic[Opened, Caught]):
             self._blocks.enter_block(task)
             if self._timeout is not None and self._seconds is not None:
                 await self._timeout.__aenter__()
-                # It was made before the wait for a place, which may have been long.
+                # It was made with the block, so that what is no number is refused before there is a task. Its time begins here.
                 self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
         return cast("Opened", task)
 

@@ -362,6 +362,13 @@ async def test_the_timeout_of_a_block_does_not_include_the_wait_for_a_place(rush
         assert await waiting is None
 
 
+async def test_a_timeout_that_is_no_number_is_refused_before_there_is_a_task(rush: Rush, rush_worker: RushWorker) -> None:
+    with pytest.raises(TypeError):
+        async with rush_worker.task(XS, timeout="soon"):  # pyright: ignore[reportArgumentType, reportCallIssue]
+            pass
+    assert await rush.counts() == Counts()
+
+
 async def test_the_timeout_of_a_block_begins_when_the_block_has_a_place(rush: Rush) -> None:
     async with workers(rush, 2) as (first, second):
         (key,) = await first.push_running_tasks([XS], budget=1)
