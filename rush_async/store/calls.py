@@ -18,7 +18,7 @@ import hiredis
 from rush_async.errors import DecodeError, RushConnectionError, RushError
 from rush_async.store.keys import client_id
 from rush_async.store.position import NetworkPosition, position_of
-from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Life, Request, Script, ScriptCaller, deal, wire_mismatch
+from rush_async.store.scripts import Life, Request, Script, ScriptCaller, deal, take_together, wire_mismatch
 from rush_async.wire.connection import Connection
 from rush_async.wire.refusals import gave_up, refusal
 from rush_async.wire.transport import Command, Word, pack
@@ -28,7 +28,6 @@ __all__ = ["Batcher"]
 logger = logging.getLogger(__name__)
 
 WINDOW = 64  # calls of a client that may be unanswered; the scripts store as many answers
-MOST_BYTES_MERGED = 16 * 1024
 REPLICAS_IN = 1_000  # milliseconds in which replicas are to acknowledge a call, before it is sent again
 _PAUSE = 0.5  # seconds until a detached request is issued again where it was refused
 ENOUGH = 16  # requests that are worth a call before the tick is over
@@ -231,7 +230,7 @@ class Batcher:
         self._is_due = False
         for script, waiting in self._waiting.items():
             while waiting and self._has_window():
-                if requests := _take_together(waiting):
+                if requests := take_together(waiting):
                     self._send(script, requests)
         if not self._connection.is_ready and any(self._waiting.values()):
             now = asyncio.get_running_loop().time()
@@ -420,26 +419,3 @@ class Batcher:
         """Where the server keeps the answers to this client's last calls."""
         first = max(1, self._number - WINDOW + 1)
         return [f"{self.client}:{number % WINDOW}" for number in range(first, self._number + 1)]
-
-
-def _take_together(waiting: deque[Request]) -> list[Request]:
-    """The next requests that may go as one call; abandoned ones are dropped, nothing of theirs was done."""
-    requests: list[Request] = []
-    tasks = size = 0
-    while waiting:
-        request = waiting[0]
-        # Its caller may have been cancelled and not have run yet, so the life of the request does not show that.
-        if request.future.done() and not request.script.is_final:
-            waiting.popleft()
-            request.life = Life.OVER
-            continue
-        is_too_much = tasks + request.n_tasks > MOST_TASKS or size + request.size > MOST_BYTES
-        goes_alone = request.goes_alone or not request.script.merges or request.size > MOST_BYTES_MERGED
-        if requests and (is_too_much or goes_alone):
-            break
-        requests.append(waiting.popleft())
-        tasks += request.n_tasks
-        size += request.size
-        if goes_alone:
-            break
-    return requests

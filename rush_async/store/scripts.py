@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from importlib import resources
@@ -22,11 +23,23 @@ from rush_async.errors import DecodeError, RushError
 from rush_async.store.keys import NetworkKeys
 from rush_async.wire.transport import Word, pack
 
-__all__ = ["MOST_BYTES", "MOST_TASKS", "WIRE_VERSION", "Life", "Request", "Script", "ScriptCaller", "deal", "wire_mismatch"]
+__all__ = [
+    "MOST_BYTES",
+    "MOST_TASKS",
+    "WIRE_VERSION",
+    "Life",
+    "Request",
+    "Script",
+    "ScriptCaller",
+    "deal",
+    "take_together",
+    "wire_mismatch",
+]
 
 WIRE_VERSION = 1
 MOST_TASKS = 1_000  # of one call
 MOST_BYTES = 1024 * 1024
+MOST_BYTES_MERGED = 16 * 1024
 
 Memory: TypeAlias = Literal["grows", "keeps", "reads"]
 # A full server refuses scripts that grow the data, as a whole; those that end or move tasks or renew leases are executed.
@@ -195,6 +208,29 @@ class Request:
         if not self.future.done():
             self.future.set_exception(error)
             self.future.exception()  # its caller may be gone
+
+
+def take_together(waiting: deque[Request]) -> list[Request]:
+    """Returns the next requests that may go as one call. Abandoned ones are dropped, nothing of theirs was done."""
+    requests: list[Request] = []
+    tasks = size = 0
+    while waiting:
+        request = waiting[0]
+        # Its caller may have been cancelled and not have run yet, so the life of the request does not show that.
+        if request.future.done() and not request.script.is_final:
+            waiting.popleft()
+            request.life = Life.OVER
+            continue
+        is_too_much = tasks + request.n_tasks > MOST_TASKS or size + request.size > MOST_BYTES
+        goes_alone = request.goes_alone or not request.script.merges or request.size > MOST_BYTES_MERGED
+        if requests and (is_too_much or goes_alone):
+            break
+        requests.append(waiting.popleft())
+        tasks += request.n_tasks
+        size += request.size
+        if goes_alone:
+            break
+    return requests
 
 
 def deal(requests: Sequence[Request], answer: Any, extra: list[Any]) -> None:

@@ -233,7 +233,7 @@ def _is_of(name: bytes, client: str) -> bool:
     return name.startswith(client.encode() + b":")
 
 
-async def test_a_pop_whose_reply_is_lost_goes_on_behind_stale_entries(proxy: Proxy, far: Rush, raw: Any) -> None:
+async def test_a_pop_whose_reply_is_lost_continues_behind_stale_entries(proxy: Proxy, far: Rush, raw: Any) -> None:
     """The pop leaves off at many stale entries, and its repetition must tell that too."""
     async with RushWorker(far.network_id, far.config) as worker:
         raw.rpush(far._net.keys.queue, *[f"stale-{n}" for n in range(1_500)])  # pyright: ignore[reportPrivateUsage]
