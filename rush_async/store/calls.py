@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import hiredis
@@ -113,7 +113,7 @@ class Batcher:
         self._progress = asyncio.Event()
         self._unawaited: set[Request] = set()  # abandoned and detached ones
 
-    def issue(self, request: Request) -> Request:
+    def issue(self, request: Request) -> None:
         """Takes a request; it leaves at the end of this tick at the latest, merged with what else is issued until then.
 
         A call that has gathered as much as the server still has to do for us leaves at once, so that the server works on it
@@ -127,7 +127,6 @@ class Batcher:
             self._send_soon()
         if ENOUGH <= len(waiting) >= self._n_under_way and request.script.merges and self._connection.is_ready:
             self._connection.flush()
-        return request
 
     def detach(self, request: Request) -> None:
         """Issues a request that no caller awaits, and that is executed in the end, however long the server is away."""
@@ -146,11 +145,9 @@ class Batcher:
             request.life = Life.DETACHED if request.script.is_final else Life.ABANDONED
             self._unawaited.add(request)
 
-    def call(self, request: Request) -> Awaitable[Any]:
+    async def call(self, request: Request) -> Any:
         """Issues a request and waits for its answer. Cancelled, it leaks nothing: what the answer grants is compensated."""
-        return self._answer(self.issue(request))
-
-    async def _answer(self, request: Request) -> Any:
+        self.issue(request)
         try:
             return await request.future
         except asyncio.CancelledError:

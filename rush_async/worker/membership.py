@@ -210,21 +210,20 @@ class Membership:
             return []
         if self._has_left:
             raise NetworkStateError(f"worker {self.worker_id} of network {self.network_id!r} is closed")
+        keys = [str(item.key) for item in items]
         try:
             marks = await self._tasks.end(items) or [0] * len(items)
         except asyncio.CancelledError:
-            self._forget([str(item.key) for item in items])  # the call takes effect nevertheless
+            self._forget(keys)  # the call takes effect nevertheless
             raise
-        self._forget([str(item.key) for item in items])
-        if marks == [1]:  # the usual case of a loop
-            return [str(items[0].key)]
-        moved = [str(item.key) for item, mark in zip(items, marks, strict=True) if mark == 1]
+        self._forget(keys)
+        moved = keys if marks == [1] else [key for key, mark in zip(keys, marks, strict=True) if mark == 1]
         if len(moved) == len(items):
             return moved
         if None in marks:
             raise self.lost_error()
         if not quietly:
-            missed = [str(item.key) for item, mark in zip(items, marks, strict=True) if mark != 1]
+            missed = [key for key, mark in zip(keys, marks, strict=True) if mark != 1]
             verb = "finished" if items[0].kind == "finished" else "failed"
             logger.warning(
                 "worker %s does not run %s: not %s (ended before, held by another worker, unknown, or deleted by a reset)",
