@@ -115,8 +115,9 @@ class LogWriter:
             if found == 0:  # the network was deleted, with all that was logged in it
                 records.clear()
             elif found == epoch:
-                for _ in batch:
-                    records.popleft()
+                for record in batch:
+                    if records and records[0] is record:  # a later one may have taken its room meanwhile
+                        records.popleft()
             elif found != self._view.epoch:  # a reset that the event loop has not learnt of yet
                 self._write_at = time.monotonic() + _GATHERING
                 return

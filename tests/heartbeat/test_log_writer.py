@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from rush_async import Rush, RushConfig
 from rush_async.heartbeat.log_writer import LogWriter
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.leases import BlockingWorkerStore
 from rush_async.testing import wait_until
 
 
@@ -117,3 +118,24 @@ async def test_a_closed_writer_starts_no_thread(rush: Rush, rush_server: RushCon
     writer.start()
     writer.log(b"a")
     assert not any(each.name == "rush_async heartbeat" for each in threading.enumerate())
+
+
+async def test_records_that_take_the_room_of_those_being_written_are_written_too(
+    rush: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rush_async.heartbeat.log_writer._MAX_WAITING", 4)
+    write = BlockingWorkerStore.log
+    late = [b"4", b"5", b"6"]
+
+    def log_late(store: BlockingWorkerStore, records: Sequence[bytes], epoch: int) -> int:
+        found = write(store, records, epoch)
+        while late:
+            writer.log(late.pop(0))
+        return found
+
+    monkeypatch.setattr(BlockingWorkerStore, "log", log_late)
+    async with writer_of(rush) as writer:
+        for record in (b"0", b"1", b"2", b"3"):
+            writer.log(record)
+        await wait_until(lambda: len(written(raw, rush)) == 7)
+        assert written(raw, rush) == [b"%d" % number for number in range(7)]
