@@ -60,7 +60,7 @@ Check: TypeAlias = Callable[[Stage, Any, list[Any]], None]
 
 @dataclass
 class Case:
-    """A call: its script, what stands before it, how a caller makes it, and what is true when all callers had a result."""
+    """A call: its script, what prepares the network, how a caller makes it, and what is true once all callers have a result."""
 
     script: Script
     act: Act
@@ -209,7 +209,7 @@ async def staged(server: SmallServer, directory: Path, retry_deadline: float = 3
                 # The workers have failed what they held and left.
                 states = stage.states()
                 assert all(len(held) == 1 for held in states.values()), f"tasks exist more than once: {states}"
-                assert "running" not in [state for held in states.values() for state in held], f"nobody runs it: {states}"
+                assert "running" not in [state for held in states.values() for state in held], f"no worker runs it: {states}"
                 queue: list[bytes] = server.raw.lrange(keys.queue, 0, -1)
                 assert len(set(queue)) == len(queue), f"keys are queued more than once: {queue}"
                 await wait_until(lambda: not stage.names_alive)

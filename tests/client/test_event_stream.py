@@ -337,7 +337,7 @@ async def test_a_full_buffer_keeps_the_oldest_and_says_how_far_the_gap_reaches(r
         assert taken[:5] == everything[:5]
         assert isinstance(taken[5], EventsMissed)
         assert taken[5].seq == everything[-1].seq
-        # It goes on where it left off.
+        # It continues where it left off.
         await nothing(elsewhere, events)
         await take(fast, 1)
 

@@ -139,7 +139,7 @@ async def test_a_message_that_is_none_of_ours_is_logged_and_skipped(
             b"\x94\xa5reset\xa1a\xc0\xc0",
         ):
             raw.execute_command("SPUBLISH", channel, bad)
-        raw.execute_command("SPUBLISH", channel, b"")  # this one is: somebody probes whether it may publish
+        raw.execute_command("SPUBLISH", channel, b"")  # this one is: a client tries whether it may publish
         (key,) = await rush.push_tasks([XS])
         event = await asyncio.wait_for(anext(events), 5)
         assert isinstance(event, TasksQueued)
