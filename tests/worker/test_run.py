@@ -43,6 +43,7 @@ async def state_of(rush: Rush, worker: RushWorker) -> str:
 async def hold(rush: RushWorker, seen: list[str]) -> None:
     await rush.push_running_tasks([{"x": 1}])
     try:
+        seen.append("holds")
         await asyncio.Event().wait()
     except asyncio.CancelledError:
         seen.append("cancelled")
@@ -55,10 +56,10 @@ async def hold(rush: RushWorker, seen: list[str]) -> None:
 async def test_a_kill_cancels_the_loop_once_so_that_its_clean_up_may_await(rush: Rush) -> None:
     seen: list[str] = []
     worker, life = await start_worker(rush, hold, seen=seen)
-    await rush.wait_until(lambda counts: counts.running == 1)
+    await wait_until(lambda: seen == ["holds"])
     await rush.stop_workers(worker.worker_id, mode="kill")
     end = await life
-    assert (end.state, seen) == ("killed", ["cancelled", "cleaned up"])
+    assert (end.state, seen) == ("killed", ["holds", "cancelled", "cleaned up"])
     assert await state_of(rush, worker) == "killed"
 
 
@@ -67,26 +68,26 @@ async def test_a_worker_that_is_cancelled_and_killed_is_cancelled_once(rush: Rus
     """The manager cancels the coroutine, and the network's message reaches it over another connection, in either order."""
     seen: list[str] = []
     worker, life = await start_worker(rush, hold, seen=seen)
-    await rush.wait_until(lambda counts: counts.running == 1)
+    await wait_until(lambda: seen == ["holds"])
     if is_shut_out_first:
         membership_of(worker).shut_out("killed")
         life.cancel()
     else:
         life.cancel()
-        await wait_until(lambda: bool(seen))
+        await wait_until(lambda: "cancelled" in seen)
         membership_of(worker).shut_out("killed")
     await life
-    assert seen == ["cancelled", "cleaned up"]
+    assert seen == ["holds", "cancelled", "cleaned up"]
     await rush._net.workers.lose([worker.worker_id], "killed", KILLED, KILLED)  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_cancelled_worker_cleans_up_and_returns_its_end(rush: Rush) -> None:
     seen: list[str] = []
     worker, life = await start_worker(rush, hold, seen=seen)
-    await rush.wait_until(lambda counts: counts.running == 1)
+    await wait_until(lambda: seen == ["holds"])
     life.cancel()
     assert await life == WorkerExit(worker.worker_id, "terminated")
-    assert seen == ["cancelled", "cleaned up"]
+    assert seen == ["holds", "cancelled", "cleaned up"]
     assert await state_of(rush, worker) == "terminated"
     failed = await rush.fetch_failed_tasks()
     assert failed["condition"][0]["kind"] == "cancelled"
@@ -151,10 +152,11 @@ async def test_a_loop_that_swallows_its_cancellation_is_abandoned_and_its_worker
     rush: Rush, caplog: pytest.LogCaptureFixture
 ) -> None:
     refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    may_end = asyncio.Event()
+    holds, may_end = asyncio.Event(), asyncio.Event()
 
     async def loop(rush: RushWorker) -> None:
         await rush.push_running_tasks([{"x": 1}])
+        holds.set()
         while not may_end.is_set():
             try:
                 await may_end.wait()
@@ -166,7 +168,7 @@ async def test_a_loop_that_swallows_its_cancellation_is_abandoned_and_its_worker
             refused.set_result(str(error))
 
     worker, life = await start_worker(rush, loop)
-    await rush.wait_until(lambda counts: counts.running == 1)
+    await holds.wait()
     life.cancel()
     assert (await life).state == "terminated"
     assert f"worker {worker.worker_id} swallows its cancellation" in caplog.text
@@ -223,11 +225,11 @@ async def test_a_cancelled_runner_cancels_its_workers_and_waits_for_their_ends(r
     seen: list[str] = []
     runner = start(rush, hold, "a", "b", seen=seen)
     running = asyncio.ensure_future(runner.run())
-    await rush.wait_until(lambda counts: counts.running == 2)
+    await wait_until(lambda: seen == ["holds"] * 2)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert seen == ["cancelled"] * 2 + ["cleaned up"] * 2
+    assert seen == ["holds"] * 2 + ["cancelled"] * 2 + ["cleaned up"] * 2
     assert set((await rush.worker_info())["state"]) == {"terminated"}
     assert (await rush.counts()).failed == 2
 
