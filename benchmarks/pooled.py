@@ -77,7 +77,7 @@ class PooledWorker:
         created = encode_created(key, xs, None)
         record = header(created) + created
         taken = await self._call(PUSH, self.pooled.epoch, "running", self.pooled.worker_id, "", "", 1, key, record, "")
-        assert taken == [1], taken
+        assert taken[0] == 1, taken
         return key
 
     async def finish_task(self, key: str, ys: dict[str, Any]) -> None:

@@ -11,11 +11,22 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, cast
 from rush_async.errors import NetworkStateError
 
 __all__ = [
+    "ATTEMPT",
     "CANCELLED",
+    "CREATED_AT",
+    "END",
+    "ENDED_AT",
+    "END_EXTRA",
     "FAILURE_KINDS",
     "FIELDS",
+    "INDEX",
+    "KEY",
     "RESERVED_NAMES",
+    "STARTED_AT",
     "TASK_STATES",
+    "WORKER",
+    "XS",
+    "XS_EXTRA",
     "Counts",
     "Failure",
     "FailureKind",
@@ -34,9 +45,13 @@ FAILURE_KINDS: tuple[FailureKind, ...] = ("error", "killed", "lost", "removed", 
 WorkerState: TypeAlias = Literal["starting", "running", "terminated", "failed", "killed", "lost"]
 
 # The fixed columns of a frame: an input with such a name is refused, an output or extra gets a prefix.
-RESERVED_NAMES = frozenset({"state", "worker_id", "condition", "created_at", "started_at", "ended_at", "attempt", "keys"})
+RESERVED_NAMES = frozenset(
+    {"state", "worker_id", "condition", "created_at", "started_at", "ended_at", "attempt", "index", "keys"}
+)
 
-FIELDS = 10  # values in a complete record, see `rush_async.store.records`
+# The values of a complete record, see `rush_async.store.records`: their number, and where each is.
+FIELDS = 11
+KEY, XS, XS_EXTRA, CREATED_AT, INDEX, WORKER, ATTEMPT, STARTED_AT, END, END_EXTRA, ENDED_AT = range(FIELDS)
 
 
 class Counts(NamedTuple):
@@ -129,6 +144,7 @@ class Task:
         created_at: when it was pushed, by the server's clock (UTC).
         started_at: when a worker took it, or None.
         ended_at: when it finished or failed, or None.
+        index: its number in the order of creation, from 0 on. Without a seed there are no gaps.
     """
 
     key: str
@@ -143,6 +159,7 @@ class Task:
     created_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    index: int | None = None
     _holder: TaskHolder | None = field(default=None, repr=False, compare=False)
 
     async def __aenter__(self) -> Self:

@@ -279,7 +279,7 @@ class RushClient(Session[Network]):
         """Fetches the finished tasks in the order they finished. They are cached: only new ones are sent over the network.
 
         Args:
-            times: whether to add `created_at`, `started_at`, `ended_at` (Datetime in UTC) and `attempt` (Int64).
+            times: whether to add `created_at`, `started_at`, `ended_at` (Datetime in UTC), `attempt` and `index` (Int64).
             schema: columns that always exist, with their dtypes; those given to the client by default.
 
         Returns:

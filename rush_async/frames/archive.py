@@ -23,8 +23,8 @@ class Archive:
     """The finished tasks of one network, a row each.
 
     Frames have the columns `worker_id` (String), inputs, outputs, extras, with `times=True` the times (Datetime("us", "UTC"))
-    and `attempt` (Int64), and `keys` (String). `rush_async.frames.inference` has the dtypes of values. An output or extra whose
-    name is taken is `ys.<name>`, `xs_extra.<name>` or `ys_extra.<name>`.
+    `attempt` and `index` (Int64), and `keys` (String). `rush_async.frames.inference` has the dtypes of values. An output or
+    extra whose name is taken is `ys.<name>`, `xs_extra.<name>` or `ys_extra.<name>`.
     """
 
     def __init__(self, records: Records | None = None) -> None:
@@ -62,7 +62,7 @@ class Archive:
 
         Args:
             start: the first row.
-            times: whether to add `created_at`, `started_at`, `ended_at` and `attempt`.
+            times: whether to add `created_at`, `started_at`, `ended_at`, `attempt` and `index`.
             schema: name -> dtype of columns that always exist. A value fits a dtype if it equals what the column then holds:
                 2, 2.0 and True fit Int64 and Float64, 2.5 only Float64; Float32 rounds, String holds the text of anything.
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import polars as pl
 
 from rush_async.errors import DecodeError
+from rush_async.model import ATTEMPT, CREATED_AT, ENDED_AT, INDEX, STARTED_AT
 
 __all__ = ["INSTANT", "NO_FIELD", "TIMES", "Column", "Slot", "text"]
 
@@ -19,7 +20,13 @@ __all__ = ["INSTANT", "NO_FIELD", "TIMES", "Column", "Slot", "text"]
 Slot: TypeAlias = tuple[int, str]
 
 NO_FIELD = -1  # of a column that no record has
-TIMES: dict[Slot, str] = {(3, ""): "created_at", (6, ""): "started_at", (9, ""): "ended_at", (5, ""): "attempt"}
+TIMES: dict[Slot, str] = {
+    (CREATED_AT, ""): "created_at",
+    (STARTED_AT, ""): "started_at",
+    (ENDED_AT, ""): "ended_at",
+    (ATTEMPT, ""): "attempt",
+    (INDEX, ""): "index",
+}
 INSTANT = pl.Datetime("us", "UTC")
 
 # Casts that keep every value, of an int to Float64 only where a float equals it.

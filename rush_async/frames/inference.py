@@ -37,19 +37,19 @@ import polars as pl
 
 from rush_async.errors import DecodeError
 from rush_async.frames.column import INSTANT, TIMES, Column, Slot
-from rush_async.model import FIELDS, RESERVED_NAMES, TaskState
+from rush_async.model import END, END_EXTRA, FIELDS, KEY, RESERVED_NAMES, WORKER, XS, XS_EXTRA, TaskState
 
 __all__ = ["Inference", "Layout", "Values", "values_of"]
 
 # The values of some records by slot, each list as long as there are records.
 Values: TypeAlias = dict[Slot, list[Any]]
 
-_KEY, _WORKER, _ENDED = (0, ""), (4, ""), 7
+_KEY, _WORKER = (KEY, ""), (WORKER, "")
 _CONDITION = (FIELDS, "")
 _FAILURE = ("kind", "type", "message", "traceback")
 
 # The fields with names in the order of their columns, each with the prefix for a name that is taken.
-_GROUPS = {1: "xs", 7: "ys", 2: "xs_extra", 8: "ys_extra"}
+_GROUPS = {XS: "xs", END: "ys", XS_EXTRA: "xs_extra", END_EXTRA: "ys_extra"}
 
 # Types of values as bits. Uneven: an int that no float equals. Odd: a value that the dtype of its type cannot hold.
 _BOOL, _INT, _UNEVEN, _FLOAT, _STR, _BYTES, _DECIMAL, _UUID, _DATE, _NAIVE, _AWARE, _TIME, _DELTA, _LIST, _DICT, _ODD = (
@@ -224,7 +224,7 @@ class Layout:
         """This layout as a caller asks for it.
 
         Args:
-            times: whether it has the columns of the times and `attempt`.
+            times: whether it has the columns of the times, `attempt` and `index`.
             schema: the columns that it has in any case, with their dtypes. Text in them needs no warning.
         """
         if not times and not schema:
@@ -237,10 +237,12 @@ class Layout:
                 column = replace(asked, slot=column.slot, has_exact_floats=column.has_exact_floats)
             columns.append(column)
         # A name that no record has yet is most likely an output.
-        behind = 1 + max(at for at, column in enumerate(columns) if column.slot[0] in (1, _ENDED) or column.slot == _WORKER)
+        behind = 1 + max(at for at, column in enumerate(columns) if column.slot[0] in (XS, END) or column.slot == _WORKER)
         columns[behind:behind] = missing.values()
         if times:
-            columns[-1:-1] = (Column(slot, name, pl.Int64() if name == "attempt" else INSTANT) for slot, name in TIMES.items())
+            columns[-1:-1] = (
+                Column(slot, name, INSTANT if name.endswith("_at") else pl.Int64()) for slot, name in TIMES.items()
+            )
         return Layout(tuple(columns), {name: path for name, path in self.mixtures.items() if name not in schema})
 
 
@@ -289,7 +291,7 @@ def values_of(flat: list[Any], state: TaskState) -> Values:
     values: Values = {slot: flat[slot[0] :: FIELDS] for slot in (_KEY, _WORKER, *TIMES)}
     for group in _GROUPS:
         rows = flat[group::FIELDS]
-        if state == "failed" and group == _ENDED:
+        if state == "failed" and group == END:
             values[_CONDITION] = [_condition(row) for row in rows]
         else:
             values |= _members(group, rows)

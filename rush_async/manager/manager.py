@@ -417,7 +417,8 @@ class Rush(RushClient):
             - `state` (String): starting, running, terminated, failed, killed or lost;
             - `started_at` (Datetime in UTC, microseconds);
             - `last_seen` (Datetime in UTC, microseconds): when the event loop of a running worker last answered its
-                heartbeat; when any other worker ended or was started.
+                heartbeat; when any other worker ended or was started;
+            - `number` (Int64): 0, 1, 2 ... in the order of registering; null until the worker has registered.
 
         Raises:
             DecodeError: an entry in the database is malformed.
@@ -435,6 +436,7 @@ class Rush(RushClient):
                 entry.state,
                 entry.started_at,
                 entry.ended_at or max(entry.started_at, seen.get(entry.worker_id, entry.started_at)),
+                entry.number,
             )
             for entry in entries
         ]
@@ -447,6 +449,7 @@ class Rush(RushClient):
             "state": pl.String(),
             "started_at": when,
             "last_seen": when,
+            "number": pl.Int64(),
         }
         return pl.DataFrame(rows, schema=schema, orient="row")
 

@@ -1,8 +1,8 @@
 """Encodes and decodes the records of tasks.
 
-A complete record is ten msgpack values one after another: key, xs, xs_extra, created_at | worker_id, attempt, started_at |
-ys or failure, ys_extra, ended_at. The scripts append the three times. While a task is queued, running or failed, a header of
-six bytes precedes the record: attempt, retries left, length of the first part.
+A complete record is eleven msgpack values one after another: key, xs, xs_extra, created_at, index | worker_id, attempt,
+started_at | ys or failure, ys_extra, ended_at. The scripts append the three times and the index. While a
+task is queued, running or failed, a header of six bytes precedes the record: attempt, retries left, length of the first part.
 """
 
 from __future__ import annotations
@@ -15,7 +15,19 @@ from operator import contains
 from typing import Any, NamedTuple, cast
 
 from rush_async.errors import DecodeError, EncodeError
-from rush_async.model import FAILURE_KINDS, FIELDS, RESERVED_NAMES, Failure, Task, TaskState
+from rush_async.model import (
+    ATTEMPT,
+    END,
+    END_EXTRA,
+    FAILURE_KINDS,
+    FIELDS,
+    RESERVED_NAMES,
+    XS,
+    XS_EXTRA,
+    Failure,
+    Task,
+    TaskState,
+)
 from rush_async.process import forget_in_child
 from rush_async.store.codec import (
     DEEPEST,
@@ -49,7 +61,7 @@ __all__ = [
 ]
 
 _HEADER = struct.Struct(">BBI")
-_TIME_LENGTH = 9
+_TIME_LENGTH, _INDEX_LENGTH = 9, 5  # what the scripts append, in bytes
 _LONGEST_TEXT = 50_000  # characters of a message or traceback
 _NIL = b"\xc0"
 _FIXSTR, _STR8 = 0xA0, 0xD9
@@ -314,7 +326,7 @@ def _failure(failure: Failure) -> bytes:
 
 def header(created: bytes, *, retries: int = 0) -> bytes:
     """Returns the header that precedes the record of a task that is not finished."""
-    return _HEADER.pack(0, retries, len(created) + _TIME_LENGTH)
+    return _HEADER.pack(0, retries, len(created) + _TIME_LENGTH + _INDEX_LENGTH)
 
 
 # decoding
@@ -328,6 +340,7 @@ _KINDS: tuple[frozenset[type], ...] = (
     frozenset({dict}),
     _OPTIONAL_RECORD,
     frozenset({float}),
+    frozenset({int}),
     frozenset({str, type(None)}),
     frozenset({int, type(None)}),
     _OPTIONAL_TIME,
@@ -335,13 +348,13 @@ _KINDS: tuple[frozenset[type], ...] = (
     _OPTIONAL_RECORD,
     _OPTIONAL_TIME,
 )
-_RECORDS = (1, 2, 7, 8)  # which of the ten values have names
+_RECORDS = (XS, XS_EXTRA, END, END_EXTRA)  # which of the values have names
 
 
 def decode_flat(chunk: bytes, n: int) -> list[Any]:
-    """Decodes `n` complete records into one list with the ten values of each.
+    """Decodes `n` complete records into one list with the eleven values of each.
 
-    The types of the ten values are checked, and that names are strings. For speed, inputs and outputs are not checked any
+    The types of the eleven values are checked, and that names are strings. For speed, inputs and outputs are not checked any
     deeper: a foreign writer may have put a `msgpack.Timestamp` into them, which callers that look at each value's type refuse.
     """
     flat: list[Any] = unpack(_ARRAY.pack(0xDD, n * FIELDS) + chunk)
@@ -366,7 +379,7 @@ def decode_flat(chunk: bytes, n: int) -> list[Any]:
 
 
 def complete(state: TaskState, raw: bytes) -> bytes:
-    """Completes a stored record of any state to ten values: removes its header, and adds nil for what is missing."""
+    """Completes a stored record of any state to eleven values: removes its header, and adds nil for what is missing."""
     if state == "finished":
         return raw
     end = len(raw) if state == "failed" else _attempt_end(state, raw)
@@ -390,14 +403,14 @@ def decode_task(state: TaskState, raw: bytes) -> Task:
     failed_before = state in ("queued", "running") and len(raw) > _attempt_end(state, raw)
     fields = decode_flat(raw[_HEADER.size :] if failed_before else complete(state, raw), 1)
     refuse_timestamps(fields, raw)
-    if fields[5] is None and state != "finished":
-        fields[5] = raw[0]  # not running: the header has the number of attempts so far
+    if fields[ATTEMPT] is None and state != "finished":
+        fields[ATTEMPT] = raw[0]  # not running: the header has the number of attempts so far
     return task_of(state, fields)
 
 
 def task_of(state: TaskState, fields: Sequence[Any]) -> Task:
-    """Returns the ten values of a record as a task."""
-    key, xs, xs_extra, created, worker_id, attempt, started, end, ys_extra, ended = fields
+    """Returns the eleven values of a record as a task."""
+    key, xs, xs_extra, created, index, worker_id, attempt, started, end, ys_extra, ended = fields
     if (ended is None or end is None) if state in ("finished", "failed") else (state == "running" and worker_id is None):
         raise DecodeError(f"the record of the {state} task {key!r:.80} ends too early")
     try:
@@ -414,6 +427,7 @@ def task_of(state: TaskState, fields: Sequence[Any]) -> Task:
             datetime.fromtimestamp(created, UTC),
             None if started is None else datetime.fromtimestamp(started, UTC),
             None if ended is None else datetime.fromtimestamp(ended, UTC),
+            index,
         )
     except (ValueError, OverflowError, OSError) as error:
         if isinstance(error, DecodeError):

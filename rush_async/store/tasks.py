@@ -17,7 +17,7 @@ from rush_async.store.task_reads import TaskReads, slices
 from rush_async.wire.connection import Connection
 from rush_async.wire.transport import Word
 
-__all__ = ["LOST", "Ended", "Lost", "Popped", "Target", "TaskStore"]
+__all__ = ["LOST", "Ended", "Lost", "Popped", "Pushed", "Target", "TaskStore"]
 
 Target: TypeAlias = Literal["queued", "running", "finished", "failed"]
 EndKind: TypeAlias = Literal["finished", "failed", "returned"]
@@ -49,6 +49,18 @@ REMOVE = Script("remove", keys=("queue",), args=("most", "ended"), item=("key",)
 RETRY = Script("retry", keys=("queue",), item=("key",), parts=("records",), memory="grows")
 CANCEL = Script("cancel", keys=("control",), args=("ended",), item=("key",), parts=("records", "workers"))
 RESET = Script("reset", keys=("queue", "control", "workers", "passing", "leases", "processes", "log", "starts"), args=("what",))
+
+
+class Pushed(NamedTuple):
+    """The answer of a push.
+
+    Attributes:
+        n: how many tasks found a place, the first ones.
+        first_index: the index of the first of them; the others follow.
+    """
+
+    n: int
+    first_index: int
 
 
 class Popped(NamedTuple):
@@ -112,16 +124,16 @@ class TaskStore(TaskReads):
                         error.keys = made
                     await self.calls.quiet()  # the caller sees that nothing is left
                 raise
-            for chunk, n in zip(wave, taken, strict=True):
-                if n is LOST:
+            for chunk, pushed in zip(wave, taken, strict=True):
+                if pushed is LOST:
                     return LOST
-                made += [task.key for task in chunk[:n]]
+                made += [task.key for task in chunk[: pushed.n]]
         return made
 
     def push_one(
         self, task: NewTask, worker_id: str, budget: int | None = None, max_failed: int | None = None
-    ) -> Awaitable[int | Lost]:
-        """Creates one task that a worker runs. Returns 1, or 0 if there was no place within the budget."""
+    ) -> Awaitable[Pushed | Lost]:
+        """Creates one task that a worker runs, if there is a place within the budget."""
         return self.calls.call(_Push(self, "running", (task,), worker_id, budget, max_failed))
 
     def take_back(self, target: Target, keys: Sequence[str], worker_id: str) -> None:
@@ -209,7 +221,7 @@ class TaskStore(TaskReads):
 
 
 class _Push(Request):
-    """Pushes some tasks. The result is how many found a place within the budget."""
+    """Pushes some tasks."""
 
     __slots__ = ("_store", "_target", "_tasks", "_worker_id")
 
@@ -228,15 +240,15 @@ class _Push(Request):
         for task in tasks:
             args += task
             size += len(task[0]) + len(task[1]) + len(task[2])
-        super().__init__(PUSH, args, n_tasks=len(tasks), size=size)
+        super().__init__(PUSH, args, n_tasks=len(tasks), n_answers=2, size=size)
         self._store = store
         self._target: Target = target
         self._tasks = tasks
         self._worker_id = worker_id
 
-    def decode(self, answer: Any, extra: list[Any]) -> int | Lost:
-        (n,) = answer
-        return LOST if n is None else int(n)
+    def decode(self, answer: Any, extra: list[Any]) -> Pushed | Lost:
+        n, index = answer
+        return LOST if n is None else Pushed(int(n), int(index))
 
     @property
     def compensates(self) -> bool:
@@ -244,7 +256,7 @@ class _Push(Request):
 
     def compensate(self, result: Any) -> None:
         if result is not None and result is not LOST:
-            self._store.take_back(self._target, [task.key for task in self._tasks[:result]], self._worker_id)
+            self._store.take_back(self._target, [task.key for task in self._tasks[: result.n]], self._worker_id)
 
 
 class Pop(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from rush_async.errors import DecodeError
 from rush_async.model import Failure, WorkerState
@@ -50,6 +50,7 @@ class WorkerEntry:
         state: the state of `worker_info`; for a worker that is being cleared, the state in which it ends.
         info: pid, hostname and the like, as the worker wrote them.
         started_at: when it registered.
+        number: its number in the order of registering as running, from 0 on; None if it never ran.
         failure: the failure of its loop, once it has ended.
         ended_at: when it ended.
         is_clearing: whether it was shut out and may still have running tasks.
@@ -59,6 +60,7 @@ class WorkerEntry:
     state: WorkerState
     info: dict[str, Any]
     started_at: datetime
+    number: int | None = None
     failure: Failure | None = None
     ended_at: datetime | None = None
     is_clearing: bool = False
@@ -67,6 +69,18 @@ class WorkerEntry:
     def has_run(self) -> bool:
         """Whether the worker ran; one that was only being started did not."""
         return self.info.get("pid") is not None
+
+
+class Registration(NamedTuple):
+    """The answer to a registration.
+
+    Attributes:
+        mark: 1; 2 where the worker was asked to stop while it was being started; 0 where the id is or was in use.
+        number: the number of the worker.
+    """
+
+    mark: int
+    number: int
 
 
 class WorkerStore:
@@ -78,21 +92,19 @@ class WorkerStore:
         self._caller = ScriptCaller(keys)
         self._calls = calls
 
-    async def register(self, worker_id: str, lease: Lease, info: dict[str, Any]) -> int:
-        """Registers a running worker. Cancelled, it leaves no worker behind.
-
-        Returns:
-            1; 2 where it was asked to stop while it was being started; 0 where the id is or was in use.
-        """
+    async def register(self, worker_id: str, lease: Lease, info: dict[str, Any]) -> Registration:
+        """Registers a running worker. Cancelled, it leaves no worker behind."""
         args = _registration("running", lease, worker_id, encode(info, "info"))
         return await self._calls.call(_Register(self, worker_id, args))
 
     async def announce(self, worker_ids: Sequence[str], info: dict[str, Any], lease: Lease | None) -> list[str]:
         """Registers workers that are being started, and returns the ids that were free. They are lost when `lease` expires."""
         packed = encode(info, "info")
-        requests = [Request(REGISTER, _registration("starting", lease, worker_id, packed)) for worker_id in worker_ids]
+        requests = [
+            Request(REGISTER, _registration("starting", lease, worker_id, packed), n_answers=2) for worker_id in worker_ids
+        ]
         answers = await self._calls.call_all(requests)
-        return [worker_id for worker_id, answer in zip(worker_ids, answers, strict=True) if answer == [1]]
+        return [worker_id for worker_id, answer in zip(worker_ids, answers, strict=True) if answer[0] == 1]
 
     async def deregister(self, worker_id: str, state: WorkerState, failure: Failure | None = None) -> bool:
         """Deregisters a worker that holds no task; returns False where it is not alive."""
@@ -192,25 +204,25 @@ def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
 
 
 class _Register(Request):
-    """Registers a worker; the result is the answer."""
+    """Registers a worker."""
 
     __slots__ = ("_store", "_worker_id")
 
     def __init__(self, store: WorkerStore, worker_id: str, args: list[Word]) -> None:
-        super().__init__(REGISTER, args)
+        super().__init__(REGISTER, args, n_answers=2)
         self._store = store
         self._worker_id = worker_id
 
-    def decode(self, answer: Any, extra: list[Any]) -> int:
-        (mark,) = answer
-        return int(mark)
+    def decode(self, answer: Any, extra: list[Any]) -> Registration:
+        mark, number = answer
+        return Registration(int(mark), int(number))
 
     @property
     def compensates(self) -> bool:
         return True
 
     def compensate(self, result: Any) -> None:
-        if result in (1, 2):
+        if result.mark:
             self._store.deregister_later(self._worker_id)
 
 
@@ -228,13 +240,14 @@ def _decode_entry(name: bytes, raw: bytes) -> WorkerEntry:
     state = word.decode().removeprefix("clearing-")
     values = decode_all(rest)
     try:
-        info, started_at, *end = values
+        info, started_at, number, *end = values
         failure, ended_at = (*end, None, None)[:2]
         return WorkerEntry(
             name.decode(),
             cast("WorkerState", state),
             dict(info),
             datetime.fromtimestamp(started_at, UTC),
+            number,
             Failure(**failure) if failure is not None else None,
             datetime.fromtimestamp(ended_at, UTC) if ended_at is not None else None,
             word.startswith(b"clearing-"),

@@ -31,6 +31,7 @@ class Membership:
     Attributes:
         worker_id: the worker's name.
         lease_id: the lease that keeps it alive.
+        number: its number in the order of registering; None until it has registered.
         is_registered: whether the network counts the worker as running, or did until it was shut out.
         terminated: whether the worker is to take no new task.
         shut_out_because: why the network shut the worker out (`lost`, `killed`, a reset); None while it has not.
@@ -43,6 +44,7 @@ class Membership:
         self.network_id = network_id
         self.worker_id = worker_id
         self.lease_id = ""
+        self.number: int | None = None
         self.is_registered = False
         self.terminated = False
         self.shut_out_because: str | None = None

@@ -188,13 +188,13 @@ class Place:
         )
         self._membership.check()
         if self._budget is None:
-            await self._push(new)
+            await self._push(new, task)
             return task
         with self._network.feed, self._network.lines.budget(self._budget, self._max_failed) as line:
             is_our_turn = False
             while not self._membership.terminated:
                 try:
-                    if await self._push(new):
+                    if await self._push(new, task):
                         return task
                     counts = self._network.position.counts
                     if counts.finished >= self._budget:
@@ -216,13 +216,14 @@ class Place:
             raise self._membership.lost_error()
         return None
 
-    async def _push(self, new: NewTask) -> bool:
+    async def _push(self, new: NewTask, task: Task) -> bool:
         taken = await self._network.tasks.push_one(new, self._membership.worker_id, self._budget, self._max_failed)
         if isinstance(taken, Lost):
             raise self._membership.lost_error()
-        if taken:
+        if taken.n:
+            task.index = taken.first_index
             self._membership.hold([new.key])
-        return taken > 0
+        return taken.n > 0
 
 
 class TaskBlock(Generic[Opened, Caught]):

@@ -15,7 +15,7 @@ import anyio
 from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, check_lengths
 from rush_async.client.client import RushClient
 from rush_async.config import RushConfig
-from rush_async.errors import RushConnectionError, WorkerIdTakenError
+from rush_async.errors import NetworkStateError, RushConnectionError, WorkerIdTakenError
 from rush_async.model import Failure, Task, WorkerExit
 from rush_async.network.network import Network
 from rush_async.process import LoopValue
@@ -81,6 +81,17 @@ class RushWorker(RushClient):
         return self._membership.worker_id
 
     @property
+    def number(self) -> int:
+        """The worker's number: 0, 1, 2 ... in the order in which the workers of the network registered.
+
+        Raises:
+            NetworkStateError: the worker has not registered yet.
+        """
+        if self._membership.number is None:
+            raise NetworkStateError(f"worker {self.worker_id!r} has no number before it is opened: use `async with` first")
+        return self._membership.number
+
+    @property
     def terminated(self) -> bool:
         """Whether this worker was asked to stop. Reading it makes no call."""
         return self._membership.terminated
@@ -97,15 +108,16 @@ class RushWorker(RushClient):
             raise self._name_is_taken()
         try:
             await network.register(membership)
-            answer = await network.workers.register(membership.worker_id, lease, info)
-            if answer == 0:
+            registration = await network.workers.register(membership.worker_id, lease, info)
+            if registration.mark == 0:
                 raise self._name_is_taken()
         except BaseException:
             network.unregister(membership)
             raise
         turns = _turns.get()
         membership.join(network.tasks, network.workers, network.log_writer, turns, network.local_workers)
-        if answer == 2:  # while it was being started
+        membership.number = registration.number
+        if registration.mark == 2:  # while it was being started
             membership.request_stop()
 
     def _name_is_taken(self) -> WorkerIdTakenError:
@@ -175,7 +187,7 @@ class RushWorker(RushClient):
             raise membership.leaving_error()
         if len(tasks) == 1:  # the usual case of a loop
             taken = await network.tasks.push_one(tasks[0], membership.worker_id, budget)
-            keys = taken if isinstance(taken, Lost) else [tasks[0].key][:taken]
+            keys = taken if isinstance(taken, Lost) else [tasks[0].key][: taken.n]
         else:
             keys = await network.tasks.push("running", tasks, worker_id=membership.worker_id, budget=budget)
         return membership.hold(keys)

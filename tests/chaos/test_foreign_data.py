@@ -101,7 +101,7 @@ def record_of(key: bytes, xs: dict[str, Any]) -> bytes:
     """The record of a queued task, whatever bytes its key has."""
     stand_in = "?" * len(key)
     created = encode_created(stand_in, xs, None).replace(stand_in.encode(), key, 1)
-    return header(created) + created + b"\xcb" + struct.pack(">d", time.time())
+    return header(created) + created + b"\xcb" + struct.pack(">d", time.time()) + b"\xce" + bytes(4)
 
 
 async def in_time(call: Awaitable[T]) -> T:

@@ -645,7 +645,9 @@ async def test_names_that_are_no_strings_are_refused(rush: Rush, rush_worker: Ru
     await refused(raw, TypeError, [*words, "xs['deep'][0]"], lambda: rush.push_tasks([{"deep": [bad]}]))
 
 
-@pytest.mark.parametrize("name", ["state", "worker_id", "condition", "created_at", "started_at", "ended_at", "attempt", "keys"])
+@pytest.mark.parametrize(
+    "name", ["state", "worker_id", "condition", "created_at", "started_at", "ended_at", "attempt", "index", "keys"]
+)
 async def test_reserved_input_names_are_refused(rush: Rush, rush_worker: RushWorker, raw: Any, name: str) -> None:
     async def block() -> None:
         async with rush_worker.task({name: 1}):

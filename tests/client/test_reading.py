@@ -48,7 +48,7 @@ async def test_columns_come_in_the_promised_order(rush: Rush, rush_worker: RushW
     assert frame.columns == ["worker_id", "x2", "x1", "y", "seed", "note", "keys"]
     assert frame.rows() == [(rush_worker.worker_id, 1, 2.0, 4.0, 3, "good", key)]
     times = await rush.fetch_finished_tasks(times=True)
-    assert times.columns == [*frame.columns[:-1], "created_at", "started_at", "ended_at", "attempt", "keys"]
+    assert times.columns == [*frame.columns[:-1], "created_at", "started_at", "ended_at", "attempt", "index", "keys"]
     assert [times.schema[name] for name in ("created_at", "started_at", "ended_at")] == [pl.Datetime("us", "UTC")] * 3
     (row,) = times.rows(named=True)
     assert row["created_at"] <= row["started_at"] <= row["ended_at"]
@@ -92,7 +92,7 @@ async def test_frames_without_rows_have_the_fixed_columns_and_those_of_the_schem
     assert (await rush.fetch_failed_tasks()).schema == {"worker_id": pl.String, "condition": CONDITION, "keys": pl.String}
     assert (await rush.fetch_tasks()).columns == ["state", "worker_id", "condition", "keys"]
     frame = await rush.fetch_finished_tasks(times=True, schema={"y": pl.Float64})
-    assert frame.columns == ["worker_id", "y", "created_at", "started_at", "ended_at", "attempt", "keys"]
+    assert frame.columns == ["worker_id", "y", "created_at", "started_at", "ended_at", "attempt", "index", "keys"]
     assert frame.filter(pl.col("y") < 3).height == 0
 
 

@@ -33,7 +33,7 @@ def finished(
 
 def queued(key: str, xs: dict[str, Any], xs_extra: dict[str, Any] | None = None) -> bytes:
     """The first part of a record, which a queued task has."""
-    return encode_created(key, xs, xs_extra) + encode(AT, "created_at")
+    return encode_created(key, xs, xs_extra) + encode(AT, "created_at") + encode(7, "index")
 
 
 def failed(key: str, xs: dict[str, Any], failure: Failure) -> bytes:

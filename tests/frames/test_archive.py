@@ -32,6 +32,7 @@ def test_a_frame_without_rows_has_the_fixed_columns_and_those_of_the_schema() ->
         "started_at": pl.Datetime("us", "UTC"),
         "ended_at": pl.Datetime("us", "UTC"),
         "attempt": pl.Int64,
+        "index": pl.Int64,
         "keys": pl.String,
     }
     frame = frame_of([("failed", []), ("queued", [])], with_state=True, schema=schema)

@@ -15,7 +15,7 @@ from rush_async.errors import DecodeError
 from rush_async.frames.archive import Archive
 from rush_async.frames.column import NO_FIELD, Column
 from rush_async.frames.inference import Inference, Layout, values_of
-from rush_async.model import Failure
+from rush_async.model import CREATED_AT, END, END_EXTRA, XS, Failure
 from rush_async.store.records import decode_flat
 from tests.frames.records import AT, failed, finished, frame_of_y, queued, rows_of_y, stands_for
 
@@ -32,7 +32,7 @@ def test_columns_come_in_the_promised_order() -> None:
         "e": pl.Int64,
         "keys": pl.String,
     }
-    assert archive.frame(times=True).columns[-5:] == ["created_at", "started_at", "ended_at", "attempt", "keys"]
+    assert archive.frame(times=True).columns[-6:] == ["created_at", "started_at", "ended_at", "attempt", "index", "keys"]
     assert archive.frame().rows() == [("brave_bear", 1, "s", 0.5, True, 1, "k")]
 
 
@@ -43,10 +43,10 @@ def test_times_are_utc_to_the_microsecond() -> None:
     assert row["created_at"] == datetime.fromtimestamp(AT, UTC)
     assert row["created_at"].microsecond == 123456
     assert row["ended_at"] - row["started_at"] == timedelta(seconds=1)
-    assert row["attempt"] == 1
+    assert (row["attempt"], row["index"]) == (1, 7)
     dtypes = archive.frame(times=True).schema
     assert [dtypes[name] for name in ("created_at", "started_at", "ended_at")] == [pl.Datetime("us", "UTC")] * 3
-    assert dtypes["attempt"] == pl.Int64
+    assert dtypes["attempt"] == dtypes["index"] == pl.Int64
 
 
 def test_a_taken_name_gets_the_prefix_of_its_group() -> None:
@@ -216,8 +216,8 @@ def test_an_update_tells_whether_the_layout_changes() -> None:
         assert inference.update({(1, "x"): [value]}) is is_new
     mappings: list[tuple[dict[str, Any], bool]] = [({}, True), ({"a": None}, True), ({"a": 1}, True), ({"a": 5}, False)]
     for mapping, is_new in mappings:
-        assert inference.update({(7, "y"): [mapping]}) is is_new
-    assert inference.update({(7, "y"): [{"a": 1}], (3, ""): [AT]}) is False
+        assert inference.update({(END, "y"): [mapping]}) is is_new
+    assert inference.update({(END, "y"): [{"a": 1}], (CREATED_AT, ""): [AT]}) is False
     assert inference.update({(8, "e"): [None]}) is True
 
 
@@ -235,7 +235,7 @@ def test_a_layout_is_extended_by_the_times_and_the_columns_of_a_schema() -> None
     extended = layout.extended(times=True, schema=asked)
     assert [column.name for column in extended.columns] == [
         *("worker_id", "x", "y", "new", "e", "condition"),
-        *("created_at", "started_at", "ended_at", "attempt", "keys"),
+        *("created_at", "started_at", "ended_at", "attempt", "index", "keys"),
     ]
     assert extended.by_slot[1, "x"].dtype == pl.Float64
     assert layout.by_slot[1, "x"].dtype == pl.Int64
@@ -244,13 +244,13 @@ def test_a_layout_is_extended_by_the_times_and_the_columns_of_a_schema() -> None
 def test_the_values_of_a_failed_record_have_its_condition_and_no_outputs() -> None:
     record = failed("k", {"x": 1}, Failure("lost", None, "gone"))
     values = values_of(decode_flat(record, 1), "failed")
-    assert [slot for slot in values if slot[0] in (7, 8)] == []
+    assert [slot for slot in values if slot[0] in (END, END_EXTRA)] == []
     frame = Inference().layout(with_condition=True).build(values, 1)
     assert frame["condition"].to_list() == [{"kind": "lost", "type": None, "message": "gone", "traceback": None}]
 
 
 def test_a_layout_without_records_builds_a_frame_without_rows() -> None:
-    layout = Layout((Column((1, "x"), "x", pl.Int64()), Column((0, ""), "keys", pl.String())), {})
+    layout = Layout((Column((XS, "x"), "x", pl.Int64()), Column((0, ""), "keys", pl.String())), {})
     assert layout.build({}, 0).schema == {"x": pl.Int64, "keys": pl.String}
     values = values_of(decode_flat(queued("k", {}) + b"\xc0" * 6, 1), "queued")
     assert layout.build(values, 1).rows() == [(None, "k")]

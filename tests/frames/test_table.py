@@ -137,7 +137,7 @@ def test_only_what_no_other_layout_has_is_decoded_again_and_once(decodings: Deco
     assert table.frame(table.layout(False, floats)).schema["y"] == pl.Float64
     assert decodings.take() == 0
     for n in (3 * CHUNK, 0):
-        assert table.frame(table.layout(True, floats)).columns[-2] == "attempt"
+        assert table.frame(table.layout(True, floats)).columns[-3] == "attempt"
         assert decodings.take() == n
     assert table.frame(table.layout(True, {}))["attempt"].to_list() == [1] * 3 * CHUNK
     assert decodings.take() == 0
@@ -150,7 +150,7 @@ def test_a_frame_made_once_is_not_kept(decodings: Decodings) -> None:
     for _ in range(2):
         frame = table.frame_once(layout)
         assert decodings.take() == 2 * CHUNK
-        assert frame.drop("condition", "created_at", "started_at", "ended_at", "attempt").equals(
+        assert frame.drop("condition", "created_at", "started_at", "ended_at", "attempt", "index").equals(
             table.frame(table.layout(False, {}))
         )
         assert frame["condition"].null_count() == 2 * CHUNK + 5

@@ -202,6 +202,7 @@ async def test_worker_info_has_its_columns_even_without_workers(rush: Rush) -> N
         "state": pl.String(),
         "started_at": pl.Datetime("us", "UTC"),
         "last_seen": pl.Datetime("us", "UTC"),
+        "number": pl.Int64(),
     }
     info = await rush.worker_info()
     assert (info.height, dict(info.schema)) == (0, schema)

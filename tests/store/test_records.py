@@ -34,6 +34,7 @@ from rush_async.store.records import (
 from tests.store.values import PLAIN, Loud, Model, Point
 
 STAMP = b"\xcb" + struct.pack(">d", 1.7e9)
+INDEX = b"\xce" + struct.pack(">I", 7)
 
 
 @pytest.mark.parametrize(
@@ -94,13 +95,13 @@ def test_names_are_strings_and_not_those_of_fixed_columns() -> None:
 def record_parts() -> tuple[bytes, bytes, bytes]:
     created = encode_created("key", {"x": 1.5}, {"seed": 1})
     started = encode("owl", "") + b"\x02" + STAMP
-    return header(created, retries=3) + created + STAMP, started, encode_ended({"y": 2}, None) + STAMP
+    return header(created, retries=3) + created + STAMP + INDEX, started, encode_ended({"y": 2}, None) + STAMP
 
 
 def test_a_record_of_each_state_is_decoded_to_a_task() -> None:
     created, started, ended = record_parts()
     queued = decode_task("queued", b"\x01" + created[1:])
-    assert (queued.key, queued.xs, queued.xs_extra, queued.attempt) == ("key", {"x": 1.5}, {"seed": 1}, 1)
+    assert (queued.key, queued.xs, queued.xs_extra, queued.attempt, queued.index) == ("key", {"x": 1.5}, {"seed": 1}, 1, 7)
     running = decode_task("running", created + started)
     assert (running.worker_id, running.attempt, running.ys) == ("owl", 2, None)
     finished = decode_task("finished", created[6:] + started + ended)
@@ -113,7 +114,7 @@ def test_a_record_of_each_state_is_decoded_to_a_task() -> None:
 
 def test_the_header_has_the_length_of_the_first_part() -> None:
     created = encode_created("key", {"x": 1}, None)
-    assert header(created, retries=7) == struct.pack(">BBI", 0, 7, len(created) + len(STAMP))
+    assert header(created, retries=7) == struct.pack(">BBI", 0, 7, len(created) + len(STAMP + INDEX))
 
 
 def test_a_traceback_with_lone_surrogates_is_stored() -> None:
@@ -123,7 +124,7 @@ def test_a_traceback_with_lone_surrogates_is_stored() -> None:
 def test_joined_records_are_decoded_to_one_flat_list() -> None:
     created, started, ended = record_parts()
     one = created[6:] + started + ended
-    assert len(decode_flat(one * 3, 3)) == 30
+    assert len(decode_flat(one * 3, 3)) == 33
 
 
 @settings(max_examples=500)
@@ -155,7 +156,7 @@ RECORDS = st.dictionaries(st.text(), PLAIN, max_size=3)
 
 @given(key=st.text(), xs=RECORDS, xs_extra=st.none() | RECORDS, ys=RECORDS, ys_extra=st.none() | RECORDS)
 def test_row_17_records_are_decoded_equal(key: str, xs: Any, xs_extra: Any, ys: Any, ys_extra: Any) -> None:
-    record = encode_created(key, xs, xs_extra) + STAMP + b"\xc0" * 3 + encode_ended(ys, ys_extra) + STAMP
+    record = encode_created(key, xs, xs_extra) + STAMP + INDEX + b"\xc0" * 3 + encode_ended(ys, ys_extra) + STAMP
     task = decode_task("finished", record)
     assert (task.key, task.xs, task.xs_extra, task.ys, task.ys_extra) == (key, xs, xs_extra, ys, ys_extra)
 
@@ -223,20 +224,30 @@ def test_threads_that_encode_at_once_do_not_mix_up_their_bytes() -> None:
         assert all(pool.map(work, range(8)))
 
 
-def finished(*, xs: Any = None, ys: Any = None, ys_extra: Any = None, key: Any = "k", attempt: Any = 1) -> bytes:
-    values = [key, xs or {"x": 1.0}, None, 1.7e9, "owl", attempt, 1.7e9, ys or {"y": 1.0}, ys_extra, 1.7e9]
+def finished(
+    *, xs: Any = None, ys: Any = None, ys_extra: Any = None, key: Any = "k", attempt: Any = 1, index: Any = 0
+) -> bytes:
+    values = [key, xs or {"x": 1.0}, None, 1.7e9, index, "owl", attempt, 1.7e9, ys or {"y": 1.0}, ys_extra, 1.7e9]
     return b"".join(encode(value, "") for value in values)
 
 
 def test_records_of_different_layouts_are_decoded_to_one_flat_list() -> None:
     records = [finished(), finished(ys_extra={"a": 1}), finished(attempt=None), finished(xs={"z": "text"})]
     flat = decode_flat(b"".join(records), 4)
-    assert [flat[8], flat[18], flat[25], flat[31]] == [None, {"a": 1}, None, {"z": "text"}]
+    assert [flat[9], flat[20], flat[28], flat[34]] == [None, {"a": 1}, None, {"z": "text"}]
     assert decode_flat(b"", 0) == []
 
 
 @pytest.mark.parametrize(
-    "bad", [finished(key=5), finished(attempt=True), finished(xs=[1]), finished(ys="text"), finished(ys_extra=1.5)]
+    "bad",
+    [
+        finished(key=5),
+        finished(attempt=True),
+        finished(index=1.5),
+        finished(xs=[1]),
+        finished(ys="text"),
+        finished(ys_extra=1.5),
+    ],
 )
 def test_a_value_of_the_wrong_type_is_a_decode_error_in_any_position(bad: bytes) -> None:
     good = finished()
@@ -270,7 +281,7 @@ def test_a_record_that_lacks_a_part_of_its_state_is_a_decode_error(state: TaskSt
 def test_invalid_times_are_a_decode_error(stamp: float) -> None:
     created, started, ended = record_parts()
     with pytest.raises(DecodeError, match="time"):
-        decode_task("finished", created[6:-9] + b"\xcb" + struct.pack(">d", stamp) + started + ended)
+        decode_task("finished", created[6:-14] + b"\xcb" + struct.pack(">d", stamp) + INDEX + started + ended)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +314,7 @@ WIRE = (
 
 
 @settings(max_examples=300)
-@given(values=st.lists(WIRE, min_size=9, max_size=11), prefix=st.binary(min_size=6, max_size=6))
+@given(values=st.lists(WIRE, min_size=10, max_size=12), prefix=st.binary(min_size=6, max_size=6))
 def test_values_in_the_wrong_places_are_a_decode_error_or_a_record(values: list[Any], prefix: bytes) -> None:
     raw = b"".join(encode(value, "") for value in values)
     for state, record in (("finished", raw), ("failed", prefix + raw), ("running", prefix + raw), ("queued", prefix + raw)):

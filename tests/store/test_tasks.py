@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -60,8 +61,8 @@ async def test_a_refused_chunk_takes_the_earlier_chunks_back(
 
 async def test_a_running_task_finds_a_place_only_within_the_budget(store: TaskStore, rush_worker: RushWorker) -> None:
     first, second = new(2)
-    assert await store.push_one(first, rush_worker.worker_id, budget=1) == 1
-    assert await store.push_one(second, rush_worker.worker_id, budget=1) == 0
+    assert await store.push_one(first, rush_worker.worker_id, budget=1) == (1, 0)
+    assert await store.push_one(second, rush_worker.worker_id, budget=1) == (0, 0)
 
 
 async def test_a_worker_that_is_not_alive_gets_no_task(store: TaskStore) -> None:
@@ -141,3 +142,45 @@ async def test_a_reset_of_tasks_begins_an_epoch_and_one_of_all_ends_the_network(
     await store.reset(workers=True)
     assert store.position.epoch == (await store.read_position()).epoch == 0
     assert raw.keys(f"rush:{{{rush.network_id}}}:*") == []
+
+
+async def test_tasks_have_indices_in_the_order_of_creation_whatever_their_state(rush: Rush, rush_worker: RushWorker) -> None:
+    keys = await rush.push_tasks([{"x": 0}, {"x": 1}])
+    keys += await rush_worker.push_running_tasks([{"x": 2}, {"x": 3}, {"x": 4}], budget=4)  # the last finds no place
+    keys += await rush.push_finished_tasks([{"x": 5}], [{"y": 1}])
+    keys += await rush.push_failed_tasks([{"x": 6}])
+    async with rush_worker.task({"x": 7}) as task:
+        task.ys = {"y": 1}
+    assert task.index == 6
+    tasks = await rush.get_tasks(keys)
+    assert [task.index for task in tasks if task is not None] == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_task_keeps_its_index_when_it_moves(rush: Rush, rush_worker: RushWorker) -> None:
+    await rush.push_tasks([{"x": 0}])
+    (key,) = await rush.push_tasks([{"x": 1}])
+    await rush.cancel_tasks(key)
+    await rush.retry_tasks(key)
+    for index in (0, 1):
+        task = await rush_worker.pop_task(timeout=0)
+        assert task is not None
+        assert task.index == index
+        await rush_worker.finish_tasks(task.key, [{"y": 1}])
+    frame = await rush.fetch_finished_tasks(times=True)
+    assert frame["index"].to_list() == [0, 1]
+
+
+@pytest.mark.parametrize("workers", [True, False])
+async def test_a_reset_begins_the_indices_anew(rush: Rush, store: TaskStore, workers: bool) -> None:
+    await rush.push_tasks([{"x": 0}])
+    await store.reset(workers=workers)
+    (key,) = await rush.push_tasks([{"x": 1}])
+    (task,) = await rush.get_tasks(key)
+    assert task is not None
+    assert task.index == 0
+
+
+async def test_a_merged_push_gives_each_caller_the_index_of_its_own_tasks(rush: Rush, store: TaskStore) -> None:
+    pushes = [rush.push_tasks([{"x": at}, {"x": at}]) for at in range(20)]
+    for at, keys in enumerate(await asyncio.gather(*pushes)):
+        assert [task.index for task in await rush.get_tasks(keys) if task is not None] == [2 * at, 2 * at + 1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rush_async import DecodeError, Failure, Rush, RushWorker
+from rush_async import DecodeError, Failure, NetworkStateError, Rush, RushWorker
 from rush_async.store.codec import encode
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import Lease
@@ -32,11 +32,11 @@ async def states(rush: Rush) -> dict[str, str]:
 
 async def test_a_worker_registers_under_an_id_that_was_never_used(rush: Rush) -> None:
     store = store_of(rush)
-    assert await store.register("a", LEASE, INFO) == 1
-    assert await store.register("a", LEASE, INFO) == 0
+    assert await store.register("a", LEASE, INFO) == (1, 0)
+    assert (await store.register("a", LEASE, INFO)).mark == 0
     assert await store.deregister("a", "terminated")
     assert not await store.deregister("a", "failed")
-    assert await store.register("a", LEASE, INFO) == 0
+    assert (await store.register("a", LEASE, INFO)).mark == 0
     assert await states(rush) == {"a": "terminated"}
 
 
@@ -45,8 +45,8 @@ async def test_a_worker_that_was_announced_registers_and_learns_of_a_stop(rush: 
     assert await store.announce(["a", "b", "a"], {"pid": None}, LEASE) == ["a", "b"]
     assert await store.announce(["b", "c"], {"pid": None}, LEASE) == ["c"]
     assert await store.ask_to_stop(["b", "unknown"]) == ["b"]
-    assert await store.register("a", LEASE, INFO) == 1
-    assert await store.register("b", LEASE, INFO) == 2
+    assert await store.register("a", LEASE, INFO) == (1, 0)
+    assert await store.register("b", LEASE, INFO) == (2, 1)
     alive = await store.alive(["a", "b", "c"])
     assert [None if entry is None else entry.is_asked_to_stop for entry in alive.values()] == [False, True, None]
     assert await states(rush) == {"a": "running", "b": "running", "c": "starting"}
@@ -123,3 +123,26 @@ async def test_an_entry_that_is_none_of_ours_is_a_decode_error(rush: Rush, raw: 
             await rush.worker_info()
     finally:
         raw.delete(f"rush:{{{rush.network_id}}}:workers")
+
+
+async def test_workers_have_numbers_in_the_order_of_registering_as_running(rush: Rush) -> None:
+    store = rush._net.workers  # pyright: ignore[reportPrivateUsage]
+    await store.announce(["c"], {"pid": None}, LEASE)
+    async with RushWorker(rush.network_id, rush.config, worker_id="a") as first:
+        async with RushWorker(rush.network_id, rush.config, worker_id="b") as second:
+            assert (first.number, second.number) == (0, 1)
+    async with RushWorker(rush.network_id, rush.config, worker_id="c") as third:
+        assert third.number == 2
+        await rush._net.tasks.reset(workers=False)  # pyright: ignore[reportPrivateUsage]
+        async with RushWorker(rush.network_id, rush.config) as fourth:
+            assert fourth.number == 3
+    info = await rush.worker_info()
+    assert info["number"].to_list()[:3] == [0, 1, 2]
+
+
+async def test_a_worker_that_never_ran_has_no_number(rush: Rush) -> None:
+    await rush._net.workers.announce(["a"], {"pid": None}, LEASE)  # pyright: ignore[reportPrivateUsage]
+    assert (await rush.worker_info())["number"].to_list() == [None]
+    worker = RushWorker(rush.network_id, rush.config, worker_id="b")
+    with pytest.raises(NetworkStateError, match="no number before it is opened"):
+        worker.number  # noqa: B018

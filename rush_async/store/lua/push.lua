@@ -2,12 +2,12 @@
 -- many as find a place (queued + running + finished < budget), none once max_failed have failed.
 -- A group has a target, a worker or '', a budget or '', max_failed or '', and n; n items follow: key, header + created (finished:
 -- created alone), ended or ''.
--- answer: for each group the number taken, nil for a worker that is not alive
+-- answer: for each group the number taken, nil for a worker that is not alive, and the index of its first task
 local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
 
-local taken = {}
+local answer = {}
 local queue, queued, running, finished, failed = {}, {}, {}, {}, {}
 local used, n_failed
 local at, workers = FIRST, {}
@@ -24,7 +24,7 @@ while at <= #ARGV do
   at = first + ITEM_SIZE * n
   local take = n
   if worker ~= '' and not alive[worker] then
-    taken[#taken + 1], take = false, 0
+    answer[#answer + 1], take = false, 0
   else
     if budget ~= '' then
       if not used then
@@ -36,11 +36,14 @@ while at <= #ARGV do
       n_failed = n_failed or call('HLEN', FAILED)
       if n_failed >= tonumber(max_failed) then take = 0 end
     end
-    taken[#taken + 1] = take
+    answer[#answer + 1] = take
   end
+  local index = take > 0 and call('HINCRBY', META, 'next_index', take) - take or 0
+  answer[#answer + 1] = index
   local started = worker ~= '' and packed(worker) .. '\1' .. stamp
   for i = first, first + ITEM_SIZE * (take - 1), ITEM_SIZE do
-    local key, created, ended = ARGV[i + KEY], ARGV[i + CREATED] .. stamp, ARGV[i + ENDED]
+    local key, created, ended = ARGV[i + KEY], ARGV[i + CREATED] .. stamp .. packed_index(index), ARGV[i + ENDED]
+    index = index + 1
     if target == 'queued' then
       queue[#queue + 1] = key
       queued[#queued + 1] = key
@@ -67,4 +70,4 @@ end
 if #running > 0 then call('HSET', RUNNING, unpack(running)) end
 append_finished(finished)
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
-return commit(taken)
+return commit(answer)

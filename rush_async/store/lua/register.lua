@@ -1,8 +1,9 @@
 -- Registers workers. starting: a manager is starting them. running: they are here, may pop, finish and fail.
--- A worker's entry in `workers` is a word and msgpack values: state, info, registered at, (once it is shut out or ended) failure
+-- A worker's entry in `workers` is a word and msgpack values: state, info, registered at, number or nil, (once it is shut out or ended) failure
 -- or nil, (once it ended) ended at. `passing` keeps those on their way: 'in:' and the lease of who starts them, or 'out'.
 -- An item is a state, lease ('' for none), its period, its expiry (seconds), worker, info.
--- answer: for each worker 1 registered, 2 registered and asked to stop already, 0 refused: that id is or was in use
+-- answer: for each worker 1 registered, 2 registered and asked to stop already, 0 refused: that id is or was in use; and its
+--         number in the order of registering as running
 local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
@@ -13,12 +14,13 @@ for at = FIRST, #ARGV, ITEM_SIZE do
   local state, lease, period, expire, worker, info = unpack(ARGV, at, at + ITEM_SIZE - 1)
   local entry = call('HGET', WORKERS, worker)
   if seen[worker] or (entry and (state == 'starting' or sub(entry, 1, 9) ~= 'starting ')) then
-    answer[#answer + 1] = 0
+    answer[#answer + 1], answer[#answer + 2] = 0, 0
   else
     seen[worker] = true
     local stop = entry and sub(call('HGET', PASSING, worker) or '', -5) == ' stop'
-    answer[#answer + 1] = stop and 2 or 1
-    entries[#entries + 1], entries[#entries + 2] = worker, state .. ' ' .. info .. stamp
+    local number = state == 'running' and call('HINCRBY', META, 'next_number', 1) - 1
+    answer[#answer + 1], answer[#answer + 2] = stop and 2 or 1, number or 0
+    entries[#entries + 1], entries[#entries + 2] = worker, state .. ' ' .. info .. stamp .. (number and packed_index(number) or '\192')
     if state == 'running' then
       alive[#alive + 1], alive[#alive + 2] = worker, lease .. (stop and ' stop' or '')
       add('worker_started', worker)

@@ -57,6 +57,9 @@ local function packed(text)
   return '\219' .. struct.pack('>I4', n) .. text
 end
 
+-- The index of a task or the number of a worker, as records hold it: always five bytes.
+local function packed_index(index) return '\206' .. struct.pack('>I4', index) end
+
 -- What happened, as groups {kind, worker, key, ...} that are packed as they come: `add` extends the last group while kind and
 -- worker are the same and it fits into one message.
 local KINDS = {
