@@ -69,7 +69,7 @@ class PooledWorker:
         keys = [getattr(self.pooled.keys, name) for name in script.keys]
         head = (self.pooled.epoch, self.client_id, self.number)
         reply = await self.pooled.client.evalsha(script.digest, len(keys), *keys, *head, *args)
-        return reply[7]
+        return reply[8]
 
     async def push_running_task(self, xs: dict[str, Any]) -> str:
         """Pushes a running task and returns its key."""

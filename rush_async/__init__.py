@@ -7,6 +7,7 @@ from rush_async.errors import (
     DecodeError,
     EncodeError,
     NetworkStateError,
+    NetworkStoppedError,
     RushConfigError,
     RushConnectionError,
     RushError,
@@ -24,6 +25,8 @@ from rush_async.events import (
     Event,
     EventsMissed,
     NetworkReset,
+    NetworkResumed,
+    NetworkStopped,
     TasksFailed,
     TasksFinished,
     TasksQueued,
@@ -38,7 +41,7 @@ from rush_async.launch.pools import Pool
 from rush_async.launch.processes import Processes
 from rush_async.launch.standalone import run_worker
 from rush_async.manager.manager import Rush, rsh
-from rush_async.model import Counts, Failure, FailureKind, Task, TaskState, WorkerExit, WorkerState
+from rush_async.model import Counts, Failure, FailureKind, StopReason, StopRule, Task, TaskState, WorkerExit, WorkerState
 from rush_async.plan import Plan, current_plan, rush_plan
 from rush_async.worker.worker import RushWorker
 
@@ -56,7 +59,10 @@ __all__ = [
     "FailureKind",
     "Launcher",
     "NetworkReset",
+    "NetworkResumed",
     "NetworkStateError",
+    "NetworkStopped",
+    "NetworkStoppedError",
     "Plan",
     "Pool",
     "Processes",
@@ -71,6 +77,8 @@ __all__ = [
     "SchemaError",
     "ServerFullError",
     "ServerStartError",
+    "StopReason",
+    "StopRule",
     "Task",
     "TaskState",
     "TasksFailed",

@@ -13,6 +13,7 @@ RushError
 │   └── DecodeError         (ValueError)       bytes in the database of another program or version
 ├── SchemaError             (ValueError)       a value that does not fit the schema of a frame
 ├── NetworkStateError       (RuntimeError)     a client used before opening, after closing or in another event loop
+├── NetworkStoppedError                        the network has stopped, and a task without a budget was to start
 ├── WorkerLostError                            this worker was declared lost or killed; its calls are refused
 ├── RushTimeoutError        (TimeoutError)
 │   ├── WorkersNotReadyError                   workers did not start in time
@@ -30,6 +31,7 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "NetworkStateError",
+    "NetworkStoppedError",
     "RushConfigError",
     "RushConnectionError",
     "RushError",
@@ -110,6 +112,10 @@ class SchemaError(RushError, ValueError):
 
 class NetworkStateError(RushError, RuntimeError):
     """A client was used before opening, after closing, or in another event loop or process."""
+
+
+class NetworkStoppedError(RushError):
+    """The network has stopped, and `rush.task(xs)` without a budget has no task to open with. It ends a loop as terminated."""
 
 
 class WorkerLostError(RushError):

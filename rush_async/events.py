@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
 
-from rush_async.model import Task
+from rush_async.model import StopRule, Task
 
 __all__ = [
     "EVENT_KINDS",
     "Event",
     "EventsMissed",
     "NetworkReset",
+    "NetworkResumed",
+    "NetworkStopped",
     "TasksFailed",
     "TasksFinished",
     "TasksQueued",
@@ -93,6 +95,24 @@ class WorkerLost(_NetworkEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkStopped(_NetworkEvent):
+    """The network has stopped: no task starts from here to `NetworkResumed`.
+
+    Attributes:
+        rule: the rule of `stop_when` that became true first, or `manual` for `stop`.
+        detail: the reason in words.
+    """
+
+    rule: StopRule
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkResumed(_NetworkEvent):
+    """The stop of the network was lifted: tasks may start again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkReset(_NetworkEvent):
     """Every task of the network was deleted; `seq` starts anew."""
 
@@ -110,6 +130,8 @@ Event: TypeAlias = (
     | WorkerStarted
     | WorkerStopped
     | WorkerLost
+    | NetworkStopped
+    | NetworkResumed
     | NetworkReset
     | EventsMissed
 )
@@ -121,6 +143,8 @@ EVENT_KINDS: tuple[type[Event], ...] = (
     WorkerStarted,
     WorkerStopped,
     WorkerLost,
+    NetworkStopped,
+    NetworkResumed,
     NetworkReset,
     EventsMissed,
 )

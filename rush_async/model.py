@@ -30,6 +30,8 @@ __all__ = [
     "Counts",
     "Failure",
     "FailureKind",
+    "StopReason",
+    "StopRule",
     "Task",
     "TaskState",
     "WorkerExit",
@@ -43,6 +45,8 @@ FailureKind: TypeAlias = Literal["error", "killed", "lost", "removed", "cancelle
 FAILURE_KINDS: tuple[FailureKind, ...] = ("error", "killed", "lost", "removed", "cancelled", "timeout")
 
 WorkerState: TypeAlias = Literal["starting", "running", "terminated", "failed", "killed", "lost"]
+
+StopRule: TypeAlias = Literal["finished", "failed", "seconds", "target", "patience", "manual"]
 
 # The fixed columns of a frame: an input with such a name is refused, an output or extra gets a prefix.
 RESERVED_NAMES = frozenset(
@@ -66,6 +70,26 @@ class Counts(NamedTuple):
     def total(self) -> int:
         """All tasks of the network."""
         return self.queued + self.running + self.finished + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class StopReason:
+    """Why a network has stopped.
+
+    Attributes:
+        rule: the rule of `stop_when` that became true first, or `manual` for `stop`.
+        at: when, by the server's clock (UTC).
+        seq: the number of its event `NetworkStopped`: from it to that of `NetworkResumed` no task starts.
+        detail: the reason in words.
+    """
+
+    rule: StopRule
+    at: datetime
+    seq: int
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.detail}"
 
 
 @dataclass(frozen=True, slots=True)

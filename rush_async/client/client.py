@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from html import escape
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
 from rush_async.client.event_stream import EventStream
-from rush_async.client.session import Session
 from rush_async.client.snapshot import Snapshot, take_snapshot
 from rush_async.client.status import status_html, status_text
+from rush_async.client.stopping import Stopping
 from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError
 from rush_async.events import Event, EventsMissed
@@ -25,7 +25,7 @@ from rush_async.network.waiting import describe
 from rush_async.plan import locate
 from rush_async.store.keys import check_network_id, random_network_id
 from rush_async.store.records import NewTask, RecordEncoder, encode_failure
-from rush_async.store.tasks import LOST, Target
+from rush_async.store.tasks import Created, Lost, Target
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 E = TypeVar("E")
 
 
-class RushClient(Session[Network]):
+class RushClient(Stopping[Network]):
     """A client of one network: `Rush` manages it, `RushWorker` works in it."""
 
     def __init__(
@@ -191,9 +191,9 @@ class RushClient(Session[Network]):
         return await self._push(network, "failed", ended)
 
     async def _push(self, network: Network, target: Target, tasks: Sequence[NewTask]) -> list[str]:
-        keys = await network.tasks.push(target, tasks) if tasks else []
-        assert keys is not LOST
-        return cast("list[str]", keys)
+        created = await network.tasks.push(target, tasks) if tasks else Created([])
+        assert not isinstance(created, Lost)
+        return created.keys
 
     async def empty_queue(self) -> list[str]:
         """Fails the tasks that are queued, with kind `removed` and the message "Removed from queue". Returns their keys."""

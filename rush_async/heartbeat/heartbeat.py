@@ -22,6 +22,7 @@ from rush_async.heartbeat.thread import RETRY_DELAY, HeartbeatThread, NetworkVie
 from rush_async.process import forget_in_child
 from rush_async.store.keys import NetworkKeys, client_id
 from rush_async.store.leases import Beat, BlockingWorkerStore, Lease
+from rush_async.store.position import Position
 from rush_async.wire.blocking import BlockingConnection
 
 __all__ = ["Heartbeat", "HeartbeatOwner", "LocalWorker", "VouchedProcess", "own_this_process"]
@@ -78,6 +79,9 @@ class HeartbeatOwner(NetworkView, Protocol):
 
     @property
     def network_id(self) -> str: ...
+
+    def note(self, position: Position) -> None:
+        """Notes the position in the heartbeat thread: the event loop may be blocked."""
 
     def take_beat(self, beat: Beat, has_requests: bool) -> None:
         """Takes the answer to a beat, in the event loop; `has_requests` tells whether requests to workers were made since."""
@@ -206,6 +210,7 @@ class Heartbeat:
             self._clear(store, beat)
             if not beat.is_more:
                 break
+        self._owner.note(beat.position)
         has_requests = beat.n_requests != self._n_requests
         if has_requests or beat.gone:
             self._note_requests(store)

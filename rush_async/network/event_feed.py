@@ -157,6 +157,7 @@ class EventFeed:
         for wait in tuple(self._end_waits):
             wait.wake()
         self._lines.tasks_queued()
+        self._lines.rules_changed()
         if self.following is not None:
             self.following.set()
 
@@ -197,12 +198,16 @@ class EventFeed:
     def _take(self, message: EventMessage | ResetMessage) -> None:
         if isinstance(message, ResetMessage):
             self._position.take_reset(message.epoch, keeps_workers=message.keeps_workers)
+            self._lines.rules_changed()
         else:
-            self._position.take(Position(message.epoch, message.last, message.counts, message.n_workers))
+            self._lines.places_freed(message.n_freed)
+            self._position.take(message.position)
             if message.epoch == self._position.epoch:
                 self._heard_seq = message.last
             if message.queues_tasks:
                 self._lines.tasks_queued()
+            if message.changes_rules:
+                self._lines.rules_changed()
         for listener in tuple(self._listeners):
             listener.take(message)
         if self._end_waits:
@@ -214,13 +219,16 @@ class EventFeed:
             for wait in waits:
                 wait.wake()
             return
+        if message.changes_rules:
+            for wait in waits:
+                wait.wake()
         for event in message.events:
             is_end = isinstance(event, TasksFinished | TasksFailed)
             for wait in waits:
                 if is_end:
                     wait.ended(event.keys)
                 elif not isinstance(event, TasksQueued | TasksStarted):
-                    wait.wake()  # a worker came or went
+                    wait.wake()  # a worker came or went, or the network has stopped
 
     @contextmanager
     def listening(self, kinds: Collection[type[Any]], buffer: int) -> Generator[Listener]:
@@ -296,12 +304,13 @@ class Listener:
             is_unseen = self._seq > 0 and message.first == 1
             self._epoch, self._seq = message.epoch, 0
             if is_unseen:
-                self._offer(EventsMissed(network_id=self._network_id, seq=0, at=message.events[0].at))
+                self._offer(EventsMissed(network_id=self._network_id, seq=0, at=message.at))
         if message.first > self._seq + 1:
-            self.miss(message.epoch, message.first - 1, message.events[0].at)
-        for event in message.events:
-            if event.seq > self._seq:
-                self._seq = event.seq
+            self.miss(message.epoch, message.first - 1, message.at)
+        events, known = message.events, self._seq
+        self._seq = message.last
+        for event in events:
+            if event.seq > known:
                 self._offer(event)
 
     def miss(self, epoch: int, seq: int, at: datetime) -> None:

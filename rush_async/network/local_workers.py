@@ -8,7 +8,14 @@ from typing import Protocol
 
 from rush_async.errors import DecodeError
 from rush_async.store.leases import AliveWorker
-from rush_async.store.messages import CancelMessage, ResetMessage, ShutOutMessage, StopMessage, decode_control
+from rush_async.store.messages import (
+    CancelMessage,
+    NetworkStopMessage,
+    ResetMessage,
+    ShutOutMessage,
+    StopMessage,
+    decode_control,
+)
 from rush_async.store.position import NetworkPosition
 
 __all__ = ["LocalWorker", "LocalWorkers"]
@@ -43,6 +50,9 @@ class LocalWorker(Protocol):
 
     def request_stop(self) -> None: ...
 
+    def end_waits(self) -> None:
+        """Ends its waits for a task or a place."""
+
     def shut_out(self, why: str) -> None: ...
 
 
@@ -51,7 +61,7 @@ class LocalWorkers:
 
     Args:
         network_id: the network.
-        position: updated by resets.
+        position: updated by resets and stops.
 
     Attributes:
         by_id: the workers by their ids.
@@ -61,6 +71,13 @@ class LocalWorkers:
         self.by_id: dict[str, LocalWorker] = {}
         self._network_id = network_id
         self._position = position
+        position.watchers.add(self)
+
+    def position_changed(self) -> None:
+        """Ends the waits of the workers of a network that has stopped."""
+        if self._position.stop is not None:
+            for worker in self.by_id.values():
+                worker.end_waits()
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -94,6 +111,8 @@ class LocalWorkers:
                     self._shut_out(list(self.by_id), _RESET)
             case StopMessage():
                 self._ask_to_stop(message.worker_ids)
+            case NetworkStopMessage():
+                self._position.take_stop(message.epoch, message.seq, message.stop)
             case ShutOutMessage():
                 self._shut_out(message.worker_ids, message.state)
             case CancelMessage():

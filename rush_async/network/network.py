@@ -16,7 +16,7 @@ from rush_async.embedded.server import ServerLease, acquire
 from rush_async.errors import RushConfigError, RushError, RushTimeoutError, TasksNotDoneError, listed
 from rush_async.heartbeat.heartbeat import Heartbeat
 from rush_async.heartbeat.log_writer import LogWriter
-from rush_async.model import Counts, Failure, Task
+from rush_async.model import Counts, Failure, StopReason, Task
 from rush_async.network.event_feed import EventFeed
 from rush_async.network.local_workers import LocalWorker, LocalWorkers
 from rush_async.network.results import Results
@@ -24,9 +24,10 @@ from rush_async.network.waiting import Conditions, Lines, describe
 from rush_async.process import LoopValue
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOST_WORKER, Beat
-from rush_async.store.position import NetworkPosition
+from rush_async.store.position import NetworkPosition, Position
 from rush_async.store.records import decode_task
 from rush_async.store.scripts import Script
+from rush_async.store.stop_rules import StopRulesStore
 from rush_async.store.tasks import TaskStore
 from rush_async.store.worker_log import WorkerLog
 from rush_async.store.workers import WorkerStore
@@ -55,6 +56,7 @@ class Network:
             clients once `feed.watch` was awaited.
         tasks: its tasks' transitions and reads.
         workers: its workers' transitions and reads.
+        stop_rules: its stop rules.
         worker_log: what its workers logged.
         results: its finished tasks.
         conditions: waits for counts.
@@ -72,6 +74,7 @@ class Network:
         self.position = NetworkPosition(network_id)
         self.tasks = TaskStore(link.connection, self.keys, self.position)
         self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls)
+        self.stop_rules = StopRulesStore(self.tasks.calls)
         self.worker_log = WorkerLog(link.connection, self.keys)
         self.results = Results(network_id, self.tasks)
         self.conditions = Conditions(self.position)
@@ -155,6 +158,49 @@ class Network:
             found |= self.results.records.find(missing)
         return found
 
+    # stopping
+
+    async def best_output(self, output: str, *, maximize: bool) -> tuple[float | None, int]:
+        """Returns the best value of an output among the finished tasks, and how many tasks were read."""
+        await self.results.read()
+        values = self.results.records.numbers(output)
+        return (max if maximize else min)(values, default=None), len(self.results.records)
+
+    def watch_soon(self) -> None:
+        """Begins to follow the network."""
+        if self.feed.following is None:
+            self.feed.watch_soon()
+
+    async def wait_for_stop(self, timeout: float | None, *, need_workers: bool) -> StopReason:
+        """Waits until the network has stopped.
+
+        Raises:
+            RushTimeoutError: it did not within `timeout` seconds.
+            TasksNotDoneError: no worker is starting or running.
+        """
+        once = timeout is not None and timeout <= 0
+        try:
+            with self.feed:
+                async with asyncio.timeout(None if once else timeout):
+                    await (self.tasks.read_position() if once else self.feed.watch())
+                    with self.feed.end_wait(()) as wait:
+                        while (reason := self.position.stop) is None:
+                            left = await self.stop_rules.judge_time()
+                            if self.position.stop is not None:
+                                continue
+                            if once:
+                                raise TimeoutError
+                            if need_workers:
+                                await self._check_workers("the network has not stopped", [])
+                            with suppress(TimeoutError):
+                                await asyncio.wait_for(wait.changed(), left)
+                        return reason
+        except TasksNotDoneError:
+            raise
+        except TimeoutError:
+            counts = describe(self.position.counts)
+            raise RushTimeoutError(f"the network has not stopped within {timeout:g} s: there are {counts}") from None
+
     # waiting
 
     async def wait_for_counts(self, predicate: Callable[[Counts], bool], timeout: float | None) -> Counts:
@@ -211,23 +257,31 @@ class Network:
     async def _wait_for_ends(self, keys: Sequence[str], done: dict[str, Task], *, need_workers: bool, once: bool) -> None:
         with self.feed.end_wait(keys) as wait:
             while True:
-                is_in_queue = await self._find_ends([key for key in keys if key not in done], done)
+                n_queued = await self._find_ends([key for key in keys if key not in done], done)
                 wait.pending.difference_update(done)
                 if len(done) == len(set(keys)):
                     return
                 if once:
                     raise TimeoutError
-                if need_workers and is_in_queue:
-                    await self._check_workers([key for key in keys if key not in done])
+                if n_queued:
+                    pending = [key for key in keys if key not in done]
+                    if self.position.stop is not None and n_queued == len(pending):
+                        raise TasksNotDoneError(
+                            f"the network has stopped ({self.position.stop}), and {n_queued:,} of these tasks are queued: "
+                            f"{listed(pending)}. `resume` the network, or cancel them",
+                            pending,
+                        )
+                    if need_workers:
+                        await self._check_workers(f"{len(pending):,} of these tasks have not ended: {listed(pending)}", pending)
                 if wait.pending:
                     await wait.changed()
                 else:
                     # By the events all have ended, but one was queued again before it was read.
                     wait.pending.update(key for key in keys if key not in done)
 
-    async def _find_ends(self, keys: Sequence[str], done: dict[str, Task]) -> bool:
-        """Adds the tasks that have ended to `done`. Returns whether another one is queued."""
-        is_in_queue = False
+    async def _find_ends(self, keys: Sequence[str], done: dict[str, Task]) -> int:
+        """Adds the tasks that have ended to `done`. Returns how many of the others are queued."""
+        n_queued = 0
         found = await self.find(keys)
         for key in keys:
             if (task := found.get(key)) is None:
@@ -235,10 +289,10 @@ class Network:
             if task.state in ("finished", "failed"):
                 done[key] = task
             elif task.state == "queued":
-                is_in_queue = True
-        return is_in_queue
+                n_queued += 1
+        return n_queued
 
-    async def _check_workers(self, pending: list[str]) -> None:
+    async def _check_workers(self, what: str, pending: list[str]) -> None:
         entries = await self.workers.read()
         if any(entry.state in ("starting", "running") for entry in entries):
             return
@@ -248,8 +302,7 @@ class Network:
             for entry in entries[-5:]
         )
         raise TasksNotDoneError(
-            f"no worker is starting or running, and {len(pending):,} of these tasks have not ended: {listed(pending)}. "
-            "Start workers, or wait with need_workers=False."
+            f"no worker is starting or running, and {what}. Start workers, or wait with need_workers=False."
             + (f" Workers that ended:{reasons}" if reasons else " No worker was ever started."),
             pending,
         )
@@ -311,6 +364,10 @@ class Network:
     def is_over(self) -> bool:
         """Whether the event loop has ended without closing this view."""
         return self._is_open and self.link.is_over
+
+    def note(self, position: Position) -> None:
+        """Notes the position in the heartbeat thread."""
+        self.position.note(position)
 
     def take_beat(self, beat: Beat, has_requests: bool) -> None:
         """Takes the answer to a beat."""

@@ -61,7 +61,7 @@ class Line:
     @property
     def available(self) -> int:
         """How many coroutines may have a turn now."""
-        return self._lines.n_poppable
+        return min(self._lines.n_poppable, self._lines.n_places)
 
     def wake(self) -> None:
         """Wakes as many as are available, less those that have a turn already."""
@@ -112,6 +112,15 @@ class Line:
         self.wake()
 
 
+class _PlaceLine(Line):
+    """Coroutines that wait in line for a place within the stop rules."""
+
+    @property
+    def available(self) -> int:
+        """How many may have a turn: one for each place."""
+        return self._lines.n_places
+
+
 class _BudgetLine(Line):
     """Coroutines that wait in line for a queued task or a place within a budget, or for the end of the budget."""
 
@@ -127,20 +136,27 @@ class _BudgetLine(Line):
         queued, running, finished, failed = self._lines.counts
         if finished >= self._budget or (self._max_failed is not None and failed >= self._max_failed):
             return _ALL
-        return self._lines.n_poppable + max(0, self._budget - queued - running - finished)
+        within_budget = self._lines.n_poppable + max(0, self._budget - queued - running - finished)
+        return min(within_budget, self._lines.n_places)
 
 
 class Lines:
-    """The lines in which the workers of an event loop wait: one for queued tasks, and one for each budget.
+    """The lines in which the workers of an event loop wait: for queued tasks, for places, and one for each budget.
 
     Attributes:
         queue: the line for queued tasks.
+        places: the line for places within the stop rules.
         n_arrivals: how many messages with queued tasks have come.
+        n_freed: how many places within the stop rules have become free, as far as events tell.
+        n_places: how many places are free, as far as refused starts and events tell; very many without such a refusal.
     """
 
     def __init__(self, position: NetworkPosition) -> None:
         self.queue = Line(self)
+        self.places = _PlaceLine(self)
         self.n_arrivals = 0
+        self.n_freed = 0
+        self.n_places = _ALL
         self._budgets: dict[tuple[int, int | None], _BudgetLine] = {}
         self._position = position
         self._n_unreachable = 0
@@ -177,8 +193,33 @@ class Lines:
         if n_arrivals == self.n_arrivals:
             self._n_unreachable = self._position.counts.queued
 
+    def found_full(self, n_freed: int) -> None:
+        """A start was refused because the network is full.
+
+        Args:
+            n_freed: as it was before the start was asked for. Places that have become free since may be there.
+        """
+        self.n_places = self.n_freed - n_freed
+
+    def place_taken(self) -> None:
+        """A task has started here."""
+        if self.n_places:
+            self.n_places -= 1
+
+    def places_freed(self, n: int) -> None:
+        """Places have become free: as many coroutines are woken."""
+        if n:
+            self.n_freed += n
+            self.n_places += n
+            self._wake()
+
+    def rules_changed(self) -> None:
+        """The stop rules have changed, or may have: any number of places may be free."""
+        self.places_freed(_ALL)
+
     def _wake(self) -> None:
         self.queue.wake()
+        self.places.wake()
         for line in tuple(self._budgets.values()):
             line.wake()
 

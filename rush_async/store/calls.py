@@ -301,7 +301,7 @@ class Batcher:
                 error = RushError("the server took a call for an old one; this is a defect of rush_async, please report it")
                 for request in batch.requests:
                     request.reject(error)
-            case [_, _, _, _, _, _, _, answer, *extra]:
+            case [_, _, _, _, _, _, _, _, answer, *extra]:
                 self.forget(batch)
                 try:
                     self.position.take(position_of(reply), batch.asked_seq)
@@ -382,7 +382,7 @@ class Batcher:
         except RushError as unknown:
             batch.failed(unknown)
             return
-        if len(reply) > 7 and reply[7] is None:  # it was not executed
+        if len(reply) > 8 and reply[8] is None:  # it was not executed
             batch.n_sent = 1
             self.answered(batch, error)
         else:

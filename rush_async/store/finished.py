@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
-from rush_async.model import FIELDS, Task
+from rush_async.model import END, FIELDS, Task
 from rush_async.store.records import decode_flat, decode_task
 
 __all__ = ["CHUNK", "Records"]
@@ -78,6 +79,15 @@ class Records:
         return {
             key: decode_task("finished", self.raw(row, row + 1)[0]) for key in keys if (row := self._rows.get(key)) is not None
         }
+
+    def numbers(self, output: str) -> Iterator[float]:
+        """The values of an output that are numbers, nan left out."""
+        for window in self.windows(0, len(self)):
+            outputs: list[dict[str, Any] | None] = self.decode(*window)[END::FIELDS]
+            for each in outputs:
+                value = None if each is None else each.get(output)
+                if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
+                    yield value
 
     def keys(self, start: int, stop: int) -> list[str]:
         """The keys of the tasks from row `start` to before row `stop`."""

@@ -36,14 +36,17 @@ KILLED = Failure("killed", None, "Worker was killed")
 LOST_WORKER = Failure("lost", None, "Worker has crashed or was killed")
 FAILURES: dict[WorkerState, Failure] = {"killed": KILLED, "lost": LOST_WORKER}
 BEAT = Script(
-    "beat", keys=("control", "workers", "passing", "leases", "processes"), args=("failure", "n_leases"), parts=("workers",)
+    "beat",
+    keys=("control", "workers", "passing", "leases", "processes"),
+    args=("failure", "n_leases"),
+    parts=("rules", "workers"),
 )
 LOSE = Script(
     "lose",
     keys=("queue", "control", "workers", "passing"),
     args=("state", "ended", "cursor", "failure"),
     item=("worker",),
-    parts=("records", "workers"),
+    parts=("records", "rules", "workers"),
 )
 LOG = Script("log", keys=("log",), args=("most",), item=("record",), memory="grows")
 
@@ -128,7 +131,7 @@ class Beat(NamedTuple):
     @classmethod
     def of(cls, reply: Sequence[Any]) -> Beat:
         """Parses a reply."""
-        more, pace, n_requests, gone, shut_out, clearing = reply[7:]
+        more, pace, n_requests, gone, shut_out, clearing = reply[8:]
         by_state: dict[WorkerState, list[str]] = {}
         for state, worker_id in zip(clearing[::2], clearing[1::2], strict=True):
             by_state.setdefault(cast("WorkerState", state.decode()), []).append(worker_id.decode())
@@ -212,7 +215,7 @@ class BlockingWorkerStore:
             reply = self._call(LOSE, [str(epoch), self._client, self._number, *step.args()])
             if reply[0] in (b"EPOCH", b"OLD"):
                 return  # the network was reset, or the next beat of another process completes it
-            step = step.next(reply[7])
+            step = step.next(reply[8])
 
     def log(self, records: Sequence[bytes], epoch: int) -> int:
         """Appends packed records to the worker log, unless the network is in another epoch; returns the network's epoch."""

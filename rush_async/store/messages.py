@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 from rush_async.errors import DecodeError
 from rush_async.events import (
     Event,
+    NetworkResumed,
+    NetworkStopped,
     TasksFailed,
     TasksFinished,
     TasksQueued,
@@ -17,13 +19,15 @@ from rush_async.events import (
     WorkerStarted,
     WorkerStopped,
 )
-from rush_async.model import Counts
+from rush_async.model import Counts, StopReason
 from rush_async.store.codec import decode, to_msgpack
+from rush_async.store.position import Position, stop_of
 
 __all__ = [
     "CancelMessage",
     "ControlMessage",
     "EventMessage",
+    "NetworkStopMessage",
     "ResetMessage",
     "ShutOutMessage",
     "StopMessage",
@@ -33,10 +37,13 @@ __all__ = [
 
 _TASK_EVENTS = {"S": TasksStarted, "F": TasksFinished, "X": TasksFailed}
 _WORKER_EVENTS = {"W": WorkerStarted, "E": WorkerStopped, "L": WorkerLost}
-_QUEUED = "Q"
+_QUEUED, _FAILED, _STOPPED, _RESUMED = "Q", "X", "T", "R"
+_PLACES = "P"  # places may be free: the stop rules have changed. No event for users.
 _LETTERS: dict[type[Any], str] = {
     **{kind: letter for letter, kind in (_TASK_EVENTS | _WORKER_EVENTS).items()},
     TasksQueued: _QUEUED,
+    NetworkStopped: _STOPPED,
+    NetworkResumed: _RESUMED,
 }
 _MALFORMED = (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError)
 
@@ -47,19 +54,25 @@ class EventMessage:
     Attributes:
         epoch: the network's.
         first: the number of its first event.
-        counts: how many tasks are in each state.
-        n_workers: how many workers are running.
+        position: the position of the network after its last event.
     """
 
-    __slots__ = ("_at", "_events", "_groups", "_network_id", "counts", "epoch", "first", "n_workers")
+    __slots__ = ("_at", "_events", "_groups", "_network_id", "epoch", "first", "position")
 
     def __init__(
-        self, network_id: str, epoch: int, first: int, at: float, counts: Counts, n_workers: int, groups: list[list[str]]
+        self,
+        network_id: str,
+        epoch: int,
+        first: int,
+        at: float,
+        counts: Counts,
+        n_workers: int,
+        stop: StopReason | None,
+        groups: list[list[str]],
     ) -> None:
         self.epoch = epoch
         self.first = first
-        self.counts = counts
-        self.n_workers = n_workers
+        self.position = Position(epoch, first + len(groups) - 1, counts, n_workers, stop)
         self._network_id = network_id
         self._at = at
         self._groups = groups
@@ -68,16 +81,26 @@ class EventMessage:
     @classmethod
     def of(cls, epoch: int, counts: Counts, n_workers: int, events: Sequence[Event]) -> EventMessage:
         """Returns the message of events with consecutive numbers."""
-        groups = [
-            [_LETTERS[type(event)], getattr(event, "worker_id", None) or "", *getattr(event, "keys", ())] for event in events
-        ]
+        groups = [_packed_event(event) for event in events]
         first = events[0]
-        return cls(first.network_id, epoch, first.seq, first.at.timestamp(), counts, n_workers, groups)
+        return cls(first.network_id, epoch, first.seq, first.at.timestamp(), counts, n_workers, None, groups)
 
     @property
     def last(self) -> int:
         """The number of its last event."""
-        return self.first + len(self._groups) - 1
+        return self.position.seq
+
+    @property
+    def at(self) -> datetime:
+        """When it happened.
+
+        Raises:
+            DecodeError: the time is malformed.
+        """
+        try:
+            return datetime.fromtimestamp(self._at, UTC)
+        except _MALFORMED as error:
+            raise _malformed("an event", self._network_id, self._at) from error
 
     @property
     def events(self) -> list[Event]:
@@ -87,10 +110,12 @@ class EventMessage:
             DecodeError: an event is malformed.
         """
         if self._events is None:
+            at = self.at
             try:
-                at = datetime.fromtimestamp(self._at, UTC)
                 self._events = [
-                    _event(group, self._network_id, self.first + offset, at) for offset, group in enumerate(self._groups)
+                    _event(group, self._network_id, self.first + offset, at)
+                    for offset, group in enumerate(self._groups)
+                    if group[:1] != [_PLACES]
                 ]
             except _MALFORMED as error:
                 raise _malformed("an event", self._network_id, self._groups) from error
@@ -101,9 +126,21 @@ class EventMessage:
         """Whether one of its events is a `TasksQueued`."""
         return any(_QUEUED in group[:1] for group in self._groups)
 
+    @property
+    def n_freed(self) -> int:
+        """How many places within the stop rules became free: those of running tasks that failed or returned to the queue."""
+        return sum([len(group) - 2 for group in self._groups if group[1:2] != [""] and group[0] in (_FAILED, _QUEUED)])
+
+    @property
+    def changes_rules(self) -> bool:
+        """Whether the stop rules have changed, so that any number of places may be free."""
+        return any(group[:1] in ([_PLACES], [_RESUMED]) for group in self._groups)
+
     def encode(self) -> bytes:
         """Encodes the message for its channel."""
-        return to_msgpack([str(self.epoch), self.first, self._at, [*self.counts, self.n_workers], self._groups])
+        _, _, counts, n_workers, stop = self.position
+        reason = None if stop is None else [stop.rule, stop.at.timestamp(), stop.seq, stop.detail]
+        return to_msgpack([str(self.epoch), self.first, self._at, [*counts, n_workers], reason, self._groups])
 
 
 class ResetMessage(NamedTuple):
@@ -159,7 +196,28 @@ class CancelMessage(NamedTuple):
         return to_msgpack(["cancel", str(self.epoch), self.worker_id, *self.keys])
 
 
-ControlMessage: TypeAlias = ResetMessage | StopMessage | ShutOutMessage | CancelMessage
+class NetworkStopMessage(NamedTuple):
+    """The network has stopped, or was resumed.
+
+    Attributes:
+        epoch: the network's.
+        seq: the number of the event.
+        stop: why it has stopped; None where it was resumed.
+    """
+
+    epoch: int
+    seq: int
+    stop: StopReason | None
+
+    def encode(self) -> bytes:
+        """Encodes the message for its channel."""
+        if self.stop is None:
+            return to_msgpack(["resumed", str(self.epoch), self.seq])
+        stop = self.stop
+        return to_msgpack(["stopped", str(self.epoch), stop.rule, stop.at.timestamp(), stop.seq, stop.detail])
+
+
+ControlMessage: TypeAlias = ResetMessage | StopMessage | ShutOutMessage | CancelMessage | NetworkStopMessage
 
 
 def decode_events(network_id: str, data: bytes) -> EventMessage | ResetMessage:
@@ -177,10 +235,12 @@ def decode_events(network_id: str, data: bytes) -> EventMessage | ResetMessage:
                 int(first),
                 float() | int() as at,
                 [int(queued), int(running), int(finished), int(failed), int(n_workers)],
+                None | [*_] as stop,
                 [*groups],
             ] if all(isinstance(group, list) for group in groups):
-                counts = Counts(queued, running, finished, failed)
-                return EventMessage(network_id, int(epoch), first, at, counts, n_workers, cast("list[list[str]]", groups))
+                counts, reason = Counts(queued, running, finished, failed), None if stop is None else stop_of(stop)
+                texts = cast("list[list[str]]", groups)
+                return EventMessage(network_id, int(epoch), first, at, counts, n_workers, reason, texts)
             case _:
                 pass
     except _MALFORMED as error:
@@ -204,6 +264,11 @@ def decode_control(network_id: str, data: bytes) -> ControlMessage:
                 return ShutOutMessage(int(epoch), state, _texts(worker_ids))
             case ["cancel", epoch, str(worker_id), *keys]:
                 return CancelMessage(int(epoch), worker_id, _texts(keys))
+            case ["stopped", epoch, *fields]:
+                stop = stop_of(fields)
+                return NetworkStopMessage(int(epoch), stop.seq, stop)
+            case ["resumed", epoch, int(seq)]:
+                return NetworkStopMessage(int(epoch), seq, None)
             case _:
                 pass
     except _MALFORMED as error:
@@ -215,9 +280,19 @@ def _reset(epoch: Any, at: Any, keeps_workers: Any) -> ResetMessage:
     return ResetMessage(int(epoch), datetime.fromtimestamp(at, UTC), bool(keeps_workers))
 
 
+def _packed_event(event: Event) -> list[str]:
+    further = (event.rule, event.detail) if isinstance(event, NetworkStopped) else getattr(event, "keys", ())
+    return [_LETTERS[type(event)], getattr(event, "worker_id", None) or "", *further]
+
+
 def _event(group: list[str], network_id: str, seq: int, at: datetime) -> Event:
     letter, worker, *rest = _texts(group)
     keys = tuple(rest)
+    if letter == _STOPPED:
+        stop = stop_of([*rest[:1], at.timestamp(), seq, *rest[1:]])
+        return NetworkStopped(network_id=network_id, seq=seq, at=at, rule=stop.rule, detail=stop.detail)
+    if letter == _RESUMED:
+        return NetworkResumed(network_id=network_id, seq=seq, at=at)
     if letter == _QUEUED:
         return TasksQueued(network_id=network_id, seq=seq, at=at, keys=keys)
     if (kind := _TASK_EVENTS.get(letter)) is not None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol, cast, get_args
 
 from rush_async.errors import DecodeError
-from rush_async.model import Counts
+from rush_async.model import Counts, StopReason, StopRule
+from rush_async.store.codec import decode
 
-__all__ = ["NetworkPosition", "Position", "Watcher", "position_of"]
+__all__ = ["NetworkPosition", "Position", "Watcher", "position_of", "stop_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +26,14 @@ class Position(NamedTuple):
     seq: int
     counts: Counts
     n_workers: int
+    stop: StopReason | None = None
 
 
 class Watcher(Protocol):
     """Depends on the position."""
 
     def position_changed(self) -> None:
-        """Is called after the counts, the number of workers or the generation changed; reads what it needs and returns soon."""
+        """Is called after the counts, the number of workers, the stop or the generation changed; returns soon."""
 
 
 class NetworkPosition:
@@ -55,11 +58,36 @@ class NetworkPosition:
         self.n_rollbacks = 0
         self.watchers: set[Watcher] = set()
         self._network_id = network_id
+        self._stop: StopReason | None = None
+        self._stop_seq = 0  # up to which `_stop` is known
+        self._noted: Position | None = None
 
     @property
     def generation(self) -> tuple[int, int]:
         """Changes whenever tasks that had finished may be gone: after a reset, and after the server lost what happened last."""
         return self.epoch, self.n_rollbacks
+
+    @property
+    def stop(self) -> StopReason | None:
+        """Why the network has stopped; None while it has not. It may turn back: after a resumption, a reset or a rollback."""
+        noted = self._noted
+        if noted is not None and noted.epoch == self.epoch and noted.seq > self._stop_seq:
+            return noted.stop
+        return self._stop
+
+    def note(self, position: Position) -> None:
+        """Notes a stop for an event loop that is blocked. May be called in any thread."""
+        self._noted = position
+
+    def take_stop(self, epoch: int, seq: int, stop: StopReason | None) -> None:
+        """Takes a stop, or for None a resumption, which is the event `seq`."""
+        if epoch > self.highest_epoch:
+            self.learn_epoch(epoch)
+        if epoch == self.epoch and seq >= self._stop_seq:
+            is_new = stop != self._stop
+            self._stop, self._stop_seq = stop, seq
+            if is_new:
+                self._notify()
 
     def take(self, position: Position, asked_seq: int | None = None) -> None:
         """Takes a position that a reply, an event or a heartbeat carries. One that is older than what is known is ignored.
@@ -105,7 +133,8 @@ class NetworkPosition:
     def roll_back(self, position: Position) -> None:
         """Takes an earlier position of the same epoch: the server was restored from older data."""
         logger.warning("network %r went back: its server has lost what happened last", self._network_id)
-        self.seq = position.seq
+        self.seq = self._stop_seq = position.seq
+        self._stop, self._noted = position.stop, None
         self.n_rollbacks += 1
         self.counts = position.counts
         self.n_workers = position.n_workers
@@ -120,7 +149,8 @@ class NetworkPosition:
         if epoch != self.epoch:
             self.epoch = epoch
             self.highest_epoch = max(self.highest_epoch, epoch)
-            self.seq = 0
+            self.seq = self._stop_seq = 0
+            self._stop = self._noted = None
             self.counts = Counts()
             if epoch == 0:
                 self.n_workers = 0
@@ -128,6 +158,9 @@ class NetworkPosition:
 
     def _set(self, position: Position) -> None:
         is_new = position.counts != self.counts or position.n_workers != self.n_workers
+        if position.seq >= self._stop_seq:
+            is_new |= position.stop != self._stop
+            self._stop, self._stop_seq = position.stop, position.seq
         self.seq, self.counts, self.n_workers = position.seq, position.counts, position.n_workers
         if is_new:
             self._notify()
@@ -143,8 +176,25 @@ def position_of(reply: Sequence[Any]) -> Position:
     Raises:
         DecodeError: the reply is malformed, because another program wrote keys of the network.
     """
-    epoch, seq, *counts, n_workers = reply[:7]
+    epoch, seq, *counts, n_workers, stop = reply[:8]
     try:
-        return Position(int(epoch), int(seq), Counts(*map(int, counts)), int(n_workers))
+        reason = None if stop is None else stop_of(decode(stop))
+        return Position(int(epoch), int(seq), Counts(*map(int, counts)), int(n_workers), reason)
     except (TypeError, ValueError) as error:
-        raise DecodeError(f"the network's position is malformed: {reply[:7]!r:.200}") from error
+        raise DecodeError(f"the network's position is malformed: {reply[:8]!r:.200}") from error
+
+
+def stop_of(fields: Any) -> StopReason:
+    """Returns the reason of a stop from its four fields.
+
+    Raises:
+        ValueError: they are malformed.
+    """
+    match fields:
+        case [str(rule), int() | float() as at, int(seq), str(detail)] if rule in get_args(StopRule):
+            try:
+                return StopReason(cast("StopRule", rule), datetime.fromtimestamp(at, UTC), seq, detail)
+            except (OverflowError, OSError) as error:
+                raise ValueError(f"a stop at the time {at}") from error
+        case _:
+            raise ValueError(f"no reason of a stop: {fields!r:.200}")

@@ -105,7 +105,7 @@ class TaskReads:
         args: list[Word] = ["0", "", 0]
         reply = await self.connection.ask_script(self._caller.call(POSITION, args), self._caller.call_by_source(POSITION, args))
         position = position_of(reply)
-        if (error := wire_mismatch(int(reply[7]))) is not None:
+        if (error := wire_mismatch(int(reply[8]))) is not None:
             raise error
         if probe:
             await self._probe()

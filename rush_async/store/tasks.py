@@ -17,10 +17,13 @@ from rush_async.store.task_reads import TaskReads, slices
 from rush_async.wire.connection import Connection
 from rush_async.wire.transport import Word
 
-__all__ = ["LOST", "Ended", "Lost", "Popped", "Pushed", "Target", "TaskStore"]
+__all__ = ["LOST", "Created", "Ended", "Lost", "Popped", "Pushed", "Refusal", "Target", "TaskStore"]
 
 Target: TypeAlias = Literal["queued", "running", "finished", "failed"]
 EndKind: TypeAlias = Literal["finished", "failed", "returned"]
+# Why no task started: the network has stopped, the places of its stop rules are taken, the queue is empty, or the script left
+# off at many stale entries of the queue and is worth another call.
+Refusal: TypeAlias = Literal["stopped", "full", "empty", "left off"]
 
 _WAVE = 8  # chunks of one bulk push that are in flight at once
 _SWEPT = 500  # tasks that one call ends, removes or retries: it rewrites their records, and should take at most 10 ms
@@ -31,23 +34,23 @@ PUSH = Script(
     keys=("queue",),
     group=_PUSH_GROUP,
     item=NewTask._fields,
-    parts=("finished",),
+    parts=("finished", "rules"),
     memory="grows",
     creates=True,
     merges=True,
 )
-POP = Script("pop", keys=("queue",), item=("worker", "want"), parts=("records", "taken"), merges=True)
+POP = Script("pop", keys=("queue",), item=("worker", "want"), parts=("records", "taken", "rules"), merges=True)
 FINISH = Script(
     *("finish",),
     keys=("queue",),
     item=("kind", "key", "worker", "ended"),
-    parts=("records", "finished"),
+    parts=("records", "finished", "rules"),
     merges=True,
     is_final=True,
 )
-REMOVE = Script("remove", keys=("queue",), args=("most", "ended"), item=("key",), parts=("records",))
+REMOVE = Script("remove", keys=("queue",), args=("most", "ended"), item=("key",), parts=("records", "rules"))
 RETRY = Script("retry", keys=("queue",), item=("key",), parts=("records",), memory="grows")
-CANCEL = Script("cancel", keys=("control",), args=("ended",), item=("key",), parts=("records", "workers"))
+CANCEL = Script("cancel", keys=("control",), args=("ended",), item=("key",), parts=("records", "rules", "workers"))
 RESET = Script("reset", keys=("queue", "control", "workers", "passing", "leases", "processes", "log", "starts"), args=("what",))
 
 
@@ -57,10 +60,26 @@ class Pushed(NamedTuple):
     Attributes:
         n: how many tasks found a place, the first ones.
         first_index: the index of the first of them; the others follow.
+        refusal: why none started; None where some did, or a budget did not allow it.
     """
 
     n: int
     first_index: int
+    refusal: Refusal | None = None
+
+
+class Created(NamedTuple):
+    """The answer of a bulk push.
+
+    Attributes:
+        keys: the tasks that found a place, in order.
+        first_index: the index of the first of them.
+        refusal: why none started; None where some did, or a budget did not allow it.
+    """
+
+    keys: list[str]
+    first_index: int = 0
+    refusal: Refusal | None = None
 
 
 class Popped(NamedTuple):
@@ -105,15 +124,16 @@ class TaskStore(TaskReads):
         worker_id: str = "",
         budget: int | None = None,
         max_failed: int | None = None,
-    ) -> list[str] | Lost:
-        """Creates tasks, and returns the keys of those that found a place within the budget, in order.
+    ) -> Created | Lost:
+        """Creates tasks, those that find a place within the budget.
 
         When a chunk of a bulk push is refused, or the caller is cancelled, the tasks of the earlier chunks are taken back.
         """
         made: list[str] = []
+        first = Pushed(0, 0)
         chunks = _chunks(tasks)
-        for first in range(0, len(chunks), _WAVE):
-            wave = chunks[first : first + _WAVE]
+        for at in range(0, len(chunks), _WAVE):
+            wave = chunks[at : at + _WAVE]
             requests = [_Push(self, target, chunk, worker_id, budget, max_failed) for chunk in wave]
             try:
                 taken = await self.calls.call_all(requests)
@@ -127,8 +147,9 @@ class TaskStore(TaskReads):
             for chunk, pushed in zip(wave, taken, strict=True):
                 if pushed is LOST:
                     return LOST
+                first = first if made else pushed
                 made += [task.key for task in chunk[: pushed.n]]
-        return made
+        return Created(made, first.first_index, first.refusal)
 
     def push_one(
         self, task: NewTask, worker_id: str, budget: int | None = None, max_failed: int | None = None
@@ -247,8 +268,14 @@ class _Push(Request):
         self._worker_id = worker_id
 
     def decode(self, answer: Any, extra: list[Any]) -> Pushed | Lost:
-        n, index = answer
-        return LOST if n is None else Pushed(int(n), int(index))
+        match answer:
+            case [None, _]:
+                return LOST
+            case [b"stopped" | b"full" as refusal, _]:
+                return Pushed(0, 0, refusal.decode())
+            case _:
+                n, index = answer
+                return Pushed(int(n), int(index))
 
     @property
     def compensates(self) -> bool:
@@ -264,11 +291,11 @@ class Pop(NamedTuple):
 
     Attributes:
         tasks: the tasks; or the worker is not alive.
-        left_off: whether the script left off at many stale entries, so that it is worth another call at once.
+        refusal: why there are no more.
     """
 
     tasks: list[Popped] | Lost
-    left_off: bool = False
+    refusal: Refusal = "empty"
 
 
 class _Pop(Request):
@@ -297,7 +324,7 @@ class _Pop(Request):
             if popped:
                 self._store.put_back(popped, self._worker_id)
             raise error
-        return Pop(popped, extra[0] == 1)
+        return Pop(popped, extra[0].decode())
 
     @property
     def compensates(self) -> bool:

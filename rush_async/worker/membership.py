@@ -7,11 +7,11 @@ import logging
 from collections.abc import Sequence, Sized
 from typing import Any
 
-from rush_async.errors import NetworkStateError, WorkerLostError, listed
+from rush_async.errors import NetworkStateError, NetworkStoppedError, WorkerLostError, listed
 from rush_async.heartbeat.log_writer import LogWriter
 from rush_async.model import Failure, WorkerExit, WorkerState
 from rush_async.store.records import encode_failure
-from rush_async.store.tasks import Ended, Lost, TaskStore
+from rush_async.store.tasks import Ended, TaskStore
 from rush_async.store.workers import KILLED, WorkerStore
 from rush_async.worker.guard import Guard, LoopTurns
 
@@ -33,7 +33,6 @@ class Membership:
         lease_id: the lease that keeps it alive.
         number: its number in the order of registering; None until it has registered.
         is_registered: whether the network counts the worker as running, or did until it was shut out.
-        terminated: whether the worker is to take no new task.
         shut_out_because: why the network shut the worker out (`lost`, `killed`, a reset); None while it has not.
         end: the state and failure to report when the worker deregisters; None until they are known.
         has_logged: whether log records of the worker may not have been sent yet.
@@ -46,11 +45,11 @@ class Membership:
         self.lease_id = ""
         self.number: int | None = None
         self.is_registered = False
-        self.terminated = False
         self.shut_out_because: str | None = None
         self.end: tuple[WorkerState, Failure | None] | None = None
         self.has_logged = False
         self.waits: set[asyncio.Future[bool]] = set()
+        self._is_asked_to_stop = False
         self._expelled = asyncio.Event()
         self._loop: asyncio.Task[Any] | None = None
         self._is_loop_cancelled = False
@@ -63,6 +62,11 @@ class Membership:
         self._log_writer: LogWriter | None = None
         self._turns: LoopTurns
         self._neighbours: Sized
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the worker is to take no new task: it was asked to stop, or the network has stopped."""
+        return self._is_asked_to_stop or (self.is_registered and self._tasks.position.stop is not None)
 
     def join(self, tasks: TaskStore, workers: WorkerStore, log_writer: LogWriter, turns: LoopTurns, neighbours: Sized) -> None:
         """The network counts the worker as running from here on.
@@ -114,11 +118,15 @@ class Membership:
 
     def note_stop(self) -> None:
         """Sets `terminated`. May be called in any thread, because the event loop may be blocked."""
-        self.terminated = True
+        self._is_asked_to_stop = True
 
     def request_stop(self) -> None:
         """Sets `terminated` and ends the worker's waits."""
-        self.terminated = True
+        self._is_asked_to_stop = True
+        self.end_waits()
+
+    def end_waits(self) -> None:
+        """Ends the worker's waits."""
         for future in list(self.waits):
             if not future.done():
                 future.set_result(False)
@@ -168,6 +176,19 @@ class Membership:
             f"({self.shut_out_because or 'lost'}): its tasks have failed. Open a new RushWorker to continue"
         )
 
+    def stopped_error(self) -> NetworkStoppedError:
+        """Returns the error for a block that has no task to open with."""
+        stop = self._tasks.position.stop
+        why = (
+            f"worker {self.worker_id} was asked to stop"
+            if stop is None
+            else f"network {self.network_id!r} has stopped ({stop})"
+        )
+        return NetworkStoppedError(
+            f"{why}: no task starts. Check `rush.terminated` before each task, loop over `rush.proposals()`, or give a budget "
+            "and check for None"
+        )
+
     async def end_seen_by_network(self) -> WorkerExit:
         """Returns how a worker ended that the network has shut out: killed, lost, or terminated by a reset."""
         if self.was_killed:  # a later reset may have deleted its entry
@@ -185,14 +206,8 @@ class Membership:
         """The keys of the tasks that the worker holds."""
         return list(self._held)
 
-    def hold(self, keys: list[str] | Lost) -> list[str]:
-        """Adds tasks that the network gave to the worker, and returns their keys.
-
-        Raises:
-            WorkerLostError: the network gave none, because the worker is not alive.
-        """
-        if isinstance(keys, Lost):
-            raise self.lost_error()
+    def hold(self, keys: list[str]) -> list[str]:
+        """Adds tasks that the network gave to the worker, and returns their keys."""
         for key in keys:
             self._held[key] = None
         return keys

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import replace
 
-from rush_async.errors import WorkerLostError
+from rush_async.errors import NetworkStoppedError, WorkerLostError
 from rush_async.model import Failure, WorkerExit
 from rush_async.supervisor import Supervisor
 from rush_async.worker.loop import WorkerLoop
@@ -62,6 +62,8 @@ async def _end_of_loop(worker: object, membership: Membership, loop: WorkerLoop)
     except WorkerLostError as error:
         if not membership.is_shut_out:  # the error of another worker that the loop opened
             return WorkerExit(membership.worker_id, "failed", Failure.of(error))
+    except NetworkStoppedError:
+        pass  # of a block without a budget: there is nothing more to do
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():

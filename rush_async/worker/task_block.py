@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
@@ -13,7 +13,7 @@ from rush_async.errors import DecodeError, RushError, WorkerLostError
 from rush_async.model import CANCELLED, Failure, FailureKind, Task
 from rush_async.network.network import Network
 from rush_async.store.records import NewTask, RecordEncoder, as_record, decode_task, encode_failure
-from rush_async.store.tasks import Ended, EndKind, Lost
+from rush_async.store.tasks import Created, Ended, EndKind, Lost, Refusal
 from rush_async.worker.membership import Membership
 
 __all__ = ["Catch", "Place", "TaskBlock", "TaskBlocks"]
@@ -47,15 +47,19 @@ class TaskBlocks:
         membership = self.membership
         membership.check()
         while True:
-            n_arrivals = network.lines.n_arrivals
+            n_arrivals, n_freed = network.lines.n_arrivals, network.lines.n_freed
             pop = await network.tasks.pop(membership.worker_id)
             if isinstance(pop.tasks, Lost):
                 raise membership.lost_error()
-            if pop.tasks or not pop.left_off:
+            if pop.tasks or pop.refusal != "left off":
                 break
         if not pop.tasks:
-            network.lines.found_empty(n_arrivals)
+            if pop.refusal == "full":
+                network.lines.found_full(n_freed)
+            elif pop.refusal == "empty":
+                network.lines.found_empty(n_arrivals)
             return None
+        network.lines.place_taken()
         key, record = pop.tasks[0]
         try:
             task = decode_task("running", record)
@@ -69,6 +73,32 @@ class TaskBlocks:
     async def look_in_queue(self, network: Network) -> Task | None:
         """The next queued task, without waiting for one."""
         return None if self.membership.terminated else await self.pop(network)
+
+    async def start_in_turn(self, network: Network, tasks: Sequence[NewTask], n_freed: int) -> Created | Lost:
+        """Pushes tasks that were refused because the network is full, as many as fit once there is a place.
+
+        Args:
+            network: the network.
+            tasks: the tasks.
+            n_freed: `lines.n_freed` as it was before the attempt that was refused.
+
+        Returns:
+            The tasks that started; none where the worker is to take no task any more.
+        """
+        lines, line = network.lines, network.lines.places
+        created: Created | Lost = Created([], refusal="full")
+        with network.feed:
+            while isinstance(created, Created) and created.refusal == "full":
+                lines.found_full(n_freed)
+                await self.watch(network)
+                if self.membership.terminated or not await line.turn(None, self.membership.waits):
+                    return Created([], refusal="stopped")
+                try:
+                    n_freed = lines.n_freed
+                    created = await network.tasks.push("running", tasks, worker_id=self.membership.worker_id)
+                finally:
+                    line.done()
+        return created
 
     async def watch(self, network: Network) -> None:
         """Waits until the client receives the events of the network, or the worker is asked to stop."""
@@ -188,20 +218,25 @@ class Place:
         )
         self._membership.check()
         if self._budget is None:
-            await self._push(new, task)
+            await self._start(new, task)
             return task
         with self._network.feed, self._network.lines.budget(self._budget, self._max_failed) as line:
             is_our_turn = False
             while not self._membership.terminated:
                 try:
-                    if await self._push(new, task):
+                    refusal = await self._push(new, task)
+                    if refusal is None:
                         return task
                     counts = self._network.position.counts
                     if counts.finished >= self._budget:
                         return None
                     if self._max_failed is not None and counts.failed >= self._max_failed:
                         return None
-                    if counts.queued and (queued := await self._blocks.look_in_queue(self._network)) is not None:
+                    if (
+                        refusal == "empty"
+                        and counts.queued
+                        and (queued := await self._blocks.look_in_queue(self._network)) is not None
+                    ):
                         return queued
                 finally:
                     if is_our_turn:
@@ -216,14 +251,38 @@ class Place:
             raise self._membership.lost_error()
         return None
 
-    async def _push(self, new: NewTask, task: Task) -> bool:
+    async def _push(self, new: NewTask, task: Task) -> Refusal | None:
+        """Pushes the task. Returns why it did not start; `empty` where the budget has no place for it."""
+        lines = self._network.lines
+        n_freed = lines.n_freed
         taken = await self._network.tasks.push_one(new, self._membership.worker_id, self._budget, self._max_failed)
         if isinstance(taken, Lost):
             raise self._membership.lost_error()
         if taken.n:
+            lines.place_taken()
             task.index = taken.first_index
             self._membership.hold([new.key])
-        return taken.n > 0
+            return None
+        if taken.refusal == "full":
+            lines.found_full(n_freed)
+        return taken.refusal or "empty"
+
+    async def _start(self, new: NewTask, task: Task) -> None:
+        """Pushes the task without a budget, once there is a place within the stop rules."""
+        n_freed = self._network.lines.n_freed
+        refusal = await self._push(new, task)
+        if refusal == "full":
+            created = await self._blocks.start_in_turn(self._network, (new,), n_freed)
+            if isinstance(created, Lost):
+                raise self._membership.lost_error()
+            if created.keys:
+                task.index = created.first_index
+                self._membership.hold([new.key])
+                return
+        if refusal is not None:
+            if self._membership.is_shut_out:
+                raise self._membership.lost_error()
+            raise self._membership.stopped_error()
 
 
 class TaskBlock(Generic[Opened, Caught]):

@@ -21,7 +21,7 @@ from rush_async.network.network import Network
 from rush_async.process import LoopValue
 from rush_async.store.keys import check_worker_id
 from rush_async.store.records import encode_failure
-from rush_async.store.tasks import Ended, Lost
+from rush_async.store.tasks import Created, Ended, Lost
 from rush_async.supervisor import Supervisor
 from rush_async.worker.guard import LoopTurns
 from rush_async.worker.log_capture import capture
@@ -93,7 +93,10 @@ class RushWorker(RushClient):
 
     @property
     def terminated(self) -> bool:
-        """Whether this worker was asked to stop. Reading it makes no call."""
+        """Whether this worker is to take no new task: it was asked to stop, or the network has stopped.
+
+        Reading it makes no call.
+        """
         return self._membership.terminated
 
     # registering and deregistering
@@ -172,7 +175,9 @@ class RushWorker(RushClient):
                 do not count.
 
         Returns:
-            The keys, in the order of `xss`; with a budget, only those of the tasks that found a place.
+            The keys, in the order of `xss`; with a budget or a limit of `stop_when(finished=)`, only those of the tasks that
+            found a place. While the last places of that limit are taken and no budget is given, the call waits for one. None
+            of a network that has stopped.
 
         Raises:
             EncodeError: a value cannot be stored; nothing was pushed.
@@ -185,12 +190,18 @@ class RushWorker(RushClient):
             return []
         if not membership.is_registered:
             raise membership.leaving_error()
+        n_freed = network.lines.n_freed
         if len(tasks) == 1:  # the usual case of a loop
             taken = await network.tasks.push_one(tasks[0], membership.worker_id, budget)
-            keys = taken if isinstance(taken, Lost) else [tasks[0].key][: taken.n]
+            if not isinstance(taken, Lost) and taken.n:
+                return membership.hold([tasks[0].key])
         else:
-            keys = await network.tasks.push("running", tasks, worker_id=membership.worker_id, budget=budget)
-        return membership.hold(keys)
+            taken = await network.tasks.push("running", tasks, worker_id=membership.worker_id, budget=budget)
+        if not isinstance(taken, Lost) and taken.refusal == "full" and budget is None:
+            taken = await self._blocks.start_in_turn(network, tasks, n_freed)
+        if isinstance(taken, Lost) or membership.is_shut_out:
+            raise membership.lost_error()
+        return membership.hold(taken.keys) if isinstance(taken, Created) else []
 
     async def finish_tasks(
         self, keys: str | Sequence[str], yss: Iterable[Any], *, yss_extra: Iterable[Any] | None = None

@@ -36,6 +36,9 @@ class Worker:
 
     def note_stop(self) -> None: ...
 
+    def end_waits(self) -> None:
+        self.asked.append("end waits")
+
     def request_stop(self) -> None:
         self.asked.append("stop")
 

@@ -169,7 +169,7 @@ async def test_a_repeated_loss_answers_as_the_first_time(rush: Rush, connection:
         caller, args = ScriptCaller(keys_of(rush)), [str(net_of(rush).epoch), "client", 1, *step.args()]
         first, again = [connection.call(caller.call(LOSE, args), caller.call_by_source(LOSE, args)) for _ in range(2)]
         assert first == again
-        step = step.next(first[7])
+        step = step.next(first[8])
         assert not step.is_done
         assert step.shut_out == ["a | b", worker.worker_id]
         assert await rush.detect_lost_workers() == []  # it completes the loss

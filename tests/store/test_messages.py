@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import redis
 
-from rush_async import Counts, Event, Rush, RushConfig, RushWorker
+from rush_async import Counts, Event, Rush, RushConfig, RushWorker, StopReason
 from rush_async.errors import DecodeError
 from rush_async.events import (
     EVENT_KINDS,
     EventsMissed,
     NetworkReset,
+    NetworkResumed,
+    NetworkStopped,
     TasksFailed,
     TasksFinished,
     TasksQueued,
@@ -27,12 +29,14 @@ from rush_async.store.messages import (
     CancelMessage,
     ControlMessage,
     EventMessage,
+    NetworkStopMessage,
     ResetMessage,
     ShutOutMessage,
     StopMessage,
     decode_control,
     decode_events,
 )
+from rush_async.store.position import Position
 from rush_async.store.workers import KILLED
 from rush_async.testing import wait_until
 
@@ -46,6 +50,8 @@ EVENTS: list[Event] = [
     WorkerStarted(network_id="net", seq=11, at=AT, worker_id="w"),
     WorkerStopped(network_id="net", seq=12, at=AT, worker_id="w"),
     WorkerLost(network_id="net", seq=13, at=AT, worker_id="v"),
+    NetworkStopped(network_id="net", seq=14, at=AT, rule="finished", detail="10 tasks have finished"),
+    NetworkResumed(network_id="net", seq=15, at=AT),
 ]
 REQUESTS: list[ControlMessage] = [
     ResetMessage(3, AT, True),
@@ -54,14 +60,16 @@ REQUESTS: list[ControlMessage] = [
     ShutOutMessage(3, "lost", ("a",)),
     ShutOutMessage(3, "killed", ("a", "b")),
     CancelMessage(3, "a", ("key", "other")),
+    NetworkStopMessage(3, 7, StopReason("target", AT, 7, "y = 0.1 has reached 0.2")),
+    NetworkStopMessage(3, 8, None),
 ]
 
 
 def test_events_of_all_kinds_are_unpacked_as_they_were_packed() -> None:
     message = decode_events("net", EventMessage.of(5, Counts(1, 2, 3, 4), 6, EVENTS).encode())
     assert isinstance(message, EventMessage)
-    assert (message.epoch, message.first, message.last) == (5, 7, 13)
-    assert (message.counts, message.n_workers) == (Counts(1, 2, 3, 4), 6)
+    assert (message.epoch, message.first, message.last) == (5, 7, 15)
+    assert message.position == Position(5, 15, Counts(1, 2, 3, 4), 6)
     assert message.events == EVENTS
     assert {*map(type, EVENTS), NetworkReset, EventsMissed} == set(EVENT_KINDS)  # the last two are made in the client
 
@@ -92,14 +100,17 @@ def test_a_reset_is_published_on_both_channels_alike() -> None:
         ["reset", 1, float("nan"), 1],
         ["reset", float("inf"), 1.0, 1],
         ["reset", 1, 1.0, 1, 1],
-        ["x", 1, 1.0, COUNTS, []],
-        [None, 1, 1.0, COUNTS, []],
-        ["1", "1", 1.0, COUNTS, []],
-        ["1", 1, 1.0, COUNTS[:4], []],
-        ["1", 1, 1.0, [*COUNTS[:4], "5"], []],
-        ["1", 1, 1.0, COUNTS, None],
-        ["1", 1, None, COUNTS, []],
-        ["1", 1, 1.0, COUNTS, [7]],
+        ["x", 1, 1.0, COUNTS, None, []],
+        [None, 1, 1.0, COUNTS, None, []],
+        ["1", "1", 1.0, COUNTS, None, []],
+        ["1", 1, 1.0, COUNTS[:4], None, []],
+        ["1", 1, 1.0, [*COUNTS[:4], "5"], None, []],
+        ["1", 1, 1.0, COUNTS, None, None],
+        ["1", 1, None, COUNTS, None, []],
+        ["1", 1, 1.0, COUNTS, None, [7]],
+        ["1", 1, 1.0, COUNTS, 7, []],
+        ["1", 1, 1.0, COUNTS, ["moon", 1.0, 1, "full"], []],
+        ["1", 1, 1.0, COUNTS, ["finished", 1e300, 1, "done"], []],
     ],
     ids=repr,
 )
@@ -110,11 +121,20 @@ def test_anything_else_on_events_is_a_decode_error(value: Any) -> None:
 
 @pytest.mark.parametrize(
     "groups",
-    [[[]], [["Q"]], [["Z", "", "key"]], [["Q", "", 7]], [["W", "w", ["key"]]], [["W", "w", "key"], ["S", 7, "key"]]],
+    [
+        [[]],
+        [["Q"]],
+        [["Z", "", "key"]],
+        [["Q", "", 7]],
+        [["W", "w", ["key"]]],
+        [["W", "w", "key"], ["S", 7, "key"]],
+        [["T", ""]],
+        [["T", "", "moon", "x"]],
+    ],
     ids=repr,
 )
 def test_a_malformed_event_is_a_decode_error_when_it_is_looked_at(groups: Any) -> None:
-    message = decode_events("net", to_msgpack(["1", 1, 1.0, COUNTS, groups]))
+    message = decode_events("net", to_msgpack(["1", 1, 1.0, COUNTS, None, groups]))
     assert isinstance(message, EventMessage)
     with pytest.raises(DecodeError, match="an event of network 'net' is malformed"):
         message.events  # noqa: B018

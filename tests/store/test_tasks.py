@@ -11,7 +11,7 @@ import pytest_asyncio
 from rush_async import EncodeError, Failure, Rush, RushWorker
 from rush_async.store import tasks as module
 from rush_async.store.records import NewTask, RecordEncoder, encode_ended, encode_failure
-from rush_async.store.tasks import LOST, Ended, Popped, TaskStore
+from rush_async.store.tasks import LOST, Created, Ended, Popped, Pushed, TaskStore
 
 ENCODER = RecordEncoder(1_000_000)
 ENDED = encode_ended({"y": 1}, None)
@@ -39,7 +39,7 @@ async def quiet(store: TaskStore) -> None:
 
 async def test_a_bulk_push_of_several_calls_queues_the_tasks_in_order(rush: Rush, store: TaskStore) -> None:
     tasks = new(2_500)
-    assert await store.push("queued", tasks) == [task.key for task in tasks]
+    assert await store.push("queued", tasks) == Created([task.key for task in tasks])
     assert (await rush.keys_with_state("queued"))["queued"] == [task.key for task in tasks]
 
 
@@ -61,8 +61,8 @@ async def test_a_refused_chunk_takes_the_earlier_chunks_back(
 
 async def test_a_running_task_finds_a_place_only_within_the_budget(store: TaskStore, rush_worker: RushWorker) -> None:
     first, second = new(2)
-    assert await store.push_one(first, rush_worker.worker_id, budget=1) == (1, 0)
-    assert await store.push_one(second, rush_worker.worker_id, budget=1) == (0, 0)
+    assert await store.push_one(first, rush_worker.worker_id, budget=1) == Pushed(1, 0)
+    assert await store.push_one(second, rush_worker.worker_id, budget=1) == Pushed(0, 0)
 
 
 async def test_a_worker_that_is_not_alive_gets_no_task(store: TaskStore) -> None:
@@ -98,8 +98,9 @@ async def test_each_task_ends_once_and_only_by_its_worker(rush: Rush, store: Tas
 
 
 async def test_more_ends_than_one_call_takes_are_answered_in_order(store: TaskStore, rush_worker: RushWorker) -> None:
-    keys = await store.push("running", new(1_200), worker_id=rush_worker.worker_id)
-    assert isinstance(keys, list)
+    created = await store.push("running", new(1_200), worker_id=rush_worker.worker_id)
+    assert isinstance(created, Created)
+    keys = created.keys
     ends = [Ended("finished", key, rush_worker.worker_id, ENDED) for key in [*keys[:700], "unknown", *keys[700:]]]
     assert await store.end(ends) == [1] * 700 + [0] + [1] * 500
 

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from rush_async import Failure, NetworkStateError, Rush, RushWorker, WorkerLostError
 from rush_async.store.records import encode_ended
-from rush_async.store.tasks import LOST, Ended
+from rush_async.store.tasks import Ended
 from rush_async.testing import wait_until
 from rush_async.worker.membership import Membership
 from rush_async.worker.worker import membership_of
@@ -94,7 +94,7 @@ async def test_failing_the_held_tasks_fails_each(rush: Rush, rush_worker: RushWo
 async def test_a_worker_that_gets_no_task_because_it_is_not_alive_is_lost(membership: Membership) -> None:
     assert membership.hold(["key"]) == ["key"]
     with pytest.raises(WorkerLostError, match=r"is not alive in network .* any more \(lost\)"):
-        membership.hold(LOST)
+        raise membership.lost_error()
     assert membership.is_shut_out
     assert not membership.was_killed
     assert membership.terminated

@@ -1,14 +1,15 @@
 -- A process is alive: renews its leases and those of the workers it vouches for, never one that has ended. Then it judges the
 -- leases that have expired and shuts their workers out. Where no process beat for so long that the server or its clock must have
--- stopped, it renews every lease instead. A late copy of a beat renews, at worst, what was renewed a moment ago.
+-- stopped, it renews every lease instead. It stops a network whose time is up. A late copy of a beat renews, at worst, what was renewed a moment ago.
 -- Entries of `processes`, `passing` and `workers` that cannot be parsed are skipped.
 -- ARGV  0 '' 0, failure of lost workers (msgpack), number of leases, then leases: lease, seconds since its loop answered; then
 --       workers vouched for
 -- answer: 1 when more is to be judged at once, else 0; then the pace (seconds, '' for none), the number of requests made so far,
 --         {leases that have ended}, {workers that this call shut out}, {workers to be cleared: state, worker, ...}
 local MOST_JUDGED = 1000
-local head = call('HMGET', META, 'epoch', 'seq', 'beat_at', 'pace', 'asks')
+local head = call('HMGET', META, 'epoch', 'seq', 'beat_at', 'pace', 'asks', 'stop')
 EPOCH = head[1] or '0'
+take_stop(head[6])
 local gone = {}
 local last_own = 5 + 2 * tonumber(N_LEASES)
 if EPOCH == '0' then
@@ -87,5 +88,9 @@ for i = 1, #passing, 2 do
     end
   end
 end
+local judge = rules_of(add, close_group, packed, events)
+if judge then judge.time() end
+local seq = has_moved() and call('HINCRBY', META, 'seq', #events) or tonumber(head[2] or 0)
+if has_moved() then publish_events(seq, counts()) end
 local extra = { call('HGET', META, 'pace') or '', tonumber(head[5] or 0), gone, fenced, clearing }
-return reply(tonumber(head[2] or 0), counts(), more, extra)
+return reply(seq, counts(), more, extra)

@@ -4,6 +4,7 @@
 local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
+local judge = rules_of(add, close_group, packed, events)
 
 local keys = { unpack(ARGV, FIRST) }
 local waiting, running = call('HMGET', QUEUED, unpack(keys)), call('HMGET', RUNNING, unpack(keys))
@@ -35,5 +36,6 @@ if #stopped > 0 then
   call('HINCRBY', META, 'asks', 1)
 end
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
+if judge then judge.ended(call('LLEN', FINISHED), call('HLEN', FAILED), false) end
 for worker, theirs in pairs(by_worker) do publish_control({ 'cancel', EPOCH, worker }, theirs) end
 return commit(moved)

@@ -5,6 +5,7 @@
 local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
+local judge = rules_of(add, close_group, packed, events)
 
 local keys, workers = {}, {}
 for at = FIRST, #ARGV, ITEM_SIZE do keys[#keys + 1], workers[#workers + 1] = ARGV[at + KEY], ARGV[at + WORKER] end
@@ -13,6 +14,8 @@ local records, alive = call('HMGET', RUNNING, unpack(keys)), alive_of(workers)
 local answer, gone = {}, {}
 local finished, failed, queued, head = {}, {}, {}, {}
 local seen = {}
+local n_finished, n_failed
+if judge then n_finished, n_failed = call('LLEN', FINISHED), call('HLEN', FAILED) end
 for n = 1, #keys do
   local key, worker, record = keys[n], workers[n], records[n]
   local started = record and alive[worker] and not seen[key] and held_end(record, packed(worker))
@@ -34,6 +37,7 @@ for n = 1, #keys do
       head[#head + 1] = key
     end
     add(kind == 'returned' and 'queued' or kind, worker, key)
+    if judge then judge.ended(n_finished + #finished, n_failed + #failed / 2, kind == 'finished' and ended) end
   end
 end
 if #gone > 0 then call('HDEL', RUNNING, unpack(gone)) end

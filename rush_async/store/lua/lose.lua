@@ -7,6 +7,7 @@
 local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
+local judge = rules_of(add, close_group, packed, events)
 
 local fenced, others, names = {}, {}, {}
 for i = FIRST, #ARGV do
@@ -39,7 +40,7 @@ for i = 1, #step[2], 2 do
       queued[#queued + 1] = key
       queued[#queued + 1] = sub(record, 1, 1) .. char(retries - 1) .. sub(as_queued(record, ENDED), 3)
       head[#head + 1] = key
-      add('queued', '', key)
+      add('queued', worker, key)
     else
       failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ENDED .. stamp
       add('failed', worker, key)
@@ -53,6 +54,7 @@ each(gone, 1000, function(a, b) call('HDEL', RUNNING, unpack(gone, a, b)) end)
 each(failed, 2000, function(a, b) call('HSET', FAILED, unpack(failed, a, b)) end)
 each(queued, 2000, function(a, b) call('HSET', QUEUED, unpack(queued, a, b)) end)
 each(head, 1000, function(a, b) call('LPUSH', QUEUE, unpack(head, a, b)) end)
+if judge then judge.ended(call('LLEN', FINISHED), call('HLEN', FAILED), false) end
 if step[1] == '0' then
   for _, workers in ipairs({ fenced, others }) do
     for _, worker in ipairs(workers) do

@@ -1,11 +1,15 @@
--- Takes tasks from the head of the queue for workers that are alive: each becomes running, its attempt counted.
+-- Takes tasks from the head of the queue for workers that are alive: each becomes running, its attempt counted. A network that
+-- has stopped gives none, and none more than have a place within its stop rules.
 -- An item is a worker and how many tasks it wants.
 -- answer: for each worker the keys and records that it was given, key, record, ...; nil for a worker that is not alive
--- then 1 if it left off before the end of the queue, at many stale entries, else 0; for a repetition 1, as it may have
+-- then why there were no more: 'empty', 'full', 'stopped', or 'left off' before the end of the queue, at many stale entries; for
+--      a repetition 'left off', as it may have
 local MOST_STALE = 1000
 local refusal, known = begin_call()
 if refusal then return refusal end
-if known then return repeated(known, with_records(known), { 1 }) end
+if known then return repeated(known, with_records(known), { 'left off' }) end
+local judge = rules_of(add, close_group, packed, events)
+if judge then judge.time() end
 
 local wants, workers, total = {}, {}, 0
 for at = FIRST, #ARGV, ITEM_SIZE do
@@ -16,6 +20,9 @@ local alive = alive_of(workers)
 for i, worker in ipairs(workers) do
   if alive[worker] then total = total + wants[i] end
 end
+local places = stop and 0 or judge and judge.places_left(call('HLEN', RUNNING), call('LLEN', FINISHED))
+local is_limited = places and places < total
+if is_limited then total = places end
 
 -- Nothing is written before every record was checked. A malformed one stays in `queued`, and its entry goes.
 local keys, records, n_entries, stale, seen = {}, {}, 0, 0, {}
@@ -57,4 +64,12 @@ if #keys > 0 then
   call('HDEL', QUEUED, unpack(keys))
   call('HSET', RUNNING, unpack(running))
 end
-return commit(answer, { stale >= MOST_STALE and #keys < total and 1 or 0 }, stored)
+local why = 'empty'
+if stop then
+  why = 'stopped'
+elseif #keys == total then
+  why = is_limited and 'full' or 'empty'
+elseif stale >= MOST_STALE then
+  why = 'left off'
+end
+return commit(answer, { why }, stored)

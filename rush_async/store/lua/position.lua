@@ -1,5 +1,6 @@
--- Reads the position of the network: epoch, seq, counts. Writes nothing, needs no call number.
+-- Reads the position of the network: epoch, seq, counts, and why it has stopped. Writes nothing, needs no call number.
 -- answer: its wire version
-local head = call('HMGET', META, 'epoch', 'seq', 'wire')
+local head = call('HMGET', META, 'epoch', 'seq', 'wire', 'stop')
 EPOCH = head[1] or '0'
+take_stop(head[4])
 return reply(tonumber(head[2] or 0), counts(), head[3] or WIRE)

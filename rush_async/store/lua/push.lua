@@ -1,15 +1,19 @@
 -- Creates tasks: queued, running, finished or failed. A worker's group needs the worker alive; a group with a budget takes as
--- many as find a place (queued + running + finished < budget), none once max_failed have failed.
+-- many as find a place (queued + running + finished < budget), none once max_failed have failed. Running tasks need a place
+-- within the stop rules too (running + finished < their `finished`), and a network that has not stopped.
 -- A group has a target, a worker or '', a budget or '', max_failed or '', and n; n items follow: key, header + created (finished:
 -- created alone), ended or ''.
--- answer: for each group the number taken, nil for a worker that is not alive, and the index of its first task
+-- answer: for each group the number taken, nil for a worker that is not alive, 'stopped' or 'full' where the stop rules allow
+--         no start; and the index of its first task
 local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
+local judge = rules_of(add, close_group, packed, events)
 
 local answer = {}
 local queue, queued, running, finished, failed = {}, {}, {}, {}, {}
-local used, n_failed
+local used, n_failed, n_running, n_finished
+if judge then n_running, n_finished, n_failed = call('HLEN', RUNNING), call('LLEN', FINISHED), call('HLEN', FAILED) end
 local at, workers = FIRST, {}
 while at <= #ARGV do
   if ARGV[at + WORKER] ~= '' then workers[#workers + 1] = ARGV[at + WORKER] end
@@ -23,8 +27,11 @@ while at <= #ARGV do
   local first = at + GROUP_SIZE
   at = first + ITEM_SIZE * n
   local take = n
+  if judge and target == 'running' then judge.time() end
   if worker ~= '' and not alive[worker] then
     answer[#answer + 1], take = false, 0
+  elseif target == 'running' and stop then
+    answer[#answer + 1], take = 'stopped', 0
   else
     if budget ~= '' then
       if not used then
@@ -36,7 +43,10 @@ while at <= #ARGV do
       n_failed = n_failed or call('HLEN', FAILED)
       if n_failed >= tonumber(max_failed) then take = 0 end
     end
-    answer[#answer + 1] = take
+    local places = judge and target == 'running' and judge.places_left(n_running, n_finished)
+    local is_full = places == 0 and take > 0
+    if places then take = math.min(take, places) end
+    answer[#answer + 1] = is_full and 'full' or take
   end
   local index = take > 0 and call('HINCRBY', META, 'next_index', take) - take or 0
   answer[#answer + 1] = index
@@ -58,8 +68,16 @@ while at <= #ARGV do
       failed[#failed + 1] = created .. NEVER_STARTED .. ended .. stamp
     end
     add(target == 'running' and 'started' or target, worker, key)
+    if judge and target == 'finished' then
+      n_finished = n_finished + 1
+      judge.ended(n_finished, n_failed, ended)
+    elseif judge and target == 'failed' then
+      n_failed = n_failed + 1
+      judge.ended(n_finished, n_failed, false)
+    end
   end
   if used and target ~= 'failed' then used = used + take end
+  if judge and target == 'running' then n_running = n_running + take end
 end
 if has_moved() then create_network(LAST_KNOWN) end
 

@@ -6,6 +6,7 @@ local MOST_STALE = 1000
 local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known, known, { 1 }) end
+local judge = rules_of(add, close_group, packed, events)
 
 local most, is_named = tonumber(MOST), #ARGV >= FIRST
 local moved, failed, seen, n_entries, stale = {}, {}, {}, 0, 0
@@ -37,5 +38,6 @@ if n_entries > 0 then call('LPOP', QUEUE, n_entries) end
 if #moved > 0 then
   call('HDEL', QUEUED, unpack(moved))
   call('HSET', FAILED, unpack(failed))
+  if judge then judge.ended(call('LLEN', FINISHED), call('HLEN', FAILED), false) end
 end
 return commit(moved, { n_entries > 0 and 1 or 0 })

@@ -13,7 +13,7 @@ if WHAT == 'all' then
   workers_stay = 0
 elseif EPOCH ~= '0' then
   call('HSET', META, 'epoch', next_epoch, 'seq', 0)
-  call('HDEL', META, 'largest', 'next_index')
+  call('HDEL', META, 'largest', 'next_index', 'stop', 'rules')
 end
 local message = cmsgpack.pack({ 'reset', next_epoch, now, workers_stay })
 redis.pcall('SPUBLISH', EVENTS, message)

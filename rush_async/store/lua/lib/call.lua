@@ -1,13 +1,10 @@
 -- What every script begins with: the guard of a numbered call (begin_call) and its end (commit).
 -- ARGV  epoch client number ...            the epoch the caller knows, who calls, and the number of the call
--- A reply is {epoch, seq, n_queued, n_running, n_finished, n_failed, n_workers, answer, ...}, or {'EPOCH', epoch, wire}: another
--- epoch, not executed; or {'OLD'}: a late copy of a call that was answered long ago, not executed.
-local call, sub, char, byte, concat = redis.call, string.sub, string.char, string.byte, table.concat
+-- A reply is {epoch, seq, n_queued, n_running, n_finished, n_failed, n_workers, stop, answer, ...}, or {'EPOCH', epoch, wire}:
+-- another epoch, not executed; or {'OLD'}: a late copy of a call that was answered long ago, not executed.
 local WIRE, WINDOW, MESSAGE, MOST_WORDS = '1', 64, 960, 4000
 local HEADER = 6 -- attempt u8, retries left u8 (high bit: a stale entry is left in the queue), length of created u32
 local NEVER_STARTED = '\192\192\192'
-local slot, now, stamp
-
 -- The server's time, as a number and as records hold it.
 local function read_time()
   local time = call('TIME')
@@ -15,10 +12,17 @@ local function read_time()
   stamp = '\203' .. struct.pack('>d', now)
 end
 
+-- `meta` has '' in place of a stop where there are rules that may stop the network.
+local function take_stop(value)
+  is_judged = value == ''
+  stop = value and value ~= '' and value
+end
+
 -- Guards a call. Returns a refusal to hand back, or nil and the stored answer when the call is a repetition.
 local function begin_call()
-  local head = call('HMGET', META, 'epoch', 'wire')
+  local head = call('HMGET', META, 'epoch', 'wire', 'stop')
   local epoch = head[1] or '0'
+  take_stop(head[3])
   slot = CLIENT .. ':' .. (tonumber(NUMBER) % WINDOW)
   local last = call('HGET', CALLS, slot)
   local number, answer
@@ -64,6 +68,7 @@ local function packed_index(index) return '\206' .. struct.pack('>I4', index) en
 -- worker are the same and it fits into one message.
 local KINDS = {
   queued = 'Q', started = 'S', finished = 'F', failed = 'X', worker_started = 'W', worker_stopped = 'E', worker_lost = 'L',
+  stopped = 'T', resumed = 'R', places = 'P',
 }
 local events, open_kind, open_worker, parts, n_parts, size = {}, nil, nil, {}, 0, 0
 local function close_group()
@@ -96,15 +101,15 @@ local function publish_events(seq, n)
       last = last + 1
       length = length + #events[last]
     until last == #events or length + #events[last + 1] > MESSAGE
-    local head = '\149' .. packed(EPOCH) .. cmsgpack.pack(first + begin) .. stamp .. cmsgpack.pack(n)
+    local head = '\150' .. packed(EPOCH) .. cmsgpack.pack(first + begin) .. stamp .. cmsgpack.pack(n) .. (stop or '\192')
     local groups = '\220' .. struct.pack('>H', last - begin + 1) .. concat(events, '', begin, last)
     redis.pcall('SPUBLISH', EVENTS, head .. groups)
   end
 end
 
 local function reply(seq, n, answer, extra)
-  local result = { EPOCH, seq, n[1], n[2], n[3], n[4], n[5], answer }
-  for i = 1, extra and #extra or 0 do result[8 + i] = extra[i] end
+  local result = { EPOCH, seq, n[1], n[2], n[3], n[4], n[5], stop, answer }
+  for i = 1, extra and #extra or 0 do result[9 + i] = extra[i] end
   return result
 end
 

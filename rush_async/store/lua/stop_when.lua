@@ -1,0 +1,51 @@
+-- Sets the stop rules of the network, in place of those it had. `lifts` is 1 for a resumption: it lifts the stop, too.
+-- ARGV  ... lifts, spec (a msgpack map: finished, failed, seconds, output, maximize, target, patience), then the best output of
+--       the first `n_read` finished tasks, '' for none
+-- answer: 'set'; 'same' where these rules hold already, also in a network that they have stopped; 'stopped' where other rules
+--         have stopped it; 'behind' where so many tasks have finished since that the caller has to read them; or, of a
+--         resumption, the rule that is true already, so that nothing was changed
+local MOST_READ = 1000
+local refusal, known = begin_call()
+if refusal then return refusal end
+if known then return repeated(known) end
+
+local old, lifts = call('HGET', META, 'rules'), LIFTS == '1'
+if not lifts then
+  if old and cmsgpack.unpack(old).spec == SPEC then return commit('same') end
+  if stop then return commit('stopped') end
+end
+local rules = cmsgpack.unpack(SPEC)
+local judge = rules_of(add, close_group, packed, events, rules)
+local n_finished, n_failed, n_read = call('LLEN', FINISHED), call('HLEN', FAILED), tonumber(N_READ)
+if rules.output then
+  if n_finished < n_read or n_finished > n_read + MOST_READ then return commit('behind') end
+  rules.best, rules.best_at = tonumber(BEST), n_finished
+  local name = packed(rules.output)
+  for _, record in ipairs(call('LRANGE', FINISHED, n_read, -1)) do
+    local value = judge.output_at(record, judge.outputs_of(record), name)
+    if judge.is_better(value, rules.best) then rules.best = value end
+  end
+end
+if lifts then
+  local is_true = judge.true_rule(n_finished, n_failed)
+  if is_true then return commit(is_true) end
+end
+
+create_network(LAST_KNOWN)
+local has_rules = next(rules) ~= nil
+rules.spec, rules.deadline = SPEC, rules.seconds and now + rules.seconds
+if has_rules then
+  call('HSET', META, 'rules', cmsgpack.pack(rules), 'stop', '')
+else
+  call('HDEL', META, 'rules', 'stop')
+end
+if stop then
+  local seq = judge.next_seq()
+  stop = false
+  add('resumed', '')
+  judge.publish('resumed', EPOCH, seq)
+else
+  add('places', '')
+end
+judge.ended(n_finished, n_failed, false)
+return commit('set')

@@ -1,0 +1,85 @@
+"""The rules by which a network stops: the scripts judge them, so that one step of the server decides."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from rush_async.store.calls import Batcher
+from rush_async.store.codec import to_msgpack
+from rush_async.store.scripts import Request, Script
+
+__all__ = ["RulesAnswer", "StopRules", "StopRulesStore"]
+
+# `set`; `same`: they hold already; `stopped`: others have stopped the network; `behind`: more tasks have finished than the
+# caller has read; else the rule that is true already, of a resumption.
+RulesAnswer: TypeAlias = Literal["set", "same", "stopped", "behind", "finished", "failed", "target"]
+
+STOP_WHEN = Script("stop_when", args=("lifts", "spec", "best", "n_read"), parts=("rules",), memory="grows", creates=True)
+STOP_NETWORK = Script("stop_network", args=("why",), parts=("rules",), creates=True)
+
+
+class StopRules(NamedTuple):
+    """The rules of a network; None for one that it does not have. The one that is true first stops it.
+
+    Attributes:
+        finished: how many tasks finish.
+        failed: how many tasks fail.
+        seconds: how much time may pass.
+        output: the output that `target` and `patience` judge.
+        maximize: whether larger values of it are better.
+        target: the value of it that is good enough.
+        patience: how many tasks may finish without a better value of it.
+    """
+
+    finished: int | None = None
+    failed: int | None = None
+    seconds: float | None = None
+    output: str | None = None
+    maximize: bool = False
+    target: float | None = None
+    patience: int | None = None
+
+    def encode(self) -> bytes:
+        """Encodes the rules; those of equal rules are equal."""
+        given = {name: value for name, value in self._asdict().items() if value is not None}
+        return to_msgpack(given if any(value is not None for value in self._replace(maximize=None)) else {})
+
+
+class StopRulesStore:
+    """Sets the stop rules of one network, and stops it."""
+
+    def __init__(self, calls: Batcher) -> None:
+        self._calls = calls
+
+    async def set(self, rules: StopRules, best: float | None, n_read: int, *, lifts: bool) -> RulesAnswer:
+        """Sets the rules in place of those that the network had.
+
+        Args:
+            rules: the rules.
+            best: the best value of their output among the first `n_read` finished tasks.
+            n_read: how many finished tasks `best` covers.
+            lifts: whether to lift a stop, too.
+        """
+        args = ["1" if lifts else "0", rules.encode(), "" if best is None else repr(best), n_read]
+        answer = await self._calls.call(Request(STOP_WHEN, args, survives_reset=False))
+        return "behind" if answer is None else answer.decode()  # the network was reset: nothing is known of it
+
+    async def stop(self, why: str) -> None:
+        """Stops the network by hand, unless it has stopped."""
+        await self._calls.call(_StopNetwork(why))
+
+    async def judge_time(self) -> float | None:
+        """Stops the network if its time is up. Returns the seconds that it has left; None where nothing limits them."""
+        return await self._calls.call(_StopNetwork(""))
+
+
+class _StopNetwork(Request):
+    """Stops a network; the result is how many seconds it has left."""
+
+    __slots__ = ()
+
+    def __init__(self, why: str) -> None:
+        super().__init__(STOP_NETWORK, [why])
+
+    def decode(self, answer: Any, extra: list[Any]) -> float | None:
+        return float(answer) if answer else None
