@@ -120,11 +120,11 @@ GOALS = (
         lambda at: Measured.counted(without_test_file(at.house, at.tests)),
     ),
     Goal("old words", 0, 0, lambda at: Measured.counted(old_words({**at.house, **at.lua}, at.tests))),
-    # The package began with 9,485; the rebuild mended defects, which takes code.
+    # The package began with 9,485; the rebuild mended defects, and workers that fit their machine are new: both take code.
     Goal(
         "lines of code in the package",
         9_485,
-        10_250,
+        10_350,
         lambda at: Measured(sum(size for size, _ in sizes(at.house, ast.Module))),
     ),
 )

@@ -6,6 +6,8 @@ a loop by its name. All workers of a program run in one process and one event lo
 SIGTERM and SIGINT *drain* the program: the workers finish their tasks and take no new ones. After `--drain` seconds, or at a
 second signal, they are cancelled, and their tasks fail as `cancelled`. A loop that never awaits ends with the process.
 
+numpy, polars and others compute with a thread for each core that the program may use, unless the environment says otherwise.
+
 Exit codes:
 
 | code | means |
@@ -37,6 +39,7 @@ from rush_async.errors import RushConfigError, RushConnectionError, RushError
 from rush_async.heartbeat.heartbeat import own_this_process
 from rush_async.launch.job import Job
 from rush_async.launch.packed_loop import PackedLoop
+from rush_async.launch.threads import thread_variables
 from rush_async.model import Failure, WorkerExit
 from rush_async.network.network import Network
 from rush_async.worker.loop import WorkerLoop, bind_loop
@@ -65,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, drain: Drain) -> int:
     own_this_process()
+    os.environ.update(thread_variables())  # before the loop's module imports numpy or polars
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +19,9 @@ import anyio
 from rush_async.client.arguments import as_number
 from rush_async.launch.handle import Launch, WorkerHandle
 from rush_async.launch.job import Job, frame, take_frames, unpack_report
+from rush_async.launch.threads import thread_variables
 from rush_async.model import Failure, WorkerExit
+from rush_async.process import LoopValue
 
 __all__ = ["Processes"]
 
@@ -76,12 +79,10 @@ class _Child:
         self._network = launch.network
         self._job = job
         self.handles = {worker_id: _Worker(worker_id, self) for worker_id in job.worker_ids}
-        # The manager removes the temporary directory at the end, or the child if the manager was killed.
-        self._private_directory = tempfile.mkdtemp(prefix="rush-out-") if launch.log_dir is None else None
-        directory = launch.log_dir or Path(self._private_directory or "")
-        self._stderr = directory / f"{job.worker_ids[0]}.stderr"
-        self._stdout = directory / f"{job.worker_ids[0]}.stdout"
-        self._process: asyncio.subprocess.Process  # this and the pipes are set by `start`
+        self._log_dir = launch.log_dir
+        self._private_directory: str | None = None
+        self._stderr: Path  # this, the process and the pipes are set by `start`
+        self._process: asyncio.subprocess.Process
         self._requests: asyncio.WriteTransport
         self._reports: int
         self._reported = bytearray()
@@ -91,9 +92,13 @@ class _Child:
         """Whether other workers of this process are alive."""
         return any(other.is_alive for other in self.handles.values() if other is not worker)
 
-    async def start(self) -> None:
-        """Starts the process. An error or a cancellation leaves nothing behind."""
+    async def start(self, variables: Mapping[str, str]) -> None:
+        """Starts the process, with these variables in its environment. An error or a cancellation leaves nothing behind."""
         loop = asyncio.get_running_loop()
+        if self._log_dir is None:
+            # The manager removes the temporary directory at the end, or the child if the manager was killed.
+            self._private_directory = tempfile.mkdtemp(prefix="rush-out-")
+        self._stderr = (self._log_dir or Path(self._private_directory or "")) / f"{self._job.worker_ids[0]}.stderr"
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._remove_private_directory)
             with contextlib.ExitStack() as ends_of_child:
@@ -106,7 +111,7 @@ class _Child:
                 os.set_blocking(reports, False)
                 self._requests, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, pipe)
                 on_error.callback(self._requests.abort)
-                self._process = await self._execute(requests_end, reports_end)
+                self._process = await self._execute(requests_end, reports_end, variables)
             on_error.pop_all()
         # No await follows: a cancelled caller has started no process, or one that is watched.
         if sys.platform != "darwin":  # which cannot tell whether a process is stopped; the workers' own heartbeat is enough
@@ -117,11 +122,11 @@ class _Child:
         loop.add_reader(reports, self._take_reports)
         self._network.link.supervisor.start(self._watch)
 
-    async def _execute(self, requests_end: int, reports_end: int) -> asyncio.subprocess.Process:
+    async def _execute(self, requests_end: int, reports_end: int, variables: Mapping[str, str]) -> asyncio.subprocess.Process:
         program = _PROGRAM.format(
             path=sys.path, reports=reports_end, manager=os.getpid(), private_directory=self._private_directory
         )
-        with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
+        with self._stderr.with_suffix(".stdout").open("ab") as stdout, self._stderr.open("ab") as stderr:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-c",
@@ -129,9 +134,15 @@ class _Child:
                 stdin=requests_end,
                 stdout=stdout,
                 stderr=stderr,
+                env={**os.environ, **variables},
                 pass_fds=[reports_end],
                 start_new_session=True,  # Ctrl-C reaches the manager, which stops its workers
             )
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a worker of this process is alive, also before the process has started."""
+        return any(worker.is_alive for worker in self.handles.values())
 
     @property
     def has_ended(self) -> bool:
@@ -189,6 +200,7 @@ class _Child:
         for handle in self.handles.values():
             handle.end(WorkerExit(handle.worker_id, "terminated"))
         self._remove_private_directory()
+        _running.get().discard(self)
         self._is_gone.set()
 
     def _remove_private_directory(self) -> None:
@@ -230,6 +242,9 @@ class _Child:
         return ""
 
 
+_running = LoopValue(set[_Child])  # the processes that managers of this event loop run or are about to start
+
+
 def _death(code: int) -> str:
     if code >= 0:
         return f"the process ended with exit code {code}"
@@ -245,30 +260,40 @@ class Processes:
     Attributes:
         n: the number of processes, each with one event loop and one connection, over which the workers are spread; None
             starts a process for each worker.
+        threads: how many threads numpy's BLAS, OpenMP, numexpr and polars start in each process. None gives each process its
+            share: the usable cores (CPU affinity and cgroup quota) divided by the processes that this manager runs and starts,
+            at least 1; variables that the environment has already, such as `OMP_NUM_THREADS`, then keep their values.
     """
 
     n: int | None = None
+    threads: int | None = None
     is_local: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.n is not None and as_number(self.n, "n of Processes(n)") < 1:
             raise ValueError(f"Processes(n) needs at least one process, not {self.n}")
+        if self.threads is not None and as_number(self.threads, "threads of Processes(threads=...)") < 1:
+            raise ValueError(f"Processes(threads=...) needs at least one thread, not {self.threads}")
 
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
         """Starts the workers and returns at once."""
         n = min(self.n or len(launch.worker_ids), len(launch.worker_ids))
         job = await launch.pack()
-        children: list[_Child] = []
+        children = [_Child(launch, replace(job, worker_ids=launch.worker_ids[first::n])) for first in range(n)]
+        started: list[_Child] = []
+        running = _running.get()
+        running.update(children)
         try:
             if launch.log_dir is not None:
                 launch.log_dir.mkdir(parents=True, exist_ok=True)
-            for first in range(n):
-                child = _Child(launch, replace(job, worker_ids=launch.worker_ids[first::n]))
-                await child.start()
-                children.append(child)
-        except BaseException:
+            variables = thread_variables(self.threads, sum(child.is_in_use for child in running))
             for child in children:
+                await child.start(variables)
+                started.append(child)
+        except BaseException:
+            for child in started:
                 child.kill()
+            running.difference_update(children)
             await job.loop.payload.discard()
             raise
         handles: dict[str, WorkerHandle] = {}

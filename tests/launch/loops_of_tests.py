@@ -183,6 +183,12 @@ async def end_a_fork(rush: RushWorker) -> None:
     await rush.push_finished_tasks([{"signal": os.WTERMSIG(status)}], [{"y": 0}])
 
 
+async def count_threads(rush: RushWorker) -> None:
+    import polars as pl
+
+    await rush.push_finished_tasks([{"pid": os.getpid()}], [{"polars": pl.thread_pool_size()}])
+
+
 async def block_loudly(rush: RushWorker) -> None:
     await rush.push_running_tasks([{"x": 0}])
     sys.stderr.write("blocked\n")

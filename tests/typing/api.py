@@ -160,7 +160,7 @@ async def loop(rush: RushWorker, n: int = 10) -> None: ...
 
 
 async def workers(rush: Rush) -> None:
-    ids = await rush.start_workers(loop, n_workers=4, on=Processes(2), args={"n": 5})
+    ids = await rush.start_workers(loop, n_workers=4, on=Processes(2, threads=1), args={"n": 5})
     assert_type(ids, list[str])
     assert_type(await rush.wait_for_workers(4, timeout=5), None)
     assert_type(await rush.stop_workers(ids, mode="kill"), None)
