@@ -61,6 +61,11 @@ def _add_arguments(worker: argparse.ArgumentParser) -> None:
     worker.add_argument(
         "--drain", metavar="S", type=_seconds, default=30.0, help="seconds that workers may run after a signal (default: 30)"
     )
+    worker.add_argument("--max-time", metavar="S", type=_limit, help="seconds after which each worker takes no new task")
+    worker.add_argument("--max-tasks", metavar="N", type=_count, help="tasks after which each worker takes no new one")
+    worker.add_argument(
+        "--idle-timeout", metavar="S", type=_limit, help="seconds that each worker waits for a task or a place; then it ends"
+    )
     worker.add_argument("--allow-pickle", action="store_true", help="take a start that holds a pickle")
     worker.add_argument("--tls-ca-file", metavar="FILE", help="certificates to trust besides the system's")
     worker.add_argument("--tls-cert-file", metavar="FILE", help="this client's certificate")
@@ -105,7 +110,7 @@ def _loop_name(text: str) -> str:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 1 or more")
     return int(text)
 
 
@@ -116,6 +121,12 @@ def _seconds(text: str) -> float:
         seconds = math.nan
     if not 0 <= seconds <= threading.TIMEOUT_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _limit(text: str) -> float:
+    if not (seconds := _seconds(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
 
 

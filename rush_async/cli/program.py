@@ -6,6 +6,8 @@ a loop by its name. All workers of a program run in one process and one event lo
 SIGTERM and SIGINT *drain* the program: the workers finish their tasks and take no new ones. After `--drain` seconds, or at a
 second signal, they are cancelled, and their tasks fail as `cancelled`. A loop that never awaits ends with the process.
 
+`--max-time`, `--max-tasks` and `--idle-timeout` stop each worker as a request does: between two tasks, with exit code 0.
+
 numpy, polars and others compute with a thread for each core that the program may use, unless the environment says otherwise.
 
 Exit codes:
@@ -42,6 +44,7 @@ from rush_async.launch.packed_loop import PackedLoop
 from rush_async.launch.threads import thread_variables
 from rush_async.model import Failure, WorkerExit
 from rush_async.network.network import Network
+from rush_async.worker.limits import Limits
 from rush_async.worker.loop import WorkerLoop, bind_loop
 from rush_async.worker.names import worker_name
 from rush_async.worker.worker import Runner
@@ -77,7 +80,8 @@ def _run(options: argparse.Namespace, drain: Drain) -> int:
         if drain.signal is not None:
             logger.info("asked to end before a worker was started")
             return 0
-        return asyncio.run(_work(job, loop, drain))
+        limits = Limits(options.max_time, options.max_tasks, options.idle_timeout)
+        return asyncio.run(_work(job, loop, limits, drain))
     except RushConnectionError as error:
         logger.error("%s", f"{error.problem}. {_advice(error)}" if error.advice else error)
         return _UNREACHABLE
@@ -158,12 +162,12 @@ def _load(job: Job, arguments: dict[str, Any]) -> WorkerLoop:
 # the workers
 
 
-async def _work(job: Job, loop: WorkerLoop, drain: Drain) -> int:
+async def _work(job: Job, loop: WorkerLoop, limits: Limits, drain: Drain) -> int:
     network = await Network.acquire(
         job.network_id, job.config
     )  # shared by the workers: one error if the server cannot be reached
     try:
-        runner = Runner(job.network_id, job.config, job.worker_ids, loop, job.log_levels)
+        runner = Runner(job.network_id, job.config, job.worker_ids, loop, job.log_levels, limits)
         drain.attend(runner)
         ends = await runner.run()
     finally:

@@ -12,6 +12,7 @@ from rush_async.config import RushConfig, with_heartbeat
 from rush_async.errors import NetworkStateError, RushConfigError
 from rush_async.model import WorkerExit
 from rush_async.plan import resolve_config
+from rush_async.worker.limits import Limits
 from rush_async.worker.loop import bind_loop
 from rush_async.worker.names import worker_name
 from rush_async.worker.worker import Runner
@@ -30,6 +31,9 @@ def run_worker(
     log_levels: Mapping[str, str | int] | None = None,
     heartbeat_period: float | None = None,
     heartbeat_expire: float | None = None,
+    max_time: float | None = None,
+    max_tasks: int | None = None,
+    idle_timeout: float | None = None,
     **kwargs: Any,
 ) -> list[WorkerExit]:
     """Runs workers in this process until their loops have ended. Any scheduler or pool can call it to start workers.
@@ -47,6 +51,10 @@ def run_worker(
         heartbeat_period: seconds between two heartbeats; by default that of the configuration.
         heartbeat_expire: seconds without a heartbeat after which a process counts as lost; by default that of the
             configuration.
+        max_time: seconds for which each worker runs. This limit and the next two turn `rush.terminated` on, as a request to
+            stop does: the worker finishes what it runs and takes no new task.
+        max_tasks: how many tasks each worker finishes or fails.
+        idle_timeout: for how many seconds, since its last task, each worker waits for another or for a place within a budget.
         kwargs: further arguments of the loop.
 
     Returns:
@@ -54,11 +62,13 @@ def run_worker(
 
     Raises:
         TypeError: the loop is not `async def`, or does not take these arguments.
+        ValueError: a limit is not above 0.
         RushConfigError: a worker id is given twice, or the configuration is invalid.
         NetworkStateError: an event loop is already running in this thread.
     """
     bound = bind_loop(loop, args, kwargs, _OPTIONS, of="run_worker")
     names = [worker_name() for _ in range(as_number(n_workers, "n_workers"))] if worker_ids is None else as_keys(worker_ids)
+    limits = Limits(max_time, max_tasks, idle_timeout)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RushConfigError(f"worker_ids names {twice[0]!r} twice: each worker has a name of its own")
     resolved = with_heartbeat(resolve_config(config), heartbeat_period, heartbeat_expire)
@@ -69,7 +79,7 @@ def run_worker(
         )
 
     async def run_all() -> list[WorkerExit]:
-        return await Runner(network_id, resolved, names, bound, log_levels).run()
+        return await Runner(network_id, resolved, names, bound, log_levels, limits).run()
 
     return asyncio.run(run_all())
 

@@ -14,6 +14,7 @@ from rush_async.store.records import encode_failure
 from rush_async.store.tasks import Ended, TaskStore
 from rush_async.store.workers import KILLED, WorkerStore
 from rush_async.worker.guard import Guard, LoopTurns
+from rush_async.worker.limits import Limiter, Limits
 
 __all__ = ["Membership"]
 
@@ -53,6 +54,8 @@ class Membership:
         self._expelled = asyncio.Event()
         self._loop: asyncio.Task[Any] | None = None
         self._is_loop_cancelled = False
+        self._is_asked_to_stop = False
+        self._limiter: Limiter | None = None
         self._held: dict[str, None] = {}
         self._guards: dict[str, Guard] = {}
         self._has_warned = False
@@ -63,10 +66,10 @@ class Membership:
         self._turns: LoopTurns
         self._neighbours: Sized
 
-    @property
-    def terminated(self) -> bool:
-        """Whether the worker is to take no new task: it was asked to stop, or the network has stopped."""
-        return self._is_asked_to_stop or (self.is_registered and self._tasks.position.stop is not None)
+    def limit(self, limits: Limits) -> None:
+        """Sets the limits of the worker, before it registers."""
+        self._limiter = Limiter(limits, self)
+        self.waits = self._limiter.waits
 
     def join(self, tasks: TaskStore, workers: WorkerStore, log_writer: LogWriter, turns: LoopTurns, neighbours: Sized) -> None:
         """The network counts the worker as running from here on.
@@ -87,6 +90,8 @@ class Membership:
         )
         log_writer.start()
         self.is_registered = True
+        if self._limiter is not None:
+            self._limiter.start()
 
     def check(self) -> None:
         """Raises `NetworkStateError` where the worker has not registered, or is leaving."""
@@ -116,6 +121,15 @@ class Membership:
 
     # requests of the network
 
+    @property
+    def terminated(self) -> bool:
+        """Whether the worker is to take no new task: it was asked to stop, its time is up, or the network has stopped."""
+        return (
+            self._is_asked_to_stop
+            or (self._limiter is not None and self._limiter.is_out_of_time)
+            or (self.is_registered and self._tasks.position.stop is not None)
+        )
+
     def note_stop(self) -> None:
         """Sets `terminated`. May be called in any thread, because the event loop may be blocked."""
         self._is_asked_to_stop = True
@@ -123,6 +137,8 @@ class Membership:
     def request_stop(self) -> None:
         """Sets `terminated` and ends the worker's waits."""
         self._is_asked_to_stop = True
+        if self._limiter is not None:
+            self._limiter.close()
         self.end_waits()
 
     def end_waits(self) -> None:
@@ -206,16 +222,24 @@ class Membership:
         """The keys of the tasks that the worker holds."""
         return list(self._held)
 
+    @property
+    def holds_tasks(self) -> bool:
+        """Whether the worker runs a task."""
+        return bool(self._held)
+
     def hold(self, keys: list[str]) -> list[str]:
         """Adds tasks that the network gave to the worker, and returns their keys."""
         for key in keys:
             self._held[key] = None
+        self._note_change()
         return keys
 
     def cancel_task(self, key: str) -> None:
         """Cancels the block of a task that the network has failed."""
-        if self._held.pop(key, self) is None and (guard := self._guards.get(key)) is not None:
-            guard.cancel()
+        if self._held.pop(key, self) is None:
+            self._note_change()
+            if (guard := self._guards.get(key)) is not None:
+                guard.cancel()
 
     async def end_tasks(self, items: Sequence[Ended], *, quietly: bool = False) -> list[str]:
         """Ends tasks that the worker holds. Returns the keys that moved, and names the others in a warning.
@@ -231,10 +255,10 @@ class Membership:
         try:
             marks = await self._tasks.end(items) or [0] * len(items)
         except asyncio.CancelledError:
-            self._forget(keys)  # the call takes effect nevertheless
+            self._forget(keys, n_ended=len(self._held.keys() & set(keys)))  # the call takes effect nevertheless
             raise
-        self._forget(keys)
         moved = keys if marks == [1] else [key for key, mark in zip(keys, marks, strict=True) if mark == 1]
+        self._forget(keys, n_ended=len(moved))
         if len(moved) == len(items):
             return moved
         if None in marks:
@@ -250,9 +274,16 @@ class Membership:
             )
         return moved
 
-    def _forget(self, keys: Sequence[str]) -> None:
+    def _forget(self, keys: Sequence[str], n_ended: int) -> None:
         for key in keys:
             self._held.pop(key, None)
+        if self._limiter is not None:
+            self._limiter.note_ended(n_ended)
+        self._note_change()
+
+    def _note_change(self) -> None:
+        if self._limiter is not None:
+            self._limiter.note_change()
 
     async def fail_held(self, failure: Failure) -> None:
         """Fails the tasks that the worker still holds."""

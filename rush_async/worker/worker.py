@@ -24,6 +24,7 @@ from rush_async.store.records import encode_failure
 from rush_async.store.tasks import Created, Ended, Lost
 from rush_async.supervisor import Supervisor
 from rush_async.worker.guard import LoopTurns
+from rush_async.worker.limits import Limits
 from rush_async.worker.log_capture import capture
 from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.membership import Membership
@@ -93,10 +94,8 @@ class RushWorker(RushClient):
 
     @property
     def terminated(self) -> bool:
-        """Whether this worker is to take no new task: it was asked to stop, or the network has stopped.
-
-        Reading it makes no call.
-        """
+        """Whether this worker is to take no new task: it was asked to stop, has reached a limit such as `max_time`, or the network
+        has stopped. Reading it makes no call."""
         return self._membership.terminated
 
     # registering and deregistering
@@ -454,6 +453,14 @@ class Runner:
 
     The workers start when the runner is created, and run until their loops end or are cancelled.
 
+    Args:
+        network_id: the network to work in.
+        config: the server and the settings.
+        worker_ids: the workers.
+        loop: their loop with its arguments.
+        log_levels: the loggers whose records the network keeps, with their levels.
+        limits: when each of them stops by itself; None for no limit.
+
     Attributes:
         ended: how each worker ended; set when it has ended.
         refused: the workers that never ran because their id was in use.
@@ -466,6 +473,7 @@ class Runner:
         worker_ids: Sequence[str],
         loop: WorkerLoop,
         log_levels: Mapping[str, str | int] | None,
+        limits: Limits | None = None,
     ) -> None:
         event_loop = asyncio.get_running_loop()
         self.ended: dict[str, asyncio.Future[WorkerExit]] = {}
@@ -473,6 +481,8 @@ class Runner:
         self._workers = {name: RushWorker(network_id, config, worker_id=name) for name in worker_ids}
         self._tasks: dict[str, asyncio.Task[WorkerExit]] = {}
         for name, worker in self._workers.items():
+            if limits is not None:
+                membership_of(worker).limit(limits)
             self.ended[name] = event_loop.create_future()
             self._tasks[name] = Supervisor.spawn(live(worker, loop, log_levels), name=f"worker {name}")
             self._tasks[name].add_done_callback(functools.partial(self._note_end, worker))

@@ -8,10 +8,12 @@ from rush_async.cli.options import parse
 
 
 def test_options_have_values_of_their_types() -> None:
-    words = "worker net a:b -n 3 --drain 1.5 --log-level my.logger=debug --log-level other=INFO --no-tls-check-hostname -vv"
+    words = "worker net a:b -n 3 --drain 1.5 --max-time 3600 --max-tasks 10 --idle-timeout 2.5 "
+    words += "--log-level my.logger=debug --log-level other=INFO --no-tls-check-hostname -vv"
     options = parse([*words.split(), "--args", '{"x": [1, null]}'])
     assert (options.network, options.loop, options.start, options.workers, options.drain) == ("net", "a:b", None, 3, 1.5)
     assert options.args == {"x": [1, None]}
+    assert (options.max_time, options.max_tasks, options.idle_timeout) == (3600.0, 10, 2.5)
     assert options.log_level == [("my.logger", "DEBUG"), ("other", "INFO")]
     assert (options.tls_check_hostname, options.verbose) == (False, 2)
 
@@ -20,6 +22,7 @@ def test_options_that_are_not_given_are_none() -> None:
     options = parse(["worker", "--start", "1", "net"])
     assert (options.loop, options.start) == (None, "1")
     assert (options.workers, options.args, options.log_level, options.heartbeat_period) == (None, None, None, None)
+    assert (options.max_time, options.max_tasks, options.idle_timeout) == (None, None, None)
     assert (options.drain, options.tls_check_hostname, options.allow_pickle) == (30.0, True, False)
 
 
@@ -44,8 +47,11 @@ def test_a_network_that_begins_with_a_dash_follows_two_dashes() -> None:
         ("worker net a:b c:d", "unrecognized arguments: c:d"),
         ("worker net a:b --heartbeat-expire soon", "not a number of seconds"),
         ("worker {} a:b", "network_id '{}' contains '{'"),
-        ("worker net a:b -n 0", "not a number of workers"),
+        ("worker net a:b -n 0", "not a number, 1 or more"),
         ("worker net a:b --drain nan", "not a number of seconds"),
+        ("worker net a:b --max-time 0", "'0' is not a number of seconds above 0"),
+        ("worker net a:b --idle-timeout inf", "'inf' is not a number of seconds"),
+        ("worker net a:b --max-tasks many", "'many' is not a number, 1 or more"),
         ("worker net a:b --args [1]", "a JSON object is needed"),
         ("worker net a:b --args {", "no JSON"),
         ("worker net a:b --log-level x=LOUD", "my.logger=DEBUG"),

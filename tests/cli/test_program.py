@@ -119,6 +119,21 @@ async def test_arguments_that_the_loop_does_not_take_are_refused(rush: Rush, wor
     assert (await rush.worker_info()).is_empty()
 
 
+async def test_each_limit_ends_the_program_as_a_stop_does(rush: Rush, worker: Run) -> None:
+    await rush.push_tasks([{"x": x} for x in range(3)])
+    for limit, words in [
+        (("--max-tasks", "2"), "has ended 2 tasks (max_tasks)"),
+        (("--idle-timeout", "0.1"), "has waited 0.1 s without a task (idle_timeout)"),
+        (("--max-time", "0.1"), "has run for 0.1 s (max_time)"),
+    ]:
+        code, errors = await (await worker(f"{LOOPS}:serve", *limit, "-v")).ended()
+        assert code == 0
+        assert errors.count(f"{words}: it takes no new task") == 1
+        assert (await rush.counts()).queued == (1 if "--max-tasks" in limit else 0)
+    assert (await rush.counts()).finished == 3
+    assert set((await rush.worker_info())["state"]) == {"terminated"}
+
+
 async def test_a_server_must_be_named(rush: Rush, run: Run) -> None:
     program = await run(sys.executable, "-m", "rush_async", "worker", rush.network_id, f"{LOOPS}:serve")
     code, errors = await program.ended()

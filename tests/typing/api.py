@@ -182,7 +182,7 @@ async def workers_anywhere(rush: Rush, pool: ProcessPoolExecutor) -> None:
     assert_type(await rush.start_workers(loop, on=pool, log_levels={"search": "DEBUG", "": 30}), list[str])
     await rush.start_workers(loop, 2, on=Pool(pool), heartbeat_period=1, heartbeat_expire=5.5)
     assert_type(rush.worker_command(loop, n_workers=2, args={"n": 1}, with_password=True), str)
-    assert_type(run_worker(loop, "branin", n_workers=2, n=1), list[WorkerExit])
+    assert_type(run_worker(loop, "branin", n_workers=2, max_time=3600, max_tasks=100, idle_timeout=60.0, n=1), list[WorkerExit])
     assert_type(await rush.detect_lost_workers(), list[str])
     assert_type(await rush.cancel_tasks("key"), list[str])
     assert_type(await rush.read_log(["bear"], time_difference=True), pl.DataFrame)

@@ -13,6 +13,7 @@ from rush_async import Failure, NetworkStateError, Rush, RushWorker, WorkerLostE
 from rush_async.store.records import encode_ended
 from rush_async.store.tasks import Ended
 from rush_async.testing import wait_until
+from rush_async.worker.limits import Limits
 from rush_async.worker.membership import Membership
 from rush_async.worker.worker import membership_of
 
@@ -49,6 +50,15 @@ async def test_a_stop_request_sets_terminated_and_ends_the_waits(membership: Mem
     assert await waiting is False
     membership.waits.clear()
     membership.check()  # it may still end what it runs
+
+
+async def test_terminated_is_true_once_the_time_of_the_worker_is_up(rush: Rush) -> None:
+    worker = RushWorker(rush.network_id, rush.config)
+    membership_of(worker).limit(Limits(max_time=0.05))
+    async with worker:
+        assert not worker.terminated
+        assert await worker.pop_task(timeout=None) is None
+        assert worker.terminated
 
 
 async def test_the_worker_holds_the_tasks_that_it_was_given_until_they_end(
