@@ -115,9 +115,12 @@ class Connection:
         Raises:
             RushError: the server refused it.
         """
-        reply = await command.future
-        if isinstance(reply, hiredis.ReplyError):
-            raise refusal(reply, self.config.where)
+        reply: Any = await command.future
+        # A transaction answers with a list, in which a command that fails while it is executed has an error of its own.
+        replies: list[Any] = [reply] if command.n_replies == 1 or isinstance(reply, hiredis.ReplyError) else reply
+        for each in replies:
+            if isinstance(each, hiredis.ReplyError):
+                raise refusal(each, self.config.where)
         return reply
 
     def _send(self, payload: bytes, n_replies: int = 1) -> FutureCommand:

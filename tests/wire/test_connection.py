@@ -64,6 +64,12 @@ async def test_a_refused_command_is_an_error_that_names_the_server(connection: C
     assert await connection.ask("ECHO", "next") == b"next"
 
 
+async def test_a_command_that_fails_in_a_transaction_is_an_error_too(connection: Connection) -> None:
+    with pytest.raises(RushError, match="refused a call: ERR value is not an integer"):
+        await connection.ask_together(("ECHO", "before"), ("LRANGE", "list", "zero", "one"))
+    assert await connection.ask_together(("ECHO", "next")) == [b"next"]
+
+
 async def test_a_script_that_the_server_does_not_know_is_sent_with_its_source(connection: Connection, raw: Any) -> None:
     raw.script_flush()
     source = "return ARGV[1] .. ' of this test'"
