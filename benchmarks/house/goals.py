@@ -120,11 +120,12 @@ GOALS = (
         lambda at: Measured.counted(without_test_file(at.house, at.tests)),
     ),
     Goal("old words", 0, 0, lambda at: Measured.counted(old_words({**at.house, **at.lua}, at.tests))),
-    # The package began with 9,485; the rebuild mended defects, and workers that fit their machine are new: both take code.
+    # The package began with 9,485, and its rebuild was not to add to them. What users gained since then takes code: stop rules,
+    # shared state, reports, workers that fit their machine. Only a commit that adds such a thing may raise the limit.
     Goal(
         "lines of code in the package",
         9_485,
-        10_350,
+        12_000,
         lambda at: Measured(sum(size for size, _ in sizes(at.house, ast.Module))),
     ),
 )
