@@ -2,6 +2,7 @@
 
 from rush_async.client.client import RushClient
 from rush_async.client.event_stream import EventStream
+from rush_async.client.shared_state import Ranking
 from rush_async.config import RushConfig
 from rush_async.errors import (
     DecodeError,
@@ -66,6 +67,7 @@ __all__ = [
     "Plan",
     "Pool",
     "Processes",
+    "Ranking",
     "Rush",
     "RushClient",
     "RushConfig",

@@ -12,7 +12,7 @@ RushError
 │   ├── EncodeError         (TypeError)        a value that cannot be serialised
 │   └── DecodeError         (ValueError)       bytes in the database of another program or version
 ├── SchemaError             (ValueError)       a value that does not fit the schema of a frame
-├── NetworkStateError       (RuntimeError)     a client used before opening, after closing or in another event loop
+├── NetworkStateError       (RuntimeError)     a client or network that is not in the state for this call
 ├── NetworkStoppedError                        the network has stopped, and a task without a budget was to start
 ├── WorkerLostError                            this worker was declared lost or killed; its calls are refused
 ├── RushTimeoutError        (TimeoutError)
@@ -111,7 +111,7 @@ class SchemaError(RushError, ValueError):
 
 
 class NetworkStateError(RushError, RuntimeError):
-    """A client was used before opening, after closing, or in another event loop or process."""
+    """A client was used before opening, after closing, or in another event loop or process; or its network refuses the call."""
 
 
 class NetworkStoppedError(RushError):

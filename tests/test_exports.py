@@ -27,6 +27,7 @@ PROMISED = [
     "Coroutines",
     "Processes",
     "Counts",
+    "Ranking",
     "Task",
     "TaskState",
     "Failure",

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 from rush_async.events import EVENT_KINDS
 from rush_async.model import TASK_STATES, Failure, Task, TaskState
 
-__all__ = ["Schema", "as_failures", "as_keys", "as_number", "as_states", "check_kinds", "check_lengths"]
+__all__ = ["Schema", "as_failures", "as_keys", "as_number", "as_states", "as_text", "check_kinds", "check_lengths"]
 
 Schema: TypeAlias = Mapping[str, Any]  # the dtypes of columns that frames always have
 
@@ -23,6 +23,19 @@ def as_number(value: Any, what: str, most: int = 2**53) -> int:
     if not 0 <= number <= most:
         raise ValueError(f"{what} must be 0 to {most:,}, not {number:,}")
     return number
+
+
+def as_text(value: Any, what: str) -> str:
+    """Returns a text of at least one character that can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a string, not {type(value).__name__}: {value!r:.80}")
+    try:
+        is_empty = not value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} cannot be written as UTF-8: {value!r:.80}: {error.reason}") from None
+    if is_empty:
+        raise ValueError(f"{what} must have at least one character")
+    return value
 
 
 def as_keys(keys: str | Iterable[str]) -> list[str]:

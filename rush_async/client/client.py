@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
 from rush_async.client.event_stream import EventStream
+from rush_async.client.shared_state import SharedState
 from rush_async.client.snapshot import Snapshot, take_snapshot
 from rush_async.client.status import status_html, status_text
 from rush_async.client.stopping import Stopping
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 E = TypeVar("E")
 
 
-class RushClient(Stopping[Network]):
+class RushClient(SharedState[Network], Stopping[Network]):
     """A client of one network: `Rush` manages it, `RushWorker` works in it."""
 
     def __init__(

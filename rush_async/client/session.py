@@ -15,7 +15,7 @@ from rush_async.errors import NetworkStateError
 from rush_async.process import forget_in_child
 from rush_async.supervisor import run_to_completion
 
-__all__ = ["Session"]
+__all__ = ["Session", "Shared"]
 
 
 class Shared(Protocol):

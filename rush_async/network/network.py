@@ -27,6 +27,7 @@ from rush_async.store.leases import LOST_WORKER, Beat
 from rush_async.store.position import NetworkPosition, Position
 from rush_async.store.records import decode_task
 from rush_async.store.scripts import Script
+from rush_async.store.shared_state import SharedStateStore
 from rush_async.store.stop_rules import StopRulesStore
 from rush_async.store.tasks import TaskStore
 from rush_async.store.worker_log import WorkerLog
@@ -58,6 +59,7 @@ class Network:
         workers: its workers' transitions and reads.
         stop_rules: its stop rules.
         worker_log: what its workers logged.
+        shared_state: its attributes, claims and rankings.
         results: its finished tasks.
         conditions: waits for counts.
         lines: waits for queued tasks and for places within a budget.
@@ -76,6 +78,7 @@ class Network:
         self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls)
         self.stop_rules = StopRulesStore(self.tasks.calls)
         self.worker_log = WorkerLog(link.connection, self.keys)
+        self.shared_state = SharedStateStore(link.connection, self.keys, self.tasks.calls)
         self.results = Results(network_id, self.tasks)
         self.conditions = Conditions(self.position)
         self.lines = Lines(self.position)

@@ -32,6 +32,9 @@ class NetworkKeys(NamedTuple):
     processes: str
     log: str
     starts: str
+    attributes: str
+    claims: str
+    rankings: str
 
     @classmethod
     def of(cls, network_id: str, db: int = 0) -> NetworkKeys:

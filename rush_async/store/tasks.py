@@ -51,7 +51,14 @@ FINISH = Script(
 REMOVE = Script("remove", keys=("queue",), args=("most", "ended"), item=("key",), parts=("records", "rules"))
 RETRY = Script("retry", keys=("queue",), item=("key",), parts=("records",), memory="grows")
 CANCEL = Script("cancel", keys=("control",), args=("ended",), item=("key",), parts=("records", "rules", "workers"))
-RESET = Script("reset", keys=("queue", "control", "workers", "passing", "leases", "processes", "log", "starts"), args=("what",))
+RESET = Script(
+    *("reset",),
+    keys=(
+        *("queue", "control", "workers", "passing", "leases", "processes", "log", "starts"),
+        *("attributes", "claims", "rankings"),
+    ),
+    args=("what",),
+)
 
 
 class Pushed(NamedTuple):

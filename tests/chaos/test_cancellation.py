@@ -46,6 +46,11 @@ CallName = Literal[
     "retry",
     "empty",
     "counts",
+    "set_attrs",
+    "attrs",
+    "claim",
+    "rank",
+    "best",
     "open_manager",
     "open_worker",
     "open_elsewhere",
@@ -168,6 +173,19 @@ class Crowd:
                 await worker.empty_queue()
             case "counts":
                 assert (await worker.counts()).total >= 0
+            case "set_attrs":
+                await worker.set_attrs({"a": 1, f"of {who}": next(self.serial)})
+            case "attrs":
+                assert (await worker.attrs()).get("a", 1) == 1
+            case "claim":
+                winner = await worker.claim("who", worker.worker_id)
+                assert winner == await self.steady.claim("who", "late")
+            case "rank":
+                rank, n = await worker.ranking("rung").add(str(next(self.serial)), 1.0)
+                assert 0 <= rank < n
+            case "best":
+                best = await worker.ranking("rung").best(5)
+                assert best == sorted(best)
             case "open_manager":
                 async with Rush(self.rush.network_id, self.config) as other:
                     await other.counts()

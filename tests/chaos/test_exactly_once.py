@@ -15,6 +15,7 @@ from rush_async.store import calls as store_calls
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
 from rush_async.store.scripts import Script
+from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS
 from rush_async.store.tasks import CANCEL, FINISH, POP, PUSH, REMOVE, RESET, RETRY
 from rush_async.store.workers import DEREGISTER, PREPARE, REGISTER, RELEASE_LEASES, STOP, WorkerStore
 from rush_async.testing import wait_until
@@ -81,6 +82,10 @@ class Stage:
             "leases": raw.zrange(keys.leases, 0, -1),
             "processes": raw.hgetall(keys.processes),
             "starts": raw.hgetall(keys.starts),
+            "attributes": raw.hgetall(keys.attributes),
+            "claims": raw.hgetall(keys.claims),
+            "rankings": raw.hgetall(keys.rankings),
+            "ranking": raw.zrange(f"{keys.rankings}:rung", 0, -1, withscores=True),
         }
 
     def shape(self) -> dict[str, Any]:
@@ -207,6 +212,27 @@ async def reset_tasks(stage: Stage, _: Any) -> Any:
     await stage.far.reset(workers=False)
 
 
+async def set_attrs(stage: Stage, _: Any) -> Any:
+    await stage.far.set_attrs({"a": 1, "b": [2]})
+    return await stage.near.attrs()
+
+
+async def claim(stage: Stage, theirs: Any) -> Any:
+    return theirs, await stage.far.claim("design", "mine"), await stage.near.claim("design", "late")
+
+
+async def claimed_by_another(stage: Stage) -> Any:
+    return await stage.near.claim("design", "theirs")
+
+
+async def rank(stage: Stage, _: Any) -> Any:
+    return await stage.far.ranking("rung").add("b", 2.0), await stage.near.ranking("rung").best(5)
+
+
+async def two_ranked(stage: Stage) -> Any:
+    return [await stage.near.ranking("rung").add(key, score) for key, score in (("a", 1.0), ("c", 3.0))]
+
+
 async def three_queued(stage: Stage) -> list[str]:
     return await stage.pushed(3)
 
@@ -237,6 +263,11 @@ CALLS = {
     "deregister": Call(DEREGISTER, deregister),
     "lose": Call(LOSE, lose, three_running),
     "ask_to_stop": Call(STOP, ask_to_stop),
+    "set_attrs": Call(SET_ATTRS, set_attrs),
+    "claim": Call(CLAIM, claim),
+    "claim_in_vain": Call(CLAIM, claim, claimed_by_another),
+    "rank_in_a_new_ranking": Call(RANK, rank),
+    "rank": Call(RANK, rank, two_ranked),
     "reset_all": Call(RESET, reset_all, three_queued),
     "reset_tasks": Call(RESET, reset_tasks, three_queued),
 }

@@ -273,6 +273,12 @@ async def test_scripts_are_loaded_again_after_the_server_has_lost_them(rush: Rus
             assert await rush.empty_queue() == []
             raw.script_flush()
             assert await rush.retry_tasks() == []
+            raw.script_flush()
+            await rush.set_attrs({"call": call})
+            raw.script_flush()
+            assert await rush.claim("call", call) == 0
+            raw.script_flush()
+            assert await rush.ranking("calls").add(str(call), call) == (call, call + 1)
 
 
 async def test_calls_and_waits_continue_after_a_durable_server_was_killed_and_restarted(durable: Server) -> None:
@@ -381,6 +387,9 @@ async def test_on_a_full_server_running_tasks_end_and_a_reset_frees_memory(forge
                 rush.push_finished_tasks([{"x": 1}], [{"y": 1}]),
                 rush.push_failed_tasks([{"x": 1}]),
                 RushWorker("full", forgetful.config).__aenter__(),
+                rush.set_attrs({"a": 1}),
+                rush.claim("a", 1),
+                rush.ranking("a").add("key", 1),
             ):
                 with pytest.raises(ServerFullError):
                     await call
@@ -395,6 +404,7 @@ async def test_on_a_full_server_running_tasks_end_and_a_reset_frees_memory(forge
                 await rush.retry_tasks()
             assert await rush.counts() == (0, 0, 1, 5)
             assert len(await rush.fetch_tasks()) == 6
+            assert (await rush.attrs(), await rush.ranking("a").size()) == ({}, 0)
         await rush.reset()
         assert forgetful.raw.dbsize() == 0
         fill(forgetful, 1_000_000)

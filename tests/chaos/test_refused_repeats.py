@@ -17,6 +17,7 @@ from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
 from rush_async.store.records import decode_task
 from rush_async.store.scripts import Script
+from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS
 from rush_async.store.tasks import CANCEL, FINISH, POP, PUSH, RESET, RETRY
 from rush_async.store.workers import DEREGISTER, REGISTER
 from rush_async.testing import wait_until
@@ -173,6 +174,35 @@ def nothing_is_left(stage: Stage, _: Any, results: list[Any]) -> None:
     assert len(stage.names_alive) == 2
 
 
+async def set_attrs(stage: Stage, _: Any, n: int) -> Any:
+    await stage.rush.set_attrs({f"a{n}": n})
+
+
+def attributes_are_set(stage: Stage, _: Any, results: list[Any]) -> None:
+    assert stage.server.raw.hlen(stage.keys.attributes) == len(results)
+
+
+async def claim(stage: Stage, _: Any, n: int) -> Any:
+    return await stage.rush.claim("design", "mine")
+
+
+async def claimed_by_another(stage: Stage) -> Any:
+    return await stage.rush.claim("design", "theirs")
+
+
+def all_got_the_same(stage: Stage, theirs: Any, results: list[Any]) -> None:
+    assert set(results) == {theirs or "mine"}
+
+
+async def rank(stage: Stage, _: Any, n: int) -> Any:
+    return await stage.rush.ranking("rung").add(f"k{n}", n)
+
+
+def ranks_are_those_of_their_moment(stage: Stage, _: Any, results: list[Any]) -> None:
+    assert results == [(n, n + 1) for n in range(len(results))]
+    assert stage.server.raw.zcard(f"{stage.keys.rankings}:rung") == len(results)
+
+
 CASES = {
     "push_queued": Case(PUSH, push_queued, state_of("queued")),
     "push_running": Case(PUSH, push_running, state_of("running")),
@@ -188,8 +218,15 @@ CASES = {
     "leave": Case(DEREGISTER, leave, those_who_left_are_gone),
     "lose": Case(LOSE, lose, the_lost_one_is_gone, one_running_each, n_callers=1),
     "reset": Case(RESET, reset, nothing_is_left, three_queued, n_callers=1),
+    "set_attrs": Case(SET_ATTRS, set_attrs, attributes_are_set, n_callers=1),
+    "claim": Case(CLAIM, claim, all_got_the_same, n_callers=1),
+    "claim_in_vain": Case(CLAIM, claim, all_got_the_same, claimed_by_another, n_callers=1),
+    "rank": Case(RANK, rank, ranks_are_those_of_their_moment, n_callers=1),
 }
-GROWS = ("push_queued", "push_running", "push_within_a_budget", "push_finished", "push_failed", "retry", "register")
+GROWS = (
+    *("push_queued", "push_running", "push_within_a_budget", "push_finished", "push_failed", "retry", "register"),
+    *("set_attrs", "claim", "claim_in_vain", "rank"),
+)
 
 
 @asynccontextmanager

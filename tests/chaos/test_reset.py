@@ -88,6 +88,9 @@ async def test_a_reset_during_calls_of_every_kind_leaves_no_key_and_ends_every_w
                 client.empty_queue,
                 client.retry_tasks,
                 client.counts,
+                lambda client=client: client.set_attrs({"a": 1}),
+                lambda client=client: client.claim("a", 1),
+                lambda client=client: client.ranking("rung").add("key", 1),
                 lambda client=client: push_and_wait(client),
             ]
             others += [asyncio.create_task(repeatedly(call, done)) for call in calls]
@@ -115,6 +118,8 @@ async def test_a_reset_during_calls_of_every_kind_leaves_no_key_and_ends_every_w
         await asyncio.wait(others[:1])
         for client in [*clients, *all_workers]:
             assert await client.counts() == Counts()
+            assert await client.attrs() == {}
+            assert await client.ranking("rung").size() == 0
             assert len(await client.fetch_tasks()) == len(await client.fetch_finished_tasks()) == 0
             await wait_until(lambda client=client: client.n_tasks == 0)
         assert_in_order(seen)

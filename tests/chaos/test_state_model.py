@@ -40,6 +40,7 @@ TIMEOUT = 10.0
 ELSEWHERE, LISTENING = 29.0, 28.0
 WORKERS, CLIENTS = st.integers(0, 2), st.integers(0, 4)
 SIZES = st.integers(1, 4)
+NAMES = st.sampled_from(["ape", "bee", "owl"])
 
 
 @dataclass
@@ -62,6 +63,9 @@ class Model:
         self.tasks: dict[str, Expected] = {}
         self.queue: list[str] = []
         self.finished: list[str] = []
+        self.attrs: dict[str, int] = {}
+        self.claims: dict[str, int] = {}
+        self.ranking: dict[str, float] = {}
 
     def keys(self, *states: str) -> list[str]:
         return [key for key, task in self.tasks.items() if task.state in states]
@@ -350,6 +354,25 @@ class RandomCalls(RuleBasedStateMachine):
         self.run(wait_until(lambda: self.replay.n_resets))
         self.replay.n_resets = 0
 
+    @rule(who=CLIENTS, values=st.dictionaries(NAMES, st.integers(), max_size=3))
+    def set_attrs(self, who: int, values: dict[str, int]) -> None:
+        self.run(self.clients[who].set_attrs(values))
+        self.model.attrs |= values
+
+    @rule(who=CLIENTS, name=NAMES, value=st.integers())
+    def claim(self, who: int, name: str, value: int) -> None:
+        assert self.run(self.clients[who].claim(name, value)) == self.model.claims.setdefault(name, value)
+
+    @rule(who=CLIENTS, key=NAMES, score=st.sampled_from([0.0, 0.5, 1.0]))
+    def rank(self, who: int, key: str, score: float) -> None:
+        rank, n = self.run(self.clients[who].ranking("rung", maximize=True).add(key, score))
+        self.model.ranking[key] = score
+        assert (rank, n) == (self.ranked.index((key, score)), len(self.ranked))
+
+    @property
+    def ranked(self) -> list[tuple[str, float]]:
+        return sorted(self.model.ranking.items(), key=lambda item: (-item[1], item[0]))
+
     # calls of several clients at once
 
     @rule(sizes=st.lists(st.integers(0, 3), min_size=5, max_size=5))
@@ -407,6 +430,8 @@ class RandomCalls(RuleBasedStateMachine):
             await wait_until(lambda client=client: _local(client) == model.counts)
         keys = await self.clients[self.serial % 5].keys_with_state()
         assert keys["queued"] == model.queue
+        assert await self.clients[self.serial % 5].attrs() == model.attrs
+        assert await self.clients[self.serial % 5].ranking("rung", maximize=True).best(10) == self.ranked
         assert keys["finished"] == model.finished
         assert sorted(keys["running"]) == sorted(model.keys("running"))
         assert sorted(keys["failed"]) == sorted(model.keys("failed"))

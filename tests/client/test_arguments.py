@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from rush_async import Failure, Task, TasksFinished
-from rush_async.client.arguments import as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
+from rush_async.client.arguments import (
+    as_failures,
+    as_keys,
+    as_number,
+    as_states,
+    as_text,
+    check_kinds,
+    check_lengths,
+)
 
 
 @pytest.mark.parametrize(("value", "number"), [(0, 0), (7, 7), (True, 1), (2**53, 2**53)])
@@ -25,6 +33,23 @@ def test_what_is_no_whole_number_is_a_type_error(value: Any) -> None:
 def test_a_number_out_of_range_is_a_value_error(value: int) -> None:
     with pytest.raises(ValueError, match="retries must be 0 to 127"):
         as_number(value, "retries", 127)
+
+
+def test_a_text_is_taken_as_it_is() -> None:
+    assert as_text("ä b\0", "a name") == "ä b\0"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (b"a", TypeError, "a name must be a string, not bytes"),
+        ("", ValueError, "a name must have at least one character"),
+        ("a\ud800", ValueError, "a name cannot be written as UTF-8: 'a.ud800': surrogates not allowed"),
+    ],
+)
+def test_what_is_no_text_is_refused(value: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        as_text(value, "a name")
 
 
 def test_one_key_or_several_become_a_list() -> None:

@@ -31,6 +31,7 @@ from rush_async import (
     RushWorker,
     rsh,
 )
+from rush_async.client.shared_state import SharedState
 from rush_async.embedded.server import find_server
 from rush_async.testing import wait_until
 from tests.proxy import Proxy
@@ -412,6 +413,14 @@ CALLS: dict[str, Callable[[RushClient], Any]] = {
     "fetch_failed_tasks": lambda rush: rush.fetch_failed_tasks(),
     "events": lambda rush: rush.events().__aenter__(),
     "push_nothing": lambda rush: rush.push_tasks([]),
+    "set_attrs": lambda rush: rush.set_attrs({"a": 1}),
+    "set_no_attrs": lambda rush: rush.set_attrs({}),
+    "attrs": lambda rush: rush.attrs(),
+    "claim": lambda rush: rush.claim("a", 1),
+    "ranking_add": lambda rush: rush.ranking("a").add("key", 1),
+    "ranking_rank": lambda rush: rush.ranking("a").rank("key"),
+    "ranking_best": lambda rush: rush.ranking("a").best(0),
+    "ranking_size": lambda rush: rush.ranking("a").size(),
 }
 MANAGER_CALLS: dict[str, Callable[[Rush], Any]] = {
     "start_workers": lambda rush: rush.start_workers(begin_to_listen, 1),
@@ -443,7 +452,12 @@ PROPERTIES: list[Callable[[RushClient], Any]] = [
 
 @pytest.mark.parametrize(
     ("client", "calls", "name"),
-    [(RushClient, CALLS, "CALLS"), (Rush, MANAGER_CALLS, "MANAGER_CALLS"), (RushWorker, WORKER_CALLS, "WORKER_CALLS")],
+    [
+        (RushClient, CALLS, "CALLS"),
+        (SharedState, CALLS, "CALLS"),
+        (Rush, MANAGER_CALLS, "MANAGER_CALLS"),
+        (RushWorker, WORKER_CALLS, "WORKER_CALLS"),
+    ],
 )
 def test_every_call_of_a_client_is_listed_here(client: type, calls: dict[str, Any], name: str) -> None:
     methods = {name: method for name, method in vars(client).items() if not name.startswith("_")}

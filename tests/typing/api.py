@@ -21,6 +21,7 @@ from rush_async import (
     Plan,
     Pool,
     Processes,
+    Ranking,
     Rush,
     RushConfig,
     RushWorker,
@@ -80,6 +81,13 @@ async def tasks(rush: Rush) -> None:
     assert_type(await rush.is_failed_task(["key"]), list[bool])
     assert_type(await rush.wait_for_tasks(["key"], timeout=1.0, need_workers=False), list[Task])
     assert_type(await rush.wait_until(lambda counts: counts.finished >= 100, timeout=5), Counts)
+    assert_type(await rush.set_attrs({"stage": "design"}), None)
+    assert_type(await rush.attrs("stage"), dict[str, Any])
+    assert_type(rush.ranking("rung 1"), Ranking)
+    assert_type(await rush.ranking("rung 1", maximize=True).add("key", 0.5), tuple[int, int])
+    assert_type(await rush.ranking("rung 1").rank("key"), int | None)
+    assert_type(await rush.ranking("rung 1").best(3), list[tuple[str, float]])
+    assert_type(await rush.ranking("rung 1").size(), int)
 
 
 async def working(worker: RushWorker) -> str:
@@ -175,6 +183,7 @@ def misuse(rush: Rush, worker: RushWorker, keys: Sequence[str]) -> None:
     rush.push_tasks(7)  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
     rush.n_tasks = 7  # pyright: ignore[reportAttributeAccessIssue]
     worker.task({"x1": 1.0}, max_failed=3)  # pyright: ignore[reportArgumentType]
+    rush.ranking("rung 1", True)  # pyright: ignore[reportCallIssue]
     worker.get_tasks(7)  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
 
 

@@ -1,4 +1,4 @@
--- Deletes every task of the network, and its workers too unless they stay. The epoch rises, so that every call on its way here is
+-- Deletes every task of the network and its shared state, and its workers too unless they stay. The epoch rises, so that every call on its way here is
 -- refused, and every client begins anew.
 -- ARGV  ... what: 'all' or 'tasks'
 -- answer: the next epoch
@@ -6,7 +6,9 @@ local head = call('HGET', META, 'epoch') or '0'
 if head ~= EPOCH then return { 'EPOCH', head, call('HGET', META, 'wire') or WIRE } end
 read_time()
 local next_epoch = string.format('%.0f', math.max(math.floor(now * 1e6), tonumber(EPOCH) + 1))
-call('UNLINK', QUEUE, QUEUED, RUNNING, FINISHED, FAILED, CALLS)
+-- Whatever another program keeps in its place, what is ours is deleted: an error has no names.
+for _, name in ipairs(redis.pcall('HKEYS', RANKINGS)) do call('UNLINK', RANKINGS .. ':' .. name) end
+call('UNLINK', QUEUE, QUEUED, RUNNING, FINISHED, FAILED, CALLS, ATTRIBUTES, CLAIMS, RANKINGS)
 local workers_stay = 1
 if WHAT == 'all' then
   call('UNLINK', META, ALIVE, WORKERS, PASSING, LEASES, PROCESSES, LOG, STARTS)
