@@ -75,7 +75,7 @@ class SharedStateStore:
                     f"{self.keys.claims} holds 10,000 names, as many as it may, and none is {name!r:.80}: "
                     "claim one name with a mapping as its value, or push what is many as tasks"
                 )
-            if answer == 0:  # the stored answer alone, because the server refused to repeat the call
+            if answer == 0:  # another won, and this is the answer to a repetition
                 answer = await self._connection.ask("HGET", self.keys.claims, name)
             if answer is not None:  # else a reset took the claim
                 return _value(self.keys.claims, name.encode(), packed if answer == 1 else answer)
