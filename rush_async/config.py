@@ -49,6 +49,8 @@ class RushConfig:
         max_loop_stall: how long an event loop may hang before its workers count as lost; None sets no limit while their process
             lives.
         max_record_size: the largest task in bytes; a larger one is refused before anything is sent.
+        max_reports: how many reports of running tasks the network keeps at least, at about 90 bytes each; about a hundred more
+            may stay.
         max_start_args_size: the largest start arguments in bytes that are sent to a worker through the server.
         large_objects_path: a directory that all workers can read, for start arguments beyond `max_start_args_size`.
         tls_ca_file: a file of certificates to trust besides the system's.
@@ -70,6 +72,7 @@ class RushConfig:
     heartbeat_expire: float = 20.0
     max_loop_stall: float | None = None
     max_record_size: int = 64 * 1024 * 1024
+    max_reports: int = 1_000_000
     max_start_args_size: int = 64 * 1024 * 1024
     large_objects_path: str | os.PathLike[str] | None = None
     tls_ca_file: str | None = None
@@ -99,6 +102,8 @@ class RushConfig:
         for name in ("connect_timeout", "response_timeout", "max_record_size", "max_start_args_size", "max_loop_stall"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise RushConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if not isinstance(self.max_reports, int) or self.max_reports < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RushConfigError(f"max_reports must be a whole number of at least 1, not {self.max_reports}")
         if not self.wait_replicas >= 0:
             raise RushConfigError(f"wait_replicas must not be negative, not {self.wait_replicas}")
         if not self.retry_deadline >= 0:
@@ -170,7 +175,7 @@ def connection_part(config: RushConfig) -> RushConfig:
 _NOT_OF_CONNECTION = frozenset(
     {
         *("heartbeat_period", "heartbeat_expire", "max_loop_stall"),
-        *("max_record_size", "max_start_args_size", "large_objects_path"),
+        *("max_record_size", "max_reports", "max_start_args_size", "large_objects_path"),
     }
 )
 

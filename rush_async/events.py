@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from rush_async.model import StopRule, Task
 
@@ -15,6 +15,7 @@ __all__ = [
     "NetworkReset",
     "NetworkResumed",
     "NetworkStopped",
+    "TaskReported",
     "TasksFailed",
     "TasksFinished",
     "TasksQueued",
@@ -113,6 +114,21 @@ class NetworkResumed(_NetworkEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskReported(_NetworkEvent):
+    """A worker reported on a task that it runs: `task.report({...})`. Only `events(TaskReported, ...)` has them.
+
+    Reports have numbers of their own: `seq` is the number of the report in the network. `values` is None where they take more
+    than about a KiB; `fetch_reports` has them.
+    """
+
+    key: str
+    worker_id: str
+    attempt: int
+    step: int
+    values: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkReset(_NetworkEvent):
     """Every task of the network was deleted; `seq` starts anew."""
 
@@ -132,6 +148,7 @@ Event: TypeAlias = (
     | WorkerLost
     | NetworkStopped
     | NetworkResumed
+    | TaskReported
     | NetworkReset
     | EventsMissed
 )
@@ -145,6 +162,7 @@ EVENT_KINDS: tuple[type[Event], ...] = (
     WorkerLost,
     NetworkStopped,
     NetworkResumed,
+    TaskReported,
     NetworkReset,
     EventsMissed,
 )

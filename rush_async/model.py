@@ -147,6 +147,8 @@ class TaskHolder(Protocol):
 
     async def leave_block(self, task: Task, error: BaseException | None) -> bool: ...
 
+    async def report(self, task: Task, values: Any) -> None: ...
+
 
 @dataclass(slots=True)
 class Task:
@@ -201,6 +203,28 @@ class Task:
         # Only a cancellation by `cancel_tasks` is suppressed: type checkers may assume that no exception is.
         assert self._holder is not None
         return cast("None", await self._holder.leave_block(self, error))
+
+    async def report(self, values: Any) -> None:
+        """Reports on the task while it runs, such as the loss of an epoch; `fetch_reports` and `TaskReported` have the reports.
+
+        It returns when the report is handed over, without waiting for the server. A report that is refused is a warning in the
+        log, and an error of the next report of the task; a block whose task was cancelled or deleted is cancelled then.
+
+        Args:
+            values: a record of numbers, strings, bools and None.
+
+        Raises:
+            EncodeError: a value cannot be stored; nothing was reported.
+            NetworkStateError: no worker in this process runs the task, or not any more.
+            WorkerLostError: the worker was declared lost or was killed.
+            RushConnectionError: the server cannot be reached.
+            ServerFullError: the server is at its `maxmemory` and refused the report before.
+        """
+        if self._holder is None:
+            raise NetworkStateError(
+                f"task {self.key!r} is not held by a worker in this process: only the worker that runs it reports on it"
+            )
+        await self._holder.report(self, values)
 
 
 @dataclass(frozen=True, slots=True)

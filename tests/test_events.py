@@ -12,7 +12,10 @@ from rush_async import Rush, RushWorker, TasksFinished, TasksQueued, TasksStarte
 from rush_async.events import EVENT_KINDS, Event
 
 COMMON = {"network_id": "net", "seq": 1, "at": datetime(2025, 1, 1, tzinfo=UTC)}
-OWN = {"keys": ("a", "b"), "worker_id": "w", "rule": "finished", "detail": "10 tasks have finished"}
+OWN = {
+    **{"keys": ("a", "b"), "worker_id": "w", "key": "a", "attempt": 1, "step": 1, "values": None},
+    **{"rule": "finished", "detail": "10 tasks have finished"},
+}
 
 
 def test_the_list_of_kinds_is_complete() -> None:

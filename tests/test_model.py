@@ -69,6 +69,7 @@ class Holder:
     def __init__(self, *, suppresses: bool = False) -> None:
         self.entered: list[str] = []
         self.left: list[BaseException | None] = []
+        self.reported: list[tuple[str, Any]] = []
         self._suppresses = suppresses
 
     def enter_block(self, task: Task) -> None:
@@ -77,6 +78,9 @@ class Holder:
     async def leave_block(self, task: Task, error: BaseException | None) -> bool:
         self.left.append(error)
         return self._suppresses
+
+    async def report(self, task: Task, values: Any) -> None:
+        self.reported.append((task.key, values))
 
 
 async def test_the_block_of_a_task_reports_its_end_to_the_holder() -> None:
@@ -98,6 +102,17 @@ async def test_a_holder_may_suppress_the_error_of_a_block() -> None:
     async with Task("key", "running", {}, _holder=holder):
         raise ValueError("diverged")
     assert len(holder.left) == 1
+
+
+async def test_a_report_goes_to_the_holder_of_the_task() -> None:
+    holder = Holder()
+    await Task("key", "running", {}, _holder=holder).report({"loss": 0.5})
+    assert holder.reported == [("key", {"loss": 0.5})]
+
+
+async def test_a_task_without_a_holder_takes_no_report() -> None:
+    with pytest.raises(NetworkStateError, match="task 'key' is not held by a worker in this process: only the worker"):
+        await Task("key", "queued", {}).report({"loss": 0.5})
 
 
 async def test_a_task_without_a_holder_cannot_be_used_as_a_block() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
 from rush_async.client.event_stream import EventStream
+from rush_async.client.reports import ReportCache, Reports
 from rush_async.client.shared_state import SharedState
 from rush_async.client.snapshot import Snapshot, take_snapshot
 from rush_async.client.status import status_html, status_text
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from rush_async.frames.archive import Archive
+    from rush_async.frames.reports import ReportTable
 
 __all__ = ["RushClient"]
 
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 E = TypeVar("E")
 
 
-class RushClient(SharedState[Network], Stopping[Network]):
+class RushClient(Reports[Network], SharedState[Network], Stopping[Network]):
     """A client of one network: `Rush` manages it, `RushWorker` works in it."""
 
     def __init__(
@@ -378,8 +380,17 @@ class RushClient(SharedState[Network], Stopping[Network]):
             return await take_snapshot(network.tasks, network.results, network.feed, states)
 
     def reset_cache(self) -> None:
-        """Drops the finished tasks that are cached for all clients of this event loop. The next call fetches them again."""
+        """Drops the finished tasks and reports that are cached for all clients of this event loop. The next call fetches them
+        again."""
         self._net.results.drop()
+        self._net.report_cache.drop()
+
+    def _report_frames(self, cache: ReportCache) -> ReportTable:
+        from rush_async.frames.reports import ReportTable  # polars takes its time: it is imported for the first frame
+
+        if not isinstance(cache.decoder, ReportTable):
+            cache.decoder = ReportTable(cache.records)
+        return cache.decoder
 
     # events
 
@@ -398,7 +409,8 @@ class RushClient(SharedState[Network], Stopping[Network]):
         ```
 
         Args:
-            kinds: the classes of events; all classes without any. `EventsMissed` comes wherever events were missed.
+            kinds: the classes of events; without any, all but `TaskReported`, which has a channel of its own. `EventsMissed`
+                comes wherever events were missed.
             results: whether finished and failed events carry their `tasks`, which are read when an event comes; the listeners
                 of an event loop share the read.
             buffer: how many events may wait for a slow listener before the rest is reported as missed.

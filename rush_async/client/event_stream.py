@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 from rush_async.errors import NetworkStateError
-from rush_async.events import TasksFailed, TasksFinished
+from rush_async.events import TaskReported, TasksFailed, TasksFinished
 from rush_async.model import Task
 from rush_async.network.event_feed import EventFeed, Listener
 from rush_async.network.results import Results
@@ -18,8 +18,21 @@ __all__ = ["EventStream"]
 E_co = TypeVar("E_co", covariant=True)
 
 
+class ReportFeed(Protocol):
+    """The events of reports."""
+
+    def listening(self, listener: Listener) -> AbstractContextManager[None]: ...
+
+    async def begin(self, listener: Listener) -> None: ...
+
+
 class Network(Protocol):
     """The network of the client."""
+
+    network_id: str
+
+    @property
+    def report_feed(self) -> ReportFeed: ...
 
     @property
     def feed(self) -> EventFeed: ...
@@ -59,10 +72,17 @@ class EventStream(Generic[E_co]):
         self._is_opened = True
         network = self._client._net  # pyright: ignore[reportPrivateUsage]
         with ExitStack() as stack, self._client._until_closed():  # pyright: ignore[reportPrivateUsage]
-            stack.enter_context(network.feed)
-            await network.feed.watch()
-            listener = stack.enter_context(network.feed.listening(self._kinds, self._buffer))
-            await network.feed.begin(listener)
+            listener = None
+            if TaskReported not in self._kinds or len(self._kinds) > 1:
+                stack.enter_context(network.feed)
+                await network.feed.watch()
+                listener = stack.enter_context(network.feed.listening(self._kinds, self._buffer))
+                await network.feed.begin(listener)
+            if TaskReported in self._kinds:  # reports have a channel and numbers of their own
+                reports = Listener(network.network_id, (TaskReported,), self._buffer, into=listener)
+                stack.enter_context(network.report_feed.listening(reports))
+                await network.report_feed.begin(reports)
+                listener = reports if listener is None else listener
             self._stack.push(stack.pop_all())
             self._listener = listener
         return self

@@ -257,15 +257,33 @@ class EventFeed:
             self._end_waits.discard(wait)
 
 
+class NumberedEvents(Protocol):
+    """A message of events whose numbers rise by one."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def last(self) -> int: ...
+
+    @property
+    def events(self) -> Sequence[Event]: ...
+
+
 class Listener:
     """One listener's buffer.
 
     Args:
         kinds: the events it wants; none means all. `EventsMissed` and `NetworkReset` it gets in any case where it matters.
         buffer: how many events may wait; more are dropped and reported as missed.
+        into: the listener whose buffer takes the events; without one its own. Events of reports have numbers of their own, so
+            that a stream with other events too has two listeners.
     """
 
-    def __init__(self, network_id: str, kinds: Collection[type[Any]], buffer: int) -> None:
+    def __init__(self, network_id: str, kinds: Collection[type[Any]], buffer: int, *, into: Listener | None = None) -> None:
         self._network_id = network_id
         self._kinds = tuple(kinds)
         self._limit = buffer
@@ -274,7 +292,8 @@ class Listener:
         self._is_closed = False
         self._epoch: int | None = None
         self._seq = 0
-        self._early: list[EventMessage | ResetMessage] = []  # came before `begin`
+        self._early: list[NumberedEvents | ResetMessage] = []  # came before `begin`
+        self._into = into
 
     def __len__(self) -> int:
         """How many events wait."""
@@ -287,7 +306,7 @@ class Listener:
         for message in early:
             self.take(message)
 
-    def take(self, message: EventMessage | ResetMessage) -> None:
+    def take(self, message: NumberedEvents | ResetMessage) -> None:
         """Buffers the events of a message that are new."""
         if self._epoch is None:
             self._early.append(message)
@@ -330,6 +349,9 @@ class Listener:
 
     def _offer(self, event: Event) -> None:
         if self._kinds and not isinstance(event, (*self._kinds, EventsMissed)):
+            return
+        if self._into is not None:
+            self._into._offer(event)
             return
         if len(self._events) >= self._limit:
             # A slow reader keeps the oldest events and learns how far the gap reaches.

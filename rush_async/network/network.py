@@ -19,6 +19,8 @@ from rush_async.heartbeat.log_writer import LogWriter
 from rush_async.model import Counts, Failure, StopReason, Task
 from rush_async.network.event_feed import EventFeed
 from rush_async.network.local_workers import LocalWorker, LocalWorkers
+from rush_async.network.report_cache import ReportCache
+from rush_async.network.report_feed import ReportFeed
 from rush_async.network.results import Results
 from rush_async.network.waiting import Conditions, Lines, describe
 from rush_async.process import LoopValue
@@ -26,6 +28,7 @@ from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOST_WORKER, Beat
 from rush_async.store.position import NetworkPosition, Position
 from rush_async.store.records import decode_task
+from rush_async.store.reports import ReportStore
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import SharedStateStore
 from rush_async.store.stop_rules import StopRulesStore
@@ -60,6 +63,9 @@ class Network:
         stop_rules: its stop rules.
         worker_log: what its workers logged.
         shared_state: its attributes, claims and rankings.
+        reports: the reports of its running tasks: the transition and reads.
+        report_cache: the reports that were read.
+        report_feed: the events of reports.
         results: its finished tasks.
         conditions: waits for counts.
         lines: waits for queued tasks and for places within a budget.
@@ -79,6 +85,9 @@ class Network:
         self.stop_rules = StopRulesStore(self.tasks.calls)
         self.worker_log = WorkerLog(link.connection, self.keys)
         self.shared_state = SharedStateStore(link.connection, self.keys, self.tasks.calls)
+        self.reports = ReportStore(link.connection, self.keys, self.tasks.calls)
+        self.report_cache = ReportCache(network_id, self.reports, self.position)
+        self.report_feed = ReportFeed(network_id, link, self.reports, self.position)
         self.results = Results(network_id, self.tasks)
         self.conditions = Conditions(self.position)
         self.lines = Lines(self.position)

@@ -5,26 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
-from typing import Protocol
 
 from rush_async.errors import RushConnectionError
 from rush_async.model import Task
-from rush_async.store.finished import Records
+from rush_async.store.finished import Decoder, Records
 from rush_async.store.task_reads import FinishedRead, TaskReads
 
 __all__ = ["Results"]
 
 logger = logging.getLogger(__name__)
-
-
-class Decoder(Protocol):
-    """Makes frames of the records."""
-
-    def decode_chunks(self) -> None:
-        """Is called after records were added."""
-
-    def clear(self) -> None:
-        """Removes the records, and what was made of them."""
 
 
 class Results:

@@ -31,6 +31,7 @@ WINDOW = 64  # calls of a client that may be unanswered; the scripts store as ma
 REPLICAS_IN = 1_000  # milliseconds in which replicas are to acknowledge a call, before it is sent again
 _PAUSE = 0.5  # seconds until a detached request is issued again where it was refused
 ENOUGH = 16  # requests that are worth a call before the tick is over
+_AHEAD = 100  # requests of a script that may be handed over in one tick without waiting
 
 RECALL = Script("recall", item=("worker",), parts=("records", "taken"), memory="reads")
 
@@ -121,7 +122,9 @@ class Batcher:
         """
         waiting = self._waiting.get(request.script)
         if waiting is None:
-            waiting = self._waiting[request.script] = deque()
+            waiting = deque[Request]()
+            leader = {request.script: waiting} if request.script.leads else {}
+            self._waiting = {**leader, **self._waiting, request.script: waiting}
         waiting.append(request)
         if not self._is_due:
             self._send_soon()
@@ -133,6 +136,26 @@ class Batcher:
         request.life = Life.DETACHED
         self._unawaited.add(request)
         self.issue(request)
+
+    async def hand_over(self, request: Request) -> None:
+        """Issues a request without waiting for its answer. Waits only while more is issued than the connection takes.
+
+        Raises:
+            RushError: the request was refused, or given up, while this waited.
+        """
+        self.issue(request)
+        try:
+            while not request.future.done() and not self._takes(request.script):
+                await self._next_progress()
+        except asyncio.CancelledError:
+            self._abandon(request)
+            raise
+        if request.future.done():
+            request.future.result()
+
+    def _takes(self, script: Script) -> bool:
+        """Whether what was issued leaves at the end of this tick, and is not too much for one."""
+        return self._connection.is_ready and self._has_window() and len(self._waiting[script]) < _AHEAD
 
     def _abandon(self, request: Request) -> None:
         """The caller is gone: what the answer grants is compensated, now or when it comes."""

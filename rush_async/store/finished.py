@@ -6,14 +6,24 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from rush_async.model import END, FIELDS, Task
 from rush_async.store.records import decode_flat, decode_task
 
-__all__ = ["CHUNK", "Records"]
+__all__ = ["CHUNK", "Decoder", "Records"]
 
 CHUNK = 1_000  # records decoded in one call: with more, garbage collection takes longer
+
+
+class Decoder(Protocol):
+    """Makes frames of the records."""
+
+    def decode_chunks(self) -> None:
+        """Is called after records were added."""
+
+    def clear(self) -> None:
+        """Removes the records, and what was made of them."""
 
 
 class Records:

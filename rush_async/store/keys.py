@@ -35,6 +35,8 @@ class NetworkKeys(NamedTuple):
     attributes: str
     claims: str
     rankings: str
+    reports: str
+    report_events: str
 
     @classmethod
     def of(cls, network_id: str, db: int = 0) -> NetworkKeys:
@@ -43,7 +45,8 @@ class NetworkKeys(NamedTuple):
         Channels are common to all databases of a server: their names have the number of the database unless it is 0.
         """
         suffix = f":{db}" if db else ""
-        return cls(*(f"rush:{{{network_id}}}:{name}{suffix if name in ('events', 'control') else ''}" for name in cls._fields))
+        channels = {"events": f"events{suffix}", "control": f"control{suffix}", "report_events": f"events:reports{suffix}"}
+        return cls(*(f"rush:{{{network_id}}}:{channels.get(name, name)}" for name in cls._fields))
 
 
 def check_network_id(network_id: object) -> str:

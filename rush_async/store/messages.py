@@ -1,4 +1,4 @@
-"""Encodes and decodes the messages of the shard channels `events` and `control`."""
+"""Encodes and decodes the messages of the shard channels `events`, `events:reports` and `control`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rush_async.events import (
     Event,
     NetworkResumed,
     NetworkStopped,
+    TaskReported,
     TasksFailed,
     TasksFinished,
     TasksQueued,
@@ -22,17 +23,20 @@ from rush_async.events import (
 from rush_async.model import Counts, StopReason
 from rush_async.store.codec import decode, to_msgpack
 from rush_async.store.position import Position, stop_of
+from rush_async.store.report_entry import Report
 
 __all__ = [
     "CancelMessage",
     "ControlMessage",
     "EventMessage",
     "NetworkStopMessage",
+    "ReportMessage",
     "ResetMessage",
     "ShutOutMessage",
     "StopMessage",
     "decode_control",
     "decode_events",
+    "decode_reports",
 ]
 
 _TASK_EVENTS = {"S": TasksStarted, "F": TasksFinished, "X": TasksFailed}
@@ -143,6 +147,25 @@ class EventMessage:
         return to_msgpack([str(self.epoch), self.first, self._at, [*counts, n_workers], reason, self._groups])
 
 
+class ReportMessage:
+    """The reports of one call.
+
+    Attributes:
+        epoch: the network's.
+        first: the number of its first report.
+        last: the number of its last report.
+        events: an event for each.
+    """
+
+    __slots__ = ("epoch", "events", "first", "last")
+
+    def __init__(self, epoch: int, events: Sequence[TaskReported]) -> None:
+        self.epoch = epoch
+        self.events = events
+        self.first = events[0].seq
+        self.last = events[-1].seq
+
+
 class ResetMessage(NamedTuple):
     """The network was reset.
 
@@ -248,6 +271,25 @@ def decode_events(network_id: str, data: bytes) -> EventMessage | ResetMessage:
     raise _malformed("an event", network_id, data)
 
 
+def decode_reports(network_id: str, data: bytes) -> ReportMessage | ResetMessage:
+    """Decodes a message of the channel `events:reports`.
+
+    Raises:
+        DecodeError: it is malformed.
+    """
+    try:
+        match decode(data):
+            case ["reset", epoch, at, keeps_workers]:
+                return _reset(epoch, at, keeps_workers)
+            case [str(epoch), *entries] if entries:
+                return ReportMessage(int(epoch), [_reported(network_id, Report.of_values(entry)) for entry in entries])
+            case _:
+                pass
+    except _MALFORMED as error:
+        raise _malformed("an event", network_id, data) from error
+    raise _malformed("an event", network_id, data)
+
+
 def decode_control(network_id: str, data: bytes) -> ControlMessage:
     """Decodes a message of the channel `control`.
 
@@ -298,6 +340,20 @@ def _event(group: list[str], network_id: str, seq: int, at: datetime) -> Event:
     if (kind := _TASK_EVENTS.get(letter)) is not None:
         return kind(network_id=network_id, seq=seq, at=at, keys=keys, worker_id=worker or None)
     return _WORKER_EVENTS[letter](network_id=network_id, seq=seq, at=at, worker_id=worker)
+
+
+def _reported(network_id: str, report: Report) -> TaskReported:
+    number, key, worker_id, attempt, step, at, values = report
+    return TaskReported(
+        network_id=network_id,
+        seq=number,
+        at=datetime.fromtimestamp(at, UTC),
+        key=key,
+        worker_id=worker_id,
+        attempt=attempt,
+        step=step,
+        values=values,
+    )
 
 
 def _texts(values: Sequence[Any]) -> tuple[str, ...]:

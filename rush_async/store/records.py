@@ -66,6 +66,7 @@ _LONGEST_TEXT = 50_000  # characters of a message or traceback
 _NIL = b"\xc0"
 _FIXSTR, _STR8 = 0xA0, 0xD9
 _DICTS: frozenset[type] = frozenset({dict})
+_SCALARS = PLAIN_TYPES - {bytes}
 _NAMES: frozenset[type] = frozenset({str})
 _LISTS: frozenset[type] = frozenset({list, tuple})
 
@@ -180,11 +181,41 @@ class RecordEncoder:
             raise self._too_large(ended, what)
         return ended
 
+    def reports(self, values: Iterable[Any]) -> list[bytes]:
+        """Encodes the values of reports."""
+        return [self.report(record, f"reports[{at}]") for at, record in enumerate(_as_sequence(values, "reports"))]
+
+    def report(self, values: Any, what: str = "values") -> bytes:
+        """Encodes the values of a report: numbers, strings, bools and None."""
+        record = as_record(values, what)
+        try:
+            if not _SCALARS.issuperset(map(type, record.values())):
+                record = _plain_scalars(record, what)
+            packed = to_msgpack(record)
+        except (OverflowError, UnicodeEncodeError):
+            packed = to_msgpack(_plain_scalars(record, what))
+        if len(packed) > self._max_size:
+            raise self._too_large(packed, what)
+        return packed
+
     def _too_large(self, packed: bytes, what: str) -> EncodeError:
         return EncodeError(
             f"{what} takes {len(packed):,} bytes, max_record_size allows {self._max_size:,}: "
             "store the large part elsewhere and push where it is, or raise RushConfig(max_record_size=...)"
         )
+
+
+def _plain_scalars(record: dict[str, Any], what: str) -> dict[str, Any]:
+    """The values of a report as msgpack takes them, those of numpy as Python's; raises an error that names the one that is no
+    scalar."""
+    plain: dict[str, Any] = to_plain(record, what, 0)
+    for name, value in plain.items():
+        if type(value) not in _SCALARS:
+            raise EncodeError(
+                f"{what}[{name!r}] is {record[name]!r:.80}: a report has numbers of at most 64 bits, strings, bools and None; "
+                "what is larger belongs into the outputs of the task"
+            )
+    return plain
 
 
 def _paired(

@@ -66,6 +66,7 @@ class Script:
         creates: whether it makes a network exist: its first argument is then `last_known`, the highest epoch ever seen.
         merges: whether one call may serve several callers, a few items or groups each.
         is_final: whether it may be the last call of its caller: it is sent even when its caller is cancelled at once.
+        leads: whether its calls leave before those of other scripts that were issued in the same tick.
     """
 
     all: ClassVar[list[Script]] = []
@@ -83,6 +84,7 @@ class Script:
         creates: bool = False,
         merges: bool = False,
         is_final: bool = False,
+        leads: bool = False,
     ) -> None:
         self.name = name
         self.keys = (*_BASE, *keys)
@@ -92,6 +94,7 @@ class Script:
         self.creates = creates
         self.merges = merges
         self.is_final = is_final
+        self.leads = leads
         # The server makes each function of a script anew at every call: those not needed would take a tenth of its time. It is
         # cheapest for the first one.
         first = [part for part in parts if part == "rules"]

@@ -55,7 +55,7 @@ RESET = Script(
     *("reset",),
     keys=(
         *("queue", "control", "workers", "passing", "leases", "processes", "log", "starts"),
-        *("attributes", "claims", "rankings"),
+        *("attributes", "claims", "rankings", "reports", "report_events"),
     ),
     args=("what",),
 )

@@ -11,6 +11,7 @@ from rush_async.errors import NetworkStateError, NetworkStoppedError, WorkerLost
 from rush_async.heartbeat.log_writer import LogWriter
 from rush_async.model import Failure, WorkerExit, WorkerState
 from rush_async.store.records import encode_failure
+from rush_async.store.reports import ReportStore
 from rush_async.store.tasks import Ended, TaskStore
 from rush_async.store.workers import KILLED, WorkerStore
 from rush_async.worker.guard import Guard, LoopTurns
@@ -20,7 +21,25 @@ __all__ = ["Membership"]
 
 logger = logging.getLogger(__name__)
 
+_NOT_HELD = object()
 _LONG = 1.0  # seconds for which a worker may block an event loop that it shares
+
+
+class _Reported:
+    """What a worker has reported on a task that it holds.
+
+    Attributes:
+        n: how many reports.
+        error: why one was refused, for the next report.
+        has_warned: whether the log tells of a refusal.
+    """
+
+    __slots__ = ("error", "has_warned", "n")
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.error: Exception | None = None
+        self.has_warned = False
 
 
 class Membership:
@@ -56,12 +75,14 @@ class Membership:
         self._is_loop_cancelled = False
         self._is_asked_to_stop = False
         self._limiter: Limiter | None = None
-        self._held: dict[str, None] = {}
+        self._held: dict[str, _Reported | None] = {}
         self._guards: dict[str, Guard] = {}
         self._has_warned = False
         self._has_left = False
         self._tasks: TaskStore
         self._workers: WorkerStore
+        self._reports: ReportStore
+        self._most_reports: int
         self._log_writer: LogWriter | None = None
         self._turns: LoopTurns
         self._neighbours: Sized
@@ -92,6 +113,10 @@ class Membership:
         self.is_registered = True
         if self._limiter is not None:
             self._limiter.start()
+
+    def report_to(self, reports: ReportStore, most: int) -> None:
+        """Sets where the worker's reports go, and how many of them the network keeps at least."""
+        self._reports, self._most_reports = reports, most
 
     def check(self) -> None:
         """Raises `NetworkStateError` where the worker has not registered, or is leaving."""
@@ -236,7 +261,7 @@ class Membership:
 
     def cancel_task(self, key: str) -> None:
         """Cancels the block of a task that the network has failed."""
-        if self._held.pop(key, self) is None:
+        if self._held.pop(key, _NOT_HELD) is not _NOT_HELD:
             self._note_change()
             if (guard := self._guards.get(key)) is not None:
                 guard.cancel()
@@ -291,6 +316,60 @@ class Membership:
             self._held.clear()
             ended = encode_failure(failure)
             await self._tasks.end([Ended("failed", key, self.worker_id, ended) for key in keys])
+
+    # reports on them
+
+    async def report(self, keys: Sequence[str], reports: Sequence[bytes]) -> None:
+        """Hands over reports on tasks that the worker holds, one for each key.
+
+        Raises:
+            NetworkStateError: the worker does not run one of the tasks; nothing was handed over.
+            WorkerLostError: the worker is not alive.
+            RushError: an earlier report on one of the tasks was refused; nothing was handed over.
+        """
+        if self.is_shut_out:
+            raise self.lost_error()
+        found: list[_Reported] = []
+        for key in keys:
+            if key not in self._held:
+                await asyncio.sleep(0)  # a block whose task was cancelled is cancelled here
+                raise NetworkStateError(
+                    f"task {key!r} is not running on worker {self.worker_id}, and takes no report: it ended, or was cancelled, "
+                    "or deleted by a reset"
+                )
+            reported = self._held[key]
+            if reported is None:
+                reported = self._held[key] = _Reported()
+            elif reported.error is not None:
+                error, reported.error = reported.error, None
+                raise error
+            found.append(reported)
+        for key, values, reported in zip(keys, reports, found, strict=True):
+            reported.n += 1
+            await self._reports.append(self, key, self.worker_id, reported.n, values, self._most_reports)
+
+    def not_running(self, key: str) -> None:
+        """A report was refused, because the network has ended the task. Its block is cancelled, as by `cancel_task`."""
+        if key in self._held:
+            logger.warning(
+                "a report on task %s was refused: worker %s does not run it any more, it was cancelled, or deleted by a reset",
+                key,
+                self.worker_id,
+            )
+            self.cancel_task(key)
+
+    def not_alive(self, key: str) -> None:
+        """A report was refused, because the network has shut the worker out."""
+        if not self.is_shut_out:
+            logger.warning("a report on task %s was refused: %s", key, self.lost_error())
+
+    def refused(self, key: str, error: Exception) -> None:
+        """The server refused a report, or could not be reached. The next report on the task raises the error."""
+        reported = self._held.get(key)
+        if reported is None or not reported.has_warned:
+            logger.warning("a report on task %s of worker %s is lost: %s", key, self.worker_id, error)
+        if reported is not None:
+            reported.error, reported.has_warned = error, True
 
     # their blocks
 

@@ -119,6 +119,10 @@ class TaskBlocks:
         """Ends a popped task whose block was left, with or without an error. Returns whether to suppress the error."""
         return await self.end(task, error, ())
 
+    async def report(self, task: Task, values: Any) -> None:
+        """Hands over a report of a task."""
+        await self.membership.report((task.key,), (self.encoder.report(values),))
+
     async def end(self, task: Task, error: BaseException | None, catch: Catch, kind: FailureKind = "error") -> bool:
         """Ends a task whose block was left, with or without an error. Returns whether to suppress the error."""
         guard = self.membership.leave_block(task.key)

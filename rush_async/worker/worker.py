@@ -118,6 +118,7 @@ class RushWorker(RushClient):
             raise
         turns = _turns.get()
         membership.join(network.tasks, network.workers, network.log_writer, turns, network.local_workers)
+        membership.report_to(network.reports, self._config.max_reports)
         membership.number = registration.number
         if registration.mark == 2:  # while it was being started
             membership.request_stop()
@@ -248,6 +249,24 @@ class RushWorker(RushClient):
         return await self._membership.end_tasks(
             [Ended("failed", key, self.worker_id, encode_failure(why)) for key, why in zip(keys, found, strict=True)]
         )
+
+    async def report_tasks(self, keys: str | Sequence[str], reports: Iterable[Any]) -> None:
+        """Reports on tasks that this worker runs, as `task.report` does for one.
+
+        Args:
+            keys: one key or several.
+            reports: what to report, a record each of numbers, strings, bools and None.
+
+        Raises:
+            EncodeError: a value cannot be stored; nothing was reported.
+            NetworkStateError: this worker does not run one of the tasks; nothing was reported.
+            WorkerLostError: this worker was declared lost or was killed.
+        """
+        keys = as_keys(keys)
+        self._net  # noqa: B018
+        packed = self._encoder.reports(reports)
+        check_lengths("keys", keys, "reports", packed)
+        await self._membership.report(keys, packed)
 
     async def pop_task(self, timeout: float | None = 1.0) -> Task | None:
         """Takes the next queued task.

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from rush_async import Rush, RushConfig, RushWorker, TasksFinished
+from rush_async import NetworkStateError, Rush, RushConfig, RushWorker, TasksFinished
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.report_entry import Report
 from rush_async.testing import wait_until
+from rush_async.worker.worker import membership_of
 
 T = TypeVar("T")
 
@@ -35,6 +37,7 @@ CallName = Literal[
     "pop_waiting",
     "finish",
     "fail",
+    "report",
     "block",
     "block_with_error",
     "block_without_ys",
@@ -99,6 +102,7 @@ class Crowd:
         self.workers: list[RushWorker] = []
         self.held: list[dict[str, None]] = [{}, {}, {}]
         self.known: dict[str, dict[str, Any]] = {}
+        self.reported: set[int] = set()  # by calls that were not cancelled
         self.stack = AsyncExitStack()
 
     async def open(self) -> None:
@@ -150,6 +154,14 @@ class Crowd:
             case "fail":
                 assert await worker.fail_tasks(key, "failed") in ([], [key])
                 held.pop(key, None)
+            case "report":
+                step = next(self.serial)
+                try:
+                    await worker.report_tasks(key, [{"serial": step}])
+                except NetworkStateError:
+                    assert key not in membership_of(worker).held_keys()
+                else:
+                    self.reported.add(step)
             case "block" | "block_with_error" | "block_without_ys":
                 await self.block(worker, name, xss[0], None)
             case "fetch":
@@ -204,6 +216,7 @@ class Crowd:
                     return False
                 assert task.worker_id == worker.worker_id
                 await ticks(3)
+                await task.report({"serial": next(self.serial)})
                 if name == "block_with_error":
                     raise KeyError("the evaluation failed")
                 if name == "block":
@@ -240,6 +253,10 @@ class Crowd:
         keys = list(self.known)
         tasks = await self.rush.get_tasks(keys)
         assert [task and task.xs for task in tasks] == [self.known[key] for key in keys]
+        reports = [Report.of(fields[b"r"]).values for _, fields in self.raw.xrange(self.keys.reports)]
+        serials = [values["serial"] for values in reports if values]
+        assert len(set(serials)) == len(serials)
+        assert self.reported <= set(serials)
         alive = sorted(worker.worker_id.encode() for worker in [self.steady, *self.workers])
         await wait_until(lambda: sorted(self.raw.hkeys(self.keys.alive)) == alive)
         await wait_until(lambda: self.connections() == self.n_connections)

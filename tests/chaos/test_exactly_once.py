@@ -14,6 +14,7 @@ from rush_async import Failure, Rush, RushConfig, RushWorker
 from rush_async.store import calls as store_calls
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
+from rush_async.store.reports import REPORT
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS
 from rush_async.store.tasks import CANCEL, FINISH, POP, PUSH, REMOVE, RESET, RETRY
@@ -86,6 +87,7 @@ class Stage:
             "claims": raw.hgetall(keys.claims),
             "rankings": raw.hgetall(keys.rankings),
             "ranking": raw.zrange(f"{keys.rankings}:rung", 0, -1, withscores=True),
+            "reports": raw.xrange(keys.reports),
         }
 
     def shape(self) -> dict[str, Any]:
@@ -157,6 +159,14 @@ async def finish(stage: Stage, keys: list[str]) -> Any:
 async def fail(stage: Stage, keys: list[str]) -> Any:
     moved = await stage.worker.fail_tasks(keys[:2], ["a", "b"])
     return stage.named(moved), [task.state for task in await stage.near.get_tasks(keys) if task]
+
+
+async def report(stage: Stage, keys: list[str]) -> Any:
+    await stage.worker.report_tasks([keys[0], keys[1], keys[0]], [{"n": 0}, {"n": 1}, {"n": 2}])
+    frame = await stage.near.fetch_reports()
+    while frame.height < 3:
+        frame = await stage.near.fetch_reports()
+    return stage.named(frame["keys"].to_list()), frame.select("step", "n").rows()
 
 
 async def empty_queue(stage: Stage, keys: list[str]) -> Any:
@@ -254,6 +264,7 @@ CALLS = {
     "pop": Call(POP, pop, three_queued),
     "finish": Call(FINISH, finish, three_running),
     "fail": Call(FINISH, fail, three_running),
+    "report": Call(REPORT, report, three_running),
     "empty_queue": Call(REMOVE, empty_queue, three_queued),
     "retry": Call(RETRY, retry, three_failed),
     "cancel": Call(CANCEL, cancel, three_queued),

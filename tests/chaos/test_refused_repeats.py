@@ -16,6 +16,8 @@ from rush_async.store.calls import RECALL
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
 from rush_async.store.records import decode_task
+from rush_async.store.report_entry import Report
+from rush_async.store.reports import REPORT
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS
 from rush_async.store.tasks import CANCEL, FINISH, POP, PUSH, RESET, RETRY
@@ -128,6 +130,19 @@ async def fail(stage: Stage, held: list[list[str]], n: int) -> Any:
     return await stage.workers[n].fail_tasks(held[n], "bad")
 
 
+async def report(stage: Stage, held: list[list[str]], n: int) -> Any:
+    await stage.workers[n].report_tasks(held[n], [{"n": n}])
+    await stage.rush._net.tasks.calls.quiet()  # pyright: ignore[reportPrivateUsage]
+    return n
+
+
+def each_is_stored_once(stage: Stage, held: list[list[str]], results: list[Any]) -> None:
+    stream: list[Any] = stage.server.raw.xrange(stage.keys.reports)
+    entries = [Report.of(fields[b"r"]) for _, fields in stream]
+    reported: list[str] = [held[n][0] for n in results]
+    assert sorted(entry.key for entry in entries) == sorted(reported)
+
+
 async def retry(stage: Stage, keys: list[str], n: int) -> Any:
     return await stage.rush.retry_tasks(keys[n : n + 1])
 
@@ -212,6 +227,7 @@ CASES = {
     "pop": Case(POP, pop, state_of("running"), three_queued),
     "finish": Case(FINISH, finish, state_of("finished"), one_running_each),
     "fail": Case(FINISH, fail, state_of("failed"), one_running_each),
+    "report": Case(REPORT, report, each_is_stored_once, one_running_each),
     "retry": Case(RETRY, retry, state_of("queued"), three_failed),
     "cancel": Case(CANCEL, cancel, state_of("failed"), three_queued),
     "register": Case(REGISTER, register, newcomers_are_alive),
@@ -225,7 +241,7 @@ CASES = {
 }
 GROWS = (
     *("push_queued", "push_running", "push_within_a_budget", "push_finished", "push_failed", "retry", "register"),
-    *("set_attrs", "claim", "claim_in_vain", "rank"),
+    *("set_attrs", "claim", "claim_in_vain", "rank", "report"),
 )
 
 

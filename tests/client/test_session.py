@@ -29,6 +29,7 @@ from rush_async import (
     RushConfigError,
     RushConnectionError,
     RushWorker,
+    TaskReported,
     rsh,
 )
 from rush_async.client.shared_state import SharedState
@@ -405,6 +406,7 @@ CALLS: dict[str, Callable[[RushClient], Any]] = {
     "wait_for_tasks": lambda rush: rush.wait_for_tasks("key"),
     "wait_until": lambda rush: rush.wait_until(lambda counts: True),
     "fetch_finished_tasks": lambda rush: rush.fetch_finished_tasks(),
+    "fetch_reports": lambda rush: rush.fetch_reports(),
     "fetch_new_tasks": lambda rush: rush.fetch_new_tasks(),
     "fetch_tasks": lambda rush: rush.fetch_tasks(),
     "fetch_tasks_with_state": lambda rush: rush.fetch_tasks_with_state(),
@@ -412,6 +414,7 @@ CALLS: dict[str, Callable[[RushClient], Any]] = {
     "fetch_running_tasks": lambda rush: rush.fetch_running_tasks(),
     "fetch_failed_tasks": lambda rush: rush.fetch_failed_tasks(),
     "events": lambda rush: rush.events().__aenter__(),
+    "events_of_reports": lambda rush: rush.events(TaskReported).__aenter__(),
     "push_nothing": lambda rush: rush.push_tasks([]),
     "set_attrs": lambda rush: rush.set_attrs({"a": 1}),
     "set_no_attrs": lambda rush: rush.set_attrs({}),
@@ -437,6 +440,7 @@ WORKER_CALLS: dict[str, Callable[[RushWorker], Any]] = {
     "push_running_tasks": lambda rush: rush.push_running_tasks([XS]),
     "finish_tasks": lambda rush: rush.finish_tasks("key", [XS]),
     "fail_tasks": lambda rush: rush.fail_tasks("key"),
+    "report_tasks": lambda rush: rush.report_tasks("key", [XS]),
     "pop_task": lambda rush: rush.pop_task(0),
     "tasks": lambda rush: anext(rush.tasks()),
     "task": lambda rush: rush.task(XS).__aenter__(),

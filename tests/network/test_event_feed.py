@@ -176,3 +176,21 @@ async def test_the_channel_is_subscribed_only_while_events_are_needed(
         await elsewhere.push_tasks([{"x": 4}])
         assert (await waiting).queued == 3
         await worker.finish_tasks(key, [{"y": 1}])
+
+
+async def test_a_listener_may_gather_into_the_buffer_of_another() -> None:
+    """Two listeners of two channels, whose numbers are their own, fill one stream."""
+    main = Listener("net", (TasksQueued, TasksStarted), 10)
+    other = Listener("net", (TasksQueued,), 10, into=main)
+    main.begin(5, 10)
+    other.begin(5, 0)
+    other.take(message(5, 1))
+    main.take(message(5, 11))
+    other.take(message(5, 3))
+    assert len(other) == 0
+    assert [(type(event), event.seq) for event in await taken(main)] == [
+        (TasksQueued, 1),
+        (TasksQueued, 11),
+        (EventsMissed, 2),
+        (TasksQueued, 3),
+    ]

@@ -20,8 +20,9 @@ def test_the_keys_of_a_network_lie_in_one_slot_and_differ() -> None:
 def test_only_channels_have_the_number_of_the_database_in_their_names() -> None:
     first, other = NetworkKeys.of("net"), NetworkKeys.of("net", db=3)
     changed = [name for name in NetworkKeys._fields if getattr(first, name) != getattr(other, name)]
-    assert changed == ["events", "control"]
+    assert changed == ["events", "control", "report_events"]
     assert other.events == "rush:{net}:events:3"
+    assert (first.report_events, other.report_events) == ("rush:{net}:events:reports", "rush:{net}:events:reports:3")
 
 
 @pytest.mark.parametrize("name", ["a", "a b|c", "ü-1", "x" * 200])

@@ -16,6 +16,7 @@ from rush_async.events import (
     NetworkReset,
     NetworkResumed,
     NetworkStopped,
+    TaskReported,
     TasksFailed,
     TasksFinished,
     TasksQueued,
@@ -30,11 +31,13 @@ from rush_async.store.messages import (
     ControlMessage,
     EventMessage,
     NetworkStopMessage,
+    ReportMessage,
     ResetMessage,
     ShutOutMessage,
     StopMessage,
     decode_control,
     decode_events,
+    decode_reports,
 )
 from rush_async.store.position import Position
 from rush_async.store.workers import KILLED
@@ -71,7 +74,8 @@ def test_events_of_all_kinds_are_unpacked_as_they_were_packed() -> None:
     assert (message.epoch, message.first, message.last) == (5, 7, 15)
     assert message.position == Position(5, 15, Counts(1, 2, 3, 4), 6)
     assert message.events == EVENTS
-    assert {*map(type, EVENTS), NetworkReset, EventsMissed} == set(EVENT_KINDS)  # the last two are made in the client
+    # Reports have a channel of their own, and the last two are made in the client.
+    assert {*map(type, EVENTS), TaskReported, NetworkReset, EventsMissed} == set(EVENT_KINDS)
 
 
 @pytest.mark.parametrize("message", REQUESTS, ids=str)
@@ -79,9 +83,30 @@ def test_a_request_is_unpacked_as_it_was_packed(message: ControlMessage) -> None
     assert decode_control("net", message.encode()) == message
 
 
-def test_a_reset_is_published_on_both_channels_alike() -> None:
+def test_a_reset_is_published_on_all_channels_alike() -> None:
     message = ResetMessage(3, AT, True)
-    assert decode_events("net", message.encode()) == decode_control("net", message.encode()) == message
+    for decode in (decode_events, decode_control, decode_reports):
+        assert decode("net", message.encode()) == message
+
+
+def test_the_reports_of_a_call_are_events() -> None:
+    entries = [[4, "a", "owl", 2, 1, AT.timestamp(), {"loss": 0.5}], [5, "b", "owl", 1, 3, AT.timestamp(), None]]
+    message = decode_reports("net", to_msgpack(["17", *entries]))
+    assert isinstance(message, ReportMessage)
+    assert (message.epoch, message.first, message.last) == (17, 4, 5)
+    common: Any = {"network_id": "net", "at": AT, "worker_id": "owl"}
+    assert list(message.events) == [
+        TaskReported(seq=4, key="a", attempt=2, step=1, values={"loss": 0.5}, **common),
+        TaskReported(seq=5, key="b", attempt=1, step=3, values=None, **common),
+    ]
+
+
+@pytest.mark.parametrize(
+    "value", [None, 7, "reset", [], ["1"], [1, [1]], ["x", [1]], ["1", [1, 2]], ["1", None], ["reset", "x"]]
+)
+def test_what_is_no_message_of_reports_is_a_decode_error(value: Any) -> None:
+    with pytest.raises(DecodeError, match=r"an event of network 'net' is malformed"):
+        decode_reports("net", to_msgpack(value))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from rush_async import (
     RushConfig,
     RushWorker,
     Task,
+    TaskReported,
     TasksFinished,
     TaskState,
     WorkerExit,
@@ -93,6 +94,7 @@ async def tasks(rush: Rush) -> None:
 async def working(worker: RushWorker) -> str:
     keys = await worker.push_running_tasks([{"x1": 1.0}], budget=100)
     assert_type(keys, list[str])
+    assert_type(await worker.report_tasks(keys, [{"loss": 1.0}]), None)
     assert_type(await worker.finish_tasks(keys, [{"y": 1.0}]), list[str])
     assert_type(await worker.finish_tasks(keys[0], [Point(1.0, 2.0)], yss_extra=[{"note": "good"}]), list[str])
     assert_type(await worker.fail_tasks(keys, "no"), list[str])
@@ -142,6 +144,7 @@ async def reading(rush: Rush) -> None:
     assert_type(await rush.fetch_new_tasks(timeout=1.0), pl.DataFrame)
     assert_type(await rush.fetch_tasks_with_state("queued", "running"), pl.DataFrame)
     assert_type(await rush.fetch_tasks(schema={"y": pl.Float64}), pl.DataFrame)
+    assert_type(await rush.fetch_reports("key"), pl.DataFrame)
     assert_type(await rush.worker_info(), pl.DataFrame)
     assert_type(rush.reset_cache(), None)
 
@@ -162,6 +165,17 @@ async def listening(rush: Rush) -> None:
                     assert_type(worker_id, str)
                 case EventsMissed(seq=seq):
                     assert_type(seq, int)
+
+
+async def listening_to_reports(rush: Rush, task: Task) -> None:
+    assert_type(await task.report({"loss": 1.0}), None)
+    async with rush.events(TaskReported) as events:
+        async for event in events:
+            assert_type(event, TaskReported | EventsMissed)
+            if isinstance(event, TaskReported):
+                assert_type(event.key, str)
+                assert_type(event.step, int)
+                assert_type(event.values, dict[str, Any] | None)
 
 
 async def loop(rush: RushWorker, n: int = 10) -> None: ...
