@@ -28,7 +28,7 @@ LENGTH = 8  # bytes of a frame that say how long the rest is
 
 # The settings that the workers of a command get from the manager; its options name the server and the certificates.
 _SETTINGS = (
-    *("heartbeat_period", "heartbeat_expire", "max_loop_stall", "max_record_size"),
+    *("heartbeat_period", "heartbeat_expire", "max_loop_stall", "max_record_size", "max_reports"),
     *("connect_timeout", "response_timeout", "retry_deadline", "wait_replicas"),
 )
 

@@ -18,6 +18,7 @@ from rush_async import (
     Counts,
     Event,
     NetworkReset,
+    NetworkStateError,
     Rush,
     RushClient,
     RushConfig,
@@ -66,6 +67,7 @@ class Model:
         self.attrs: dict[str, int] = {}
         self.claims: dict[str, int] = {}
         self.ranking: dict[str, float] = {}
+        self.reports: list[tuple[str, int, int]] = []  # key, attempt, step
 
     def keys(self, *states: str) -> list[str]:
         return [key for key, task in self.tasks.items() if task.state in states]
@@ -260,6 +262,25 @@ class RandomCalls(RuleBasedStateMachine):
         assert moved == self.ended(who, keys, "failed")
         for key in moved:
             self.model.tasks[key].message = "it failed"
+
+    @rule(who=WORKERS, data=st.data())
+    def report(self, who: int, data: st.DataObject) -> None:
+        keys = self.some_keys(data)
+        tasks = [(key, self.model.tasks.get(key)) for key in keys]
+        runs = [(key, task) for key, task in tasks if task is not None and task.state == "running" and task.worker == who]
+        try:
+            self.run(self._report(self.workers[who], keys))
+        except NetworkStateError:
+            assert len(runs) < len(keys)  # then nothing was reported
+            return
+        # A worker that has not heard of a cancellation or a reset yet hands over reports that are refused.
+        for key, task in runs:
+            step = 1 + sum(report[:2] == (key, task.attempt) for report in self.model.reports)
+            self.model.reports.append((key, task.attempt, step))
+
+    async def _report(self, worker: RushWorker, keys: list[str]) -> None:
+        await worker.report_tasks(keys, [{"n": at} for at in range(len(keys))])
+        await worker._net.tasks.calls.quiet()  # pyright: ignore[reportPrivateUsage]
 
     def ended(self, who: int, keys: list[str], state: str) -> list[str]:
         moved: list[str] = []
@@ -457,6 +478,8 @@ class RandomCalls(RuleBasedStateMachine):
             assert (row["condition"] and row["condition"]["message"]) == (task.message if task.state == "failed" else None)
         finished = self.run(self.clients[who].fetch_finished_tasks())
         assert finished["keys"].to_list() == self.model.finished
+        reports = self.run(self.clients[who].fetch_reports())
+        assert reports.select("keys", "attempt", "step").rows() == self.model.reports
 
     @precondition(lambda self: self.model.tasks)
     @rule(who=CLIENTS, data=st.data())
