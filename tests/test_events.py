@@ -13,8 +13,14 @@ from rush_async.events import EVENT_KINDS, Event
 
 COMMON = {"network_id": "net", "seq": 1, "at": datetime(2025, 1, 1, tzinfo=UTC)}
 OWN = {
-    **{"keys": ("a", "b"), "worker_id": "w", "key": "a", "attempt": 1, "step": 1, "values": None},
-    **{"rule": "finished", "detail": "10 tasks have finished"},
+    "keys": ("a", "b"),
+    "worker_id": "w",
+    "key": "a",
+    "attempt": 1,
+    "step": 1,
+    "values": None,
+    "rule": "finished",
+    "detail": "10 tasks have finished",
 }
 
 

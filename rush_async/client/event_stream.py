@@ -72,10 +72,10 @@ class EventStream(Generic[E_co]):
         self._is_opened = True
         network = self._client._net  # pyright: ignore[reportPrivateUsage]
         with ExitStack() as stack, self._client._until_closed():  # pyright: ignore[reportPrivateUsage]
+            stack.enter_context(network.feed)  # notices a silent connection, also for a listener of reports alone
+            await network.feed.watch()
             listener = None
-            if TaskReported not in self._kinds or len(self._kinds) > 1:
-                stack.enter_context(network.feed)
-                await network.feed.watch()
+            if set(self._kinds) != {TaskReported}:
                 listener = stack.enter_context(network.feed.listening(self._kinds, self._buffer))
                 await network.feed.begin(listener)
             if TaskReported in self._kinds:  # reports have a channel and numbers of their own

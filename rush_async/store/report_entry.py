@@ -12,6 +12,7 @@ __all__ = ["Report", "ReportChunk"]
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _TEXTS = frozenset({str})
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC).timestamp()
 
 
 class Report(NamedTuple):
@@ -54,27 +55,23 @@ class Report(NamedTuple):
         Raises:
             DecodeError: they are none.
         """
-        try:
-            report = cls(*entry)
-            whole = (report.number, report.attempt, report.step)
-            if (
-                set(map(type, whole)) == {int}
-                and min(whole) > 0
-                and max(whole) < 2**63
-                and _TEXTS.issuperset((type(report.key), type(report.worker_id)))
-                and type(report.at) is float
-                and (report.values is None or _are_scalars(report.values))
-            ):
-                datetime.fromtimestamp(report.at, UTC)
-                return report
-        except (TypeError, ValueError, OverflowError, OSError):
-            pass
+        if type(entry) is list and len(fields := cast("list[Any]", entry)) == len(cls._fields):
+            number, key, worker_id, attempt, step, at, values = fields
+            are_texts = type(key) is str and type(worker_id) is str
+            are_counts = _is_count(number) and _is_count(attempt) and _is_count(step)
+            is_time = type(at) is float and 0 <= at < _END_OF_TIME
+            if are_texts and are_counts and is_time and (values is None or _are_scalars(values)):
+                return cls(*fields)
         raise DecodeError(f"a report of the network is malformed: {entry!r:.200}")
 
     def as_record(self) -> bytes:
         """Returns the report as the complete record of a task: its step is the input, its values are the outputs."""
         started = (self.at, self.worker_id, self.attempt, None)
         return to_msgpack([self.key, {"step": self.step}, None, *started, self.values, None, self.at])[1:]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 2**63
 
 
 def _are_scalars(values: object) -> bool:

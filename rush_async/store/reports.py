@@ -19,7 +19,7 @@ REPORT = Script(
     *("report",),
     keys=("reports", "report_events"),
     item=("key", "worker", "step", "values", "most"),
-    parts=("records",),
+    parts=("held",),
     memory="grows",
     merges=True,
     leads=True,  # so that no report is refused because of the end that follows it

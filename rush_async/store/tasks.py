@@ -39,12 +39,12 @@ PUSH = Script(
     creates=True,
     merges=True,
 )
-POP = Script("pop", keys=("queue",), item=("worker", "want"), parts=("records", "taken", "rules"), merges=True)
+POP = Script("pop", keys=("queue",), item=("worker", "want"), parts=("records", "held", "taken", "rules"), merges=True)
 FINISH = Script(
     *("finish",),
     keys=("queue",),
     item=("kind", "key", "worker", "ended"),
-    parts=("records", "finished", "rules"),
+    parts=("records", "held", "finished", "rules"),
     merges=True,
     is_final=True,
 )

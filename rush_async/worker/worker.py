@@ -94,8 +94,8 @@ class RushWorker(RushClient):
 
     @property
     def terminated(self) -> bool:
-        """Whether this worker is to take no new task: it was asked to stop, has reached a limit such as `max_time`, or the network
-        has stopped. Reading it makes no call."""
+        """Whether this worker is to take no new task: it was asked to stop, it has reached a limit such as `max_time`, or the
+        network has stopped. Reading it makes no call."""
         return self._membership.terminated
 
     # registering and deregistering

@@ -94,7 +94,7 @@ async def test_only_listeners_of_reports_subscribe(rush: Rush, far: Rush, rush_w
         await rush.push_tasks([{"x": 1}])
         assert [type(event) for event in await take(every, 2)] != [TaskReported] * 2
         async with far.events(TaskReported) as events:
-            assert channels(raw, rush) == {"events": 1, "reports": 1}
+            assert channels(raw, rush) == {"events": 2, "reports": 1}
             async with far.events(TaskReported, TasksFinished):
                 assert channels(raw, rush) == {"events": 2, "reports": 1}
             await report(rush_worker, await running(rush_worker), 2)
@@ -200,6 +200,30 @@ async def test_numbers_begin_again_after_a_reset(rush: Rush, far: Rush, workers:
         assert [(event.seq, event.values) for event in seen] == [(1, {"n": 1}), (2, {"n": 11}), (1, {"n": 2}), (2, {"n": 12})]
         kinds = [type(event).__name__ for event in await take(both, 6)]
         assert sorted(kinds) == ["NetworkReset"] * 2 + ["TaskReported"] * 4
+
+
+def hear_nothing(message: list[Any]) -> None:
+    pass
+
+
+async def test_a_silent_subscription_is_noticed_for_a_listener_of_reports_alone(
+    far: Rush, rush_worker: RushWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A beat tells the number of the last event, which did not arrive, and the connection is opened anew."""
+    network = far._net  # pyright: ignore[reportPrivateUsage]
+    key = await running(rush_worker)
+    async with far.events(TaskReported) as events:
+        await report(rush_worker, key, 1)
+        assert await values(events, 1) == [1]
+        with monkeypatch.context() as patch:
+            patch.setattr(network.link.subscription, "pushed", hear_nothing)
+            await running(rush_worker)
+            await report(rush_worker, key, 2)
+            network.feed.expect(await network.tasks.read_position())
+        (missed,) = await take(events, 1)
+        assert (type(missed), missed.seq) == (EventsMissed, 2)
+        await report(rush_worker, key, 3)
+        assert await values(events, 1) == [3]
 
 
 async def test_a_listener_of_reports_alone_hears_of_a_reset(rush: Rush, far: Rush, rush_worker: RushWorker) -> None:

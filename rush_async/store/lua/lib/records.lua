@@ -31,14 +31,6 @@ local function is_record(record)
   return started_end(record) <= #record
 end
 
--- Where *started* ends in a record that `owner` (packed) holds; nil for one that it does not.
-local function held_end(record, owner)
-  if #record < HEADER then return nil end
-  local from = created_end(record) + 1
-  local behind = from + #owner
-  return sub(record, from, behind - 1) == owner and behind + 9 or nil
-end
-
 -- The record cut back to what it was when it was created, or started, its header in front.
 local function as_created(record) return sub(record, 1, created_end(record)) end
 local function as_started(record) return sub(record, 1, started_end(record)) end
