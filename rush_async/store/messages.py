@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rush_async.errors import DecodeError
 from rush_async.events import (
@@ -49,7 +49,7 @@ _LETTERS: dict[type[Any], str] = {
     NetworkStopped: _STOPPED,
     NetworkResumed: _RESUMED,
 }
-_MALFORMED = (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError)
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
 
 
 class EventMessage:
@@ -58,10 +58,11 @@ class EventMessage:
     Attributes:
         epoch: the network's.
         first: the number of its first event.
+        last: the number of its last event.
         position: the position of the network after its last event.
     """
 
-    __slots__ = ("_at", "_events", "_groups", "_network_id", "epoch", "first", "position")
+    __slots__ = ("_at", "_events", "_groups", "_kinds", "_network_id", "epoch", "first", "last", "position")
 
     def __init__(
         self,
@@ -76,10 +77,12 @@ class EventMessage:
     ) -> None:
         self.epoch = epoch
         self.first = first
-        self.position = Position(epoch, first + len(groups) - 1, counts, n_workers, stop)
+        self.last = first + len(groups) - 1
+        self.position = Position(epoch, self.last, counts, n_workers, stop)
         self._network_id = network_id
         self._at = at
         self._groups = groups
+        self._kinds = [group[:1] for group in groups]
         self._events: list[Event] | None = None
 
     @classmethod
@@ -88,11 +91,6 @@ class EventMessage:
         groups = [_packed_event(event) for event in events]
         first = events[0]
         return cls(first.network_id, epoch, first.seq, first.at.timestamp(), counts, n_workers, None, groups)
-
-    @property
-    def last(self) -> int:
-        """The number of its last event."""
-        return self.position.seq
 
     @property
     def at(self) -> datetime:
@@ -128,17 +126,20 @@ class EventMessage:
     @property
     def queues_tasks(self) -> bool:
         """Whether one of its events is a `TasksQueued`."""
-        return any(_QUEUED in group[:1] for group in self._groups)
+        return [_QUEUED] in self._kinds
 
     @property
     def n_freed(self) -> int:
         """How many places within the stop rules became free: those of running tasks that failed or returned to the queue."""
-        return sum([len(group) - 2 for group in self._groups if group[1:2] != [""] and group[0] in (_FAILED, _QUEUED)])
+        if [_FAILED] not in self._kinds and [_QUEUED] not in self._kinds:
+            return 0  # as mostly
+        by_workers = [group for group in self._groups if group[:1] in ([_FAILED], [_QUEUED]) and group[1:2] != [""]]
+        return sum([len(group) - 2 for group in by_workers])
 
     @property
     def changes_rules(self) -> bool:
         """Whether the stop rules have changed, so that any number of places may be free."""
-        return any(group[:1] in ([_PLACES], [_RESUMED]) for group in self._groups)
+        return [_PLACES] in self._kinds or [_RESUMED] in self._kinds
 
     def encode(self) -> bytes:
         """Encodes the message for its channel."""
@@ -249,26 +250,23 @@ def decode_events(network_id: str, data: bytes) -> EventMessage | ResetMessage:
     Raises:
         DecodeError: it is malformed. Its events are decoded when they are accessed, which may raise it too.
     """
+    # A pattern of types would take three times as long, and each event costs every process that receives it.
     try:
-        match decode(data):
-            case ["reset", epoch, at, keeps_workers]:
-                return _reset(epoch, at, keeps_workers)
-            case [
-                int() | str() as epoch,
-                int(first),
-                float() | int() as at,
-                [int(queued), int(running), int(finished), int(failed), int(n_workers)],
-                None | [*_] as stop,
-                [*groups],
-            ] if all(isinstance(group, list) for group in groups):
-                counts, reason = Counts(queued, running, finished, failed), None if stop is None else stop_of(stop)
-                texts = cast("list[list[str]]", groups)
-                return EventMessage(network_id, int(epoch), first, at, counts, n_workers, reason, texts)
-            case _:
-                pass
+        fields = decode(data)
+        if fields[0] == "reset":
+            _, epoch, at, keeps_workers = fields
+            return _reset(epoch, at, keeps_workers)
+        epoch, first, at, numbers, stop, groups = fields
+        queued, running, finished, failed, n_workers = numbers
+        if {type(fields), type(numbers), type(groups), *map(type, groups)} != {list}:
+            raise TypeError("not a list")
+        if type(epoch) not in (str, int) or type(at) not in (float, int) or {type(first), *map(type, numbers)} != {int}:
+            raise TypeError("not a number")
+        reason = None if stop is None else stop_of(stop)
+        counts = Counts(queued, running, finished, failed)
+        return EventMessage(network_id, int(epoch), first, at, counts, n_workers, reason, groups)
     except _MALFORMED as error:
         raise _malformed("an event", network_id, data) from error
-    raise _malformed("an event", network_id, data)
 
 
 def decode_reports(network_id: str, data: bytes) -> ReportMessage | ResetMessage:
@@ -284,10 +282,9 @@ def decode_reports(network_id: str, data: bytes) -> ReportMessage | ResetMessage
             case [str(epoch), *entries] if entries:
                 return ReportMessage(int(epoch), [_reported(network_id, Report.of_values(entry)) for entry in entries])
             case _:
-                pass
+                raise ValueError("no reports")
     except _MALFORMED as error:
         raise _malformed("an event", network_id, data) from error
-    raise _malformed("an event", network_id, data)
 
 
 def decode_control(network_id: str, data: bytes) -> ControlMessage:

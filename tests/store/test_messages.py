@@ -136,6 +136,12 @@ def test_what_is_no_message_of_reports_is_a_decode_error(value: Any) -> None:
         ["1", 1, 1.0, COUNTS, 7, []],
         ["1", 1, 1.0, COUNTS, ["moon", 1.0, 1, "full"], []],
         ["1", 1, 1.0, COUNTS, ["finished", 1e300, 1, "done"], []],
+        ["1", 1, "1.0", COUNTS, None, []],
+        ["1", 1.0, 1.0, COUNTS, None, []],
+        [1.5, 1, 1.0, COUNTS, None, []],
+        ["1", 1, 1.0, dict.fromkeys(COUNTS), None, []],
+        ["1", 1, 1.0, COUNTS, None, {}],
+        dict.fromkeys(["1", 1, 1.0, "four", None, "six"]),
     ],
     ids=repr,
 )
