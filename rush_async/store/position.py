@@ -176,10 +176,11 @@ def position_of(reply: Sequence[Any]) -> Position:
     Raises:
         DecodeError: the reply is malformed, because another program wrote keys of the network.
     """
-    epoch, seq, *counts, n_workers, stop = reply[:8]
+    epoch, seq, queued, running, finished, failed, n_workers, stop = reply[:8]
     try:
         reason = None if stop is None else stop_of(decode(stop))
-        return Position(int(epoch), int(seq), Counts(*map(int, counts)), int(n_workers), reason)
+        counts = Counts(int(queued), int(running), int(finished), int(failed))
+        return Position(int(epoch), int(seq), counts, int(n_workers), reason)
     except (TypeError, ValueError) as error:
         raise DecodeError(f"the network's position is malformed: {reply[:8]!r:.200}") from error
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from importlib import resources
-from typing import Any, ClassVar, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from rush_async.errors import DecodeError, RushError
 from rush_async.store.keys import NetworkKeys
@@ -249,12 +249,12 @@ def deal(requests: Sequence[Request], answer: Any, extra: list[Any]) -> None:
         requests[0].answered(answer, extra)
         return
     n_expected = sum([request.n_answers for request in requests])
-    if not isinstance(answer, list) or len(cast("list[Any]", answer)) != n_expected:
+    entries: list[Any] = answer
+    if not isinstance(answer, list) or len(entries) != n_expected:
         error = DecodeError(f"the script {script.name} answered {answer!r:.200}")
         for request in requests:
             request.reject(error)
         return
-    entries = cast("list[Any]", answer)
     at = 0
     for request in requests:
         request.answered(entries[at : at + request.n_answers], extra)

@@ -173,9 +173,9 @@ class TaskStore(TaskReads):
             elif target == "queued":
                 self.calls.detach(_remove(ended, MOST_TASKS, chunk))
 
-    async def pop(self, worker_id: str, want: int = 1) -> Pop:
+    def pop(self, worker_id: str, want: int = 1) -> Awaitable[Pop]:
         """Takes up to `want` tasks from the head of the queue."""
-        return await self.calls.call(_Pop(self, worker_id, want))
+        return self.calls.call(_Pop(self, worker_id, want))
 
     def put_back(self, popped: Sequence[Popped], worker_id: str) -> None:
         """Returns tasks that no caller has seen to the head of the queue."""
@@ -311,7 +311,7 @@ class _Pop(Request):
     __slots__ = ("_store", "_worker_id")
 
     def __init__(self, store: TaskStore, worker_id: str, want: int) -> None:
-        super().__init__(POP, [worker_id, want], n_tasks=want)
+        super().__init__(POP, [worker_id, want], n_tasks=want, size=len(worker_id))
         self._store = store
         self._worker_id = worker_id
 

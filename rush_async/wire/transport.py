@@ -173,7 +173,7 @@ class Transport(asyncio.Protocol):
         self.last_received = self._loop.time()
         try:
             self._reader.feed(data)
-            while self.is_open and (reply := self._reader.gets()) is not _NOTHING:
+            while (reply := self._reader.gets()) is not _NOTHING and self.is_open:
                 self._take(reply)
         except hiredis.ProtocolError as error:
             self.drop(error)
