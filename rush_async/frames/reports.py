@@ -10,12 +10,12 @@ import polars as pl
 
 from rush_async.frames.column import INSTANT
 from rush_async.frames.table import Table
+from rush_async.model import END
 from rush_async.store.finished import Records
 
 __all__ = ["ReportTable"]
 
 _FIXED = {"keys": pl.String, "worker_id": pl.String, "at": INSTANT, "attempt": pl.Int64, "step": pl.Int64}
-_OUTPUTS = 7  # the field of a record that holds outputs
 
 
 class ReportTable:
@@ -58,10 +58,10 @@ class ReportTable:
         if keys is not None:
             rows = rows.filter(pl.col("keys").is_in(list(keys)))
         columns = {"keys": "keys", "worker_id": "worker_id", "created_at": "at", "attempt": "attempt", "step": "step"}
-        names = {(column.slot, column.name) for column in layout.columns if column.slot[0] == _OUTPUTS}
+        names = {(column.slot, column.name) for column in layout.columns if column.slot[0] == END}
         taken = {*_FIXED, *(slot[1] for slot, _ in names)}
         for column in layout.columns:
-            if column.slot[0] != _OUTPUTS:
+            if column.slot[0] != END:
                 continue
             name = column.slot[1]
             while name in _FIXED or (name != column.slot[1] and name in taken):

@@ -270,6 +270,9 @@ class NumberedEvents(Protocol):
     def last(self) -> int: ...
 
     @property
+    def at(self) -> datetime: ...
+
+    @property
     def events(self) -> Sequence[Event]: ...
 
 

@@ -155,16 +155,18 @@ class ReportMessage:
         epoch: the network's.
         first: the number of its first report.
         last: the number of its last report.
+        at: when they were made.
         events: an event for each.
     """
 
-    __slots__ = ("epoch", "events", "first", "last")
+    __slots__ = ("at", "epoch", "events", "first", "last")
 
     def __init__(self, epoch: int, events: Sequence[TaskReported]) -> None:
         self.epoch = epoch
         self.events = events
         self.first = events[0].seq
         self.last = events[-1].seq
+        self.at = events[0].at
 
 
 class ResetMessage(NamedTuple):

@@ -66,7 +66,7 @@ class Report(NamedTuple):
 
     def as_record(self) -> bytes:
         """Returns the report as the complete record of a task: its step is the input, its values are the outputs."""
-        started = (self.at, self.worker_id, self.attempt, None)
+        started = (self.at, self.number, self.worker_id, self.attempt, None)
         return to_msgpack([self.key, {"step": self.step}, None, *started, self.values, None, self.at])[1:]
 
 

@@ -173,7 +173,7 @@ def test_a_malformed_event_is_a_decode_error_when_it_is_looked_at(groups: Any) -
 
 @pytest.mark.parametrize("at", [1e300, -1e300, float("nan"), float("inf")])
 def test_an_impossible_time_is_a_decode_error_when_it_is_looked_at(at: float) -> None:
-    message = decode_events("net", to_msgpack(["1", 1, at, COUNTS, [["Q", "", "key"]]]))
+    message = decode_events("net", to_msgpack(["1", 1, at, COUNTS, None, [["Q", "", "key"]]]))
     assert isinstance(message, EventMessage)
     with pytest.raises(DecodeError):
         message.events  # noqa: B018
