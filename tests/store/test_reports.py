@@ -289,12 +289,19 @@ async def test_reports_of_an_outage_arrive_once_and_in_order(far: RushWorker, pr
 # messages
 
 
+def subscribe(pubsub: Any, channel: str) -> None:
+    """Returns once the server has confirmed the subscription: messages before it would be missed."""
+    pubsub.ssubscribe(channel)
+    while (message := pubsub.get_sharded_message(timeout=TIMEOUT)) is None or message["type"] != "ssubscribe":
+        pass
+
+
 async def test_a_message_has_what_was_reported_unless_it_is_large(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:
     keys = NetworkKeys.of(rush.network_id)
     (key,) = await rush_worker.push_running_tasks([{"x": 1}])
     large = b"\x81\xa1x\xda" + (2_000).to_bytes(2, "big") + b"y" * 2_000
     with raw.pubsub() as pubsub:
-        pubsub.ssubscribe(keys.report_events)
+        subscribe(pubsub, keys.report_events)
         for values in (VALUES, large):
             assert (await append(rush_worker, key, values=values)).refusals == []
         messages: list[Any] = []
@@ -310,7 +317,7 @@ async def test_a_message_has_what_was_reported_unless_it_is_large(rush: Rush, ru
 async def test_many_reports_go_in_messages_of_about_a_kib(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:
     keys = await rush_worker.push_running_tasks([{"x": x} for x in range(90)])
     with raw.pubsub() as pubsub:
-        pubsub.ssubscribe(NetworkKeys.of(rush.network_id).report_events)
+        subscribe(pubsub, NetworkKeys.of(rush.network_id).report_events)
         heard = Heard()
         await asyncio.gather(
             *[store_of(rush_worker).append(heard, key, rush_worker.worker_id, 1, VALUES, 1_000) for key in keys]
