@@ -1,6 +1,7 @@
 """Asynchronous, decentralised optimisation: many workers, one Redis or Valkey database, no central controller."""
 
 from rush_async.client.client import RushClient
+from rush_async.client.draw import Draw
 from rush_async.client.event_stream import EventStream
 from rush_async.client.shared_state import Ranking
 from rush_async.config import RushConfig
@@ -53,6 +54,7 @@ __all__ = [
     "Coroutines",
     "Counts",
     "DecodeError",
+    "Draw",
     "EncodeError",
     "Event",
     "EventStream",

@@ -11,28 +11,18 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, cast
 from rush_async.errors import NetworkStateError
 
 __all__ = [
-    "ATTEMPT",
     "CANCELLED",
-    "CREATED_AT",
-    "END",
-    "ENDED_AT",
-    "END_EXTRA",
     "FAILURE_KINDS",
-    "FIELDS",
-    "INDEX",
-    "KEY",
     "RESERVED_NAMES",
-    "STARTED_AT",
     "TASK_STATES",
-    "WORKER",
-    "XS",
-    "XS_EXTRA",
+    "Catch",
     "Counts",
     "Failure",
     "FailureKind",
     "StopReason",
     "StopRule",
     "Task",
+    "TaskHolder",
     "TaskState",
     "WorkerExit",
     "WorkerState",
@@ -44,6 +34,8 @@ TASK_STATES: tuple[TaskState, ...] = ("queued", "running", "finished", "failed")
 FailureKind: TypeAlias = Literal["error", "killed", "lost", "removed", "cancelled", "timeout"]
 FAILURE_KINDS: tuple[FailureKind, ...] = ("error", "killed", "lost", "removed", "cancelled", "timeout")
 
+Catch: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
+
 WorkerState: TypeAlias = Literal["starting", "running", "terminated", "failed", "killed", "lost"]
 
 StopRule: TypeAlias = Literal["finished", "failed", "seconds", "target", "patience", "manual"]
@@ -52,10 +44,6 @@ StopRule: TypeAlias = Literal["finished", "failed", "seconds", "target", "patien
 RESERVED_NAMES = frozenset(
     {"state", "worker_id", "condition", "created_at", "started_at", "ended_at", "attempt", "index", "keys"}
 )
-
-# The values of a complete record, see `rush_async.store.records`: their number, and where each is.
-FIELDS = 11
-KEY, XS, XS_EXTRA, CREATED_AT, INDEX, WORKER, ATTEMPT, STARTED_AT, END, END_EXTRA, ENDED_AT = range(FIELDS)
 
 
 class Counts(NamedTuple):
@@ -187,6 +175,7 @@ class Task:
     ended_at: datetime | None = None
     index: int | None = None
     _holder: TaskHolder | None = field(default=None, repr=False, compare=False)
+    _catch: Catch = field(default=(), repr=False, compare=False)
 
     async def __aenter__(self) -> Self:
         if self._holder is None:

@@ -22,17 +22,19 @@ from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeou
 from rush_async.events import Event, EventsMissed
 from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.network.network import Network
-from rush_async.network.results import Results
 from rush_async.network.waiting import describe
 from rush_async.plan import locate
 from rush_async.store.keys import check_network_id, random_network_id
 from rush_async.store.records import NewTask, RecordEncoder, encode_failure
-from rush_async.store.tasks import Created, Lost, Target
+from rush_async.store.scripts import Lost
+from rush_async.store.tasks import Created, Target
 
 if TYPE_CHECKING:
     import polars as pl
 
     from rush_async.frames.archive import Archive
+    from rush_async.network.results import Results
+
     from rush_async.frames.reports import ReportTable
 
 __all__ = ["RushClient"]
@@ -46,9 +48,15 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network]):
     """A client of one network: `Rush` manages it, `RushWorker` works in it."""
 
     def __init__(
-        self, network_id: str | None = None, config: RushConfig | str | None = None, *, schema: Schema | None = None
+        self,
+        network_id: str | None = None,
+        config: RushConfig | str | None = None,
+        *,
+        schema: Schema | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(random_network_id() if network_id is None else check_network_id(network_id))
+        self._seed = None if seed is None else as_number(seed, "seed", 2**63 - 1)
         self._config, self._origin = locate(config)
         self._schema = dict(schema) if schema else None
         self._encoder = RecordEncoder(self._config.max_record_size)
@@ -57,7 +65,7 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network]):
 
     async def _acquire(self) -> Network:
         try:
-            network = await Network.acquire(self._network_id, self._config)
+            network = await Network.acquire(self._network_id, self._config, self._seed)
         except RushConnectionError as error:
             if self._origin is None:
                 raise
@@ -422,9 +430,6 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network]):
 
 
 def _archive_of(results: Results) -> Archive:
-    """The frames of finished tasks that all clients of an event loop share."""
-    from rush_async.frames.archive import Archive  # polars takes its time: it is imported for the first frame
+    from rush_async.frames.archive import archive_of  # polars takes its time: it is imported for the first frame
 
-    if not isinstance(results.decoder, Archive):
-        results.decoder = Archive(results.records)
-    return results.decoder
+    return archive_of(results)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from rush_async.errors import RushConnectionError
 from rush_async.events import (
     Event,
+    NetworkResumed,
+    NetworkStopped,
     TasksFailed,
     TasksFinished,
     TasksQueued,
@@ -19,8 +21,9 @@ from rush_async.events import (
 from rush_async.model import TaskState
 from rush_async.network.event_feed import EventFeed, Listener
 from rush_async.network.results import Results
+from rush_async.store.basis import Seen
 from rush_async.store.finished import Records
-from rush_async.store.records import complete, decode_task
+from rush_async.store.records import complete, decode_task, index_of
 from rush_async.store.task_reads import TaskReads, View
 
 __all__ = ["Snapshot", "take_snapshot"]
@@ -44,7 +47,9 @@ class Snapshot:
     def __init__(self, view: View, finished: Records | None, n_finished: int) -> None:
         self.n_finished = n_finished
         self._records: dict[TaskState, list[bytes]] = {
-            state: [records.pop(key) for key in view.queue if key in records] if state == "queued" else list(records.values())
+            state: [records.pop(key) for key in view.queue if key in records]
+            if state == "queued"
+            else sorted(records.values(), key=index_of)
             for state, records in view.records.items()
         }
         self._finished = finished
@@ -54,6 +59,17 @@ class Snapshot:
         if state == "finished":
             return [] if self._finished is None else self._finished.keys(0, self.n_finished)
         return [decode_task(state, record).key for record in self._records[state]]
+
+    def seen(self, states: Sequence[TaskState]) -> tuple[Seen, ...]:
+        """Returns which tasks are in these states, by their indices."""
+        return tuple(
+            [
+                Seen(state, self.n_finished)
+                if state == "finished"
+                else Seen(state, len(records := self._records[state]), tuple(map(index_of, records)))
+                for state in states
+            ]
+        )
 
     def complete(self) -> dict[TaskState, list[bytes]]:
         """Returns the complete records of the tasks that are not finished, by their state."""
@@ -136,7 +152,7 @@ class _Changes:
             case TasksQueued() | TasksStarted() | TasksFinished() | TasksFailed():
                 self.keys.update(dict.fromkeys([key.encode() for key in event.keys]))
                 self._seq = event.seq
-            case WorkerStarted() | WorkerStopped() | WorkerLost():
+            case WorkerStarted() | WorkerStopped() | WorkerLost() | NetworkStopped() | NetworkResumed():
                 self._seq = event.seq
             case _:
                 self.are_known = False

@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -16,7 +17,10 @@ from rush_async.model import Task, TaskState
 from rush_async.store.finished import CHUNK, Records
 from rush_async.store.records import decode_flat, decode_task
 
-__all__ = ["Archive", "frame_of"]
+__all__ = ["Archive", "archive_of", "frame_of"]
+
+# Columns that differ from run to run, though the tasks are the same.
+_RUN_TO_RUN = ("worker_id", "condition", "created_at", "started_at", "ended_at", "attempt", "keys")
 
 
 class Archive:
@@ -101,6 +105,30 @@ class Archive:
         _warn(layout, set())
         return _stacked(frames, with_state)
 
+    def proposal_frame(
+        self,
+        n: int,
+        others: Mapping[TaskState, Sequence[bytes]],
+        states: Sequence[TaskState],
+        *,
+        schema: Schema | None = None,
+    ) -> pl.DataFrame:
+        """The tasks that a proposal sees: the first `n` finished ones and others, without what differs from run to run.
+
+        Columns and dtypes are those of these tasks alone, whatever finished later.
+
+        Returns:
+            A frame with `state` (String), `index` (Int64), inputs, outputs and extras.
+        """
+        if "finished" in states and len(self) == n:
+            frame = self.snapshot(n, others, states, with_state=True, times=True, schema=schema)
+        else:
+            groups: list[tuple[TaskState, Sequence[bytes]]] = [
+                (state, self.raw(0, n) if state == "finished" else others[state]) for state in states
+            ]
+            frame = frame_of(groups, with_state=True, times=True, schema=schema)
+        return frame.select("state", "index", pl.exclude("state", "index", *_RUN_TO_RUN))
+
     def find(self, keys: Iterable[str]) -> dict[str, Task]:
         """The tasks with these keys, as far as they are here."""
         return self._records.find(keys)
@@ -116,6 +144,20 @@ class Archive:
     def raw(self, start: int, stop: int) -> list[bytes]:
         """The records from row `start` to before row `stop`, as they arrived."""
         return self._records.raw(start, stop)
+
+
+class Results(Protocol):
+    """The finished tasks of a network as one event loop reads them."""
+
+    records: Records
+    decoder: Any
+
+
+def archive_of(results: Results) -> Archive:
+    """Returns the frames of finished tasks that all clients of an event loop share."""
+    if not isinstance(results.decoder, Archive):
+        results.decoder = Archive(results.records)
+    return results.decoder
 
 
 def frame_of(

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import polars as pl
 
 from rush_async.errors import DecodeError
-from rush_async.model import ATTEMPT, CREATED_AT, ENDED_AT, INDEX, STARTED_AT
+from rush_async.store.fields import ATTEMPT, CREATED_AT, ENDED_AT, INDEX, STARTED_AT
 
 __all__ = ["INSTANT", "NO_FIELD", "TIMES", "Column", "Slot", "text"]
 

@@ -37,7 +37,8 @@ import polars as pl
 
 from rush_async.errors import DecodeError
 from rush_async.frames.column import INSTANT, TIMES, Column, Slot
-from rush_async.model import END, END_EXTRA, FIELDS, KEY, RESERVED_NAMES, WORKER, XS, XS_EXTRA, TaskState
+from rush_async.model import RESERVED_NAMES, TaskState
+from rush_async.store.fields import END, END_EXTRA, FIELDS, KEY, WORKER, XS, XS_EXTRA
 
 __all__ = ["Inference", "Layout", "Values", "values_of"]
 

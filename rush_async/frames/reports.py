@@ -10,7 +10,7 @@ import polars as pl
 
 from rush_async.frames.column import INSTANT
 from rush_async.frames.table import Table
-from rush_async.model import END
+from rush_async.store.fields import END
 from rush_async.store.finished import Records
 
 __all__ = ["ReportTable"]

@@ -16,7 +16,7 @@ import polars as pl
 from rush_async.errors import SchemaError
 from rush_async.frames.column import Column
 from rush_async.frames.inference import Inference, Layout, Values, values_of
-from rush_async.model import FIELDS
+from rush_async.store.fields import FIELDS
 from rush_async.store.finished import CHUNK, Records
 
 __all__ = ["Table"]

@@ -63,9 +63,14 @@ class Rush(RushClient):
     """
 
     def __init__(
-        self, network_id: str | None = None, config: RushConfig | str | None = None, *, schema: Schema | None = None
+        self,
+        network_id: str | None = None,
+        config: RushConfig | str | None = None,
+        *,
+        schema: Schema | None = None,
+        seed: int | None = None,
     ) -> None:
-        super().__init__(network_id, config, schema=schema)
+        super().__init__(network_id, config, schema=schema, seed=seed)
         self._workers: WorkerGroup | None = None
         self._log_place = "0"  # the last log entry that was printed
 

@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from rush_async.config import RushConfig
 from rush_async.embedded.server import ServerLease, acquire
-from rush_async.errors import RushConfigError, RushError, RushTimeoutError, TasksNotDoneError, listed
+from rush_async.errors import NetworkStateError, RushConfigError, RushError, RushTimeoutError, TasksNotDoneError, listed
 from rush_async.heartbeat.heartbeat import Heartbeat
 from rush_async.heartbeat.log_writer import LogWriter
 from rush_async.model import Counts, Failure, StopReason, Task
@@ -29,6 +29,7 @@ from rush_async.store.leases import LOST_WORKER, Beat
 from rush_async.store.position import NetworkPosition, Position
 from rush_async.store.records import decode_task
 from rush_async.store.reports import ReportStore
+from rush_async.store.reservations import ReservationStore
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import SharedStateStore
 from rush_async.store.stop_rules import StopRulesStore
@@ -61,6 +62,7 @@ class Network:
         tasks: its tasks' transitions and reads.
         workers: its workers' transitions and reads.
         stop_rules: its stop rules.
+        reservations: the reservations of its proposals.
         worker_log: what its workers logged.
         shared_state: its attributes, claims and rankings.
         reports: the reports of its running tasks: the transition and reads.
@@ -83,6 +85,7 @@ class Network:
         self.tasks = TaskStore(link.connection, self.keys, self.position)
         self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls)
         self.stop_rules = StopRulesStore(self.tasks.calls)
+        self.reservations = ReservationStore(self.tasks)
         self.worker_log = WorkerLog(link.connection, self.keys)
         self.shared_state = SharedStateStore(link.connection, self.keys, self.tasks.calls)
         self.reports = ReportStore(link.connection, self.keys, self.tasks.calls)
@@ -96,18 +99,25 @@ class Network:
         self.heartbeat = Heartbeat(link.config, self.keys, self, self.local_workers.by_id)
         self.log_writer = LogWriter(link.config, self.keys, self)
         self._users = 0
+        self._seed_epoch = 0  # in which the seed was read
         self._is_open = False
         self._opening = asyncio.Lock()
 
     # opening and closing
 
     @classmethod
-    async def acquire(cls, network_id: str, config: RushConfig) -> Network:
+    async def acquire(cls, network_id: str, config: RushConfig, seed: int | None = None) -> Network:
         """Returns the view of a network in this event loop, and opens it if it is the first.
+
+        Args:
+            network_id: its name.
+            config: the server.
+            seed: the seed that its proposals are to have.
 
         Raises:
             RushConnectionError: the server cannot be reached, or does not let this user publish events.
             ServerStartError: the embedded server did not start.
+            NetworkStateError: it has another seed, or holds tasks and has none.
             RushError: the network is written in a newer wire version.
         """
         leases: list[ServerLease] = []
@@ -130,10 +140,32 @@ class Network:
                 if not network._is_open:
                     await network.tasks.read_position(probe=True)
                     network._is_open = True
+                await network._adopt_seed(seed)
         except BaseException:
             await run_to_completion(network.release())
             raise
         return network
+
+    async def _adopt_seed(self, seed: int | None) -> None:
+        """Takes the seed that a client has for the network."""
+        position = self.position
+        if seed is None or seed == position.seed:
+            return
+        known, position.seed = position.seed, seed if position.seed is None else position.seed
+        if known is None and position.epoch:
+            known = position.seed = await self.reservations.set_seed()
+        if known not in (None, seed) or (known is None and position.epoch):
+            has = "holds tasks and has no seed" if known is None else f"has the seed {known}"
+            raise NetworkStateError(
+                f"network {self.network_id!r} {has}, and {seed} was given: leave it out, take another network, or reset this"
+            )
+
+    async def known_seed(self) -> int | None:
+        """Returns the seed of the proposals; None for none. It is read once for each epoch."""
+        if self._seed_epoch != self.position.epoch or not self.position.epoch:
+            await self.tasks.read_position()
+            self._seed_epoch = self.position.epoch
+        return self.position.seed
 
     async def release(self) -> None:
         """Releases the view; the last user closes it."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rush_async.model import Counts
 from rush_async.store.position import NetworkPosition
 
-__all__ = ["Conditions", "Line", "Lines", "describe"]
+__all__ = ["BudgetLine", "Conditions", "Line", "Lines", "describe"]
 
 _ALL = 1_000_000_000
 
@@ -62,6 +62,10 @@ class Line:
     def available(self) -> int:
         """How many coroutines may have a turn now."""
         return min(self._lines.n_poppable, self._lines.n_places)
+
+    def place_taken(self) -> None:
+        """A task has started here."""
+        self._lines.place_taken()
 
     def wake(self) -> None:
         """Wakes as many as are available, less those that have a turn already."""
@@ -121,14 +125,30 @@ class _PlaceLine(Line):
         return self._lines.n_places
 
 
-class _BudgetLine(Line):
+class BudgetLine(Line):
     """Coroutines that wait in line for a queued task or a place within a budget, or for the end of the budget."""
 
-    def __init__(self, lines: Lines, budget: int, max_failed: int | None) -> None:
+    def __init__(self, lines: Lines, budget: int, max_failed: int | None, *, takes_queued: bool) -> None:
         super().__init__(lines)
         self._budget = budget
         self._max_failed = max_failed
+        self._takes_queued = takes_queued
+        self._full_at: int | None = None
         self.n_users = 0
+
+    def found_full(self, n_freed: int) -> None:
+        """All places of the budget are taken, some by reservations, which the counts do not show.
+
+        Args:
+            n_freed: `lines.n_freed` as it was before a place was asked for. Places that have become free since may be there.
+        """
+        self._full_at = n_freed
+
+    def place_taken(self) -> None:
+        """A task has started here."""
+        super().place_taken()
+        if self._full_at is not None:
+            self._full_at = min(self._full_at + 1, self._lines.n_freed)
 
     @property
     def available(self) -> int:
@@ -136,8 +156,11 @@ class _BudgetLine(Line):
         queued, running, finished, failed = self._lines.counts
         if finished >= self._budget or (self._max_failed is not None and failed >= self._max_failed):
             return _ALL
-        within_budget = self._lines.n_poppable + max(0, self._budget - queued - running - finished)
-        return min(within_budget, self._lines.n_places)
+        n_places = max(0, self._budget - queued - running - finished)
+        if self._full_at is not None:
+            n_places = min(n_places, self._lines.n_freed - self._full_at)
+        n_poppable = self._lines.n_poppable if self._takes_queued else 0
+        return min(n_poppable + n_places, self._lines.n_places)
 
 
 class Lines:
@@ -147,7 +170,7 @@ class Lines:
         queue: the line for queued tasks.
         places: the line for places within the stop rules.
         n_arrivals: how many messages with queued tasks have come.
-        n_freed: how many places within the stop rules have become free, as far as events tell.
+        n_freed: how many places have become free, as far as events tell.
         n_places: how many places are free, as far as refused starts and events tell; very many without such a refusal.
     """
 
@@ -157,7 +180,7 @@ class Lines:
         self.n_arrivals = 0
         self.n_freed = 0
         self.n_places = _ALL
-        self._budgets: dict[tuple[int, int | None], _BudgetLine] = {}
+        self._budgets: dict[tuple[int, int | None, bool], BudgetLine] = {}
         self._position = position
         self._n_unreachable = 0
         position.watchers.add(self)
@@ -224,11 +247,12 @@ class Lines:
             line.wake()
 
     @contextmanager
-    def budget(self, budget: int, max_failed: int | None) -> Generator[Line]:
-        """Yields the line for a queued task, a place within a budget, or the end of the budget."""
-        line = self._budgets.get((budget, max_failed))
+    def budget(self, budget: int, max_failed: int | None, *, takes_queued: bool = True) -> Generator[BudgetLine]:
+        """Yields the line for a queued task (if those are wanted), a place within a budget, or the end of the budget."""
+        asked = budget, max_failed, takes_queued
+        line = self._budgets.get(asked)
         if line is None:
-            line = self._budgets[budget, max_failed] = _BudgetLine(self, budget, max_failed)
+            line = self._budgets[asked] = BudgetLine(self, budget, max_failed, takes_queued=takes_queued)
         # A user between two waits is not in the line, and returns to it.
         line.n_users += 1
         try:
@@ -236,7 +260,7 @@ class Lines:
         finally:
             line.n_users -= 1
             if not line.n_users:
-                del self._budgets[budget, max_failed]
+                del self._budgets[asked]
 
 
 def describe(counts: Counts) -> str:

@@ -299,7 +299,8 @@ class Batcher:
     def _args(self, batch: _Batch) -> list[Word]:
         args: list[Word] = [str(batch.epoch), self.client, batch.number]
         if batch.script.creates:
-            args.append(str(self.position.highest_epoch))
+            seed = self.position.seed
+            args += [str(self.position.highest_epoch), "" if seed is None else str(seed)]
         for request in batch.requests:
             args += request.args
         return args

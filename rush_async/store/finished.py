@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
-from rush_async.model import END, FIELDS, Task
+from rush_async.model import Task
+from rush_async.store.fields import END, FIELDS
 from rush_async.store.records import decode_flat, decode_task
 
 __all__ = ["CHUNK", "Decoder", "Records"]

@@ -37,6 +37,8 @@ class NetworkKeys(NamedTuple):
     rankings: str
     reports: str
     report_events: str
+    reserved: str
+    returned: str
 
     @classmethod
     def of(cls, network_id: str, db: int = 0) -> NetworkKeys:

@@ -37,16 +37,16 @@ LOST_WORKER = Failure("lost", None, "Worker has crashed or was killed")
 FAILURES: dict[WorkerState, Failure] = {"killed": KILLED, "lost": LOST_WORKER}
 BEAT = Script(
     "beat",
-    keys=("control", "workers", "passing", "leases", "processes"),
+    keys=("control", "workers", "passing", "leases", "processes", "reserved", "returned"),
     args=("failure", "n_leases"),
-    parts=("rules", "workers"),
+    parts=("rules", "workers", "reserved", "fence"),
 )
 LOSE = Script(
     "lose",
-    keys=("queue", "control", "workers", "passing"),
+    keys=("queue", "control", "workers", "passing", "reserved", "returned"),
     args=("state", "ended", "cursor", "failure"),
     item=("worker",),
-    parts=("records", "rules", "workers"),
+    parts=("records", "rules", "workers", "reserved", "fence"),
 )
 LOG = Script("log", keys=("log",), args=("most",), item=("record",), memory="grows")
 

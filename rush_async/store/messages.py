@@ -42,7 +42,7 @@ __all__ = [
 _TASK_EVENTS = {"S": TasksStarted, "F": TasksFinished, "X": TasksFailed}
 _WORKER_EVENTS = {"W": WorkerStarted, "E": WorkerStopped, "L": WorkerLost}
 _QUEUED, _FAILED, _STOPPED, _RESUMED = "Q", "X", "T", "R"
-_PLACES = "P"  # places may be free: the stop rules have changed. No event for users.
+_PLACES = "P"  # the stop rules have changed, or a worker returned reservations. No event for users.
 _LETTERS: dict[type[Any], str] = {
     **{kind: letter for letter, kind in (_TASK_EVENTS | _WORKER_EVENTS).items()},
     TasksQueued: _QUEUED,
@@ -130,16 +130,17 @@ class EventMessage:
 
     @property
     def n_freed(self) -> int:
-        """How many places within the stop rules became free: those of running tasks that failed or returned to the queue."""
-        if [_FAILED] not in self._kinds and [_QUEUED] not in self._kinds:
+        """How many places of budgets and stop rules became free: those of tasks that failed or that a worker returned to the
+        queue, and of reservations that returned."""
+        if not any(kind in self._kinds for kind in ([_FAILED], [_QUEUED], [_PLACES])):
             return 0  # as mostly
-        by_workers = [group for group in self._groups if group[:1] in ([_FAILED], [_QUEUED]) and group[1:2] != [""]]
-        return sum([len(group) - 2 for group in by_workers])
+        of_workers = [group for group in self._groups if group[:1] in ([_QUEUED], [_PLACES]) and group[1:2] != [""]]
+        return sum([len(group) - 2 for group in of_workers + [group for group in self._groups if group[:1] == [_FAILED]]])
 
     @property
     def changes_rules(self) -> bool:
         """Whether the stop rules have changed, so that any number of places may be free."""
-        return [_PLACES] in self._kinds or [_RESUMED] in self._kinds
+        return [_PLACES, ""] in self._groups or [_RESUMED] in self._kinds
 
     def encode(self) -> bytes:
         """Encodes the message for its channel."""

@@ -45,6 +45,7 @@ class NetworkPosition:
         seq: the number of the last event.
         counts: how many tasks are in each state.
         n_workers: how many workers are running.
+        seed: that of its proposals, as the server or a client of this process has it; it outlives a reset.
         n_rollbacks: how often the server turned out to have lost what happened last.
         watchers: called after each change.
     """
@@ -55,6 +56,7 @@ class NetworkPosition:
         self.seq = 0
         self.counts = Counts()
         self.n_workers = 0
+        self.seed: int | None = None
         self.n_rollbacks = 0
         self.watchers: set[Watcher] = set()
         self._network_id = network_id

@@ -1,6 +1,6 @@
 """Encodes and decodes the records of tasks.
 
-A complete record is eleven msgpack values one after another: key, xs, xs_extra, created_at, index | worker_id, attempt,
+A complete record is twelve msgpack values one after another: key, xs, xs_extra, basis, created_at, index | worker_id, attempt,
 started_at | ys or failure, ys_extra, ended_at. The scripts append the three times and the index. While a
 task is queued, running or failed, a header of six bytes precedes the record: attempt, retries left, length of the first part.
 """
@@ -15,19 +15,7 @@ from operator import contains
 from typing import Any, NamedTuple, cast
 
 from rush_async.errors import DecodeError, EncodeError
-from rush_async.model import (
-    ATTEMPT,
-    END,
-    END_EXTRA,
-    FAILURE_KINDS,
-    FIELDS,
-    RESERVED_NAMES,
-    XS,
-    XS_EXTRA,
-    Failure,
-    Task,
-    TaskState,
-)
+from rush_async.model import FAILURE_KINDS, RESERVED_NAMES, Failure, Task, TaskState
 from rush_async.process import forget_in_child
 from rush_async.store.codec import (
     DEEPEST,
@@ -39,6 +27,7 @@ from rush_async.store.codec import (
     to_plain,
     unpack,
 )
+from rush_async.store.fields import ATTEMPT, END, END_EXTRA, FIELDS, XS, XS_EXTRA
 from rush_async.store.keys import ALPHABET, client_id
 
 __all__ = [
@@ -56,6 +45,7 @@ __all__ = [
     "encode_failure",
     "encode_worker_failure",
     "header",
+    "index_of",
     "task_key",
     "task_of",
 ]
@@ -152,11 +142,12 @@ class RecordEncoder:
         what: str = "xs",
         retries: int = 0,
         has_header: bool = True,
+        basis: bytes | None = None,
     ) -> NewTask:
-        """Encodes one input as a new task."""
+        """Encodes one input as a new task; `basis` is an encoded `Basis`."""
         check_names(record, what)
         key = task_key()
-        created = encode_created(key, record, extra, what)
+        created = encode_created(key, record, extra, what, basis)
         if len(created) > self._max_size:
             raise self._too_large(created, what)
         if has_header:
@@ -306,15 +297,18 @@ def _are_plain(values: Iterable[Any], depth: int = 0) -> bool:
     return True
 
 
-def encode_created(key: str, xs: dict[str, Any], xs_extra: dict[str, Any] | None, what: str = "xs") -> bytes:
-    """Encodes the first part of a record, without its time."""
+def encode_created(
+    key: str, xs: dict[str, Any], xs_extra: dict[str, Any] | None, what: str = "xs", basis: bytes | None = None
+) -> bytes:
+    """Encodes the first part of a record, without its time and index."""
     # The values of a short list stand one after another behind one byte, so a part is packed in one call.
     try:
         if _is_plain_mapping(xs) and (xs_extra is None or _is_plain_mapping(xs_extra)):
-            return new_packer(buf_size=512).pack([key, xs, xs_extra])[1:]
+            return new_packer(buf_size=512).pack([key, xs, xs_extra, basis])[1:]
     except (OverflowError, UnicodeEncodeError):
         pass  # `to_plain` stores the integer, or raises an error that names the text
-    return to_msgpack([to_plain(key, "key", 0), to_plain(xs, what, 0), to_plain(xs_extra, _extra_of(what), 0)])[1:]
+    plain_extra = to_plain(xs_extra, _extra_of(what), 0)
+    return to_msgpack([to_plain(key, "key", 0), to_plain(xs, what, 0), plain_extra, basis])[1:]
 
 
 def encode_ended(ys: dict[str, Any], ys_extra: dict[str, Any] | None, what: str = "ys") -> bytes:
@@ -370,6 +364,7 @@ _KINDS: tuple[frozenset[type], ...] = (
     _NAMES,
     frozenset({dict}),
     _OPTIONAL_RECORD,
+    frozenset({bytes, type(None)}),
     frozenset({float}),
     frozenset({int}),
     frozenset({str, type(None)}),
@@ -383,9 +378,9 @@ _RECORDS = (XS, XS_EXTRA, END, END_EXTRA)  # which of the values have names
 
 
 def decode_flat(chunk: bytes, n: int) -> list[Any]:
-    """Decodes `n` complete records into one list with the eleven values of each.
+    """Decodes `n` complete records into one list with the twelve values of each.
 
-    The types of the eleven values are checked, and that names are strings. For speed, inputs and outputs are not checked any
+    The types of the twelve values are checked, and that names are strings. For speed, inputs and outputs are not checked any
     deeper: a foreign writer may have put a `msgpack.Timestamp` into them, which callers that look at each value's type refuse.
     """
     flat: list[Any] = unpack(_ARRAY.pack(0xDD, n * FIELDS) + chunk)
@@ -409,8 +404,14 @@ def decode_flat(chunk: bytes, n: int) -> list[Any]:
     return flat
 
 
+def index_of(raw: bytes) -> int:
+    """Returns the index of a task that is not finished, from its stored record; 0 where it is malformed."""
+    created_end = _HEADER.size + _HEADER.unpack_from(raw.ljust(_HEADER.size))[2]
+    return int.from_bytes(raw[created_end - 4 : created_end])
+
+
 def complete(state: TaskState, raw: bytes) -> bytes:
-    """Completes a stored record of any state to eleven values: removes its header, and adds nil for what is missing."""
+    """Completes a stored record of any state to twelve values: removes its header, and adds nil for what is missing."""
     if state == "finished":
         return raw
     end = len(raw) if state == "failed" else _attempt_end(state, raw)
@@ -440,8 +441,8 @@ def decode_task(state: TaskState, raw: bytes) -> Task:
 
 
 def task_of(state: TaskState, fields: Sequence[Any]) -> Task:
-    """Returns the eleven values of a record as a task."""
-    key, xs, xs_extra, created, index, worker_id, attempt, started, end, ys_extra, ended = fields
+    """Returns the twelve values of a record as a task."""
+    key, xs, xs_extra, _, created, index, worker_id, attempt, started, end, ys_extra, ended = fields
     if (ended is None or end is None) if state in ("finished", "failed") else (state == "running" and worker_id is None):
         raise DecodeError(f"the record of the {state} task {key!r:.80} ends too early")
     try:

@@ -67,7 +67,7 @@ class Report(NamedTuple):
     def as_record(self) -> bytes:
         """Returns the report as the complete record of a task: its step is the input, its values are the outputs."""
         started = (self.at, self.number, self.worker_id, self.attempt, None)
-        return to_msgpack([self.key, {"step": self.step}, None, *started, self.values, None, self.at])[1:]
+        return to_msgpack([self.key, {"step": self.step}, None, None, *started, self.values, None, self.at])[1:]
 
 
 def _is_count(value: object) -> bool:

@@ -17,17 +17,19 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from importlib import resources
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from rush_async.errors import DecodeError, RushError
 from rush_async.store.keys import NetworkKeys
 from rush_async.wire.transport import Word, pack
 
 __all__ = [
+    "LOST",
     "MOST_BYTES",
     "MOST_TASKS",
     "WIRE_VERSION",
     "Life",
+    "Lost",
     "Request",
     "Script",
     "ScriptCaller",
@@ -63,7 +65,8 @@ class Script:
         item: the columns of an item.
         parts: files of `lua/lib/` that it needs beside `call`.
         memory: whether it `grows` the data, `keeps` their size about as it is, or only `reads`.
-        creates: whether it makes a network exist: its first argument is then `last_known`, the highest epoch ever seen.
+        creates: whether it makes a network exist: its first arguments are then `last_known`, the highest epoch ever
+            seen, and `seed`, that of the network's proposals.
         merges: whether one call may serve several callers, a few items or groups each.
         is_final: whether it may be the last call of its caller: it is sent even when its caller is cancelled at once.
         leads: whether its calls leave before those of other scripts that were issued in the same tick.
@@ -88,7 +91,7 @@ class Script:
     ) -> None:
         self.name = name
         self.keys = (*_BASE, *keys)
-        self.args = (*_ARGUMENTS, *(("last_known",) if creates else ()), *args)
+        self.args = (*_ARGUMENTS, *(("last_known", "seed") if creates else ()), *args)
         self.group = tuple(group)
         self.item = tuple(item)
         self.creates = creates
@@ -143,6 +146,13 @@ class Life(Enum):
 
 
 _AWAITED, _OVER = Life.AWAITED, Life.OVER  # Python 3.11 takes 60 ns to find a member in its class, and every request asks
+
+
+class Lost:
+    """The answer of a call for a worker that is not alive."""
+
+
+LOST: Final = Lost()
 
 
 class Request:

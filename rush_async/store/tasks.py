@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rush_async.errors import DecodeError, RushError, ServerFullError
 from rush_async.model import Failure
@@ -12,12 +12,12 @@ from rush_async.store.calls import Batcher
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.position import NetworkPosition
 from rush_async.store.records import NewTask, encode_failure
-from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Request, Script
+from rush_async.store.scripts import LOST, MOST_BYTES, MOST_TASKS, Lost, Request, Script
 from rush_async.store.task_reads import TaskReads, slices
 from rush_async.wire.connection import Connection
 from rush_async.wire.transport import Word
 
-__all__ = ["LOST", "Created", "Ended", "Lost", "Popped", "Pushed", "Refusal", "Target", "TaskStore"]
+__all__ = ["Created", "Ended", "Popped", "Pushed", "Refusal", "Target", "TaskStore"]
 
 Target: TypeAlias = Literal["queued", "running", "finished", "failed"]
 EndKind: TypeAlias = Literal["finished", "failed", "returned"]
@@ -55,7 +55,7 @@ RESET = Script(
     *("reset",),
     keys=(
         *("queue", "control", "workers", "passing", "leases", "processes", "log", "starts"),
-        *("attributes", "claims", "rankings", "reports", "report_events"),
+        *("attributes", "claims", "rankings", "reports", "report_events", "reserved", "returned"),
     ),
     args=("what",),
 )
@@ -103,13 +103,6 @@ class Ended(NamedTuple):
     key: Word
     worker: str
     ended: bytes = b""
-
-
-class Lost:
-    """The answer of a call for a worker that is not alive."""
-
-
-LOST: Final = Lost()
 
 
 class TaskStore(TaskReads):

@@ -31,8 +31,9 @@ REGISTER = Script(
 )
 DEREGISTER = Script(
     *("deregister",),
-    keys=("workers", "passing"),
+    keys=("workers", "passing", "reserved", "returned"),
     item=("worker", "state", "failure", "by"),
+    parts=("reserved",),
     merges=True,
     is_final=True,
 )

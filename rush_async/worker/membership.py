@@ -55,6 +55,7 @@ class Membership:
         is_registered: whether the network counts the worker as running, or did until it was shut out.
         shut_out_because: why the network shut the worker out (`lost`, `killed`, a reset); None while it has not.
         end: the state and failure to report when the worker deregisters; None until they are known.
+        n_proposals: how many proposals it has made.
         has_logged: whether log records of the worker may not have been sent yet.
         waits: the worker's waits for a task or a place; a stop request ends them with False.
     """
@@ -68,6 +69,7 @@ class Membership:
         self.shut_out_because: str | None = None
         self.end: tuple[WorkerState, Failure | None] | None = None
         self.has_logged = False
+        self.n_proposals = 0
         self.waits: set[asyncio.Future[bool]] = set()
         self._is_asked_to_stop = False
         self._expelled = asyncio.Event()

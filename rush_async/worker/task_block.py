@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
 
 from rush_async.errors import DecodeError, RushError, WorkerLostError
-from rush_async.model import CANCELLED, Failure, FailureKind, Task
+from rush_async.model import CANCELLED, Catch, Failure, FailureKind, Task
 from rush_async.network.network import Network
 from rush_async.store.records import NewTask, RecordEncoder, as_record, decode_task, encode_failure
-from rush_async.store.tasks import Created, Ended, EndKind, Lost, Refusal
+from rush_async.store.scripts import Lost
+from rush_async.store.tasks import Created, Ended, EndKind, Refusal
 from rush_async.worker.membership import Membership
 
-__all__ = ["Catch", "Place", "TaskBlock", "TaskBlocks"]
+__all__ = ["Place", "TaskBlock", "TaskBlocks"]
 
 _PATIENCE = 5.0  # seconds that ending the task of a cancelled block may take
 
-Catch: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 Opened = TypeVar("Opened", covariant=True)
 Caught = TypeVar("Caught", covariant=True)
 
@@ -117,7 +117,7 @@ class TaskBlocks:
 
     async def leave_block(self, task: Task, error: BaseException | None) -> bool:
         """Ends a popped task whose block was left, with or without an error. Returns whether to suppress the error."""
-        return await self.end(task, error, ())
+        return await self.end(task, error, task._catch)  # pyright: ignore[reportPrivateUsage]
 
     async def report(self, task: Task, values: Any) -> None:
         """Hands over a report of a task."""

@@ -7,21 +7,23 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import anyio
 
-from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, check_lengths
+from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, check_lengths
 from rush_async.client.client import RushClient
+from rush_async.client.draw import Draw
 from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError, RushConnectionError, WorkerIdTakenError
-from rush_async.model import Failure, Task, WorkerExit
+from rush_async.model import Catch, Failure, Task, TaskState, WorkerExit
 from rush_async.network.network import Network
 from rush_async.process import LoopValue
 from rush_async.store.keys import check_worker_id
 from rush_async.store.records import encode_failure
-from rush_async.store.tasks import Created, Ended, Lost
+from rush_async.store.scripts import Lost
+from rush_async.store.tasks import Created, Ended
 from rush_async.supervisor import Supervisor
 from rush_async.worker.guard import LoopTurns
 from rush_async.worker.limits import Limits
@@ -29,8 +31,9 @@ from rush_async.worker.log_capture import capture
 from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.membership import Membership
 from rush_async.worker.names import worker_name
+from rush_async.worker.proposals import Proposals
 from rush_async.worker.run import end_of, run_loop
-from rush_async.worker.task_block import Catch, Place, TaskBlock, TaskBlocks
+from rush_async.worker.task_block import Place, TaskBlock, TaskBlocks
 
 __all__ = ["Runner", "RushWorker", "live", "membership_of"]
 
@@ -61,6 +64,7 @@ class RushWorker(RushClient):
         config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else the embedded server.
         worker_id: the worker's id, new in this network; a random name by default.
         schema: columns that frames always have, with their dtypes.
+        seed: the seed of the network's proposals, 0 to 2**63 - 1; that of the network by default.
     """
 
     def __init__(
@@ -70,8 +74,9 @@ class RushWorker(RushClient):
         *,
         worker_id: str | None = None,
         schema: Schema | None = None,
+        seed: int | None = None,
     ) -> None:
-        super().__init__(network_id, config, schema=schema)
+        super().__init__(network_id, config, schema=schema, seed=seed)
         worker_id = worker_name() if worker_id is None else check_worker_id(worker_id)
         self._membership = Membership(self.network_id, worker_id)
         self._blocks = TaskBlocks(self._membership, self._encoder)
@@ -408,7 +413,72 @@ class RushWorker(RushClient):
         place = Place(self._net, self._blocks, xs, xs_extra, budget, max_failed)
         return TaskBlock(self._blocks, place, catch, timeout)
 
-    async def tasks(self, *, timeout: float | None = None) -> AsyncIterator[Task]:
+    async def proposals(
+        self,
+        propose: Callable[[Draw], Any | Awaitable[Any]],
+        *,
+        read: TaskState | Sequence[TaskState] = (),
+        budget: int | None = None,
+        max_failed: int | None = None,
+        queued: bool = True,
+        retries: int = 0,
+        catch: Catch = (),
+        schema: Schema | None = None,
+    ) -> AsyncIterator[Task]:
+        """Proposes tasks one after the other, until the network stops or the budget is spent.
+
+        ```python
+        def propose(draw: Draw) -> dict[str, float]:
+            rng = draw.random()
+            return {"x1": rng.uniform(-5, 10), "x2": rng.uniform(0, 15)}
+
+
+        async for task in rush.proposals(propose):
+            async with task:
+                task.ys = {"y": branin(**task.xs)}
+        ```
+
+        Each turn takes a queued task if there is one. Otherwise it waits for a place, and then reads, proposes and starts the
+        task. Nothing is held between two turns. In a network with a seed, the place is reserved first: the proposal knows its
+        index, and draws the same numbers in every run.
+
+        Args:
+            propose: a function or coroutine function of a `Draw`. It returns an input, a record, or an input and what is stored
+                with it. It runs in the event loop; a slow one is `async def` and awaits `asyncio.to_thread`. Its error
+                propagates.
+            read: states of tasks that each proposal sees as `draw.tasks`, in one consistent view.
+            budget: as for `task`; reserved tasks count, too.
+            max_failed: as for `task`.
+            queued: whether queued tasks come first; False leaves them to others.
+            retries: how often a task goes to the head of the queue when its worker is lost or killed; 0 - 127.
+            catch: exceptions that fail a task in its block and are suppressed.
+            schema: columns that `draw.tasks` always has; those of the client by default.
+
+        Yields:
+            Each task, which this worker now runs.
+
+        Raises:
+            NetworkStateError: the network has another seed than this process knows.
+            WorkerLostError: this worker was declared lost or was killed.
+        """
+        if max_failed is not None and budget is None:
+            raise ValueError("max_failed needs a budget: give both")
+        proposals = Proposals(
+            self._net,
+            self._blocks,
+            propose,
+            read=as_states([read] if isinstance(read, str) else read) if read else (),
+            budget=None if budget is None else as_number(budget, "budget"),
+            max_failed=None if max_failed is None else as_number(max_failed, "max_failed"),
+            queued=queued,
+            retries=as_number(retries, "retries", 127),
+            catch=catch,
+            schema=schema or self._schema,
+        )
+        while (task := await proposals.next()) is not None:
+            yield task
+
+    async def tasks(self, *, timeout: float | None = None, catch: Catch = ()) -> AsyncIterator[Task]:
         """Takes queued tasks one after the other, until this worker is asked to stop.
 
         ```python
@@ -419,6 +489,7 @@ class RushWorker(RushClient):
 
         Args:
             timeout: seconds to wait for the next task before the iteration ends; None waits without a limit.
+            catch: exceptions that fail a task in its block and are suppressed.
 
         Yields:
             Each task, which this worker now runs.
@@ -427,6 +498,7 @@ class RushWorker(RushClient):
             WorkerLostError: this worker was declared lost or was killed.
         """
         while (task := await self.pop_task(timeout)) is not None:
+            task._catch = catch  # pyright: ignore[reportPrivateUsage]
             yield task
 
 

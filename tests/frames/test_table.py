@@ -15,7 +15,7 @@ from rush_async.errors import DecodeError
 from rush_async.frames.archive import Archive
 from rush_async.frames.schema import schema_columns
 from rush_async.frames.table import CHUNK, Records, Table
-from rush_async.model import FIELDS
+from rush_async.store.fields import FIELDS
 from tests.frames.records import Decodings, finished, rows_of_y
 
 

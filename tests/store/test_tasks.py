@@ -11,7 +11,8 @@ import pytest_asyncio
 from rush_async import EncodeError, Failure, Rush, RushWorker
 from rush_async.store import tasks as module
 from rush_async.store.records import NewTask, RecordEncoder, encode_ended, encode_failure
-from rush_async.store.tasks import LOST, Created, Ended, Popped, Pushed, TaskStore
+from rush_async.store.scripts import LOST
+from rush_async.store.tasks import Created, Ended, Popped, Pushed, TaskStore
 
 ENCODER = RecordEncoder(1_000_000)
 ENDED = encode_ended({"y": 1}, None)

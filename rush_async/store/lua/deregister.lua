@@ -18,6 +18,7 @@ for at = FIRST, #ARGV, ITEM_SIZE do
     answer[#answer + 1] = 1
     call('HDEL', ALIVE, worker)
     call('HDEL', PASSING, worker)
+    return_reserved(worker)
     call('HSET', WORKERS, worker, state .. sub(entry, space) .. ARGV[at + FAILURE] .. stamp)
     add((state == 'lost' or state == 'killed') and 'worker_lost' or 'worker_stopped', worker)
   else

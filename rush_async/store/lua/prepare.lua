@@ -4,6 +4,6 @@ local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
 
-create_network(LAST_KNOWN)
+create_network(LAST_KNOWN, SEED)
 call('HSET', STARTS, ID, START)
 return commit(1)

@@ -1,6 +1,6 @@
 -- Creates tasks: queued, running, finished or failed. A worker's group needs the worker alive; a group with a budget takes as
--- many as find a place (queued + running + finished < budget), none once max_failed have failed. Running tasks need a place
--- within the stop rules too (running + finished < their `finished`), and a network that has not stopped.
+-- many as find a place (queued + running + reserved + finished < budget), none once max_failed have failed. Running tasks need a place
+-- within the stop rules too (running + reserved + finished < their `finished`), and a network that has not stopped.
 -- A group has a target, a worker or '', a budget or '', max_failed or '', and n; n items follow: key, header + created (finished:
 -- created alone), ended or ''.
 -- answer: for each group the number taken, nil for a worker that is not alive, 'stopped' or 'full' where the stop rules allow
@@ -36,6 +36,7 @@ while at <= #ARGV do
     if budget ~= '' then
       if not used then
         used = call('HLEN', QUEUED) + call('HLEN', RUNNING) + call('LLEN', FINISHED) + #queue + #running / 2 + #finished
+          + tonumber(call('HGET', META, 'reserved') or 0)
       end
       take = math.max(0, math.min(n, tonumber(budget) - used))
     end
@@ -79,7 +80,7 @@ while at <= #ARGV do
   if used and target ~= 'failed' then used = used + take end
   if judge and target == 'running' then n_running = n_running + take end
 end
-if has_moved() then create_network(LAST_KNOWN) end
+if has_moved() then create_network(LAST_KNOWN, SEED) end
 
 if #queue > 0 then
   call('HSET', QUEUED, unpack(queued))

@@ -31,7 +31,7 @@ for at = FIRST, #ARGV, ITEM_SIZE do
   end
 end
 if #entries > 0 then
-  create_network(LAST_KNOWN)
+  create_network(LAST_KNOWN, SEED)
   call('HSET', WORKERS, unpack(entries))
 end
 if #starting > 0 then call('HSET', PASSING, unpack(starting)) end

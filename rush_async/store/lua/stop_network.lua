@@ -3,7 +3,7 @@
 local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
-if WHY ~= '' and not stop then create_network(LAST_KNOWN) end
+if WHY ~= '' and not stop then create_network(LAST_KNOWN, SEED) end
 local judge = rules_of(add, close_group, packed, events, WHY ~= '' and not stop and not is_judged and {})
 if judge then judge.time() end
 if WHY ~= '' and not stop then judge.stop('manual', WHY) end

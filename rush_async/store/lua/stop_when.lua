@@ -31,7 +31,7 @@ if lifts then
   if is_true then return commit(is_true) end
 end
 
-create_network(LAST_KNOWN)
+create_network(LAST_KNOWN, SEED)
 local has_rules = next(rules) ~= nil
 rules.spec, rules.deadline = SPEC, rules.seconds and now + rules.seconds
 if has_rules then

@@ -41,11 +41,13 @@ local function begin_call()
   return nil, nil
 end
 
--- Makes the network exist; only scripts that grow the data may. `last_known`: the highest epoch the caller ever saw.
-local function create_network(last_known)
+-- Makes the network exist; only scripts that grow the data may. `last_known`: the highest epoch the caller ever saw; `seed`: that
+-- of its proposals, '' for none.
+local function create_network(last_known, seed)
   if EPOCH == '0' then
     EPOCH = string.format('%.0f', math.max(math.floor(now * 1e6), tonumber(last_known) + 1))
     call('HSET', META, 'epoch', EPOCH, 'wire', WIRE, 'seq', 0)
+    if seed ~= '' then call('HSET', META, 'seed', seed) end
   end
 end
 

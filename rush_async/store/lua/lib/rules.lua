@@ -38,9 +38,10 @@ local function rules_of(add, close_group, packed, events, found)
 
   function judge.seconds_left() return not stop and rules.deadline and rules.deadline - now end
 
-  -- How many more tasks may start beside those that are running or finished; nil for any number.
+  -- How many more tasks may start beside those that are running, reserved or finished; nil for any number.
   function judge.places_left(n_running, n_finished)
-    return rules.finished and math.max(0, rules.finished - n_running - n_finished)
+    local n_reserved = tonumber(call('HGET', META, 'reserved') or 0)
+    return rules.finished and math.max(0, rules.finished - n_running - n_reserved - n_finished)
   end
 
   function judge.is_better(value, best)
@@ -143,8 +144,8 @@ local function rules_of(add, close_group, packed, events, found)
     end
   end
 
-  -- Behind key, xs, xs_extra, created_at, index, worker, attempt and started_at.
-  local function outputs_of(record) return values_end(record, 1, 8) end
+  -- Behind key, xs, xs_extra, basis, created_at, index, worker, attempt and started_at.
+  local function outputs_of(record) return values_end(record, 1, 9) end
 
   judge.output_at, judge.outputs_of = output_at, outputs_of
   return judge

@@ -1,4 +1,4 @@
--- For scripts that register, deregister and shut out workers, or send them requests.
+-- For scripts that register workers, end their leases, or send them requests.
 
 -- Publishes names of workers or tasks on `control`, in messages of about a KiB at most.
 local function publish_control(message, names)
@@ -7,15 +7,6 @@ local function publish_control(message, names)
     for i = first, math.min(first + 14, #names) do part[#part + 1] = names[i] end
     redis.pcall('SPUBLISH', CONTROL, cmsgpack.pack(part))
   end
-end
-
--- Shuts a worker out: none of its calls moves anything any more, and what it runs is cleared next (a fencing token without a
--- number: the entry in `alive` is what each call checks).
-local function fence(worker, entry, state, failure)
-  local space = string.find(entry, ' ', 1, true)
-  call('HDEL', ALIVE, worker)
-  call('HSET', PASSING, worker, 'out')
-  call('HSET', WORKERS, worker, 'clearing-' .. state .. sub(entry, space) .. failure)
 end
 
 -- The seconds within which the leases are to be judged: half of `expire - period`, of the process where that is least.

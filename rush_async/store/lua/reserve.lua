@@ -1,0 +1,51 @@
+-- Reserves the lowest index that is free for a proposal of each worker that is alive. It holds a place of budgets and stop rules,
+-- until `start` makes it a task, or it returns: by `unreserve`, by a stop, or when the worker leaves.
+-- An item is a worker, the seed that it knows, a budget or '', max_failed or '', and 1 where a queued task comes first, else 0.
+-- answer: for each item the index; else why there is none: 'queued', 'stopped', 'full' (the places of the stop rules are taken),
+--         'budget' (those of the budget are taken), 'spent' (the budget), 'seed' (the network has another); nil for a worker that
+--         is not alive
+-- then the seed of the network, '' for none
+local refusal, known = begin_call()
+if refusal then return refusal end
+local seed = call('HGET', META, 'seed') or ''
+if known then return repeated(known, known, { seed }) end
+local judge = rules_of(add, close_group, packed, events)
+if judge then judge.time() end
+
+local workers = {}
+for at = FIRST, #ARGV, ITEM_SIZE do workers[#workers + 1] = ARGV[at + WORKER] end
+local alive, n = alive_of(workers), counts()
+local n_queued, n_running, n_finished, n_failed = n[1], n[2], n[3], n[4]
+
+local function next_index(worker)
+  local index = call('ZPOPMIN', RETURNED)[1] or string.format('%d', call('HINCRBY', META, 'next_index', 1) - 1)
+  local indices = reserved_by(worker)
+  indices[#indices + 1] = index
+  set_reserved(worker, indices, 1)
+  return tonumber(index)
+end
+
+local answer = {}
+for i, worker in ipairs(workers) do
+  local at = FIRST + ITEM_SIZE * (i - 1)
+  local budget, max_failed = tonumber(ARGV[at + BUDGET]), tonumber(ARGV[at + MAX_FAILED])
+  local taken = n_queued + n_running + n_finished + tonumber(call('HGET', META, 'reserved') or 0)
+  if not alive[worker] then
+    answer[i] = false
+  elseif ARGV[at + SEED] ~= seed then
+    answer[i] = 'seed'
+  elseif stop then
+    answer[i] = 'stopped'
+  elseif (budget and n_finished >= budget) or (max_failed and n_failed >= max_failed) then
+    answer[i] = 'spent'
+  elseif n_queued > 0 and ARGV[at + QUEUED_FIRST] == '1' then
+    answer[i] = 'queued'
+  elseif judge and judge.places_left(n_running, n_finished) == 0 then
+    answer[i] = 'full'
+  elseif budget and taken >= budget then
+    answer[i] = 'budget'
+  else
+    answer[i] = next_index(worker)
+  end
+end
+return commit(answer, { seed })

@@ -1,0 +1,32 @@
+-- Makes tasks of reserved indices: each is created as running, for the worker that has the index.
+-- An item is a worker, an index, key, header + created.
+-- answer: for each item 1 started, 0 the worker does not have that index, 'stopped' (the index returns), nil the worker is not alive
+local refusal, known = begin_call()
+if refusal then return refusal end
+if known then return repeated(known) end
+local judge = rules_of(add, close_group, packed, events)
+if judge then judge.time() end
+
+local workers = {}
+for at = FIRST, #ARGV, ITEM_SIZE do workers[#workers + 1] = ARGV[at + WORKER] end
+local alive = alive_of(workers)
+local answer, running = {}, {}
+for i, worker in ipairs(workers) do
+  local at = FIRST + ITEM_SIZE * (i - 1)
+  local index, key = ARGV[at + INDEX], ARGV[at + KEY]
+  if not alive[worker] then
+    answer[i] = false
+  elseif not take_reserved(worker, index) then
+    answer[i] = 0
+  elseif stop then
+    answer[i] = 'stopped'
+    return_index(worker, index)
+  else
+    answer[i] = 1
+    local created = ARGV[at + CREATED] .. stamp .. packed_index(tonumber(index))
+    running[#running + 1], running[#running + 2] = key, '\1' .. sub(created, 2) .. packed(worker) .. '\1' .. stamp
+    add('started', worker, key)
+  end
+end
+if #running > 0 then call('HSET', RUNNING, unpack(running)) end
+return commit(answer)

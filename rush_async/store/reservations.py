@@ -1,0 +1,158 @@
+"""Reservations: the indices of proposals in a network with a seed, before they become tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast
+
+from rush_async.store.calls import Batcher
+from rush_async.store.records import NewTask
+from rush_async.store.scripts import LOST, Lost, Request, Script
+from rush_async.wire.transport import Word
+
+__all__ = ["ReservationStore", "Reserved", "Unreserved"]
+
+RESERVE = Script(
+    *("reserve",),
+    keys=("reserved", "returned"),
+    item=("worker", "seed", "budget", "max_failed", "queued_first"),
+    parts=("rules", "reserved"),
+    memory="grows",
+    merges=True,
+)
+START = Script(
+    *("start",),
+    keys=("reserved", "returned"),
+    item=("worker", "index", "key", "created"),
+    parts=("rules", "reserved"),
+    memory="grows",
+    merges=True,
+)
+UNRESERVE = Script(
+    *("unreserve",),
+    keys=("reserved", "returned"),
+    item=("worker", "index"),
+    parts=("reserved",),
+    merges=True,
+    is_final=True,
+)
+SET_SEED = Script("set_seed", memory="grows", creates=True)
+
+# Why a worker got no index: a queued task comes first, the network has stopped, the places of its stop rules or of the budget
+# are taken, the budget is spent, or the network has another seed.
+Unreserved: TypeAlias = Literal["queued", "stopped", "full", "budget", "spent", "seed"]
+
+
+class Tasks(Protocol):
+    """The tasks of the network."""
+
+    @property
+    def calls(self) -> Batcher: ...
+
+    def take_back(self, target: Literal["running"], keys: Sequence[str], worker_id: str) -> None:
+        """Fails tasks that were created for a caller that is gone, in the background."""
+
+
+class Reserved(NamedTuple):
+    """The answer of a reservation.
+
+    Attributes:
+        place: the index, or why there is none.
+        seed: the seed of the network; None for none.
+    """
+
+    place: int | Unreserved
+    seed: int | None
+
+
+class ReservationStore:
+    """The reservations of one network.
+
+    Args:
+        tasks: its tasks, whose calls go the same way.
+    """
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._calls = tasks.calls
+
+    async def set_seed(self) -> int | None:
+        """Gives the seed that this process knows to a network that exists without one. Returns the seed that it has now; None
+        where it has none, because it holds tasks."""
+        answer = await self._calls.call(Request(SET_SEED, []))
+        return int(answer) if answer else None
+
+    async def reserve(
+        self, worker_id: str, *, budget: int | None, max_failed: int | None, queued_first: bool
+    ) -> Reserved | Lost:
+        """Reserves an index for a worker. What is reserved for a caller that is gone returns."""
+        seed = self._calls.position.seed
+        limits = ["" if limit is None else limit for limit in (budget, max_failed)]
+        args: list[Word] = [worker_id, "" if seed is None else str(seed), *limits, int(queued_first)]
+        return await self._calls.call(_Reserve(self, worker_id, args))
+
+    async def start(self, worker_id: str, index: int, task: NewTask) -> bool | Lost | Literal["stopped"]:
+        """Makes a reserved index a running task. False if the worker does not have the index; it has returned, too, where the
+        network has stopped."""
+        return await self._calls.call(_Start(self._tasks, worker_id, index, task))
+
+    def unreserve(self, worker_id: str, index: int) -> None:
+        """Returns an index, in the background."""
+        self._calls.detach(Request(UNRESERVE, [worker_id, index], survives_reset=False))
+
+
+class _Reserve(Request):
+    """Reserves an index."""
+
+    __slots__ = ("_store", "_worker_id")
+
+    def __init__(self, store: ReservationStore, worker_id: str, args: list[Word]) -> None:
+        super().__init__(RESERVE, args)
+        self._store = store
+        self._worker_id = worker_id
+
+    def decode(self, answer: Any, extra: list[Any]) -> Reserved | Lost:
+        (index,) = answer
+        if index is None:
+            return LOST
+        return Reserved(
+            cast("Unreserved", index.decode()) if isinstance(index, bytes) else int(index), int(extra[0]) if extra[0] else None
+        )
+
+    @property
+    def compensates(self) -> bool:
+        return True
+
+    def compensate(self, result: Any) -> None:
+        if isinstance(result, Reserved) and isinstance(result.place, int):
+            self._store.unreserve(self._worker_id, result.place)
+
+
+class _Start(Request):
+    """Makes a reserved index a running task."""
+
+    __slots__ = ("_key", "_tasks", "_worker_id")
+
+    def __init__(self, tasks: Tasks, worker_id: str, index: int, task: NewTask) -> None:
+        super().__init__(START, [worker_id, index, task.key, task.created])
+        self._tasks = tasks
+        self._worker_id = worker_id
+        self._key = task.key
+
+    def decode(self, answer: Any, extra: list[Any]) -> bool | Lost | Literal["stopped"]:
+        match answer:
+            case [None]:
+                return LOST
+            case [b"stopped"]:
+                return "stopped"
+            case _:
+                (mark,) = answer
+                return mark == 1
+
+    @property
+    def compensates(self) -> bool:
+        return True
+
+    def compensate(self, result: Any) -> None:
+        if result is True:
+            self._tasks.take_back("running", [self._key], self._worker_id)

@@ -1,0 +1,244 @@
+"""The proposals of a worker: each turn takes a queued task, or waits for a place, proposes a task and starts it."""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+from rush_async.client.draw import Draw
+from rush_async.client.snapshot import take_snapshot
+from rush_async.errors import NetworkStateError
+from rush_async.model import Catch, Task, TaskHolder, TaskState
+from rush_async.network.network import Network
+from rush_async.network.waiting import BudgetLine, Line
+from rush_async.store.basis import Basis, Seen
+from rush_async.store.records import RecordEncoder, as_record
+from rush_async.store.scripts import Lost
+from rush_async.worker.membership import Membership
+
+__all__ = ["Proposals", "proposed"]
+
+
+class Blocks(TaskHolder, Protocol):
+    """The blocks of the worker's tasks: the holder of each."""
+
+    @property
+    def membership(self) -> Membership: ...
+
+    @property
+    def encoder(self) -> RecordEncoder: ...
+
+    async def pop(self, network: Network) -> Task | None:
+        """Pops the next queued task, if there is one."""
+
+    async def watch(self, network: Network) -> None:
+        """Waits until the client receives the events of the network."""
+
+
+class Proposals:
+    """The proposals of one worker.
+
+    Args:
+        network: the network.
+        blocks: the worker that takes the tasks.
+        propose: makes a proposal of a draw.
+        read: the states of the tasks that a proposal sees.
+        budget: how many tasks may be queued, running, reserved or finished; None for no limit.
+        max_failed: with a budget, how many tasks may have failed.
+        queued: whether queued tasks come first.
+        retries: how often a task goes back to the queue when its worker is lost.
+        catch: exceptions that fail a task and are suppressed by its block.
+        schema: columns that `draw.tasks` always has.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        blocks: Blocks,
+        propose: Callable[[Draw], Any | Awaitable[Any]],
+        *,
+        read: Sequence[TaskState],
+        budget: int | None,
+        max_failed: int | None,
+        queued: bool,
+        retries: int,
+        catch: Catch,
+        schema: Any,
+    ) -> None:
+        self._network = network
+        self._blocks = blocks
+        self._membership: Membership = blocks.membership
+        self._propose = propose
+        self._read = read
+        self._budget = budget
+        self._max_failed = max_failed
+        self._takes_queued = queued
+        self._retries = retries
+        self._catch = catch
+        self._schema = schema
+        self._worker_seed = secrets.randbits(63)
+
+    async def next(self) -> Task | None:
+        """Returns the next task, which the worker now runs. None once the network has stopped or the budget is spent, or the
+        worker was asked to stop."""
+        network, membership = self._network, self._membership
+        membership.check()
+        seed = await network.known_seed()
+        with network.feed, self._line() as line:
+            await self._blocks.watch(network)
+            task = None
+            while task is None and not membership.terminated and not self._is_spent():
+                if not await line.turn(None, membership.waits):
+                    break
+                try:
+                    if not (membership.terminated or self._is_spent()):
+                        task = await (self._turn(line) if seed is None else self._seeded_turn(line, seed))
+                except _SpentError:
+                    break
+                finally:
+                    line.done()
+        if task is None and membership.is_shut_out:
+            raise membership.lost_error()
+        if task is not None:
+            task._catch = self._catch  # pyright: ignore[reportPrivateUsage]
+        return task
+
+    @contextmanager
+    def _line(self) -> Generator[Line]:
+        """The line in which the worker waits for a place."""
+        lines = self._network.lines
+        if self._budget is None:
+            yield lines.places
+        else:
+            with lines.budget(self._budget, self._max_failed, takes_queued=self._takes_queued) as line:
+                yield line
+
+    def _is_spent(self) -> bool:
+        """Whether the budget is spent, as far as is known here."""
+        counts = self._network.position.counts
+        is_spent = self._budget is not None and counts.finished >= self._budget
+        return is_spent or (self._max_failed is not None and counts.failed >= self._max_failed)
+
+    # without a seed
+
+    async def _turn(self, line: Line) -> Task | None:
+        lines = self._network.lines
+        if self._takes_queued and lines.n_poppable and (task := await self._blocks.pop(self._network)) is not None:
+            return task
+        n_freed = lines.n_freed
+        if not lines.n_places:
+            return None  # the pop has found that the network is full
+        task, created = await self._proposal(None, None)
+        pushed = await self._network.tasks.push_one(
+            self._new(task, created), self._membership.worker_id, self._budget, self._max_failed
+        )
+        if isinstance(pushed, Lost):
+            raise self._membership.lost_error()
+        if pushed.n:
+            return self._started(line, task, pushed.first_index)
+        if pushed.refusal == "full":
+            lines.found_full(n_freed)
+        return None
+
+    # with a seed
+
+    async def _seeded_turn(self, line: Line, seed: int) -> Task | None:
+        network, lines = self._network, self._network.lines
+        queued_first = self._takes_queued
+        while True:
+            n_freed = lines.n_freed
+            reserved = await network.reservations.reserve(
+                self._membership.worker_id, budget=self._budget, max_failed=self._max_failed, queued_first=queued_first
+            )
+            if isinstance(reserved, Lost):
+                raise self._membership.lost_error()
+            match reserved.place:
+                case int(index):
+                    return await self._take(line, seed, index)
+                case "queued":
+                    if (task := await self._blocks.pop(network)) is not None:
+                        return task
+                    queued_first = False  # others took it, or no entry of the queue leads to it
+                case "full":
+                    lines.found_full(n_freed)
+                    return None
+                case "budget":
+                    assert isinstance(line, BudgetLine)
+                    line.found_full(n_freed)
+                    return None
+                case "seed":
+                    raise NetworkStateError(
+                        f"network {network.network_id!r} has "
+                        + ("no seed" if reserved.seed is None else f"the seed {reserved.seed}")
+                        + f", and this process knows the seed {seed}: give all clients the same seed, or reset the network"
+                    )
+                case "spent" | "stopped":
+                    raise _SpentError
+
+    async def _take(self, line: Line, seed: int, index: int) -> Task | None:
+        """Proposes and starts the task of a reserved index. None if the network has stopped, or the reservation is gone."""
+        reservations, worker_id = self._network.reservations, self._membership.worker_id
+        is_reserved = True
+        try:
+            task, created = await self._proposal(seed, index)
+            started = await reservations.start(worker_id, index, self._new(task, created))
+            is_reserved = False
+        finally:
+            if is_reserved:  # the proposal failed or was cancelled
+                reservations.unreserve(worker_id, index)
+        if isinstance(started, Lost):
+            raise self._membership.lost_error()
+        return self._started(line, task, index) if started is True else None
+
+    # a proposal
+
+    async def _proposal(self, seed: int | None, index: int | None) -> tuple[Task, Basis | None]:
+        """Asks for a proposal. Returns its task, and its basis in a network with a seed."""
+        membership = self._membership
+        assert membership.number is not None
+        number, membership.n_proposals = membership.n_proposals, membership.n_proposals + 1
+        seen: tuple[Seen, ...] = ()
+        frame = None
+        if self._read:
+            snapshot = await take_snapshot(self._network.tasks, self._network.results, self._network.feed, self._read)
+            from rush_async.frames.archive import archive_of  # polars takes its time: it is imported for the first frame
+
+            archive = archive_of(self._network.results)
+            frame = archive.proposal_frame(snapshot.n_finished, snapshot.complete(), self._read, schema=self._schema)
+            seen = snapshot.seen(self._read)
+        draw = Draw(seed, index, membership.number, number, 0, frame, self._worker_seed)
+        xs, extra = await proposed(self._propose, draw)
+        task = Task("", "running", xs, extra, attempt=1, worker_id=membership.worker_id, _holder=self._blocks)
+        return task, None if seed is None else Basis(membership.number, number, 0, seen)
+
+    def _new(self, task: Task, basis: Basis | None) -> Any:
+        packed = None if basis is None else basis.encode()
+        new = self._blocks.encoder.task(task.xs, task.xs_extra, "xs", self._retries, basis=packed)
+        task.key = new.key
+        return new
+
+    def _started(self, line: Line, task: Task, index: int) -> Task:
+        line.place_taken()
+        task.index = index
+        self._membership.hold([task.key])
+        return task
+
+
+class _SpentError(Exception):
+    """The network has stopped, or the budget is spent."""
+
+
+async def proposed(propose: Callable[[Draw], Any | Awaitable[Any]], draw: Draw) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Asks for a proposal. Returns its input and what is stored with it.
+
+    Raises:
+        TypeError: it is no record.
+    """
+    result = propose(draw)
+    if inspect.isawaitable(result):
+        result = await result
+    xs, extra = cast("tuple[Any, Any]", result) if isinstance(result, tuple) else (result, None)
+    return as_record(xs, "the proposal"), None if extra is None else as_record(extra, "the proposal's xs_extra")
