@@ -3,6 +3,7 @@
 from rush_async.client.client import RushClient
 from rush_async.client.draw import Draw
 from rush_async.client.event_stream import EventStream
+from rush_async.client.replay import Divergence, Replay, fetch_tasks_as_of, replay
 from rush_async.client.shared_state import Ranking
 from rush_async.config import RushConfig
 from rush_async.errors import (
@@ -54,6 +55,7 @@ __all__ = [
     "Coroutines",
     "Counts",
     "DecodeError",
+    "Divergence",
     "Draw",
     "EncodeError",
     "Event",
@@ -71,6 +73,7 @@ __all__ = [
     "Pool",
     "Processes",
     "Ranking",
+    "Replay",
     "Rush",
     "RushClient",
     "RushConfig",
@@ -102,6 +105,8 @@ __all__ = [
     "WorkerStopped",
     "WorkersNotReadyError",
     "current_plan",
+    "fetch_tasks_as_of",
+    "replay",
     "rsh",
     "run_worker",
     "rush_plan",

@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from rush_async.frames.archive import Archive
-    from rush_async.network.results import Results
-
     from rush_async.frames.reports import ReportTable
+    from rush_async.network.results import Results
 
 __all__ = ["RushClient"]
 

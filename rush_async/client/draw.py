@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 import secrets
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from rush_async.store.records import as_record, check_names
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-__all__ = ["Draw"]
+__all__ = ["Draw", "proposed"]
 
 _WORKERS = 2**32 - 1  # the first part of the spawn key of a worker's stream; no task has that index
 
@@ -103,3 +107,18 @@ def _numpy(seed: int | None, key: tuple[int, ...]) -> np.random.Generator:
     import numpy as np  # it need not be installed: only proposals that draw with it import it
 
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+async def proposed(propose: Callable[[Draw], Any | Awaitable[Any]], draw: Draw) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Asks for a proposal. Returns its input and what is stored with it.
+
+    Raises:
+        TypeError: it is no record.
+    """
+    result = propose(draw)
+    if inspect.isawaitable(result):
+        result = await result
+    xs, extra = cast("tuple[Any, Any]", result) if isinstance(result, tuple) else (result, None)
+    record = as_record(xs, "the proposal")
+    check_names(record, "the proposal")
+    return record, None if extra is None else as_record(extra, "the proposal's xs_extra")

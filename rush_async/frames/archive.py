@@ -17,7 +17,7 @@ from rush_async.model import Task, TaskState
 from rush_async.store.finished import CHUNK, Records
 from rush_async.store.records import decode_flat, decode_task
 
-__all__ = ["Archive", "archive_of", "frame_of"]
+__all__ = ["Archive", "archive_of", "frame_of", "proposal_frame"]
 
 # Columns that differ from run to run, though the tasks are the same.
 _RUN_TO_RUN = ("worker_id", "condition", "created_at", "started_at", "ended_at", "attempt", "keys")
@@ -126,7 +126,7 @@ class Archive:
             groups: list[tuple[TaskState, Sequence[bytes]]] = [
                 (state, self.raw(0, n) if state == "finished" else others[state]) for state in states
             ]
-            frame = frame_of(groups, with_state=True, times=True, schema=schema)
+            return proposal_frame(groups, schema=schema)
         return frame.select("state", "index", pl.exclude("state", "index", *_RUN_TO_RUN))
 
     def find(self, keys: Iterable[str]) -> dict[str, Task]:
@@ -182,6 +182,12 @@ def frame_of(
     frame = _stacked([(state, _built(found, layout)) for state, found in portions], with_state)
     _warn(layout, set())
     return frame
+
+
+def proposal_frame(groups: Sequence[tuple[TaskState, Sequence[bytes]]], *, schema: Schema | None = None) -> pl.DataFrame:
+    """The frame of complete records of several states as a proposal sees them, see `Archive.proposal_frame`."""
+    frame = frame_of(groups, with_state=True, times=True, schema=schema)
+    return frame.select("state", "index", pl.exclude("state", "index", *_RUN_TO_RUN))
 
 
 def _decoded(state: TaskState, records: Sequence[bytes], inference: Inference) -> list[tuple[Values, int]]:

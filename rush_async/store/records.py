@@ -46,12 +46,14 @@ __all__ = [
     "encode_worker_failure",
     "header",
     "index_of",
+    "stamped",
+    "stamped_failure",
     "task_key",
     "task_of",
 ]
 
 _HEADER = struct.Struct(">BBI")
-_TIME_LENGTH, _INDEX_LENGTH = 9, 5  # what the scripts append, in bytes
+_TIME, _INDEX = struct.Struct(">Bd"), struct.Struct(">BI")  # what the scripts append
 _LONGEST_TEXT = 50_000  # characters of a message or traceback
 _NIL = b"\xc0"
 _FIXSTR, _STR8 = 0xA0, 0xD9
@@ -351,7 +353,17 @@ def _failure(failure: Failure) -> bytes:
 
 def header(created: bytes, *, retries: int = 0) -> bytes:
     """Returns the header that precedes the record of a task that is not finished."""
-    return _HEADER.pack(0, retries, len(created) + _TIME_LENGTH + _INDEX_LENGTH)
+    return _HEADER.pack(0, retries, len(created) + _TIME.size + _INDEX.size)
+
+
+def stamped(created: bytes, at: float, index: int) -> bytes:
+    """Returns the first part of a record with its time and index, which the scripts append."""
+    return b"%b%b%b" % (created, _TIME.pack(0xCB, at), _INDEX.pack(0xCE, index))
+
+
+def stamped_failure(failure: Failure, at: float) -> bytes:
+    """Returns what follows the first part of the record of a task that failed without having run."""
+    return b"%b%b%b" % (_NIL * 3, encode_failure(failure), _TIME.pack(0xCB, at))
 
 
 # decoding
@@ -427,7 +439,7 @@ def _attempt_end(state: TaskState, raw: bytes) -> int:
         return created_end
     first, second = raw[created_end : created_end + 2].ljust(2, _NIL)
     owner = second + 2 if first == _STR8 else first - _FIXSTR + 1
-    return created_end + owner + 1 + _TIME_LENGTH
+    return created_end + owner + 1 + _TIME.size
 
 
 def decode_task(state: TaskState, raw: bytes) -> Task:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import secrets
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-from rush_async.client.draw import Draw
+from rush_async.client.draw import Draw, proposed
 from rush_async.client.snapshot import take_snapshot
 from rush_async.errors import NetworkStateError
 from rush_async.model import Catch, Task, TaskHolder, TaskState
 from rush_async.network.network import Network
 from rush_async.network.waiting import BudgetLine, Line
 from rush_async.store.basis import Basis, Seen
-from rush_async.store.records import RecordEncoder, as_record
+from rush_async.store.records import RecordEncoder
 from rush_async.store.scripts import Lost
 from rush_async.worker.membership import Membership
 
-__all__ = ["Proposals", "proposed"]
+__all__ = ["Proposals"]
 
 
 class Blocks(TaskHolder, Protocol):
@@ -229,16 +228,3 @@ class Proposals:
 
 class _SpentError(Exception):
     """The network has stopped, or the budget is spent."""
-
-
-async def proposed(propose: Callable[[Draw], Any | Awaitable[Any]], draw: Draw) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Asks for a proposal. Returns its input and what is stored with it.
-
-    Raises:
-        TypeError: it is no record.
-    """
-    result = propose(draw)
-    if inspect.isawaitable(result):
-        result = await result
-    xs, extra = cast("tuple[Any, Any]", result) if isinstance(result, tuple) else (result, None)
-    return as_record(xs, "the proposal"), None if extra is None else as_record(extra, "the proposal's xs_extra")
