@@ -126,8 +126,8 @@ class Archive:
             groups: list[tuple[TaskState, Sequence[bytes]]] = [
                 (state, self.raw(0, n) if state == "finished" else others[state]) for state in states
             ]
-            return proposal_frame(groups, schema=schema)
-        return frame.select("state", "index", pl.exclude("state", "index", *_RUN_TO_RUN))
+            frame = frame_of(groups, with_state=True, times=True, schema=schema)
+        return _as_proposals_see(frame)
 
     def find(self, keys: Iterable[str]) -> dict[str, Task]:
         """The tasks with these keys, as far as they are here."""
@@ -186,8 +186,12 @@ def frame_of(
 
 def proposal_frame(groups: Sequence[tuple[TaskState, Sequence[bytes]]], *, schema: Schema | None = None) -> pl.DataFrame:
     """The frame of complete records of several states as a proposal sees them, see `Archive.proposal_frame`."""
-    frame = frame_of(groups, with_state=True, times=True, schema=schema)
-    return frame.select("state", "index", pl.exclude("state", "index", *_RUN_TO_RUN))
+    return _as_proposals_see(frame_of(groups, with_state=True, times=True, schema=schema))
+
+
+def _as_proposals_see(frame: pl.DataFrame) -> pl.DataFrame:
+    # In one piece each time: the sum of a column in several pieces differs in its last bits.
+    return frame.select("state", "index", pl.exclude("state", "index", *_RUN_TO_RUN)).rechunk()
 
 
 def _decoded(state: TaskState, records: Sequence[bytes], inference: Inference) -> list[tuple[Values, int]]:
