@@ -127,12 +127,14 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network]):
     def __repr__(self) -> str:
         if self._network is None:
             return f"<{type(self).__name__} {self._network_id!r}, not open>"
-        return status_text(type(self).__name__, self._network_id, self._counts(), self._network.position.n_workers)
+        position = self._network.position
+        return status_text(type(self).__name__, self._network_id, self._counts(), position.n_workers, position.stop)
 
     def _repr_html_(self) -> str:
         if self._network is None:
             return f"<p>{escape(repr(self))}</p>"
-        return status_html(type(self).__name__, self._network_id, self._counts(), self._network.position.n_workers)
+        position = self._network.position
+        return status_html(type(self).__name__, self._network_id, self._counts(), position.n_workers, position.stop)
 
     # tasks
 

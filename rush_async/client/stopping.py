@@ -80,7 +80,7 @@ class Stopping(Session[S]):
             NetworkStateError: other rules have stopped the network: use `resume`.
         """
         rules = _rules(finished, failed, seconds, target, patience, maximize=maximize)
-        if rules == StopRules(maximize=maximize):
+        if rules == StopRules():
             raise ValueError("stop_when needs a rule: give finished=, failed=, seconds=, target= or patience=")
         network = self._net
         if await self._set_rules(network, rules, lifts=False) == "stopped":
@@ -217,7 +217,7 @@ def _rules(finished: Any, failed: Any, seconds: Any, target: Any, patience: Any,
         None if failed is None else _as_limit(failed, "failed"),
         seconds,
         output,
-        maximize,
+        maximize and output is not None,
         limit,
         n,
     )

@@ -81,6 +81,12 @@ class WorkerGroup:
             self.ends[handle.worker_id] = asyncio.get_running_loop().create_future()
             handle.ended.add_done_callback(self._note_end)
         self.unseen.update(dict.fromkeys(worker_ids))
+        if (stop := self._network.position.stop) is not None:
+            logger.warning(
+                "network %r has stopped (%s): the workers started just now take no task. `resume(...)` lifts the stop",
+                self._network.network_id,
+                stop,
+            )
         return worker_ids
 
     async def _register(self, n_workers: int, config: RushConfig, worker_ids: list[str], *, is_local: bool) -> None:

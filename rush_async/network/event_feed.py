@@ -219,14 +219,17 @@ class EventFeed:
             for wait in waits:
                 wait.wake()
             return
-        if message.changes_rules:
+        # Once the network has stopped, the wait for a task depends on whether any other one still runs.
+        is_stopped = self._position.stop is not None
+        if message.changes_rules or (is_stopped and message.n_freed):
             for wait in waits:
                 wait.wake()
         for event in message.events:
             is_end = isinstance(event, TasksFinished | TasksFailed)
             for wait in waits:
                 if is_end:
-                    wait.ended(event.keys)
+                    if wait.ended(event.keys) and is_stopped:
+                        wait.wake()
                 elif not isinstance(event, TasksQueued | TasksStarted):
                     wait.wake()  # a worker came or went, or the network has stopped
 
@@ -406,12 +409,14 @@ class EndWait:
         self.pending = set(keys)
         self._wake = asyncio.Event()
 
-    def ended(self, keys: Sequence[str]) -> None:
-        """Is called with tasks that have ended. Those of this wait are pending no longer."""
-        if not self.pending.isdisjoint(keys):
-            self.pending.difference_update(keys)
-            if not self.pending:
-                self._wake.set()
+    def ended(self, keys: Sequence[str]) -> bool:
+        """Is called with tasks that have ended. Those of this wait are pending no longer. Returns whether there were any."""
+        if self.pending.isdisjoint(keys):
+            return False
+        self.pending.difference_update(keys)
+        if not self.pending:
+            self._wake.set()
+        return True
 
     def wake(self) -> None:
         """Ends `changed`, because the server has to be asked again."""

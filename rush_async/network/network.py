@@ -383,7 +383,11 @@ class Network:
 
     def confirmed(self, channel: str) -> None:
         """The server confirmed the subscription to requests: what it published before is gone."""
-        self.link.supervisor.start(self._take_requests)
+        self.link.supervisor.start(self._resynchronise)
+
+    async def _resynchronise(self) -> None:
+        await self.link.retry_until_reachable(self.tasks.read_position)  # the network may have stopped or been resumed
+        await self._take_requests()
 
     async def _take_requests(self, gone: Collection[str] = ()) -> None:
         """Reads what was asked of the workers here. `gone` are leases that have ended; workers may have registered under the

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from rush_async.model import Counts
 from rush_async.store.position import NetworkPosition
 
-__all__ = ["BudgetLine", "Conditions", "Line", "Lines", "describe"]
+__all__ = ["BudgetLine", "Conditions", "Line", "Lines", "Mark", "describe"]
 
-_ALL = 1_000_000_000
+_ALL = 2**60
 
 
 class Conditions:
@@ -47,8 +48,20 @@ class Conditions:
             future.cancel()
 
 
+class Mark(NamedTuple):
+    """A moment, by what was known of places then.
+
+    Attributes:
+        n_freed: how many places had become free, as far as events tell.
+        n_refused: how many starts had been refused for want of a place.
+    """
+
+    n_freed: int = 0
+    n_refused: int = 0
+
+
 class Line:
-    """Coroutines that wait in line for queued tasks. As many are woken as there are tasks."""
+    """Coroutines that wait in line for queued tasks. As many are woken as there are tasks and places."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
@@ -60,25 +73,34 @@ class Line:
 
     @property
     def available(self) -> int:
-        """How many coroutines may have a turn now."""
-        return min(self._lines.n_poppable, self._lines.n_places)
+        """How many coroutines may have a turn at once, if there are places."""
+        return self._lines.n_poppable
 
-    def place_taken(self) -> None:
-        """A task has started here."""
-        self._lines.place_taken()
+    @property
+    def n_turns(self) -> int:
+        """How many more may have a turn now. Those of all lines share the places."""
+        return min(self.available - self._granted, self._lines.n_places - self._lines.n_granted)
+
+    def place_taken(self, mark: Mark) -> None:
+        """A task has started here, which was asked for at `mark`."""
+        self._lines.places_taken(1, mark)
 
     def wake(self) -> None:
-        """Wakes as many as are available, less those that have a turn already."""
+        """Wakes as many as may have a turn."""
         if not self._line:
             return
-        free = self.available - self._granted
-        while free > 0 and self._line:
+        n = self.n_turns
+        while n > 0 and self._line:
             future = next(iter(self._line))
             del self._line[future]
             if not future.done():
                 future.set_result(True)
-                self._granted += 1
-                free -= 1
+                self._grant()
+                n -= 1
+
+    def _grant(self) -> None:
+        self._granted += 1
+        self._lines.n_granted += 1
 
     async def turn(self, timeout: float | None, waits: set[asyncio.Future[bool]]) -> bool:
         """Waits in line.
@@ -90,8 +112,8 @@ class Line:
         Returns:
             True on the caller's turn: it calls `done` after its attempt. False if the time is up or the wait was ended.
         """
-        if not self._line and self.available > self._granted:
-            self._granted += 1
+        if not self._line and self.n_turns > 0:
+            self._grant()
             return True
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bool] = loop.create_future()
@@ -113,7 +135,8 @@ class Line:
     def done(self) -> None:
         """Ends a turn, whether its attempt succeeded or not."""
         self._granted -= 1
-        self.wake()
+        self._lines.n_granted -= 1
+        self._lines.wake()
 
 
 class _PlaceLine(Line):
@@ -121,8 +144,8 @@ class _PlaceLine(Line):
 
     @property
     def available(self) -> int:
-        """How many may have a turn: one for each place."""
-        return self._lines.n_places
+        """Any number: they need nothing but a place."""
+        return _ALL
 
 
 class BudgetLine(Line):
@@ -133,34 +156,41 @@ class BudgetLine(Line):
         self._budget = budget
         self._max_failed = max_failed
         self._takes_queued = takes_queued
-        self._full_at: int | None = None
+        self._full_at: int | None = None  # how many places had been freed when the budget was full
+        self._refused_at = 0
         self.n_users = 0
 
-    def found_full(self, n_freed: int) -> None:
+    def found_full(self, mark: Mark) -> None:
         """All places of the budget are taken, some by reservations, which the counts do not show.
 
         Args:
-            n_freed: `lines.n_freed` as it was before a place was asked for. Places that have become free since may be there.
+            mark: `lines.mark` as it was before a place was asked for. Places that have become free since may be there.
         """
-        self._full_at = n_freed
+        self._full_at = mark.n_freed
+        self._refused_at = self._lines.note_refusal()
 
-    def place_taken(self) -> None:
-        """A task has started here."""
-        super().place_taken()
-        if self._full_at is not None:
-            self._full_at = min(self._full_at + 1, self._lines.n_freed)
+    def place_taken(self, mark: Mark) -> None:
+        """A task has started here, which was asked for at `mark`."""
+        super().place_taken(mark)
+        if self._full_at is not None and mark.n_refused >= self._refused_at:
+            self._full_at = min(self._full_at + 1, self._lines.mark.n_freed)
 
     @property
     def available(self) -> int:
-        """How many may have a turn: one for each task and place; all once the budget is spent."""
-        queued, running, finished, failed = self._lines.counts
-        if finished >= self._budget or (self._max_failed is not None and failed >= self._max_failed):
-            return _ALL
+        """One for each queued task, and for each place within the budget."""
+        queued, running, finished, _ = self._lines.counts
         n_places = max(0, self._budget - queued - running - finished)
         if self._full_at is not None:
-            n_places = min(n_places, self._lines.n_freed - self._full_at)
-        n_poppable = self._lines.n_poppable if self._takes_queued else 0
-        return min(n_poppable + n_places, self._lines.n_places)
+            n_places = min(n_places, self._lines.mark.n_freed - self._full_at)
+        return (self._lines.n_poppable if self._takes_queued else 0) + n_places
+
+    @property
+    def n_turns(self) -> int:
+        """As in any line; all once the budget is spent."""
+        _, _, finished, failed = self._lines.counts
+        if finished >= self._budget or (self._max_failed is not None and failed >= self._max_failed):
+            return _ALL
+        return super().n_turns
 
 
 class Lines:
@@ -170,16 +200,19 @@ class Lines:
         queue: the line for queued tasks.
         places: the line for places within the stop rules.
         n_arrivals: how many messages with queued tasks have come.
-        n_freed: how many places have become free, as far as events tell.
+        mark: the present moment, for what follows from an attempt that leaves now.
         n_places: how many places are free, as far as refused starts and events tell; very many without such a refusal.
+        n_granted: how many coroutines have a turn.
     """
 
     def __init__(self, position: NetworkPosition) -> None:
         self.queue = Line(self)
         self.places = _PlaceLine(self)
         self.n_arrivals = 0
-        self.n_freed = 0
+        self.mark = Mark()
         self.n_places = _ALL
+        self._refused_at = 0
+        self.n_granted = 0
         self._budgets: dict[tuple[int, int | None, bool], BudgetLine] = {}
         self._position = position
         self._n_unreachable = 0
@@ -198,14 +231,14 @@ class Lines:
     def position_changed(self) -> None:
         """Wakes the coroutines for which there is a task or a place now."""
         self._n_unreachable = min(self._n_unreachable, self._position.counts.queued)
-        self._wake()
+        self.wake()
 
     def tasks_queued(self) -> None:
         """Is called when tasks were queued, or may have been: all that count as queued may be popped again."""
         self.n_arrivals += 1
         if self._n_unreachable:
             self._n_unreachable = 0
-            self._wake()
+            self.wake()
 
     def found_empty(self, n_arrivals: int) -> None:
         """A pop found the queue empty: tasks that count as queued now cannot be popped, as their entries in the queue are gone.
@@ -216,31 +249,38 @@ class Lines:
         if n_arrivals == self.n_arrivals:
             self._n_unreachable = self._position.counts.queued
 
-    def found_full(self, n_freed: int) -> None:
+    def found_full(self, mark: Mark) -> None:
         """A start was refused because the network is full.
 
         Args:
-            n_freed: as it was before the start was asked for. Places that have become free since may be there.
+            mark: as it was before the start was asked for. Places that have become free since may be there.
         """
-        self.n_places = self.n_freed - n_freed
+        self.n_places = self.mark.n_freed - mark.n_freed
+        self._refused_at = self.note_refusal()
 
-    def place_taken(self) -> None:
-        """A task has started here."""
-        if self.n_places:
-            self.n_places -= 1
+    def note_refusal(self) -> int:
+        """Counts a refused start. Returns how many there have been."""
+        self.mark = Mark(self.mark.n_freed, self.mark.n_refused + 1)
+        return self.mark.n_refused
+
+    def places_taken(self, n: int, mark: Mark) -> None:
+        """Tasks have started here, which were asked for at `mark`. Before the last refusal they took places that it knew."""
+        if mark.n_refused >= self._refused_at:
+            self.n_places = max(0, self.n_places - n)
 
     def places_freed(self, n: int) -> None:
         """Places have become free: as many coroutines are woken."""
         if n:
-            self.n_freed += n
+            self.mark = Mark(self.mark.n_freed + n, self.mark.n_refused)
             self.n_places += n
-            self._wake()
+            self.wake()
 
     def rules_changed(self) -> None:
         """The stop rules have changed, or may have: any number of places may be free."""
         self.places_freed(_ALL)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Wakes the coroutines that may have a turn, in all lines."""
         self.queue.wake()
         self.places.wake()
         for line in tuple(self._budgets.values()):

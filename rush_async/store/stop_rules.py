@@ -41,8 +41,7 @@ class StopRules(NamedTuple):
 
     def encode(self) -> bytes:
         """Encodes the rules; those of equal rules are equal."""
-        given = {name: value for name, value in self._asdict().items() if value is not None}
-        return to_msgpack(given if any(value is not None for value in self._replace(maximize=None)) else {})
+        return to_msgpack({name: value for name, value in self._asdict().items() if value is not None and value is not False})
 
 
 class StopRulesStore:

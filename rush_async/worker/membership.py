@@ -221,12 +221,12 @@ class Membership:
 
     def stopped_error(self) -> NetworkStoppedError:
         """Returns the error for a block that has no task to open with."""
-        stop = self._tasks.position.stop
-        why = (
-            f"worker {self.worker_id} was asked to stop"
-            if stop is None
-            else f"network {self.network_id!r} has stopped ({stop})"
-        )
+        if (stop := self._tasks.position.stop) is not None:
+            why = f"network {self.network_id!r} has stopped ({stop})"
+        elif self.terminated:
+            why = f"worker {self.worker_id} was asked to stop"
+        else:
+            why = f"network {self.network_id!r} had stopped, and was resumed since"
         return NetworkStoppedError(
             f"{why}: no task starts. Check `rush.terminated` before each task, loop over `rush.proposals()`, or give a budget "
             "and check for None"

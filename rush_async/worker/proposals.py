@@ -12,7 +12,7 @@ from rush_async.client.snapshot import take_snapshot
 from rush_async.errors import NetworkStateError
 from rush_async.model import Catch, Task, TaskHolder, TaskState
 from rush_async.network.network import Network
-from rush_async.network.waiting import BudgetLine, Line
+from rush_async.network.waiting import BudgetLine, Line, Mark
 from rush_async.store.basis import Basis, Seen
 from rush_async.store.records import RecordEncoder
 from rush_async.store.scripts import Lost
@@ -127,7 +127,7 @@ class Proposals:
         lines = self._network.lines
         if self._takes_queued and lines.n_poppable and (task := await self._blocks.pop(self._network)) is not None:
             return task
-        n_freed = lines.n_freed
+        mark = lines.mark
         if not lines.n_places:
             return None  # the pop has found that the network is full
         task, created = await self._proposal(None, None)
@@ -137,9 +137,9 @@ class Proposals:
         if isinstance(pushed, Lost):
             raise self._membership.lost_error()
         if pushed.n:
-            return self._started(line, task, pushed.first_index)
+            return self._started(line, mark, task, pushed.first_index)
         if pushed.refusal == "full":
-            lines.found_full(n_freed)
+            lines.found_full(mark)
         return None
 
     # with a seed
@@ -148,7 +148,7 @@ class Proposals:
         network, lines = self._network, self._network.lines
         queued_first = self._takes_queued
         while True:
-            n_freed = lines.n_freed
+            mark = lines.mark
             reserved = await network.reservations.reserve(
                 self._membership.worker_id, budget=self._budget, max_failed=self._max_failed, queued_first=queued_first
             )
@@ -156,17 +156,17 @@ class Proposals:
                 raise self._membership.lost_error()
             match reserved.place:
                 case int(index):
-                    return await self._take(line, seed, index)
+                    return await self._take(line, mark, seed, index)
                 case "queued":
                     if (task := await self._blocks.pop(network)) is not None:
                         return task
                     queued_first = False  # others took it, or no entry of the queue leads to it
                 case "full":
-                    lines.found_full(n_freed)
+                    lines.found_full(mark)
                     return None
                 case "budget":
                     assert isinstance(line, BudgetLine)
-                    line.found_full(n_freed)
+                    line.found_full(mark)
                     return None
                 case "seed":
                     raise NetworkStateError(
@@ -177,7 +177,7 @@ class Proposals:
                 case "spent" | "stopped":
                     raise _SpentError
 
-    async def _take(self, line: Line, seed: int, index: int) -> Task | None:
+    async def _take(self, line: Line, mark: Mark, seed: int, index: int) -> Task | None:
         """Proposes and starts the task of a reserved index. None if the network has stopped, or the reservation is gone."""
         reservations, worker_id = self._network.reservations, self._membership.worker_id
         is_reserved = True
@@ -190,7 +190,7 @@ class Proposals:
                 reservations.unreserve(worker_id, index)
         if isinstance(started, Lost):
             raise self._membership.lost_error()
-        return self._started(line, task, index) if started is True else None
+        return self._started(line, mark, task, index) if started is True else None
 
     # a proposal
 
@@ -219,8 +219,8 @@ class Proposals:
         task.key = new.key
         return new
 
-    def _started(self, line: Line, task: Task, index: int) -> Task:
-        line.place_taken()
+    def _started(self, line: Line, mark: Mark, task: Task, index: int) -> Task:
+        line.place_taken(mark)
         task.index = index
         self._membership.hold([task.key])
         return task

@@ -72,6 +72,10 @@ async def _end_of_loop(worker: object, membership: Membership, loop: WorkerLoop)
         return WorkerExit(membership.worker_id, "failed", replace(Failure.of(error, "cancelled"), message=why))
     except (KeyboardInterrupt, GeneratorExit):
         raise
+    except BaseExceptionGroup as error:
+        _, others = error.split(NetworkStoppedError)  # of blocks in a task group
+        if others is not None:
+            return WorkerExit(membership.worker_id, "failed", Failure.of(error))
     except BaseException as error:  # `sys.exit()` in a loop ends the loop, not the process with all its workers
         return WorkerExit(membership.worker_id, "failed", Failure.of(error))
     return WorkerExit(membership.worker_id, "terminated")

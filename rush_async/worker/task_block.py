@@ -12,6 +12,7 @@ import anyio
 from rush_async.errors import DecodeError, RushError, WorkerLostError
 from rush_async.model import CANCELLED, Catch, Failure, FailureKind, Task
 from rush_async.network.network import Network
+from rush_async.network.waiting import Mark
 from rush_async.store.records import NewTask, RecordEncoder, as_record, decode_task, encode_failure
 from rush_async.store.scripts import Lost
 from rush_async.store.tasks import Created, Ended, EndKind, Refusal
@@ -47,7 +48,7 @@ class TaskBlocks:
         membership = self.membership
         membership.check()
         while True:
-            n_arrivals, n_freed = network.lines.n_arrivals, network.lines.n_freed
+            n_arrivals, mark = network.lines.n_arrivals, network.lines.mark
             pop = await network.tasks.pop(membership.worker_id)
             if isinstance(pop.tasks, Lost):
                 raise membership.lost_error()
@@ -55,11 +56,11 @@ class TaskBlocks:
                 break
         if not pop.tasks:
             if pop.refusal == "full":
-                network.lines.found_full(n_freed)
+                network.lines.found_full(mark)
             elif pop.refusal == "empty":
                 network.lines.found_empty(n_arrivals)
             return None
-        network.lines.place_taken()
+        network.lines.places_taken(1, mark)
         key, record = pop.tasks[0]
         try:
             task = decode_task("running", record)
@@ -74,13 +75,13 @@ class TaskBlocks:
         """The next queued task, without waiting for one."""
         return None if self.membership.terminated else await self.pop(network)
 
-    async def start_in_turn(self, network: Network, tasks: Sequence[NewTask], n_freed: int) -> Created | Lost:
+    async def start_in_turn(self, network: Network, tasks: Sequence[NewTask], mark: Mark) -> Created | Lost:
         """Pushes tasks that were refused because the network is full, as many as fit once there is a place.
 
         Args:
             network: the network.
             tasks: the tasks.
-            n_freed: `lines.n_freed` as it was before the attempt that was refused.
+            mark: `lines.mark` as it was before the attempt that was refused.
 
         Returns:
             The tasks that started; none where the worker is to take no task any more.
@@ -89,13 +90,15 @@ class TaskBlocks:
         created: Created | Lost = Created([], refusal="full")
         with network.feed:
             while isinstance(created, Created) and created.refusal == "full":
-                lines.found_full(n_freed)
+                lines.found_full(mark)
                 await self.watch(network)
                 if self.membership.terminated or not await line.turn(None, self.membership.waits):
                     return Created([], refusal="stopped")
                 try:
-                    n_freed = lines.n_freed
+                    mark = lines.mark
                     created = await network.tasks.push("running", tasks, worker_id=self.membership.worker_id)
+                    if isinstance(created, Created):
+                        lines.places_taken(len(created.keys), mark)
                 finally:
                     line.done()
         return created
@@ -258,25 +261,25 @@ class Place:
     async def _push(self, new: NewTask, task: Task) -> Refusal | None:
         """Pushes the task. Returns why it did not start; `empty` where the budget has no place for it."""
         lines = self._network.lines
-        n_freed = lines.n_freed
+        mark = lines.mark
         taken = await self._network.tasks.push_one(new, self._membership.worker_id, self._budget, self._max_failed)
         if isinstance(taken, Lost):
             raise self._membership.lost_error()
         if taken.n:
-            lines.place_taken()
+            lines.places_taken(1, mark)
             task.index = taken.first_index
             self._membership.hold([new.key])
             return None
         if taken.refusal == "full":
-            lines.found_full(n_freed)
+            lines.found_full(mark)
         return taken.refusal or "empty"
 
     async def _start(self, new: NewTask, task: Task) -> None:
         """Pushes the task without a budget, once there is a place within the stop rules."""
-        n_freed = self._network.lines.n_freed
+        mark = self._network.lines.mark
         refusal = await self._push(new, task)
         if refusal == "full":
-            created = await self._blocks.start_in_turn(self._network, (new,), n_freed)
+            created = await self._blocks.start_in_turn(self._network, (new,), mark)
             if isinstance(created, Lost):
                 raise self._membership.lost_error()
             if created.keys:

@@ -195,7 +195,7 @@ class RushWorker(RushClient):
             return []
         if not membership.is_registered:
             raise membership.leaving_error()
-        n_freed = network.lines.n_freed
+        mark = network.lines.mark
         if len(tasks) == 1:  # the usual case of a loop
             taken = await network.tasks.push_one(tasks[0], membership.worker_id, budget)
             if not isinstance(taken, Lost) and taken.n:
@@ -203,7 +203,7 @@ class RushWorker(RushClient):
         else:
             taken = await network.tasks.push("running", tasks, worker_id=membership.worker_id, budget=budget)
         if not isinstance(taken, Lost) and taken.refusal == "full" and budget is None:
-            taken = await self._blocks.start_in_turn(network, tasks, n_freed)
+            taken = await self._blocks.start_in_turn(network, tasks, mark)
         if isinstance(taken, Lost) or membership.is_shut_out:
             raise membership.lost_error()
         return membership.hold(taken.keys) if isinstance(taken, Created) else []

@@ -411,6 +411,24 @@ async def test_a_loop_that_computes_sees_that_it_is_to_stop(net: Rush, start: St
     assert (await net.counts()).finished == 1
 
 
+async def test_a_loop_that_computes_sees_that_the_network_has_stopped(net: Rush, start: Start) -> None:
+    start("compute_until_terminated", "busy")
+    await net.wait_until(lambda counts: counts.running == 1, timeout=30)
+    reason = await net.stop("enough")
+    await net.wait_until(lambda counts: counts.finished == 1, timeout=20)
+    await wait_until(lambda: net.n_running_workers == 0)
+    assert net.stop_reason == reason
+
+
+async def test_a_loop_that_computes_is_stopped_when_the_time_of_the_network_is_up(net: Rush, start: Start) -> None:
+    start("compute_until_terminated", "busy")
+    await net.wait_until(lambda counts: counts.running == 1, timeout=30)
+    await net.stop_when(seconds=0.3)
+    await net.wait_until(lambda counts: counts.finished == 1, timeout=20)
+    assert net.stop_reason is not None
+    assert net.stop_reason.rule == "seconds"
+
+
 class Deaf:
     """Hears no message of a channel, only that it is confirmed."""
 

@@ -86,7 +86,8 @@ async def test_a_listener_hears_of_a_rollback_only_if_it_was_further() -> None:
 async def test_an_end_wait_wakes_when_all_have_ended_or_a_look_is_needed() -> None:
     wait = EndWait(["a", "b"])
     waiting = asyncio.ensure_future(wait.changed())
-    wait.ended(["a", "c"])
+    assert wait.ended(["a", "c"])
+    assert not wait.ended(["a", "c"])
     await asyncio.sleep(0)
     assert not waiting.done()
     wait.ended(["b"])

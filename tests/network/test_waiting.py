@@ -641,3 +641,97 @@ def test_tasks_that_no_pop_finds_wake_no_worker_until_tasks_are_queued() -> None
     assert lines.n_poppable == 2
     lines.found_empty(before)  # by a pop that was under way meanwhile
     assert lines.n_poppable == 2
+
+
+# places within the stop rules: without a server
+
+
+class Waiters:
+    """Coroutines in the lines of one event loop; each notes its turn and keeps it."""
+
+    def __init__(self) -> None:
+        self.position = NetworkPosition("net")
+        self.lines = Lines(self.position)
+        self.turns: list[str] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def at(self, seq: int, **counts: int) -> None:
+        self.position.take(Position(1, seq, Counts(**counts), 0))
+
+    async def wait_in(self, *names: str) -> None:
+        for name in names:
+            self._tasks.append(asyncio.create_task(self._wait(name)))
+            await asyncio.sleep(0)
+
+    async def _wait(self, name: str) -> None:
+        if name == "budget":
+            with self.lines.budget(10, 5) as line:
+                assert await line.turn(None, set())
+        else:
+            assert await getattr(self.lines, name).turn(None, set())
+        self.turns.append(name)
+
+    async def turned(self) -> list[str]:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        turns, self.turns = self.turns, []
+        return turns
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+
+async def test_all_lines_share_the_places() -> None:
+    waiters = Waiters()
+    lines = waiters.lines
+    waiters.at(1, queued=5)
+    lines.found_full(lines.mark)
+    await waiters.wait_in("queue", "places", "budget", "queue")
+    assert await waiters.turned() == []
+    lines.places_freed(1)
+    assert await waiters.turned() == ["queue"]
+    lines.places_taken(1, lines.mark)
+    lines.queue.done()
+    assert await waiters.turned() == []
+    lines.places_freed(2)
+    assert await waiters.turned() == ["queue", "places"]
+    lines.queue.done()  # it found nothing: its place is for the next, whatever that waits in
+    assert await waiters.turned() == ["budget"]
+    await waiters.close()
+
+
+async def test_places_that_become_free_while_a_start_is_refused_count() -> None:
+    waiters = Waiters()
+    lines = waiters.lines
+    waiters.at(1, queued=5)
+    before = lines.mark
+    lines.places_freed(2)  # heard while the answer that refuses the start is on its way
+    lines.found_full(before)
+    await waiters.wait_in("queue", "places", "places")
+    assert await waiters.turned() == ["queue", "places"]
+    await waiters.close()
+
+
+async def test_other_rules_wake_all_that_wait_for_places_alone_and_as_many_as_there_are_tasks() -> None:
+    waiters = Waiters()
+    lines = waiters.lines
+    waiters.at(1, queued=1)
+    lines.found_full(lines.mark)
+    await waiters.wait_in("queue", "queue", "places", "places")
+    lines.rules_changed()
+    assert await waiters.turned() == ["queue", "places", "places"]
+    await waiters.close()
+
+
+async def test_a_spent_budget_ends_its_waits_though_there_is_no_place() -> None:
+    waiters = Waiters()
+    lines = waiters.lines
+    waiters.at(1, running=3)
+    lines.found_full(lines.mark)
+    await waiters.wait_in("budget", "budget", "places")
+    assert await waiters.turned() == []
+    waiters.at(2, failed=5)
+    assert await waiters.turned() == ["budget", "budget"]
+    await waiters.close()

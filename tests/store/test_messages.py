@@ -214,6 +214,77 @@ def test_what_is_not_one_value_is_a_decode_error(data: bytes) -> None:
         decode_control("net", data)
 
 
+def message_of(*groups: list[str]) -> EventMessage:
+    message = decode_events("net", to_msgpack(["5", 7, AT.timestamp(), COUNTS, None, list(groups)]))
+    assert isinstance(message, EventMessage)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("group", "n_freed"),
+    [
+        (["X", "owl", "a", "b"], 2),  # running tasks failed
+        (["Q", "owl", "a"], 1),  # running tasks returned to the queue
+        (["X", "", "a", "b"], 0),  # queued tasks failed, or some were pushed as failed
+        (["Q", "", "a"], 0),
+        (["F", "owl", "a"], 0),  # a finished task keeps its place
+        (["S", "owl", "a"], 0),
+        (["T", "", "finished", "1 tasks have finished"], 0),
+        (["P", ""], 0),
+    ],
+)
+def test_a_message_tells_how_many_places_became_free(group: list[str], n_freed: int) -> None:
+    assert message_of(group).n_freed == n_freed
+    assert message_of(group, ["X", "owl", "c"], ["Q", "bee", "d", "e"], ["X", "", "f"]).n_freed == n_freed + 3
+
+
+def test_a_change_of_the_rules_is_a_group_that_users_do_not_see() -> None:
+    message = message_of(["S", "owl", "a"], ["P", ""], ["F", "owl", "a"])
+    assert [(type(event), event.seq) for event in message.events] == [(TasksStarted, 7), (TasksFinished, 9)]
+    assert (message.first, message.last) == (7, 9)
+    assert message.changes_rules
+    assert message_of(["R", ""]).changes_rules
+    assert not message_of(["T", "", "manual", "enough"], ["X", "owl", "a"]).changes_rules
+
+
+async def test_a_stop_and_a_resumption_are_published_on_both_channels_as_packed_here(
+    rush: Rush, rush_server: RushConfig
+) -> None:
+    assert rush_server.url is not None
+    keys = rush._net.keys  # pyright: ignore[reportPrivateUsage]
+    heard: list[tuple[str, bytes]] = []
+    client: Any = redis.Redis.from_url(rush_server.url)  # pyright: ignore[reportUnknownMemberType]
+    with client, client.pubsub() as listener:
+        listener.ssubscribe(keys.events, keys.control)
+        await rush.stop_when(finished=1)
+        await rush.push_finished_tasks([{"x": 1}] * 2, [{"y": 1}] * 2)
+        reason = rush.stop_reason
+        await rush.resume()
+
+        def take() -> bool:
+            for message in iter(lambda: listener.parse_response(block=False, timeout=0.01), None):
+                heard.extend([(message[1].decode(), message[2])] if message[0] == b"smessage" and message[2] else [])
+            return len(heard) >= 5
+
+        await wait_until(take)
+    assert reason is not None
+    requests = [(data, decode_control(rush.network_id, data)) for name, data in heard if name == keys.control]
+    epoch = rush._net.position.epoch  # pyright: ignore[reportPrivateUsage]
+    assert [request for _, request in requests] == [
+        NetworkStopMessage(epoch, reason.seq, reason),
+        NetworkStopMessage(epoch, reason.seq + 2, None),
+    ]
+    assert [request.encode() for _, request in requests] == [data for data, _ in requests]
+    messages = [decode_events(rush.network_id, data) for name, data in heard if name == keys.events]
+    assert all(isinstance(message, EventMessage) for message in messages)
+    rules, stop, resumed = [message for message in messages if isinstance(message, EventMessage)]
+    assert (rules.events, rules.changes_rules, rules.position.stop) == ([], True, None)
+    assert [type(event) for event in stop.events] == [TasksFinished, NetworkStopped, TasksFinished]
+    assert stop.position.stop == reason
+    assert [type(event) for event in resumed.events] == [NetworkResumed]
+    assert resumed.position.stop is None
+
+
 async def test_what_the_scripts_publish_is_packed_as_here(rush: Rush, rush_server: RushConfig) -> None:
     assert rush_server.url is not None
     network = rush._net  # pyright: ignore[reportPrivateUsage]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from rush_async import Counts, Rush, RushWorker
-from rush_async.store.position import NetworkPosition, Position
+from rush_async import Counts, DecodeError, Rush, RushWorker, StopReason
+from rush_async.store.codec import to_msgpack
+from rush_async.store.position import NetworkPosition, Position, position_of, stop_of
 
 
 class Changes:
@@ -25,6 +27,13 @@ class Changes:
 
 def at(epoch: int, seq: int, n_workers: int = 0, **counts: int) -> Position:
     return Position(epoch, seq, Counts(**counts), n_workers)
+
+
+STOP = StopReason("manual", datetime(2026, 2, 1, tzinfo=UTC), 12, "enough")
+
+
+def stopped(epoch: int, seq: int, stop: StopReason | None = STOP) -> Position:
+    return Position(epoch, seq, Counts(queued=1), 0, stop)
 
 
 @pytest.fixture
@@ -113,6 +122,95 @@ def test_an_epoch_in_a_reply_counts_unless_an_event_overtook_it(position: Networ
     assert (position.epoch, position.highest_epoch) == (3, 8)
     position.hear_epoch(9, asked_at=5)
     assert position.epoch == 9
+
+
+def test_a_stop_comes_with_a_position_and_leaves_with_a_later_one(position: NetworkPosition) -> None:
+    changes = Changes(position)
+    assert position.stop is None
+    position.take(stopped(5, 12))
+    assert position.stop == STOP
+    position.take(stopped(5, 11, None))  # overtaken by an event
+    position.take(stopped(5, 13))
+    assert position.stop == STOP
+    position.take(stopped(5, 14, None))
+    assert position.stop is None
+    assert len(changes.counts) == 2
+
+
+def test_a_stop_that_came_alone_is_not_undone_by_positions_before_it(position: NetworkPosition) -> None:
+    changes = Changes(position)
+    position.take_stop(5, 12, STOP)
+    assert (position.stop, position.seq) == (STOP, 10)
+    position.take(stopped(5, 11, None))
+    assert (position.stop, position.seq) == (STOP, 11)
+    position.take_stop(5, 12, STOP)
+    position.take_stop(5, 9, None)
+    position.take_stop(4, 99, None)
+    assert position.stop == STOP
+    position.take_stop(5, 15, None)
+    position.take(stopped(5, 14))  # a reply from before the resumption
+    assert (position.stop, position.seq) == (None, 14)
+    assert len(changes.counts) == 2
+
+
+def test_a_stop_of_a_later_epoch_begins_it(position: NetworkPosition) -> None:
+    position.take_stop(6, 3, STOP)
+    assert (position.epoch, position.seq, position.stop) == (6, 0, STOP)
+    position.learn_epoch(7)
+    assert position.stop is None
+    position.take_stop(6, 4, STOP)
+    assert position.stop is None
+
+
+@pytest.mark.parametrize("keeps_workers", [False, True])
+def test_a_reset_ends_the_stop_also_one_that_another_thread_noted(position: NetworkPosition, keeps_workers: bool) -> None:
+    position.take(stopped(5, 12))
+    position.note(stopped(5, 13))
+    position.take_reset(6, keeps_workers=keeps_workers)
+    assert position.stop is None
+    position.note(stopped(5, 14))  # a late answer of the old epoch
+    assert position.stop is None
+
+
+def test_a_server_restored_from_older_data_undoes_the_stop_or_brings_it_back(position: NetworkPosition) -> None:
+    position.take(stopped(5, 12))
+    position.note(stopped(5, 13))
+    position.take(stopped(5, 7, None), asked_seq=12)
+    assert (position.stop, position.seq) == (None, 7)
+    position.take(stopped(5, 8))
+    position.take(stopped(5, 9, None))
+    position.take(stopped(5, 8), asked_seq=9)
+    assert (position.stop, position.seq) == (STOP, 8)
+
+
+def test_what_the_heartbeat_thread_notes_is_seen_at_once_and_changes_nothing_else(position: NetworkPosition) -> None:
+    changes = Changes(position)
+    position.note(stopped(5, 12))
+    assert (position.stop, position.seq) == (STOP, 10)
+    assert changes.counts == []
+    position.take(stopped(5, 11, None))
+    assert position.stop == STOP
+    position.take(stopped(5, 13, None))
+    assert position.stop is None
+    position.note(stopped(6, 1))  # the event loop has not heard of that epoch
+    assert position.stop is None
+
+
+def test_a_reply_carries_why_the_network_has_stopped() -> None:
+    stop = to_msgpack(["manual", STOP.at.timestamp(), 12, "enough"])
+    assert position_of([b"5", 13, 1, 0, 0, 0, 2, stop, b"answer"]) == Position(5, 13, Counts(queued=1), 2, STOP)
+    assert position_of([b"5", 13, 1, 0, 0, 0, 2, None, b"answer"]).stop is None
+    for bad in (b"", b"1", b"nonsense", to_msgpack(["manual", 0, 12]), to_msgpack(["other", 0, 12, ""]), 5):
+        with pytest.raises(DecodeError, match="position is malformed"):
+            position_of([b"5", 13, 1, 0, 0, 0, 2, bad])
+
+
+@pytest.mark.parametrize(
+    "fields", [None, [], ["manual", "0", 1, ""], ["manual", 1e300, 1, ""], ["finished", 1, 2.5, ""], "manual"]
+)
+def test_what_is_no_reason_of_a_stop_is_refused(fields: Any) -> None:
+    with pytest.raises(ValueError, match="stop"):
+        stop_of(fields)
 
 
 async def test_a_server_that_went_back_in_time_is_noticed_by_a_reply(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:

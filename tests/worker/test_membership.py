@@ -52,6 +52,25 @@ async def test_a_stop_request_sets_terminated_and_ends_the_waits(membership: Mem
     membership.check()  # it may still end what it runs
 
 
+async def test_terminated_is_true_while_the_network_is_stopped_and_the_worker_registered(
+    rush: Rush, membership: Membership
+) -> None:
+    waiting: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    membership.waits.add(waiting)
+    other = Membership(rush.network_id, "owl")
+    await rush.stop("enough")
+    assert membership.terminated
+    assert not other.terminated
+    assert await waiting is False
+    membership.waits.clear()
+    assert "has stopped (manual: enough)" in str(membership.stopped_error())
+    await rush.resume()
+    assert not membership.terminated
+    assert "had stopped, and was resumed since" in str(membership.stopped_error())
+    membership.request_stop()
+    assert "was asked to stop" in str(membership.stopped_error())
+
+
 async def test_terminated_is_true_once_the_time_of_the_worker_is_up(rush: Rush) -> None:
     worker = RushWorker(rush.network_id, rush.config)
     membership_of(worker).limit(Limits(max_time=0.05))

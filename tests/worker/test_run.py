@@ -127,6 +127,41 @@ async def use_another_worker_that_was_killed(rush: RushWorker) -> None:
     raise WorkerLostError("another worker")
 
 
+async def start_one_more(rush: RushWorker) -> None:
+    async with rush.task({"x": 1}):
+        pass
+
+
+async def start_some_more(rush: RushWorker) -> None:
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(start_one_more(rush))
+
+
+@pytest.mark.parametrize("loop", [start_one_more, start_some_more])
+async def test_a_block_that_a_stopped_network_refuses_ends_the_loop_as_terminated(
+    rush: Rush, loop: Callable[..., Awaitable[Any]]
+) -> None:
+    await rush.stop("enough")
+    worker, life = await start_worker(rush, loop)
+    assert await life == WorkerExit(worker.worker_id, "terminated")
+    assert await state_of(rush, worker) == "terminated"
+
+
+async def test_an_error_beside_a_refused_block_fails_the_worker(rush: Rush) -> None:
+    async def fail() -> None:
+        raise ArithmeticError("wrong")
+
+    async def loop(worker: RushWorker) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(start_one_more(worker))
+            group.create_task(fail())
+
+    await rush.stop("enough")
+    _, life = await start_worker(rush, loop)
+    assert (await life).state == "failed"
+
+
 @pytest.mark.parametrize(
     ("loop", "kind", "type_", "words"),
     [

@@ -31,8 +31,9 @@ if lifts then
   if is_true then return commit(is_true) end
 end
 
-create_network(LAST_KNOWN, SEED)
 local has_rules = next(rules) ~= nil
+if EPOCH == '0' and not has_rules then return commit('set') end
+create_network(LAST_KNOWN, SEED)
 rules.spec, rules.deadline = SPEC, rules.seconds and now + rules.seconds
 if has_rules then
   call('HSET', META, 'rules', cmsgpack.pack(rules), 'stop', '')

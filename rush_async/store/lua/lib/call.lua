@@ -55,11 +55,12 @@ local function counts()
   return { call('HLEN', QUEUED), call('HLEN', RUNNING), call('LLEN', FINISHED), call('HLEN', FAILED), call('HLEN', ALIVE) }
 end
 
--- The msgpack bytes of a text, as worker ids are in their records.
+-- The msgpack bytes of a text, as worker ids and names of outputs are in records.
 local function packed(text)
   local n = #text
   if n < 32 then return char(160 + n) .. text end
   if n < 256 then return '\217' .. char(n) .. text end
+  if n < 65536 then return '\218' .. struct.pack('>I2', n) .. text end
   return '\219' .. struct.pack('>I4', n) .. text
 end
 

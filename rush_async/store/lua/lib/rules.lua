@@ -138,6 +138,7 @@ local function rules_of(add, close_group, packed, events, found)
         local kind = byte(bytes, value)
         local is_number = kind < 128 or kind >= 224 or (kind >= 202 and kind <= 211)
         local number = is_number and cmsgpack.unpack(sub(bytes, value, behind - 1))
+        if kind == 207 and number < 0 then number = number + 2 ^ 64 end -- cmsgpack takes it for a signed one
         return number and number == number and number or nil
       end
       from = behind

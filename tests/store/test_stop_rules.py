@@ -1,0 +1,107 @@
+"""The calls that set the stop rules and stop a network: what they answer, and what they leave alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
+
+from rush_async import Rush
+from rush_async.store.codec import decode
+from rush_async.store.stop_rules import StopRules, StopRulesStore
+
+XS = {"x": 1.0}
+
+
+def rules_of(rush: Rush) -> StopRulesStore:
+    return rush._net.stop_rules  # pyright: ignore[reportPrivateUsage]
+
+
+def kept(rush: Rush, raw: Any) -> dict[str, Any]:
+    """What `meta` keeps of the rules and the stop."""
+    meta = raw.hgetall(rush._net.keys.meta)  # pyright: ignore[reportPrivateUsage]
+    found = {name: meta[name.encode()] for name in ("rules", "stop") if name.encode() in meta}
+    # A text of Lua may have any bytes.
+    unpack: Any = msgpack.unpackb  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return {name: unpack(value, unicode_errors="surrogateescape") if value else "" for name, value in found.items()}
+
+
+def test_equal_rules_are_packed_equally_and_without_what_is_not_given() -> None:
+    rules = StopRules(finished=3, output="y", target=0.5)
+    assert decode(rules.encode()) == {"finished": 3, "output": "y", "target": 0.5}
+    assert rules.encode() == StopRules(3, None, None, "y", False, 0.5).encode()
+    assert decode(rules._replace(maximize=True).encode()) == {"finished": 3, "output": "y", "target": 0.5, "maximize": True}
+    assert decode(StopRules().encode()) == {}
+
+
+async def test_rules_are_kept_in_meta_with_the_best_and_when_it_came(rush: Rush, raw: Any) -> None:
+    rules = rules_of(rush)
+    assert kept(rush, raw) == {}
+    await rush.push_finished_tasks([XS] * 2, [{"y": 4.0}, {"y": 3.0}])
+    given = StopRules(finished=9, output="y", patience=5, seconds=60.0)
+    assert await rules.set(given, 4.0, 1, lifts=False) == "set"  # the second one is read by the script
+    found = kept(rush, raw)
+    assert found["stop"] == ""
+    assert (found["rules"]["best"], found["rules"]["best_at"]) == (3, 2)
+    assert found["rules"]["deadline"] > 60
+    await rush.push_finished_tasks([XS] * 3, [{"y": 3.5}, {"y": 2.5}, {"y": 2.5}])
+    found = kept(rush, raw)
+    assert (found["rules"]["best"], found["rules"]["best_at"]) == (2.5, 4)
+    assert await rules.set(given, 0.0, 5, lifts=False) == "same"
+    assert kept(rush, raw) == found
+
+
+async def test_more_than_a_thousand_tasks_that_were_not_read_are_behind(rush: Rush, raw: Any) -> None:
+    rules = rules_of(rush)
+    await rush.push_finished_tasks([XS] * 1_002, [{"y": 1.0}] * 1_001 + [{"y": 0.5}])
+    given = StopRules(output="y", target=0.5)
+    for n_read in (0, 1, 1_003):
+        assert await rules.set(given, None, n_read, lifts=False) == "behind"
+        assert kept(rush, raw) == {}
+    assert await rules.set(given, None, 2, lifts=False) == "set"
+    assert kept(rush, raw)["rules"]["best"] == 0.5
+    assert rush.stop_reason is not None
+
+
+async def test_what_a_call_answers_on_a_stopped_network(rush: Rush, raw: Any) -> None:
+    rules = rules_of(rush)
+    given = StopRules(finished=1)
+    assert await rules.set(given, None, 0, lifts=False) == "set"
+    await rush.push_finished_tasks([XS], [{"y": 1}])
+    found = kept(rush, raw)
+    assert found["stop"][0] == "finished"
+    assert found["stop"][3] == "1 tasks have finished"
+    assert await rules.set(given, None, 0, lifts=False) == "same"
+    assert await rules.set(StopRules(finished=2), None, 0, lifts=False) == "stopped"
+    assert await rules.set(given, None, 0, lifts=True) == "finished"
+    await rules.stop("in vain")
+    assert kept(rush, raw) == found
+    assert await rules.set(StopRules(finished=2), None, 0, lifts=True) == "set"
+    assert kept(rush, raw)["stop"] == ""
+    assert await rules.set(StopRules(), None, 0, lifts=True) == "set"
+    assert kept(rush, raw) == {}
+
+
+async def test_a_call_answers_how_much_time_is_left_until_it_is_up(rush: Rush, raw: Any) -> None:
+    rules = rules_of(rush)
+    assert await rules.judge_time() is None
+    assert raw.keys("*") == []
+    await rules.set(StopRules(finished=9), None, 0, lifts=False)
+    assert await rules.judge_time() is None
+    await rules.set(StopRules(seconds=60.0), None, 0, lifts=False)
+    left = await rules.judge_time()
+    assert left is not None
+    assert 50 < left <= 60
+    await rules.set(StopRules(seconds=1e-6), None, 0, lifts=False)
+    assert await rules.judge_time() is None
+    assert kept(rush, raw)["stop"][0] == "seconds"
+    assert await rules.judge_time() is None
+
+
+async def test_rules_are_not_set_in_an_epoch_whose_archive_was_not_read(rush: Rush, elsewhere: Rush) -> None:
+    await rush.push_finished_tasks([XS], [{"y": 1}])
+    await elsewhere.counts()
+    await rush.reset(workers=False)
+    await rush.push_tasks([XS])
+    assert await rules_of(elsewhere).set(StopRules(output="y", target=1.0), 1.0, 1, lifts=False) == "behind"
+    assert rush.stop_reason is None
