@@ -102,6 +102,23 @@ async def test_a_bulk_takes_one_call_per_thousand_tasks(rush: Rush, rush_worker:
     assert costs.commands["evalsha"] == 10 + 20  # a call ends fewer tasks, because ending takes the server longer
 
 
+async def test_a_push_with_points_takes_no_further_call_and_few_bytes(rush_worker: RushWorker, costs: Costs) -> None:
+    async def push(n: int, unique: bool) -> float:
+        costs.restart()
+        for x in range(n):
+            (key,) = await rush_worker.push_running_tasks([{"x1": n, "x2": x}], unique=unique)
+            assert key is not None
+        assert costs.commands["evalsha"] == n
+        return costs.bytes_in / n
+
+    await push(5, True)
+    without, with_points = await push(50, False), await push(50, True)
+    assert with_points - without <= 20
+    costs.restart()
+    await rush_worker.push_running_tasks([{"x1": x, "x2": None} for x in range(2_000)], unique=True)
+    assert costs.commands["evalsha"] == 2
+
+
 async def test_fetching_again_reads_only_what_is_new(rush: Rush, costs: Costs) -> None:
     await rush.push_finished_tasks([XS] * 10_000, [YS] * 10_000)
     costs.restart()

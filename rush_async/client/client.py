@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from html import escape
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
 from rush_async.client.event_stream import EventStream
@@ -25,7 +25,8 @@ from rush_async.network.network import Network
 from rush_async.network.waiting import describe
 from rush_async.plan import locate
 from rush_async.store.keys import check_network_id, random_network_id
-from rush_async.store.records import NewTask, RecordEncoder, encode_failure
+from rush_async.store.points import Unique, as_unique, points_of
+from rush_async.store.records import NewTask, RecordEncoder, as_records, encode_failure
 from rush_async.store.scripts import Lost
 from rush_async.store.tasks import Created, Target
 
@@ -138,24 +139,70 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network]):
 
     # tasks
 
-    async def push_tasks(self, xss: Iterable[Any], *, xss_extra: Iterable[Any] | None = None, retries: int = 0) -> list[str]:
+    @overload
+    async def push_tasks(
+        self,
+        xss: Iterable[Any],
+        *,
+        xss_extra: Iterable[Any] | None = None,
+        retries: int = 0,
+        unique: Literal[False] = False,
+    ) -> list[str]: ...
+
+    @overload
+    async def push_tasks(
+        self, xss: Iterable[Any], *, xss_extra: Iterable[Any] | None = None, retries: int = 0, unique: Unique
+    ) -> list[str | None]: ...
+
+    async def push_tasks(
+        self, xss: Iterable[Any], *, xss_extra: Iterable[Any] | None = None, retries: int = 0, unique: Unique = False
+    ) -> Sequence[str | None]:
         """Queues tasks for workers to pop, first in first out.
 
         Args:
             xss: the inputs, a record each: a mapping with string names, a dataclass instance, or anything with `model_dump()`.
             xss_extra: what to store beside each input, in the same order.
             retries: how often a task goes back to the head of the queue when its worker is lost or killed; 0 - 127.
+            unique: whether to push only points that the network does not have: True for all inputs, or the names of those that
+                make the point. A point is taken by a task that was pushed with `unique` and is queued, running or finished;
+                one that has failed leaves it.
 
         Returns:
-            The keys, in the order of `xss`.
+            The keys, in the order of `xss`; with `unique`, None for each input whose point is taken. Of equal points in one
+            call the first is pushed.
 
         Raises:
             EncodeError: a value cannot be stored, or a record is larger than `max_record_size`.
             ServerFullError: the server is at its `maxmemory`; no task is left in the queue.
+            ValueError: `unique` names what is no input.
         """
         retries = as_number(retries, "retries", 127)
-        network = self._net
-        return await self._push(network, "queued", self._encoder.tasks(xss, xss_extra, retries=retries))
+        network, names = self._net, as_unique(unique)
+        xss = as_records(xss, "xss") if names else xss
+        tasks = self._encoder.tasks(xss, xss_extra, retries=retries)
+        return await self._push(network, "queued", tasks, points_of(xss, names))
+
+    @overload
+    async def push_finished_tasks(
+        self,
+        xss: Iterable[Any],
+        yss: Iterable[Any],
+        *,
+        xss_extra: Iterable[Any] | None = None,
+        yss_extra: Iterable[Any] | None = None,
+        unique: Literal[False] = False,
+    ) -> list[str]: ...
+
+    @overload
+    async def push_finished_tasks(
+        self,
+        xss: Iterable[Any],
+        yss: Iterable[Any],
+        *,
+        xss_extra: Iterable[Any] | None = None,
+        yss_extra: Iterable[Any] | None = None,
+        unique: Unique,
+    ) -> list[str | None]: ...
 
     async def push_finished_tasks(
         self,
@@ -164,7 +211,8 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network]):
         *,
         xss_extra: Iterable[Any] | None = None,
         yss_extra: Iterable[Any] | None = None,
-    ) -> list[str]:
+        unique: Unique = False,
+    ) -> Sequence[str | None]:
         """Adds tasks that are finished already, such as results from elsewhere.
 
         Args:
@@ -172,21 +220,23 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network]):
             yss: the outputs, in the same order.
             xss_extra: what to store beside each input.
             yss_extra: what to store beside each output.
+            unique: as in `push_tasks`.
 
         Returns:
-            The keys, in the order of `xss`.
+            The keys, in the order of `xss`; with `unique`, None for each input whose point is taken.
         """
-        network = self._net
+        network, names = self._net, as_unique(unique)
+        xss = as_records(xss, "xss") if names else xss
         tasks = self._encoder.tasks(xss, xss_extra, has_header=False)
         ends = self._encoder.ends(yss, yss_extra)
         check_lengths("xss", tasks, "yss", ends)
         ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
-        return await self._push(network, "finished", ended)
+        return await self._push(network, "finished", ended, points_of(xss, names))
 
     async def push_failed_tasks(
         self, xss: Iterable[Any], failures: Any = None, *, xss_extra: Iterable[Any] | None = None
     ) -> list[str]:
-        """Adds tasks that have failed already.
+        """Adds tasks that have failed already. They take no point.
 
         Args:
             xss: the inputs.
@@ -200,12 +250,20 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network]):
         tasks = self._encoder.tasks(xss, xss_extra)
         ends = [encode_failure(failure) for failure in as_failures(failures, len(tasks), "xss")]
         ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
-        return await self._push(network, "failed", ended)
+        return (await self._create(network, "failed", ended)).keys
 
-    async def _push(self, network: Network, target: Target, tasks: Sequence[NewTask]) -> list[str]:
-        created = await network.tasks.push(target, tasks) if tasks else Created([])
+    async def _push(
+        self, network: Network, target: Target, tasks: Sequence[NewTask], points: Sequence[bytes]
+    ) -> Sequence[str | None]:
+        created = await self._create(network, target, tasks, points)
+        return list(created.entries) if points else created.keys
+
+    async def _create(
+        self, network: Network, target: Target, tasks: Sequence[NewTask], points: Sequence[bytes] = ()
+    ) -> Created:
+        created = await network.tasks.push(target, tasks, points=points) if tasks else Created([])
         assert not isinstance(created, Lost)
-        return created.keys
+        return created
 
     async def empty_queue(self) -> list[str]:
         """Fails the tasks that are queued, with kind `removed` and the message "Removed from queue". Returns their keys."""

@@ -39,6 +39,7 @@ class NetworkKeys(NamedTuple):
     report_events: str
     reserved: str
     returned: str
+    points: str
 
     @classmethod
     def of(cls, network_id: str, db: int = 0) -> NetworkKeys:

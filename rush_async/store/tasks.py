@@ -22,16 +22,16 @@ __all__ = ["Created", "Ended", "Popped", "Pushed", "Refusal", "Target", "TaskSto
 Target: TypeAlias = Literal["queued", "running", "finished", "failed"]
 EndKind: TypeAlias = Literal["finished", "failed", "returned"]
 # Why no task started: the network has stopped, the places of its stop rules are taken, the queue is empty, or the script left
-# off at many stale entries of the queue and is worth another call.
-Refusal: TypeAlias = Literal["stopped", "full", "empty", "left off"]
+# off at many stale entries of the queue and is worth another call; or the points of all that there were places for are taken.
+Refusal: TypeAlias = Literal["stopped", "full", "empty", "left off", "duplicate"]
 
 _WAVE = 8  # chunks of one bulk push that are in flight at once
 _SWEPT = 500  # tasks that one call ends, removes or retries: it rewrites their records, and should take at most 10 ms
 
-_PUSH_GROUP = ("target", "worker", "budget", "max_failed", "n")
+_PUSH_GROUP = ("target", "worker", "budget", "max_failed", "digests", "n")
 PUSH = Script(
     *("push",),
-    keys=("queue",),
+    keys=("queue", "points"),
     group=_PUSH_GROUP,
     item=NewTask._fields,
     parts=("finished", "rules"),
@@ -55,7 +55,7 @@ RESET = Script(
     *("reset",),
     keys=(
         *("queue", "control", "workers", "passing", "leases", "processes", "log", "starts"),
-        *("attributes", "claims", "rankings", "reports", "report_events", "reserved", "returned"),
+        *("attributes", "claims", "rankings", "reports", "report_events", "reserved", "returned", "points"),
     ),
     args=("what",),
 )
@@ -65,28 +65,43 @@ class Pushed(NamedTuple):
     """The answer of a push.
 
     Attributes:
-        n: how many tasks found a place, the first ones.
+        n: how many tasks were created: without points the first ones, as many as found a place.
         first_index: the index of the first of them; the others follow.
-        refusal: why none started; None where some did, or a budget did not allow it.
+        refusal: why none was created; None where some were, or a budget did not allow it.
+        marks: of a push with points, for each task up to the first that found no place: 1 created, 0 its point is taken.
     """
 
     n: int
     first_index: int
     refusal: Refusal | None = None
+    marks: Sequence[int] | None = None
+
+    def entries(self, tasks: Sequence[NewTask]) -> Sequence[str | None]:
+        """The key of each of the pushed tasks that was created, None for one whose point is taken."""
+        if self.marks is None:
+            return [task.key for task in tasks[: self.n]]
+        return [task.key if mark else None for task, mark in zip(tasks, self.marks, strict=False)]
+
+    def keys(self, tasks: Sequence[NewTask]) -> list[str]:
+        """The keys of those of the pushed tasks that were created."""
+        return [key for key in self.entries(tasks) if key is not None]
 
 
 class Created(NamedTuple):
     """The answer of a bulk push.
 
     Attributes:
-        keys: the tasks that found a place, in order.
+        keys: the tasks that were created, in order.
         first_index: the index of the first of them.
-        refusal: why none started; None where some did, or a budget did not allow it.
+        refusal: why none was created; None where some were, or a budget did not allow it.
+        entries: of a push with points, for each task up to the first that found no place: its key, or None where its point is
+            taken.
     """
 
     keys: list[str]
     first_index: int = 0
     refusal: Refusal | None = None
+    entries: Sequence[str | None] = ()
 
 
 class Popped(NamedTuple):
@@ -124,17 +139,22 @@ class TaskStore(TaskReads):
         worker_id: str = "",
         budget: int | None = None,
         max_failed: int | None = None,
+        points: Sequence[bytes] = (),
     ) -> Created | Lost:
-        """Creates tasks, those that find a place within the budget.
+        """Creates tasks, those that find a place within the budget. With the digests of their points, one for each task, only
+        those whose point is not taken; the others take no place.
 
         When a chunk of a bulk push is refused, or the caller is cancelled, the tasks of the earlier chunks are taken back.
         """
         made: list[str] = []
+        entries: list[str | None] = []
         first = Pushed(0, 0)
-        chunks = _chunks(tasks)
+        chunks, n = _chunks(tasks), 0
         for at in range(0, len(chunks), _WAVE):
-            wave = chunks[at : at + _WAVE]
-            requests = [_Push(self, target, chunk, worker_id, budget, max_failed) for chunk in wave]
+            wave, requests = chunks[at : at + _WAVE], list[_Push]()
+            for chunk in wave:
+                requests.append(_Push(self, target, chunk, worker_id, budget, max_failed, points[n : n + len(chunk)]))
+                n += len(chunk)
             try:
                 taken = await self.calls.call_all(requests)
             except BaseException as error:
@@ -148,14 +168,21 @@ class TaskStore(TaskReads):
                 if pushed is LOST:
                     return LOST
                 first = first if made else pushed
-                made += [task.key for task in chunk[: pushed.n]]
-        return Created(made, first.first_index, first.refusal)
+                made += pushed.keys(chunk)
+                if points:
+                    entries += pushed.entries(chunk)
+        return Created(made, first.first_index, first.refusal, tuple(entries))
 
     def push_one(
-        self, task: NewTask, worker_id: str, budget: int | None = None, max_failed: int | None = None
+        self,
+        task: NewTask,
+        worker_id: str,
+        budget: int | None = None,
+        max_failed: int | None = None,
+        point: bytes = b"",
     ) -> Awaitable[Pushed | Lost]:
-        """Creates one task that a worker runs, if there is a place within the budget."""
-        return self.calls.call(_Push(self, "running", (task,), worker_id, budget, max_failed))
+        """Creates one task that a worker runs, if there is a place within the budget; with a point, only if it is not taken."""
+        return self.calls.call(_Push(self, "running", (task,), worker_id, budget, max_failed, (point,)))
 
     def take_back(self, target: Target, keys: Sequence[str], worker_id: str) -> None:
         """Fails tasks that were created for a caller that is gone, in the background. Finished and failed ones stay."""
@@ -254,10 +281,12 @@ class _Push(Request):
         worker_id: str,
         budget: int | None,
         max_failed: int | None,
+        points: Sequence[bytes],
     ) -> None:
         limits = ("" if budget is None else budget, "" if max_failed is None else max_failed)
-        args: list[Word] = [target, worker_id, *limits, len(tasks)]
-        size = 0
+        digests = b"".join(points)
+        args: list[Word] = [target, worker_id, *limits, digests, len(tasks)]
+        size = len(digests)
         for task in tasks:
             args += task
             size += len(task[0]) + len(task[1]) + len(task[2])
@@ -274,8 +303,11 @@ class _Push(Request):
             case [b"stopped" | b"full" as refusal, _]:
                 return Pushed(0, 0, refusal.decode())
             case _:
-                n, index = answer
-                return Pushed(int(n), int(index))
+                taken, index = answer
+                if type(taken) is int:
+                    return Pushed(taken, int(index))
+                n = sum(taken)
+                return Pushed(n, int(index), None if n else "duplicate", taken)
 
     @property
     def compensates(self) -> bool:
@@ -283,7 +315,7 @@ class _Push(Request):
 
     def compensate(self, result: Any) -> None:
         if result is not None and result is not LOST:
-            self._store.take_back(self._target, [task.key for task in self._tasks[: result.n]], self._worker_id)
+            self._store.take_back(self._target, result.keys(self._tasks), self._worker_id)
 
 
 class Pop(NamedTuple):

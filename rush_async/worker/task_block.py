@@ -75,13 +75,16 @@ class TaskBlocks:
         """The next queued task, without waiting for one."""
         return None if self.membership.terminated else await self.pop(network)
 
-    async def start_in_turn(self, network: Network, tasks: Sequence[NewTask], mark: Mark) -> Created | Lost:
+    async def start_in_turn(
+        self, network: Network, tasks: Sequence[NewTask], mark: Mark, points: Sequence[bytes] = ()
+    ) -> Created | Lost:
         """Pushes tasks that were refused because the network is full, as many as fit once there is a place.
 
         Args:
             network: the network.
             tasks: the tasks.
             mark: `lines.mark` as it was before the attempt that was refused.
+            points: the points of the tasks, where they matter.
 
         Returns:
             The tasks that started; none where the worker is to take no task any more.
@@ -96,7 +99,7 @@ class TaskBlocks:
                     return Created([], refusal="stopped")
                 try:
                     mark = lines.mark
-                    created = await network.tasks.push("running", tasks, worker_id=self.membership.worker_id)
+                    created = await network.tasks.push("running", tasks, worker_id=self.membership.worker_id, points=points)
                     if isinstance(created, Created):
                         lines.places_taken(len(created.keys), mark)
                 finally:

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import anyio
 
@@ -21,7 +21,8 @@ from rush_async.model import Catch, Failure, Task, TaskState, WorkerExit
 from rush_async.network.network import Network
 from rush_async.process import LoopValue
 from rush_async.store.keys import check_worker_id
-from rush_async.store.records import encode_failure
+from rush_async.store.points import Unique, as_unique, points_of
+from rush_async.store.records import as_records, encode_failure
 from rush_async.store.scripts import Lost
 from rush_async.store.tasks import Created, Ended
 from rush_async.supervisor import Supervisor
@@ -168,9 +169,34 @@ class RushWorker(RushClient):
 
     # tasks
 
+    @overload
     async def push_running_tasks(
-        self, xss: Iterable[Any], *, xss_extra: Iterable[Any] | None = None, budget: int | None = None
-    ) -> list[str]:
+        self,
+        xss: Iterable[Any],
+        *,
+        xss_extra: Iterable[Any] | None = None,
+        budget: int | None = None,
+        unique: Literal[False] = False,
+    ) -> list[str]: ...
+
+    @overload
+    async def push_running_tasks(
+        self,
+        xss: Iterable[Any],
+        *,
+        xss_extra: Iterable[Any] | None = None,
+        budget: int | None = None,
+        unique: Unique,
+    ) -> list[str | None]: ...
+
+    async def push_running_tasks(
+        self,
+        xss: Iterable[Any],
+        *,
+        xss_extra: Iterable[Any] | None = None,
+        budget: int | None = None,
+        unique: Unique = False,
+    ) -> Sequence[str | None]:
         """Creates tasks that this worker runs.
 
         Args:
@@ -178,35 +204,44 @@ class RushWorker(RushClient):
             xss_extra: extra values to store with each input, a record each.
             budget: the largest number of tasks of the network that may be queued, running or finished together. Failed tasks
                 do not count.
+            unique: whether to push only points that the network does not have: True for all inputs, or the names of those that
+                make the point; see `push_tasks`.
 
         Returns:
             The keys, in the order of `xss`; with a budget or a limit of `stop_when(finished=)`, only those of the tasks that
             found a place. While the last places of that limit are taken and no budget is given, the call waits for one. None
-            of a network that has stopped.
+            of a network that has stopped. With `unique`, there is None for each input whose point is taken: it takes no place.
 
         Raises:
             EncodeError: a value cannot be stored; nothing was pushed.
+            ValueError: `unique` names what is no input; nothing was pushed.
             WorkerLostError: this worker was declared lost or was killed.
         """
         network, membership = self._net, self._membership
         budget = None if budget is None else as_number(budget, "budget")
+        names = unique is not False and as_unique(unique)
+        xss = as_records(xss, "xss") if names else xss
         tasks = self._encoder.tasks(xss, xss_extra)
+        points = points_of(xss, names) if names else []
         if not tasks:
             return []
         if not membership.is_registered:
             raise membership.leaving_error()
         mark = network.lines.mark
         if len(tasks) == 1:  # the usual case of a loop
-            taken = await network.tasks.push_one(tasks[0], membership.worker_id, budget)
+            taken = await network.tasks.push_one(tasks[0], membership.worker_id, budget, point=points[0] if points else b"")
             if not isinstance(taken, Lost) and taken.n:
                 return membership.hold([tasks[0].key])
         else:
-            taken = await network.tasks.push("running", tasks, worker_id=membership.worker_id, budget=budget)
+            taken = await network.tasks.push("running", tasks, worker_id=membership.worker_id, budget=budget, points=points)
         if not isinstance(taken, Lost) and taken.refusal == "full" and budget is None:
-            taken = await self._blocks.start_in_turn(network, tasks, mark)
+            taken = await self._blocks.start_in_turn(network, tasks, mark, points)
         if isinstance(taken, Lost) or membership.is_shut_out:
             raise membership.lost_error()
-        return membership.hold(taken.keys) if isinstance(taken, Created) else []
+        if not isinstance(taken, Created):
+            return taken.entries(tasks)
+        membership.hold(taken.keys)
+        return list(taken.entries) if points else taken.keys
 
     async def finish_tasks(
         self, keys: str | Sequence[str], yss: Iterable[Any], *, yss_extra: Iterable[Any] | None = None

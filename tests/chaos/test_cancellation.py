@@ -31,6 +31,7 @@ CallName = Literal[
     "push",
     "push_many",
     "push_running",
+    "push_unique",
     "push_finished",
     "push_failed",
     "pop",
@@ -138,6 +139,11 @@ class Crowd:
                 keys = await worker.push_running_tasks(xss)
                 held |= dict.fromkeys(keys)
                 self.created(keys, xss)
+            case "push_unique":
+                xss[0] = {"x": -1 - who}
+                entries = await worker.push_running_tasks(xss, unique=True)
+                held |= dict.fromkeys(key for key in entries if key is not None)
+                self.known |= {key: xs for key, xs in zip(entries, xss, strict=True) if key is not None}
             case "push_finished":
                 self.created(await worker.push_finished_tasks(xss, xss), xss)
             case "push_failed":

@@ -85,6 +85,7 @@ class Stage:
             "starts": raw.hgetall(keys.starts),
             "attributes": raw.hgetall(keys.attributes),
             "claims": raw.hgetall(keys.claims),
+            "points": raw.hgetall(keys.points),
             "rankings": raw.hgetall(keys.rankings),
             "ranking": raw.zrange(f"{keys.rankings}:rung", 0, -1, withscores=True),
             "reports": raw.xrange(keys.reports),
@@ -133,6 +134,28 @@ async def push_running(stage: Stage, _: Any) -> Any:
 async def push_running_within_a_budget(stage: Stage, _: Any) -> Any:
     keys = await stage.worker.push_running_tasks([*XSS, {"x": 2}], budget=2)
     return len(keys), await stage.near.is_running_task(keys)
+
+
+async def push_unique(stage: Stage, theirs: list[str | None]) -> Any:
+    keys = await stage.far.push_tasks([*XSS, {"x": 1.0}, {"x": 2}], unique=True)
+    assert [key is None for key in theirs] == [False]
+    return [key is None for key in keys], await stage.near.push_tasks([*XSS, {"x": 2}], unique=True)
+
+
+async def push_running_unique(stage: Stage, _: Any) -> Any:
+    keys = await stage.worker.push_running_tasks([*XSS, {"x": 2}, {"x": 3}], budget=3, unique="x")
+    started = [key for key in keys if key is not None]
+    return [key is None for key in keys], await stage.near.is_running_task(started)
+
+
+async def one_point(stage: Stage) -> list[str | None]:
+    return await stage.near.push_tasks([{"x": 1}], unique=True)
+
+
+async def one_failed_point(stage: Stage) -> None:
+    await stage.near.push_tasks([{"x": 1}], unique=True)
+    await stage.near.empty_queue()
+    await stage.near.push_tasks([{"x": 2}], unique=True)
 
 
 async def push_finished(stage: Stage, _: Any) -> Any:
@@ -259,6 +282,8 @@ CALLS = {
     "push_queued": Call(PUSH, push_queued),
     "push_running": Call(PUSH, push_running),
     "push_running_within_a_budget": Call(PUSH, push_running_within_a_budget),
+    "push_unique": Call(PUSH, push_unique, one_point),
+    "push_running_unique": Call(PUSH, push_running_unique, one_failed_point),
     "push_finished": Call(PUSH, push_finished),
     "push_failed": Call(PUSH, push_failed),
     "pop": Call(POP, pop, three_queued),

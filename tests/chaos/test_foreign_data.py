@@ -14,6 +14,7 @@ import pytest
 
 from rush_async import DecodeError, Rush, RushError, RushWorker, Task, WorkerLostError
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.points import point_of
 from rush_async.store.records import encode_created, header
 from tests.chaos.servers import SmallServer, small_server
 from tests.proxy import Proxy
@@ -405,4 +406,26 @@ async def test_a_number_of_events_that_went_back_freezes_no_counter(small_server
         assert sum(isinstance(task, Task) for task in popped) == 4
         assert popped[-1] is None
         assert stage.n_commands - n_before < FEW
+        await check_that_all_goes_on(stage)
+
+
+async def test_points_that_another_program_wrote_refuse_pushes_with_unique_alone(
+    small_server: SmallServer, directory: Path
+) -> None:
+    """What is no hash is an error that leaves nothing behind; a point of an unknown task is taken."""
+    async with staged(small_server, directory) as stage:
+        stage.raw.set(stage.keys.points, b"no hash")
+        calls = [stage.rush.push_tasks([{"x": 1}], unique=True), stage.rush.push_tasks([{"x": 2}])]  # merged, then alone
+        refused, pushed = await in_time(asyncio.gather(*calls, return_exceptions=True))
+        assert isinstance(refused, RushError)
+        assert isinstance(pushed, list)
+        assert (await in_time(stage.rush.counts())).total == 1
+        (task,) = await in_time(stage.rush.get_tasks([str(pushed[0])]))
+        assert task is not None
+        assert task.index == 0
+        stage.raw.delete(stage.keys.points)
+        stage.raw.hset(stage.keys.points, mapping={point_of({"x": 1}): b"\xff", b"short": b""})
+        entries = await in_time(stage.rush.push_tasks([{"x": 1}, {"x": 3}], unique=True))
+        assert [key is None for key in entries] == [True, False]
+        await in_time(stage.rush.empty_queue())
         await check_that_all_goes_on(stage)

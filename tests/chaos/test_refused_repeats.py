@@ -96,6 +96,15 @@ async def push_within_a_budget(stage: Stage, _: Any, n: int) -> Any:
     return await stage.workers[n].push_running_tasks([{"x": n}], budget=2)
 
 
+async def push_unique(stage: Stage, _: Any, n: int) -> Any:
+    return await stage.workers[n].push_running_tasks([{"x": "of both"}, {"x": n}], unique=True)
+
+
+def each_point_runs_once(stage: Stage, _: Any, results: list[list[str | None]]) -> None:
+    assert [[key is None for key in keys] for keys in results] == [[False, False], [True, False]][: len(results)]
+    assert stage.states() == {key: ["running"] for keys in results for key in keys if key is not None}
+
+
 async def push_finished(stage: Stage, _: Any, n: int) -> Any:
     return await stage.rush.push_finished_tasks([{"x": n}], [{"y": n}])
 
@@ -222,6 +231,7 @@ CASES = {
     "push_queued": Case(PUSH, push_queued, state_of("queued")),
     "push_running": Case(PUSH, push_running, state_of("running")),
     "push_within_a_budget": Case(PUSH, push_within_a_budget, state_of("running")),
+    "push_unique": Case(PUSH, push_unique, each_point_runs_once),
     "push_finished": Case(PUSH, push_finished, state_of("finished")),
     "push_failed": Case(PUSH, push_failed, state_of("failed")),
     "pop": Case(POP, pop, state_of("running"), three_queued),
@@ -240,8 +250,8 @@ CASES = {
     "rank": Case(RANK, rank, ranks_are_those_of_their_moment, n_callers=1),
 }
 GROWS = (
-    *("push_queued", "push_running", "push_within_a_budget", "push_finished", "push_failed", "retry", "register"),
-    *("set_attrs", "claim", "claim_in_vain", "rank", "report"),
+    *("push_queued", "push_running", "push_within_a_budget", "push_unique", "push_finished", "push_failed"),
+    *("retry", "register", "set_attrs", "claim", "claim_in_vain", "rank", "report"),
 )
 
 

@@ -82,6 +82,7 @@ async def test_a_reset_during_calls_of_every_kind_leaves_no_key_and_ends_every_w
             calls: list[Callable[[], Awaitable[object]]] = [
                 lambda client=client: client.push_tasks([{"x": 0}]),
                 lambda client=client: client.push_finished_tasks([{"x": 1}], [{"y": 1}]),
+                lambda client=client: client.push_finished_tasks([{"x": 2}], [{"y": 1}], unique=True),
                 client.fetch_finished_tasks,
                 client.fetch_tasks,
                 lambda client=client: client.fetch_new_tasks(timeout=0.05),

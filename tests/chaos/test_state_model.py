@@ -68,6 +68,7 @@ class Model:
         self.claims: dict[str, int] = {}
         self.ranking: dict[str, float] = {}
         self.reports: list[tuple[str, int, int]] = []  # key, attempt, step
+        self.points: dict[str, str] = {}  # name -> key of the last task that was pushed with it and `unique`
 
     def keys(self, *states: str) -> list[str]:
         return [key for key, task in self.tasks.items() if task.state in states]
@@ -204,6 +205,42 @@ class RandomCalls(RuleBasedStateMachine):
         xss = self.new_xss(n)
         keys = self.run(self.workers[who].push_running_tasks(xss, budget=budget))
         self.created(keys, xss[: min(n, room)], "running", worker=who, attempt=1)
+
+    @rule(who=CLIENTS, names=st.lists(NAMES, min_size=1, max_size=4))
+    def push_unique(self, who: int, names: list[str]) -> None:
+        xss = [{"x": serial, "name": name} for serial, name in enumerate(names)]
+        entries = self.run(self.clients[who].push_tasks(xss, unique="name"))
+        assert len(entries) == len(xss)
+        self.model.queue += self.created_with_points(entries, xss, "queued")
+
+    @rule(who=WORKERS, names=st.lists(NAMES, min_size=1, max_size=4), room=st.integers(0, 3))
+    def push_running_unique_within_a_budget(self, who: int, names: list[str], room: int) -> None:
+        counts = self.model.counts
+        budget = counts.queued + counts.running + counts.finished + room
+        xss = [{"x": serial, "name": name} for serial, name in enumerate(names)]
+        entries = self.run(self.workers[who].push_running_tasks(xss, unique=["name"], budget=budget))
+        keys = self.created_with_points(entries, xss, "running", worker=who, attempt=1)
+        if len(entries) < len(
+            xss
+        ):  # the first that is left out found its point free, but no place, or there was no place at all
+            assert len(keys) == room
+            assert room == 0 or not self.is_taken(names[len(entries)])
+
+    def is_taken(self, name: str) -> bool:
+        key = self.model.points.get(name)
+        return key is not None and self.model.tasks[key].state != "failed"
+
+    def created_with_points(
+        self, entries: Sequence[str | None], xss: list[dict[str, Any]], state: str, **rest: Any
+    ) -> list[str]:
+        created: list[str] = []
+        for key, xs in zip(entries, xss, strict=False):
+            assert (key is None) == self.is_taken(xs["name"])
+            if key is not None:
+                self.created([key], [xs], state, **rest)
+                self.model.points[xs["name"]] = key
+                created.append(key)
+        return created
 
     @rule(who=CLIENTS, n=SIZES)
     def push_finished(self, who: int, n: int) -> None:

@@ -10,6 +10,8 @@ import pytest_asyncio
 
 from rush_async import EncodeError, Failure, Rush, RushWorker
 from rush_async.store import tasks as module
+from rush_async.store.keys import NetworkKeys
+from rush_async.store.points import point_of
 from rush_async.store.records import NewTask, RecordEncoder, encode_ended, encode_failure
 from rush_async.store.scripts import LOST
 from rush_async.store.tasks import Created, Ended, Popped, Pushed, TaskStore
@@ -64,6 +66,64 @@ async def test_a_running_task_finds_a_place_only_within_the_budget(store: TaskSt
     first, second = new(2)
     assert await store.push_one(first, rush_worker.worker_id, budget=1) == Pushed(1, 0)
     assert await store.push_one(second, rush_worker.worker_id, budget=1) == Pushed(0, 0)
+
+
+async def test_a_task_whose_point_is_taken_is_not_created_and_takes_no_place(store: TaskStore, rush_worker: RushWorker) -> None:
+    first, second, third = new(3)
+    a, b = point_of({"x": "a"}), point_of({"x": "b"})
+    assert await store.push_one(first, rush_worker.worker_id, point=a) == Pushed(1, 0, None, [1])
+    assert await store.push_one(second, rush_worker.worker_id, point=a) == Pushed(0, 0, "duplicate", [0])
+    assert await store.push_one(second, rush_worker.worker_id, 1, point=a) == Pushed(0, 0)  # the place comes first
+    assert await store.push_one(second, rush_worker.worker_id, 2, point=a) == Pushed(0, 0, "duplicate", [0])
+    assert await store.push_one(third, rush_worker.worker_id, 2, point=b) == Pushed(1, 1, None, [1])
+
+
+async def test_a_bulk_push_answers_for_each_task_up_to_the_first_without_a_place(
+    store: TaskStore, rush_worker: RushWorker
+) -> None:
+    tasks, points = new(6), [point_of({"x": x}) for x in (0, 1, 0, 2, 3, 0)]
+    keys = [task.key for task in tasks]
+    created = await store.push("running", tasks, worker_id=rush_worker.worker_id, budget=3, points=points)
+    assert created == Created([keys[0], keys[1], keys[3]], 0, None, (keys[0], keys[1], None, keys[3]))
+    assert await store.push("queued", tasks[:2], points=points[:2]) == Created([], 0, "duplicate", (None, None))
+
+
+async def test_points_of_several_calls_of_one_push_are_each_taken_once(rush: Rush, store: TaskStore) -> None:
+    tasks = new(2_500)
+    points = [point_of({"x": at % 1_500}) for at in range(2_500)]
+    created = await store.push("queued", tasks, points=points)
+    assert isinstance(created, Created)
+    assert created.keys == [task.key for task in tasks[:1_500]]
+    assert created.entries == (*created.keys, *([None] * 1_000))
+    assert (await rush.keys_with_state("queued"))["queued"] == created.keys
+
+
+async def test_pushes_with_and_without_points_are_merged(rush: Rush, store: TaskStore, raw: Any) -> None:
+    await store.read_position()
+    raw.config_resetstat()
+    a, b, c, d = new(4)
+    point = point_of({"x": 1})
+    calls = [store.push("queued", [a], points=[point]), store.push("queued", [b]), store.push("finished", [c], points=[point])]
+    assert await asyncio.gather(*calls, store.push("queued", [d], points=[point])) == [
+        Created([a.key], 0, None, (a.key,)),
+        Created([b.key], 1),
+        Created([], 0, "duplicate", (None,)),
+        Created([], 0, "duplicate", (None,)),
+    ]
+    assert raw.info("commandstats")["cmdstat_evalsha"]["calls"] == 1
+    assert await rush.counts() == (2, 0, 0, 0)
+
+
+async def test_the_stored_answer_of_a_push_with_points_takes_a_byte_a_task(store: TaskStore, raw: Any, rush: Rush) -> None:
+    await store.push("queued", new(1_000), points=[point_of({"x": x}) for x in range(1_000)])
+    answers: dict[bytes, bytes] = raw.hgetall(NetworkKeys.of(rush.network_id).calls)
+    assert max(map(len, answers.values())) < 1_100
+
+
+async def test_a_point_takes_85_bytes(store: TaskStore, raw: Any, rush: Rush) -> None:
+    tasks = new(10_000)
+    await store.push("queued", tasks, points=[point_of({"x": x}) for x in range(10_000)])
+    assert raw.memory_usage(NetworkKeys.of(rush.network_id).points, samples=0) / 10_000 < 90
 
 
 async def test_a_worker_that_is_not_alive_gets_no_task(store: TaskStore) -> None:

@@ -67,6 +67,10 @@ async def tasks(rush: Rush) -> None:
     assert_type(await rush.push_tasks([{"x1": 1.0}], xss_extra=[{"seed": 1}], retries=2), list[str])
     assert_type(await rush.push_tasks([Point(1.0, 2.0)]), list[str])
     assert_type(await rush.push_finished_tasks([{"x1": 1}], [{"y": 1}], yss_extra=[None]), list[str])
+    assert_type(await rush.push_tasks([{"x1": 1}], unique=False), list[str])
+    assert_type(await rush.push_tasks([{"x1": 1}], unique=True), list[str | None])
+    assert_type(await rush.push_tasks([{"x1": 1}], unique=("x1", "x2")), list[str | None])
+    assert_type(await rush.push_finished_tasks([{"x1": 1}], [{"y": 1}], unique="x1"), list[str | None])
     assert_type(await rush.push_failed_tasks([{"x1": 1}], ValueError("no")), list[str])
     assert_type(await rush.push_failed_tasks([{"x1": 1}], [Failure("timeout")]), list[str])
     assert_type(await rush.empty_queue(), list[str])
@@ -94,6 +98,7 @@ async def tasks(rush: Rush) -> None:
 async def working(worker: RushWorker) -> str:
     keys = await worker.push_running_tasks([{"x1": 1.0}], budget=100)
     assert_type(keys, list[str])
+    assert_type(await worker.push_running_tasks([{"x1": 1.0}], unique=True, budget=100), list[str | None])
     assert_type(await worker.report_tasks(keys, [{"loss": 1.0}]), None)
     assert_type(await worker.finish_tasks(keys, [{"y": 1.0}]), list[str])
     assert_type(await worker.finish_tasks(keys[0], [Point(1.0, 2.0)], yss_extra=[{"note": "good"}]), list[str])

@@ -1,10 +1,12 @@
 -- Creates tasks: queued, running, finished or failed. A worker's group needs the worker alive; a group with a budget takes as
 -- many as find a place (queued + running + reserved + finished < budget), none once max_failed have failed. Running tasks need a place
 -- within the stop rules too (running + reserved + finished < their `finished`), and a network that has not stopped.
--- A group has a target, a worker or '', a budget or '', max_failed or '', and n; n items follow: key, header + created (finished:
--- created alone), ended or ''.
--- answer: for each group the number taken, nil for a worker that is not alive, 'stopped' or 'full' where the stop rules allow
---         no start; and the index of its first task
+-- A group has a target, a worker or '', a budget or '', max_failed or '', digests or '', and n; n items follow: key, header +
+-- created (finished: created alone), ended or ''. `digests` are those of the points of its items, 16 bytes each: a task is created
+-- only where its point is not taken by a task that is queued, running or finished, and any other item takes no place.
+-- answer: for each group the number created, nil for a worker that is not alive, 'stopped' or 'full' where the stop rules allow
+--         no start; with digests in place of the number for each item, up to the first without a place, 1 created, 0 its point is
+--         taken; and the index of its first task
 local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
@@ -15,14 +17,26 @@ local queue, queued, running, finished, failed = {}, {}, {}, {}, {}
 local used, n_failed, n_running, n_finished
 if judge then n_running, n_finished, n_failed = call('HLEN', RUNNING), call('LLEN', FINISHED), call('HLEN', FAILED) end
 local at, workers = FIRST, {}
+local points, is_taken, registered -- of groups with digests: the points asked for, which are taken, and what this call registers
 while at <= #ARGV do
   if ARGV[at + WORKER] ~= '' then workers[#workers + 1] = ARGV[at + WORKER] end
+  local digests = ARGV[at + DIGESTS]
+  if digests ~= '' then
+    points = points or {}
+    for i = 1, #digests, 16 do points[#points + 1] = sub(digests, i, i + 15) end
+  end
   at = at + GROUP_SIZE + ITEM_SIZE * ARGV[at + N]
 end
 local alive = alive_of(workers)
+if points then
+  is_taken, registered = {}, {}
+  for i, key in ipairs(call('HMGET', POINTS, unpack(points))) do
+    is_taken[points[i]] = key and call('HEXISTS', FAILED, key) == 0
+  end
+end
 at = FIRST
 while at <= #ARGV do
-  local target, worker, budget, max_failed, n = unpack(ARGV, at, at + GROUP_SIZE - 1)
+  local target, worker, budget, max_failed, digests, n = unpack(ARGV, at, at + GROUP_SIZE - 1)
   n = tonumber(n)
   local first = at + GROUP_SIZE
   at = first + ITEM_SIZE * n
@@ -48,6 +62,24 @@ while at <= #ARGV do
     local is_full = places == 0 and take > 0
     if places then take = math.min(take, places) end
     answer[#answer + 1] = is_full and 'full' or take
+    if digests ~= '' and take > 0 then
+      local marks, places = {}, take
+      take = 0
+      for i = 1, n do
+        local point, from, to = sub(digests, 16 * i - 15, 16 * i), first + ITEM_SIZE * (i - 1), first + ITEM_SIZE * take
+        if is_taken[point] then
+          marks[i] = 0
+        elseif take == places then
+          break
+        else
+          -- What is created goes to the front of the items.
+          ARGV[to + KEY], ARGV[to + CREATED], ARGV[to + ENDED] = ARGV[from + KEY], ARGV[from + CREATED], ARGV[from + ENDED]
+          registered[#registered + 1], registered[#registered + 2] = point, ARGV[to + KEY]
+          marks[i], take, is_taken[point] = 1, take + 1, true
+        end
+      end
+      answer[#answer] = marks
+    end
   end
   local index = take > 0 and call('HINCRBY', META, 'next_index', take) - take or 0
   answer[#answer + 1] = index
@@ -82,6 +114,7 @@ while at <= #ARGV do
 end
 if has_moved() then create_network(LAST_KNOWN, SEED) end
 
+if registered and #registered > 0 then call('HSET', POINTS, unpack(registered)) end
 if #queue > 0 then
   call('HSET', QUEUED, unpack(queued))
   call('RPUSH', QUEUE, unpack(queue))
