@@ -8,6 +8,7 @@ from rush_async.client.shared_state import Ranking
 from rush_async.config import RushConfig
 from rush_async.errors import (
     DecodeError,
+    DuplicateError,
     EncodeError,
     NetworkStateError,
     NetworkStoppedError,
@@ -57,6 +58,7 @@ __all__ = [
     "DecodeError",
     "Divergence",
     "Draw",
+    "DuplicateError",
     "EncodeError",
     "Event",
     "EventStream",

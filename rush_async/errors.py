@@ -14,6 +14,7 @@ RushError
 ├── SchemaError             (ValueError)       a value that does not fit the schema of a frame
 ├── NetworkStateError       (RuntimeError)     a client or network that is not in the state for this call
 ├── NetworkStoppedError                        the network has stopped, and a task without a budget was to start
+├── DuplicateError                             every point that `proposals(unique=True)` drew is taken
 ├── WorkerLostError                            this worker was declared lost or killed; its calls are refused
 ├── RushTimeoutError        (TimeoutError)
 │   ├── WorkersNotReadyError                   workers did not start in time
@@ -29,6 +30,7 @@ from itertools import islice
 
 __all__ = [
     "DecodeError",
+    "DuplicateError",
     "EncodeError",
     "NetworkStateError",
     "NetworkStoppedError",
@@ -116,6 +118,10 @@ class NetworkStateError(RushError, RuntimeError):
 
 class NetworkStoppedError(RushError):
     """The network has stopped, and `rush.task(xs)` without a budget has no task to open with. It ends a loop as terminated."""
+
+
+class DuplicateError(RushError):
+    """`proposals(unique=True)` drew only points that the network has, 100 times in a row: the space may be used up."""
 
 
 class WorkerLostError(RushError):

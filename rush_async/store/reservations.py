@@ -10,7 +10,7 @@ from rush_async.store.records import NewTask
 from rush_async.store.scripts import LOST, Lost, Request, Script
 from rush_async.wire.transport import Word
 
-__all__ = ["ReservationStore", "Reserved", "Unreserved"]
+__all__ = ["ReservationStore", "Reserved", "Started", "Unreserved"]
 
 RESERVE = Script(
     *("reserve",),
@@ -22,8 +22,8 @@ RESERVE = Script(
 )
 START = Script(
     *("start",),
-    keys=("reserved", "returned"),
-    item=("worker", "index", "key", "created"),
+    keys=("reserved", "returned", "points"),
+    item=("worker", "index", "digest", "key", "created"),
     parts=("rules", "reserved"),
     memory="grows",
     merges=True,
@@ -41,6 +41,11 @@ SET_SEED = Script("set_seed", memory="grows", creates=True)
 # Why a worker got no index: a queued task comes first, the network has stopped, the places of its stop rules or of the budget
 # are taken, the budget is spent, or the network has another seed.
 Unreserved: TypeAlias = Literal["queued", "stopped", "full", "budget", "spent", "seed"]
+
+
+# What became of a reserved index: it is a task, the worker does not have it any more, it has returned because the network has
+# stopped, or the worker keeps it because a task has the point.
+Started: TypeAlias = Literal["started", "gone", "stopped", "duplicate"]
 
 
 class Tasks(Protocol):
@@ -91,10 +96,9 @@ class ReservationStore:
         args: list[Word] = [worker_id, "" if seed is None else str(seed), *limits, int(queued_first)]
         return await self._calls.call(_Reserve(self, worker_id, args))
 
-    async def start(self, worker_id: str, index: int, task: NewTask) -> bool | Lost | Literal["stopped"]:
-        """Makes a reserved index a running task. False if the worker does not have the index; it has returned, too, where the
-        network has stopped."""
-        return await self._calls.call(_Start(self._tasks, worker_id, index, task))
+    async def start(self, worker_id: str, index: int, task: NewTask, point: bytes = b"") -> Started | Lost:
+        """Makes a reserved index a running task; with the digest of a point, only if the point is not taken."""
+        return await self._calls.call(_Start(self._tasks, worker_id, index, point, task))
 
     def unreserve(self, worker_id: str, index: int) -> None:
         """Returns an index, in the background."""
@@ -133,26 +137,26 @@ class _Start(Request):
 
     __slots__ = ("_key", "_tasks", "_worker_id")
 
-    def __init__(self, tasks: Tasks, worker_id: str, index: int, task: NewTask) -> None:
-        super().__init__(START, [worker_id, index, task.key, task.created])
+    def __init__(self, tasks: Tasks, worker_id: str, index: int, point: bytes, task: NewTask) -> None:
+        super().__init__(START, [worker_id, index, point, task.key, task.created])
         self._tasks = tasks
         self._worker_id = worker_id
         self._key = task.key
 
-    def decode(self, answer: Any, extra: list[Any]) -> bool | Lost | Literal["stopped"]:
+    def decode(self, answer: Any, extra: list[Any]) -> Started | Lost:
         match answer:
             case [None]:
                 return LOST
-            case [b"stopped"]:
-                return "stopped"
+            case [b"stopped" | b"duplicate" as refusal]:
+                return refusal.decode()
             case _:
                 (mark,) = answer
-                return mark == 1
+                return "started" if mark == 1 else "gone"
 
     @property
     def compensates(self) -> bool:
         return True
 
     def compensate(self, result: Any) -> None:
-        if result is True:
+        if result == "started":
             self._tasks.take_back("running", [self._key], self._worker_id)

@@ -9,16 +9,19 @@ from typing import Any, Protocol
 
 from rush_async.client.draw import Draw, proposed
 from rush_async.client.snapshot import take_snapshot
-from rush_async.errors import NetworkStateError
+from rush_async.errors import DuplicateError, NetworkStateError
 from rush_async.model import Catch, Task, TaskHolder, TaskState
 from rush_async.network.network import Network
 from rush_async.network.waiting import BudgetLine, Line, Mark
 from rush_async.store.basis import Basis, Seen
-from rush_async.store.records import RecordEncoder
+from rush_async.store.points import Unique, as_unique, points_of
+from rush_async.store.records import NewTask, RecordEncoder
 from rush_async.store.scripts import Lost
 from rush_async.worker.membership import Membership
 
 __all__ = ["Proposals"]
+
+_MOST_REDRAWS = 100  # points that are drawn under one index
 
 
 class Blocks(TaskHolder, Protocol):
@@ -48,6 +51,7 @@ class Proposals:
         budget: how many tasks may be queued, running, reserved or finished; None for no limit.
         max_failed: with a budget, how many tasks may have failed.
         queued: whether queued tasks come first.
+        unique: what makes the point of a task that the network is to have only once; None where it may have it again.
         retries: how often a task goes back to the queue when its worker is lost.
         catch: exceptions that fail a task and are suppressed by its block.
         schema: columns that `draw.tasks` always has.
@@ -63,6 +67,7 @@ class Proposals:
         budget: int | None,
         max_failed: int | None,
         queued: bool,
+        unique: Unique,
         retries: int,
         catch: Catch,
         schema: Any,
@@ -75,6 +80,7 @@ class Proposals:
         self._budget = budget
         self._max_failed = max_failed
         self._takes_queued = queued
+        self._unique = as_unique(unique)
         self._retries = retries
         self._catch = catch
         self._schema = schema
@@ -130,17 +136,19 @@ class Proposals:
         mark = lines.mark
         if not lines.n_places:
             return None  # the pop has found that the network is full
-        task, created = await self._proposal(None, None)
-        pushed = await self._network.tasks.push_one(
-            self._new(task, created), self._membership.worker_id, self._budget, self._max_failed
-        )
-        if isinstance(pushed, Lost):
-            raise self._membership.lost_error()
-        if pushed.n:
-            return self._started(line, mark, task, pushed.first_index)
-        if pushed.refusal == "full":
-            lines.found_full(mark)
-        return None
+        for redraw in range(_MOST_REDRAWS):
+            task, basis = await self._proposal(None, None, redraw)
+            new, point = self._new(task, basis)
+            pushed = await self._network.tasks.push_one(new, self._membership.worker_id, self._budget, self._max_failed, point)
+            if isinstance(pushed, Lost):
+                raise self._membership.lost_error()
+            if pushed.n:
+                return self._started(line, mark, task, pushed.first_index)
+            if pushed.refusal == "full":
+                lines.found_full(mark)
+            if pushed.refusal != "duplicate":
+                return None
+        raise self._duplicate_error()
 
     # with a seed
 
@@ -182,23 +190,27 @@ class Proposals:
         reservations, worker_id = self._network.reservations, self._membership.worker_id
         is_reserved = True
         try:
-            task, created = await self._proposal(seed, index)
-            started = await reservations.start(worker_id, index, self._new(task, created))
-            is_reserved = False
+            for redraw in range(_MOST_REDRAWS):
+                task, basis = await self._proposal(seed, index, redraw)
+                started = await reservations.start(worker_id, index, *self._new(task, basis))
+                if started != "duplicate":
+                    is_reserved = False
+                    if isinstance(started, Lost):
+                        raise self._membership.lost_error()
+                    return self._started(line, mark, task, index) if started == "started" else None
+            raise self._duplicate_error()
         finally:
-            if is_reserved:  # the proposal failed or was cancelled
+            if is_reserved:  # the proposal failed, was cancelled, or found no new point
                 reservations.unreserve(worker_id, index)
-        if isinstance(started, Lost):
-            raise self._membership.lost_error()
-        return self._started(line, mark, task, index) if started is True else None
 
     # a proposal
 
-    async def _proposal(self, seed: int | None, index: int | None) -> tuple[Task, Basis | None]:
+    async def _proposal(self, seed: int | None, index: int | None, redraw: int) -> tuple[Task, Basis | None]:
         """Asks for a proposal. Returns its task, and its basis in a network with a seed."""
         membership = self._membership
         assert membership.number is not None
-        number, membership.n_proposals = membership.n_proposals, membership.n_proposals + 1
+        number = membership.n_proposals if redraw == 0 else membership.n_proposals - 1
+        membership.n_proposals = number + 1
         seen: tuple[Seen, ...] = ()
         frame = None
         if self._read:
@@ -208,16 +220,24 @@ class Proposals:
             archive = archive_of(self._network.results)
             frame = archive.proposal_frame(snapshot.n_finished, snapshot.complete(), self._read, schema=self._schema)
             seen = snapshot.seen(self._read)
-        draw = Draw(seed, index, membership.number, number, 0, frame, self._worker_seed)
+        draw = Draw(seed, index, membership.number, number, redraw, frame, self._worker_seed)
         xs, extra = await proposed(self._propose, draw)
         task = Task("", "running", xs, extra, attempt=1, worker_id=membership.worker_id, _holder=self._blocks)
-        return task, None if seed is None else Basis(membership.number, number, 0, seen)
+        return task, None if seed is None else Basis(membership.number, number, redraw, seen)
 
-    def _new(self, task: Task, basis: Basis | None) -> Any:
+    def _new(self, task: Task, basis: Basis | None) -> tuple[NewTask, bytes]:
+        """Returns the task encoded, and the digest of its point where it is to be unique."""
         packed = None if basis is None else basis.encode()
         new = self._blocks.encoder.task(task.xs, task.xs_extra, "xs", self._retries, basis=packed)
         task.key = new.key
-        return new
+        points = points_of([task.xs], self._unique)
+        return new, points[0] if points else b""
+
+    def _duplicate_error(self) -> DuplicateError:
+        return DuplicateError(
+            f"{_MOST_REDRAWS} proposals in a row are points that network {self._network.network_id!r} has: the space may be "
+            "used up; propose with unique=False, or stop the network"
+        )
 
     def _started(self, line: Line, mark: Mark, task: Task, index: int) -> Task:
         line.place_taken(mark)

@@ -456,6 +456,7 @@ class RushWorker(RushClient):
         budget: int | None = None,
         max_failed: int | None = None,
         queued: bool = True,
+        unique: Unique = False,
         retries: int = 0,
         catch: Catch = (),
         schema: Schema | None = None,
@@ -485,6 +486,7 @@ class RushWorker(RushClient):
             budget: as for `task`; reserved tasks count, too.
             max_failed: as for `task`.
             queued: whether queued tasks come first; False leaves them to others.
+            unique: as in `push_tasks`: a point that the network has is drawn again, under the same index, at most 100 times.
             retries: how often a task goes to the head of the queue when its worker is lost or killed; 0 - 127.
             catch: exceptions that fail a task in its block and are suppressed.
             schema: columns that `draw.tasks` always has; those of the client by default.
@@ -493,6 +495,7 @@ class RushWorker(RushClient):
             Each task, which this worker now runs.
 
         Raises:
+            DuplicateError: with `unique`, 100 proposals in a row were points that the network has.
             NetworkStateError: the network has another seed than this process knows.
             WorkerLostError: this worker was declared lost or was killed.
         """
@@ -506,6 +509,7 @@ class RushWorker(RushClient):
             budget=None if budget is None else as_number(budget, "budget"),
             max_failed=None if max_failed is None else as_number(max_failed, "max_failed"),
             queued=queued,
+            unique=unique,
             retries=as_number(retries, "retries", 127),
             catch=catch,
             schema=schema or self._schema,

@@ -1,6 +1,7 @@
 -- Makes tasks of reserved indices: each is created as running, for the worker that has the index.
--- An item is a worker, an index, key, header + created.
--- answer: for each item 1 started, 0 the worker does not have that index, 'stopped' (the index returns), nil the worker is not alive
+-- An item is a worker, an index, the digest of its point or '', key, header + created.
+-- answer: for each item 1 started, 0 the worker does not have that index, 'stopped' (the index returns), 'duplicate' where a task
+--         that is queued, running or finished has the point (the worker keeps the index), nil the worker is not alive
 local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
@@ -10,12 +11,19 @@ if judge then judge.time() end
 local workers = {}
 for at = FIRST, #ARGV, ITEM_SIZE do workers[#workers + 1] = ARGV[at + WORKER] end
 local alive = alive_of(workers)
-local answer, running = {}, {}
+local answer, running, points = {}, {}, {}
+local function is_taken(digest)
+  local key = call('HGET', POINTS, digest)
+  return points[digest] or (key and call('HEXISTS', FAILED, key) == 0)
+end
+
 for i, worker in ipairs(workers) do
   local at = FIRST + ITEM_SIZE * (i - 1)
-  local index, key = ARGV[at + INDEX], ARGV[at + KEY]
+  local index, digest, key = ARGV[at + INDEX], ARGV[at + DIGEST], ARGV[at + KEY]
   if not alive[worker] then
     answer[i] = false
+  elseif digest ~= '' and not stop and is_taken(digest) then
+    answer[i] = 'duplicate'
   elseif not take_reserved(worker, index) then
     answer[i] = 0
   elseif stop then
@@ -23,6 +31,10 @@ for i, worker in ipairs(workers) do
     return_index(worker, index)
   else
     answer[i] = 1
+    if digest ~= '' then
+      points[digest] = true
+      call('HSET', POINTS, digest, key)
+    end
     local created = ARGV[at + CREATED] .. stamp .. packed_index(tonumber(index))
     running[#running + 1], running[#running + 2] = key, '\1' .. sub(created, 2) .. packed(worker) .. '\1' .. stamp
     add('started', worker, key)
