@@ -76,7 +76,8 @@ class PooledWorker:
         key = task_key()
         created = encode_created(key, xs, None)
         record = header(created) + created
-        taken = await self._call(PUSH, self.pooled.epoch, "", "running", self.pooled.worker_id, "", "", 1, key, record, "")
+        group = ("running", self.pooled.worker_id, "", "", "", 1)
+        taken = await self._call(PUSH, self.pooled.epoch, "", *group, key, record, "")
         assert taken[0] == 1, taken
         return key
 

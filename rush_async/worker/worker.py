@@ -209,8 +209,9 @@ class RushWorker(RushClient):
 
         Returns:
             The keys, in the order of `xss`; with a budget or a limit of `stop_when(finished=)`, only those of the tasks that
-            found a place. While the last places of that limit are taken and no budget is given, the call waits for one. None
-            of a network that has stopped. With `unique`, there is None for each input whose point is taken: it takes no place.
+            found a place. While the last places of that limit are taken and no budget is given, the call waits for one. A
+            network that has stopped gives no key. With `unique`, there is None for each input whose point is taken: it takes
+            no place.
 
         Raises:
             EncodeError: a value cannot be stored; nothing was pushed.
