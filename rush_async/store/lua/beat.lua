@@ -90,7 +90,8 @@ for i = 1, #passing, 2 do
 end
 local judge = rules_of(add, close_group, packed, events)
 if judge then judge.time() end
-local seq = has_moved() and call('HINCRBY', META, 'seq', #events) or tonumber(head[2] or 0)
-if has_moved() then publish_events(seq, counts()) end
+close_group()
+local seq = #events > 0 and call('HINCRBY', META, 'seq', #events) or tonumber(head[2] or 0)
+if #events > 0 then publish_events(seq, counts()) end
 local extra = { call('HGET', META, 'pace') or '', tonumber(head[5] or 0), gone, fenced, clearing }
 return reply(seq, counts(), more, extra)

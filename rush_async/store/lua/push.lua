@@ -85,7 +85,7 @@ while at <= #ARGV do
   answer[#answer + 1] = index
   local started = worker ~= '' and packed(worker) .. '\1' .. stamp
   for i = first, first + ITEM_SIZE * (take - 1), ITEM_SIZE do
-    local key, created, ended = ARGV[i + KEY], ARGV[i + CREATED] .. stamp .. packed_index(index), ARGV[i + ENDED]
+    local key, created, ended = ARGV[i + KEY], ARGV[i + CREATED] .. stamp .. struct.pack('>BI4', 206, index), ARGV[i + ENDED]
     index = index + 1
     if target == 'queued' then
       queue[#queue + 1] = key
@@ -112,7 +112,7 @@ while at <= #ARGV do
   if used and target ~= 'failed' then used = used + take end
   if judge and target == 'running' then n_running = n_running + take end
 end
-if has_moved() then create_network(LAST_KNOWN, SEED) end
+if n_parts > 0 then create_network(LAST_KNOWN, SEED) end
 
 if registered and #registered > 0 then call('HSET', POINTS, unpack(registered)) end
 if #queue > 0 then

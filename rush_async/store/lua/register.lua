@@ -20,7 +20,7 @@ for at = FIRST, #ARGV, ITEM_SIZE do
     local stop = entry and sub(call('HGET', PASSING, worker) or '', -5) == ' stop'
     local number = state == 'running' and call('HINCRBY', META, 'next_number', 1) - 1
     answer[#answer + 1], answer[#answer + 2] = stop and 2 or 1, number or 0
-    entries[#entries + 1], entries[#entries + 2] = worker, state .. ' ' .. info .. stamp .. (number and packed_index(number) or '\192')
+    entries[#entries + 1], entries[#entries + 2] = worker, state .. ' ' .. info .. stamp .. (number and struct.pack('>BI4', 206, number) or '\192')
     if state == 'running' then
       alive[#alive + 1], alive[#alive + 2] = worker, lease .. (stop and ' stop' or '')
       add('worker_started', worker)

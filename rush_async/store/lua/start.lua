@@ -35,7 +35,7 @@ for i, worker in ipairs(workers) do
       points[digest] = true
       call('HSET', POINTS, digest, key)
     end
-    local created = ARGV[at + CREATED] .. stamp .. packed_index(tonumber(index))
+    local created = ARGV[at + CREATED] .. stamp .. struct.pack('>BI4', 206, tonumber(index))
     running[#running + 1], running[#running + 2] = key, '\1' .. sub(created, 2) .. packed(worker) .. '\1' .. stamp
     add('started', worker, key)
   end

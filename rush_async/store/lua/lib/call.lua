@@ -64,9 +64,6 @@ local function packed(text)
   return '\219' .. struct.pack('>I4', n) .. text
 end
 
--- The index of a task or the number of a worker, as records hold it: always five bytes.
-local function packed_index(index) return '\206' .. struct.pack('>I4', index) end
-
 -- What happened, as groups {kind, worker, key, ...} that are packed as they come: `add` extends the last group while kind and
 -- worker are the same and it fits into one message.
 local KINDS = {
@@ -93,7 +90,6 @@ local function add(kind, worker, key)
     parts[n_parts] = part
   end
 end
-local function has_moved() return n_parts > 0 or #events > 0 end
 
 -- Publishes the groups in messages of about a KiB at most. The last thing a script does.
 local function publish_events(seq, n)
