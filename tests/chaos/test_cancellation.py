@@ -55,6 +55,9 @@ CallName = Literal[
     "claim",
     "rank",
     "best",
+    "stop_when",
+    "resume",
+    "wait_until_stopped",
     "open_manager",
     "open_worker",
     "open_elsewhere",
@@ -204,6 +207,12 @@ class Crowd:
             case "best":
                 best = await worker.ranking("rung").best(5)
                 assert best == sorted(best)
+            case "stop_when":  # never true here
+                assert await worker.stop_when(finished=2**40, failed=2**40, patience=("y", 2**40)) is None
+            case "resume":
+                await worker.resume(seconds=10_000)
+            case "wait_until_stopped":
+                await worker.wait_until_stopped()
             case "open_manager":
                 async with Rush(self.rush.network_id, self.config) as other:
                     await other.counts()
@@ -310,6 +319,40 @@ def test_cancelled_callers_leave_nothing_behind_and_others_get_their_own_replies
         await crowd.check_nothing_is_left()
 
     run(rush_server, raw, story)
+
+
+@pytest.mark.parametrize("how", ["push", "push_many", "pop", "block", "budget block"])
+async def test_starts_cancelled_at_any_moment_give_their_places_within_the_rules_back(rush: Rush, how: str) -> None:
+    """On a full network they wait; a place that becomes free while one is cancelled goes to another."""
+
+    async def start(worker: RushWorker) -> Any:
+        match how:
+            case "push" | "push_many":
+                return await worker.push_running_tasks([{"x": 1}] * (1 if how == "push" else 3))
+            case "pop":
+                task = await worker.pop_task(timeout=None)
+                return [] if task is None else [task.key]
+            case _:
+                task: Any = await worker.task({"x": 1}, budget=None if how == "block" else 1_000).__aenter__()
+                return [task.key]
+
+    async with RushWorker(rush.network_id, rush.config) as holder, RushWorker(rush.network_id, rush.config) as worker:
+        await rush.push_tasks([{"x": 0}] * 200)
+        await rush.stop_when(finished=2)
+        held = await holder.push_running_tasks([{"x": 1}] * 2)
+        for after in range(25):
+            starting = asyncio.ensure_future(start(worker))
+            await ticks(after % 5)
+            failing = asyncio.ensure_future(holder.fail_tasks(held.pop()))
+            await ticks(after)
+            starting.cancel()
+            await asyncio.wait([starting, failing])
+            if not starting.cancelled():
+                await worker.fail_tasks(starting.result())
+            await rush._net.tasks.calls.quiet()  # pyright: ignore[reportPrivateUsage]
+            held += await asyncio.wait_for(holder.push_running_tasks([{"x": 1}]), TIMEOUT)
+            assert (await rush.counts()).running == 2
+        await holder.fail_tasks(held)
 
 
 @pytest.mark.parametrize("twice", [False, True])

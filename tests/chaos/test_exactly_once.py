@@ -10,13 +10,14 @@ from typing import Any, Literal, TypeAlias
 
 import pytest
 
-from rush_async import Failure, Rush, RushConfig, RushWorker
+from rush_async import Failure, NetworkStateError, Rush, RushConfig, RushWorker
 from rush_async.store import calls as store_calls
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
 from rush_async.store.reports import REPORT
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS
+from rush_async.store.stop_rules import STOP_NETWORK, STOP_WHEN
 from rush_async.store.tasks import CANCEL, FINISH, POP, PUSH, REMOVE, RESET, RETRY
 from rush_async.store.workers import DEREGISTER, PREPARE, REGISTER, RELEASE_LEASES, STOP, WorkerStore
 from rush_async.testing import wait_until
@@ -72,6 +73,8 @@ class Stage:
         return {
             "seq": raw.hget(keys.meta, "seq"),
             "epoch": raw.hget(keys.meta, "epoch"),
+            "stop": raw.hget(keys.meta, "stop") or b"",
+            "rules": raw.hget(keys.meta, "rules") or b"",
             "queue": raw.lrange(keys.queue, 0, -1),
             "queued": raw.hgetall(keys.queued),
             "running": raw.hgetall(keys.running),
@@ -266,6 +269,79 @@ async def two_ranked(stage: Stage) -> Any:
     return [await stage.near.ranking("rung").add(key, score) for key, score in (("a", 1.0), ("c", 3.0))]
 
 
+async def stop_when(stage: Stage, _: Any) -> Any:
+    reason = await stage.far.stop_when(finished=2, target={"y": 0.5}, patience=("y", 1))
+    return reason and reason.detail, await seen_nearby(stage)
+
+
+async def stop_by_hand(stage: Stage, _: Any) -> Any:
+    reason = await stage.far.stop("enough")
+    return reason.detail, reason.seq, await seen_nearby(stage)
+
+
+async def resume(stage: Stage, _: Any) -> Any:
+    await stage.far.resume(finished=9)
+    return stage.far.stop_reason, await seen_nearby(stage)
+
+
+async def resume_in_vain(stage: Stage, _: Any) -> Any:
+    with pytest.raises(ValueError, match="the rule 'finished' is true already"):
+        await stage.far.resume(finished=1)
+    return await seen_nearby(stage)
+
+
+async def seen_nearby(stage: Stage) -> str:
+    """Why the network has stopped, as another process sees it: its next start is refused, or not."""
+    keys = await stage.near.push_running_tasks([{"x": 9}], budget=100)
+    if keys:
+        await stage.near.fail_tasks(keys)
+    return str(stage.near.stop_reason)
+
+
+async def refused_starts(stage: Stage, _: Any) -> Any:
+    starts = [await stage.worker.push_running_tasks(XSS), await stage.worker.push_running_tasks(XSS[:1])]
+    return starts, await stage.worker.pop_task(0), str(stage.worker.stop_reason)
+
+
+async def start_on_a_full_network(stage: Stage, _: Any) -> Any:
+    return await stage.worker.push_running_tasks(XSS, budget=100), str(stage.worker.stop_reason)
+
+
+async def pop_on_a_full_network(stage: Stage, _: Any) -> Any:
+    return await stage.worker.pop_task(0), str(stage.worker.stop_reason)
+
+
+async def finish_the_last(stage: Stage, keys: list[str]) -> Any:
+    moved = await stage.worker.finish_tasks(keys[:3], [{"y": 1}] * 3)
+    return stage.named(moved), await seen_nearby(stage)
+
+
+async def one_finished(stage: Stage) -> Any:
+    return await stage.near.push_finished_tasks([{"x": 0}], [{"y": 0.25}])
+
+
+async def two_finished_and_stopped(stage: Stage) -> Any:
+    await stage.near.push_finished_tasks(XSS, [{"y": 1}] * 2)
+    return await stage.near.stop("by another")
+
+
+async def stopped(stage: Stage) -> Any:
+    await stage.pushed(1)
+    return await stage.near.stop("by another")
+
+
+async def full(stage: Stage) -> Any:
+    await stage.pushed(1)
+    await stage.near.stop_when(finished=1)
+    return await stage.near.push_running_tasks([{"x": 1}])
+
+
+async def three_running_of_two(stage: Stage) -> list[str]:
+    keys = await stage.running(3)
+    await stage.near.stop_when(finished=2)
+    return keys
+
+
 async def three_queued(stage: Stage) -> list[str]:
     return await stage.pushed(3)
 
@@ -304,6 +380,15 @@ CALLS = {
     "claim_in_vain": Call(CLAIM, claim, claimed_by_another),
     "rank_in_a_new_ranking": Call(RANK, rank),
     "rank": Call(RANK, rank, two_ranked),
+    "stop_when": Call(STOP_WHEN, stop_when),
+    "stop_when_true_already": Call(STOP_WHEN, stop_when, one_finished),
+    "resume": Call(STOP_WHEN, resume, stopped),
+    "resume_in_vain": Call(STOP_WHEN, resume_in_vain, two_finished_and_stopped),
+    "stop": Call(STOP_NETWORK, stop_by_hand),
+    "stop_in_vain": Call(STOP_NETWORK, stop_by_hand, stopped),
+    "push_running_on_a_full_network": Call(PUSH, start_on_a_full_network, full),
+    "pop_on_a_full_network": Call(POP, pop_on_a_full_network, full),
+    "finish_the_last": Call(FINISH, finish_the_last, three_running_of_two),
     "reset_all": Call(RESET, reset_all, three_queued),
     "reset_tasks": Call(RESET, reset_tasks, three_queued),
 }
@@ -383,12 +468,67 @@ async def deliver(fault: LateCopy) -> bytes:
         return await fault.deliver()
 
 
+# A stop, a resumption or a reset comes between the execution of a call and its repetition.
+
+
+Between: TypeAlias = Callable[[Stage], Awaitable[Any]]
+BETWEEN: dict[str, Between] = {
+    "stop": lambda stage: stage.near.stop("in between"),
+    "resume": lambda stage: stage.near.resume(),
+    "reset": lambda stage: stage.near._net.tasks.reset(workers=False),  # pyright: ignore[reportPrivateUsage]
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("name", ["push_running", "pop", "finish", "fail", "stop", "stop_when", "resume", "refused"])
+async def test_what_comes_between_a_call_and_its_repetition_does_not_change_what_the_call_did(
+    name: str, between: str, proxy: Proxy, rush_server: RushConfig, raw: Any
+) -> None:
+    call = CALLS.get(name) or Call(PUSH, refused_starts, stopped)
+    async with open_stage(proxy, rush_server, raw) as stage:
+        given = None if call.prepare is None else await call.prepare(stage)
+        if name == "refused":
+            await wait_until(lambda: stage.worker.stop_reason is not None)
+        fault = proxy.drop_reply(call.predicate)
+        async with asyncio.timeout(TIMEOUT):
+            acting = asyncio.ensure_future(call.act(stage, given))
+            await fault.hit.wait()
+            proxy.stop_listening()
+            await BETWEEN[between](stage)
+            before = stage.dump()
+            await proxy.listen()
+            result = (await asyncio.gather(acting, return_exceptions=True))[0]
+        after = stage.dump()
+        if isinstance(result, NetworkStateError):  # a stop that was lifted before its answer came
+            assert (name, between) == ("stop", "resume")
+        elif between == "reset":
+            # What the call did is gone. A start is made anew in the next epoch, as is a stop; an end or a pop finds nothing.
+            assert (after["epoch"], after["finished"]) == (before["epoch"], [])
+            assert not isinstance(result, BaseException) or name == "pop"
+        elif name == "refused":
+            assert not isinstance(result, BaseException)
+            assert result[0][0] == []  # as the first answer, though it may start by now
+        else:
+            held = ["finished", "queued", "queue", "rules", "stop"]
+            assert {key: after[key] for key in held} == {key: before[key] for key in held}
+            # `seen_nearby` starts a task and fails it.
+            assert len(after["failed"]) - len(before["failed"]) in ([0, 1] if name in ("stop", "stop_when", "resume") else [0])
+
+
 # The first call creates the network, and knows no epoch yet.
+
+
+async def none_of(call: Awaitable[Any]) -> list[str]:
+    await call
+    return []
+
 
 CREATING: dict[str, tuple[Script, Callable[[Rush], Awaitable[Any]]]] = {
     "push_queued": (PUSH, lambda rush: rush.push_tasks(XSS)),
     "push_finished": (PUSH, lambda rush: rush.push_finished_tasks(XSS, XSS)),
     "push_failed": (PUSH, lambda rush: rush.push_failed_tasks(XSS)),
+    "stop_when": (STOP_WHEN, lambda rush: none_of(rush.stop_when(finished=1))),
+    "stop": (STOP_NETWORK, lambda rush: none_of(rush.stop("enough"))),
     "enter": (REGISTER, lambda rush: RushWorker(rush.network_id, rush.config, worker_id="first").__aenter__()),
 }
 

@@ -191,6 +191,54 @@ async def test_every_wait_ends_after_a_reconnect_though_its_events_were_missed(p
             await asyncio.wait([listening])
 
 
+@pytest.mark.parametrize("only", ["commands", "pubsub", None])
+async def test_waits_for_a_stop_and_for_places_end_after_a_reconnect(only: Any, proxy: Proxy, rush: Rush) -> None:
+    """The stop, or the resumption, comes during the outage."""
+    async with cut_off(proxy, rush) as far, RushWorker(rush.network_id, far.config) as worker:
+        async with RushWorker(rush.network_id, rush.config) as near:
+            await rush.stop_when(finished=1)
+            (key,) = await near.push_running_tasks([{"x": 1}])
+            stopping = asyncio.create_task(far.wait_until_stopped(need_workers=False))
+            starting = asyncio.create_task(worker.push_running_tasks([{"x": 2}]))
+            await far.wait_until(lambda counts: counts.running == 1)
+            proxy.stop_listening()
+            proxy.cut_all(only)
+            await near.finish_tasks(key, [{"y": 1}])
+            await proxy.listen()
+            async with asyncio.timeout(TIMEOUT):
+                assert (await stopping).rule == "finished"
+                assert await starting == []
+            await soon(lambda: worker.terminated)
+            proxy.stop_listening()
+            proxy.cut_all(only)
+            await rush.resume(finished=2)
+            await proxy.listen()
+            await soon(lambda: not worker.terminated and far.stop_reason is None)
+            assert len(await worker.push_running_tasks([{"x": 2}] * 2)) == 1
+
+
+async def test_a_durable_server_that_was_killed_keeps_the_stop_and_the_rules(durable: Server) -> None:
+    async with Rush("restarted", durable.config) as rush, RushWorker("restarted", durable.config) as worker:
+        await rush.stop_when(finished=2, seconds=10_000)
+        await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
+        durable.kill()
+        durable.start()
+        async with asyncio.timeout(TIMEOUT):
+            keys = await worker.push_running_tasks([{"x": 1}] * 3)
+            assert len(keys) == 1
+            await worker.finish_tasks(keys, [{"y": 1}])
+        reason = rush.stop_reason
+        assert reason is not None
+        durable.kill()
+        durable.start()
+        async with asyncio.timeout(TIMEOUT):
+            assert await worker.push_running_tasks([{"x": 1}]) == []
+            assert await rush.stop_when(finished=2, seconds=10_000) == reason
+            await rush.resume()
+            assert len(await worker.push_running_tasks([{"x": 1}])) == 1
+        await rush.reset()
+
+
 @pytest.mark.parametrize("only", ["commands", "pubsub"])
 async def test_a_listener_gets_every_event_or_events_missed_whichever_connection_is_cut(
     only: Any, proxy: Proxy, rush: Rush

@@ -20,6 +20,7 @@ from rush_async.store.report_entry import Report
 from rush_async.store.reports import REPORT
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS
+from rush_async.store.stop_rules import STOP_NETWORK, STOP_WHEN
 from rush_async.store.tasks import CANCEL, FINISH, POP, PUSH, RESET, RETRY
 from rush_async.store.workers import DEREGISTER, REGISTER
 from rush_async.testing import wait_until
@@ -227,6 +228,33 @@ def ranks_are_those_of_their_moment(stage: Stage, _: Any, results: list[Any]) ->
     assert stage.server.raw.zcard(f"{stage.keys.rankings}:rung") == len(results)
 
 
+async def stop_when(stage: Stage, _: Any, n: int) -> Any:
+    return await stage.rush.stop_when(finished=2, seconds=60)
+
+
+async def resume(stage: Stage, _: Any, n: int) -> Any:
+    await stage.rush.resume(finished=2, seconds=60)
+
+
+async def stopped(stage: Stage) -> Any:
+    return await stage.rush.stop("before")
+
+
+def rules_are_set_once(stage: Stage, _: Any, results: list[Any]) -> None:
+    meta = stage.server.raw.hgetall(stage.keys.meta)
+    assert meta[b"stop"] == b""
+    assert meta[b"seq"] == b"4" if stage.rush.stop_reason else b"3"  # two workers, the stop if there was one, and the rules
+
+
+async def stop(stage: Stage, _: Any, n: int) -> Any:
+    return await stage.rush.stop("enough")
+
+
+def all_got_the_reason(stage: Stage, _: Any, results: list[Any]) -> None:
+    assert set(results) == {stage.rush.stop_reason}
+    assert results[0].detail == "enough"
+
+
 CASES = {
     "push_queued": Case(PUSH, push_queued, state_of("queued")),
     "push_running": Case(PUSH, push_running, state_of("running")),
@@ -248,10 +276,13 @@ CASES = {
     "claim": Case(CLAIM, claim, all_got_the_same, n_callers=1),
     "claim_in_vain": Case(CLAIM, claim, all_got_the_same, claimed_by_another, n_callers=1),
     "rank": Case(RANK, rank, ranks_are_those_of_their_moment, n_callers=1),
+    "stop_when": Case(STOP_WHEN, stop_when, rules_are_set_once, n_callers=1),
+    "resume": Case(STOP_WHEN, resume, rules_are_set_once, stopped, n_callers=1),
+    "stop": Case(STOP_NETWORK, stop, all_got_the_reason, n_callers=1),
 }
 GROWS = (
     *("push_queued", "push_running", "push_within_a_budget", "push_unique", "push_finished", "push_failed"),
-    *("retry", "register", "set_attrs", "claim", "claim_in_vain", "rank", "report"),
+    *("retry", "register", "set_attrs", "claim", "claim_in_vain", "rank", "report", "stop_when", "resume"),
 )
 
 

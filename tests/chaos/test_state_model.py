@@ -18,7 +18,9 @@ from rush_async import (
     Counts,
     Event,
     NetworkReset,
+    NetworkResumed,
     NetworkStateError,
+    NetworkStopped,
     Rush,
     RushClient,
     RushConfig,
@@ -42,6 +44,8 @@ ELSEWHERE, LISTENING = 29.0, 28.0
 WORKERS, CLIENTS = st.integers(0, 2), st.integers(0, 4)
 SIZES = st.integers(1, 4)
 NAMES = st.sampled_from(["ape", "bee", "owl"])
+MORE = st.none() | st.integers(0, 6)  # how many more tasks may finish or fail, by a rule
+HUGE = 1_000_000
 
 
 @dataclass
@@ -69,6 +73,24 @@ class Model:
         self.ranking: dict[str, float] = {}
         self.reports: list[tuple[str, int, int]] = []  # key, attempt, step
         self.points: dict[str, str] = {}  # name -> key of the last task that was pushed with it and `unique`
+        self.rules: dict[str, int] = {}  # finished, failed
+        self.is_stopped = False
+        self.n_changes = 0  # of the rules of a network that runs: they have a number, and no event
+
+    @property
+    def n_places(self) -> int:
+        """How many tasks may start."""
+        if self.is_stopped:
+            return 0
+        return max(0, self.rules.get("finished", HUGE) - self.counts.running - self.counts.finished)
+
+    def true_rule(self, rules: dict[str, int]) -> str | None:
+        """The first rule that is true."""
+        return next((rule for rule in ("finished", "failed") if getattr(self.counts, rule) >= rules.get(rule, HUGE)), None)
+
+    def judge(self) -> None:
+        """Stops the network where a rule is true: after each call that may finish or fail a task."""
+        self.is_stopped = self.is_stopped or self.true_rule(self.rules) is not None
 
     def keys(self, *states: str) -> list[str]:
         return [key for key, task in self.tasks.items() if task.state in states]
@@ -87,12 +109,15 @@ class Replay:
         self.queue: list[str] = []
         self.finished: list[str] = []
         self.n_resets = 0
+        self.n_skipped = 0
+        self.is_stopped = False
         self.wrong: list[str] = []
 
     def take(self, event: Event) -> None:
         match event:
             case NetworkReset():
                 self.seq, self.states, self.queue, self.finished = 0, {}, [], []
+                self.n_skipped, self.is_stopped = 0, False
                 self.n_resets += 1
                 return
             case TasksQueued(keys=keys):
@@ -102,6 +127,8 @@ class Replay:
                     self._move(event, (key,), (None, "failed", "running"), "queued")
                     self.queue.insert(at, key)
             case TasksStarted(keys=keys):
+                if self.is_stopped:
+                    self.wrong.append(f"{event} in a stopped network")
                 self._move(event, keys, (None, "queued"), "running")
             case TasksFinished(keys=keys):
                 self._move(event, keys, (None, "running"), "finished")
@@ -110,9 +137,14 @@ class Replay:
                 self._move(event, keys, (None, "queued", "running"), "failed")
             case WorkerStarted() | WorkerLost():
                 pass
+            case NetworkStopped() | NetworkResumed():
+                if self.is_stopped == isinstance(event, NetworkStopped):
+                    self.wrong.append(f"{event} comes twice")
+                self.is_stopped = isinstance(event, NetworkStopped)
             case _:
                 self.wrong.append(f"unexpected {event}")
-        if event.seq != self.seq + 1:
+        self.n_skipped += event.seq - self.seq - 1
+        if event.seq <= self.seq:
             self.wrong.append(f"{event} follows {self.seq}")
         self.seq = event.seq
 
@@ -194,9 +226,10 @@ class RandomCalls(RuleBasedStateMachine):
 
     @rule(who=WORKERS, n=SIZES)
     def push_running(self, who: int, n: int) -> None:
-        xss = self.new_xss(n)
-        keys = self.run(self.workers[who].push_running_tasks(xss))
-        self.created(keys, xss, "running", worker=who, attempt=1)
+        xss, is_full = self.new_xss(n), self.model.n_places == 0 and not self.model.is_stopped
+        # Without a budget it would wait for a place.
+        keys = self.run(self.workers[who].push_running_tasks(xss, budget=HUGE if is_full else None))
+        self.created(keys, xss[: self.model.n_places], "running", worker=who, attempt=1)
 
     @rule(who=WORKERS, n=SIZES, room=st.integers(0, 5))
     def push_running_within_a_budget(self, who: int, n: int, room: int) -> None:
@@ -204,7 +237,7 @@ class RandomCalls(RuleBasedStateMachine):
         budget = counts.queued + counts.running + counts.finished + room
         xss = self.new_xss(n)
         keys = self.run(self.workers[who].push_running_tasks(xss, budget=budget))
-        self.created(keys, xss[: min(n, room)], "running", worker=who, attempt=1)
+        self.created(keys, xss[: min(n, room, self.model.n_places)], "running", worker=who, attempt=1)
 
     @rule(who=CLIENTS, names=st.lists(NAMES, min_size=1, max_size=4))
     def push_unique(self, who: int, names: list[str]) -> None:
@@ -218,6 +251,7 @@ class RandomCalls(RuleBasedStateMachine):
         counts = self.model.counts
         budget = counts.queued + counts.running + counts.finished + room
         xss = [{"x": serial, "name": name} for serial, name in enumerate(names)]
+        room = min(room, self.model.n_places)
         entries = self.run(self.workers[who].push_running_tasks(xss, unique=["name"], budget=budget))
         keys = self.created_with_points(entries, xss, "running", worker=who, attempt=1)
         if len(entries) < len(
@@ -251,6 +285,7 @@ class RandomCalls(RuleBasedStateMachine):
         for key, ys in zip(keys, yss, strict=True):
             self.model.tasks[key].ys = ys
         self.model.finished += keys
+        self.model.judge()
 
     @rule(who=CLIENTS, n=SIZES)
     def push_failed(self, who: int, n: int) -> None:
@@ -259,6 +294,7 @@ class RandomCalls(RuleBasedStateMachine):
         self.created(keys, xss, "failed")
         for key in keys:
             self.model.tasks[key].message = "pushed as failed"
+        self.model.judge()
 
     def created(self, keys: list[str], xss: list[dict[str, Any]], state: str, **rest: Any) -> None:
         assert len(keys) == len(xss)
@@ -269,7 +305,7 @@ class RandomCalls(RuleBasedStateMachine):
     @rule(who=WORKERS)
     def pop(self, who: int) -> None:
         task = self.run(self.workers[who].pop_task(timeout=0))
-        if not self.model.queue:
+        if not self.model.queue or not self.model.n_places:
             assert task is None
             return
         assert task is not None
@@ -291,6 +327,7 @@ class RandomCalls(RuleBasedStateMachine):
         for key in moved:
             self.model.tasks[key].ys, self.model.tasks[key].message = yss[keys.index(key)], None
         self.model.finished += moved
+        self.model.judge()
 
     @rule(who=WORKERS, data=st.data())
     def fail(self, who: int, data: st.DataObject) -> None:
@@ -299,6 +336,7 @@ class RandomCalls(RuleBasedStateMachine):
         assert moved == self.ended(who, keys, "failed")
         for key in moved:
             self.model.tasks[key].message = "it failed"
+        self.model.judge()
 
     @rule(who=WORKERS, data=st.data())
     def report(self, who: int, data: st.DataObject) -> None:
@@ -356,6 +394,7 @@ class RandomCalls(RuleBasedStateMachine):
         for key in moved:
             self.model.tasks[key].state, self.model.tasks[key].message = "failed", "Removed from queue"
         self.model.queue = []
+        self.model.judge()
 
     @rule(who=CLIENTS, data=st.data())
     def cancel(self, who: int, data: st.DataObject) -> None:
@@ -367,6 +406,7 @@ class RandomCalls(RuleBasedStateMachine):
             if task.state == "queued":
                 self.model.queue.remove(key)
             task.state, task.message = "failed", "Task was cancelled"
+        self.model.judge()
 
     @rule(who=WORKERS)
     def kill(self, who: int) -> None:
@@ -387,6 +427,7 @@ class RandomCalls(RuleBasedStateMachine):
         head = self.run(self.manager.keys_with_state("queued"))["queued"][: len(again)]
         assert sorted(head) == sorted(again)
         self.model.queue = head + self.model.queue
+        self.model.judge()
         self.run(self._replace(who))
 
     def name_of(self, worker: int) -> str:
@@ -403,6 +444,47 @@ class RandomCalls(RuleBasedStateMachine):
         new = await self.stack.enter_async_context(RushWorker(old.network_id, old.config))
         self.workers[who] = self.clients[2 + who] = new
         assert new.n_tasks >= 0  # from now on it follows the network
+
+    def limits(self, finished: int | None, failed: int | None) -> dict[str, Any]:
+        """Rules that so many more tasks make true."""
+        counts = self.model.counts
+        limits = {"finished": (finished, counts.finished), "failed": (failed, counts.failed)}
+        return {rule: max(1, n + more) for rule, (more, n) in limits.items() if more is not None}
+
+    @rule(who=CLIENTS, finished=MORE, failed=MORE)
+    def stop_when(self, who: int, finished: int | None, failed: int | None) -> None:
+        rules, model = self.limits(finished, failed), self.model
+        rules = rules or {"finished": 3}
+        try:
+            reason = self.run(self.clients[who].stop_when(**rules))
+        except NetworkStateError:
+            assert model.is_stopped
+            assert rules != model.rules
+            return
+        assert not model.is_stopped or rules == model.rules
+        model.n_changes += rules != model.rules
+        model.rules = rules
+        model.judge()
+        assert (reason is not None) == model.is_stopped
+
+    @rule(who=CLIENTS, finished=MORE, failed=MORE)
+    def resume(self, who: int, finished: int | None, failed: int | None) -> None:
+        rules, model = self.limits(finished, failed), self.model
+        try:
+            self.run(self.clients[who].resume(**rules))
+        except ValueError:
+            assert model.true_rule(rules) is not None
+            return
+        assert model.true_rule(rules) is None
+        exists = self.replay.seq > 0 or model.n_changes or model.tasks
+        model.n_changes += not model.is_stopped and bool(exists or rules)
+        model.rules, model.is_stopped = rules, False
+
+    @rule(who=CLIENTS)
+    def stop(self, who: int) -> None:
+        reason = self.run(self.clients[who].stop("by the test"))
+        assert (reason.rule == "manual") or self.model.is_stopped
+        self.model.is_stopped = True
 
     @precondition(lambda self: self.model.tasks)
     @rule(who=st.integers(0, 1))
@@ -450,7 +532,8 @@ class RandomCalls(RuleBasedStateMachine):
     @rule()
     def pop_together(self) -> None:
         tasks = self.run(_together([worker.pop_task(timeout=0) for worker in self.workers]))
-        taken, self.model.queue = self.model.queue[:3], self.model.queue[3:]
+        n = min(3, self.model.n_places)
+        taken, self.model.queue = self.model.queue[:n], self.model.queue[n:]
         assert sorted(task.key for task in tasks if task is not None) == sorted(taken)
         for who, task in enumerate(tasks):
             if task is not None:
@@ -472,6 +555,7 @@ class RandomCalls(RuleBasedStateMachine):
         new = self.run(self.manager.keys_with_state("finished"))["finished"][len(self.model.finished) :]
         assert sorted(new) == sorted(results[0] + results[2])
         self.model.finished += new
+        self.model.judge()
 
     # what holds after each call
 
@@ -494,8 +578,13 @@ class RandomCalls(RuleBasedStateMachine):
         assert sorted(keys["running"]) == sorted(model.keys("running"))
         assert sorted(keys["failed"]) == sorted(model.keys("failed"))
         seq = int(cast("Any", self.raw).hget(f"rush:{{{self.manager.network_id}}}:meta", "seq") or 0)
-        await wait_until(lambda: self.replay.seq == seq or self.replay.wrong)
-        assert self.replay.wrong == []
+        for client in self.clients:
+            await wait_until(lambda client=client: (client.stop_reason is not None) == model.is_stopped)
+        assert {worker.terminated for worker in self.workers} == {model.is_stopped}
+        replay = self.replay
+        await wait_until(lambda: replay.seq + model.n_changes - replay.n_skipped == seq or replay.wrong)
+        assert replay.wrong == []
+        assert replay.is_stopped == model.is_stopped
         assert self.replay.states == {key: task.state for key, task in model.tasks.items()}
         assert self.replay.queue == model.queue
         assert self.replay.finished == model.finished

@@ -33,6 +33,7 @@ from rush_async import (
     rsh,
 )
 from rush_async.client.shared_state import SharedState
+from rush_async.client.stopping import Stopping
 from rush_async.embedded.server import find_server
 from rush_async.testing import wait_until
 from tests.proxy import Proxy
@@ -423,6 +424,11 @@ CALLS: dict[str, Callable[[RushClient], Any]] = {
     "ranking_add": lambda rush: rush.ranking("a").add("key", 1),
     "ranking_rank": lambda rush: rush.ranking("a").rank("key"),
     "ranking_best": lambda rush: rush.ranking("a").best(0),
+    "stop_when": lambda rush: rush.stop_when(finished=2**40),
+    "stop_when_better": lambda rush: rush.stop_when(target={"y": 0.0}),
+    "resume": lambda rush: rush.resume(),
+    "stop": lambda rush: rush.stop(),
+    "wait_until_stopped": lambda rush: rush.wait_until_stopped(),
     "ranking_size": lambda rush: rush.ranking("a").size(),
 }
 MANAGER_CALLS: dict[str, Callable[[Rush], Any]] = {
@@ -451,6 +457,8 @@ PROPERTIES: list[Callable[[RushClient], Any]] = [
     lambda rush: rush.n_finished_tasks,
     lambda rush: rush.n_failed_tasks,
     lambda rush: rush.n_tasks,
+    lambda rush: rush.stop_reason,
+    lambda rush: rush.n_running_workers,
 ]
 
 
@@ -459,6 +467,7 @@ PROPERTIES: list[Callable[[RushClient], Any]] = [
     [
         (RushClient, CALLS, "CALLS"),
         (SharedState, CALLS, "CALLS"),
+        (Stopping, CALLS, "CALLS"),
         (Rush, MANAGER_CALLS, "MANAGER_CALLS"),
         (RushWorker, WORKER_CALLS, "WORKER_CALLS"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import signal
 import sys
 import time
@@ -24,6 +25,31 @@ async def serve(rush: RushWorker) -> None:
     async for task in rush.tasks():
         async with task:
             task.ys = {"y": task.xs["x"] * 2}
+
+
+async def start_until_stopped(rush: RushWorker, finished: int) -> None:
+    """Sets the rule that all set, and starts tasks in one of the four ways until the network stops. Some fail."""
+    chance = random.Random(rush.worker_id)
+    await rush.stop_when(finished=finished)
+    way = rush.number % 4
+    while not rush.terminated:
+        if way == 0:
+            task = await rush.pop_task(timeout=None)
+        elif way == 1:
+            task = await rush.task({"x": way}, budget=10 * finished).__aenter__()
+        else:
+            keys = await rush.push_running_tasks([{"x": way}] * (way - 1))
+            await asyncio.sleep(chance.random() / 20)
+            if keys and chance.random() < 0.1:
+                await rush.fail_tasks(keys.pop())
+            await rush.finish_tasks(keys, [{"y": 1.0}] * len(keys))
+            continue
+        if task is not None:
+            await asyncio.sleep(chance.random() / 20)
+            if chance.random() < 0.1:
+                await rush.fail_tasks(task.key)
+            else:
+                await rush.finish_tasks(task.key, [{"y": 0.5}])
 
 
 async def hold(rush: RushWorker) -> None:
