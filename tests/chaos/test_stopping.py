@@ -11,6 +11,7 @@ import random
 import signal
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -22,13 +23,17 @@ from rush_async import (
     NetworkStopped,
     Processes,
     Rush,
+    RushWorker,
     StopReason,
     TasksFinished,
     TasksStarted,
 )
 from rush_async.testing import wait_until
+from tests.chaos.servers import SmallServer, small_server
 from tests.chaos.test_lost_workers import pids
 from tests.launch.loops_of_tests import start_until_stopped
+
+__all__ = ["small_server"]
 
 N_RUNS = int(os.environ.get("RUSH_CHAOS_RUNS", "5"))
 N_TASKS, N_MORE = 500, 20
@@ -111,6 +116,39 @@ async def test_exactly_so_many_tasks_finish_while_processes_are_killed_and_repla
         await assert_no_record_starts_after(rush, again)
         await wait_until(lambda: n_finished(events) == N_TASKS + N_MORE)
         assert_no_start_while_stopped(events, [stop, again])
+
+
+@pytest.mark.parametrize(
+    ("rules", "yss", "detail"),
+    [
+        ({"finished": 2}, [1, 1], "2 tasks have finished"),
+        ({"failed": 1}, [1, None], "1 tasks have failed"),
+        ({"target": {"y": 0.5}}, [float("nan"), 2**63, 0.5], "y = 0.5 has reached 0.5"),
+        ({"target": {"y": 1e18}, "maximize": True}, [-1, 2**63], "y = 9.223372037e+18 has reached 1e+18"),
+        ({"patience": ("y", 2)}, [3, 2.5, 2.5, 4], "y has not improved in 2 finished tasks; its best is 2.5"),
+        ({"seconds": 0.3}, [], "0.3 seconds have passed"),
+    ],
+    ids=["finished", "failed", "target", "maximize", "patience", "seconds"],
+)
+async def test_rules_are_judged_alike_by_valkey_and_redis(
+    small_server: SmallServer, rules: dict[str, Any], yss: list[float | None], detail: str
+) -> None:
+    async with Rush("both", small_server.config) as rush, RushWorker("both", small_server.config) as worker:
+        await rush.stop_when(**rules)
+        for y in yss:
+            assert rush.stop_reason is None
+            (key,) = await worker.push_running_tasks([{"x": 1}])
+            await (worker.fail_tasks(key) if y is None else worker.finish_tasks(key, [{"y": y}]))
+        if "seconds" in rules:
+            await rush.wait_until_stopped()
+        reason = await rush.stop("in vain")
+        assert (reason.rule, reason.detail) == (next(iter(rules)), detail)
+        assert await worker.push_running_tasks([{"x": 1}]) == []
+        assert await rush.stop_when(**rules) == reason
+        await rush.resume()
+        await wait_until(lambda: not worker.terminated)
+        assert len(await worker.push_running_tasks([{"x": 1}])) == 1
+        await rush.reset()
 
 
 def n_finished(events: Sequence[Event]) -> int:

@@ -25,6 +25,8 @@ from rush_async import (
     Rush,
     RushConfig,
     RushWorker,
+    StopReason,
+    StopRule,
     Task,
     TaskReported,
     TasksFinished,
@@ -61,6 +63,7 @@ async def opening() -> None:
         assert_type(worker, RushWorker)
         assert_type(worker.worker_id, str)
         assert_type(worker.terminated, bool)
+        assert_type(worker.stop_reason, StopReason | None)
 
 
 async def tasks(rush: Rush) -> None:
@@ -191,6 +194,15 @@ async def workers(rush: Rush) -> None:
     assert_type(ids, list[str])
     assert_type(await rush.wait_for_workers(4, timeout=5), None)
     assert_type(await rush.stop_workers(ids, mode="kill"), None)
+    assert_type(
+        await rush.stop_when(finished=5, failed=5, seconds=60, target={"y": 0}, patience=("y", 5), maximize=True),
+        StopReason | None,
+    )
+    assert_type(await rush.resume(seconds=60), None)
+    reason = await rush.wait_until_stopped(timeout=5, need_workers=False)
+    assert_type((reason.rule, reason.at, reason.seq, reason.detail), tuple[StopRule, datetime, int, str])
+    assert_type(await rush.stop("why"), StopReason)
+    assert_type(rush.n_running_workers, int)
     assert_type(await rush.join_workers(check=False), list[WorkerExit])
     assert_type(await rush.reset(workers=False), None)
 
