@@ -1,11 +1,12 @@
-"""What the clients of a network share beside its tasks: attributes, claims and rankings."""
+"""What the clients of a network share beside its tasks: attributes, also those of tasks, claims and rankings."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
-from rush_async.client.arguments import as_number, as_text
+from rush_async.client.arguments import as_keys, as_number, as_text
 from rush_async.client.session import Session, Shared
 from rush_async.store.records import as_record
 from rush_async.store.shared_state import SharedStateStore
@@ -40,10 +41,7 @@ class SharedState(Session[S]):
             NetworkStateError: the network would have more than 10,000 attributes; none was set.
         """
         store = self._net.shared_state
-        record = as_record(values, "values")
-        for name in record:
-            as_text(name, "the name of an attribute")
-        if record:
+        if record := _as_attrs(values):
             await store.set_attrs(record)
 
     async def attrs(self, *names: str) -> dict[str, Any]:
@@ -60,6 +58,39 @@ class SharedState(Session[S]):
         """
         store = self._net.shared_state
         return await store.attrs([as_text(name, "the name of an attribute") for name in names])
+
+    async def set_task_attrs(self, key: str, values: Any) -> None:
+        """Sets attributes of a task that is queued or running, all in one step. Other attributes of it stay as they are, also
+        when it is tried again; once it has ended they change no more.
+
+        Args:
+            key: the task, whichever worker runs it.
+            values: names and their values, as in `set_attrs`.
+
+        Raises:
+            EncodeError: a value cannot be stored, and the message has the path to it; or those of the task would take more than
+                1 MiB.
+            NetworkStateError: the task is neither queued nor running, or would have more than 1,000 attributes; none was set.
+        """
+        store = self._net.shared_state
+        key = as_text(key, "a key")
+        if record := _as_attrs(values):
+            await store.set_task_attrs(key, record)
+
+    async def task_attrs(self, keys: str | Sequence[str]) -> list[dict[str, Any]]:
+        """Reads the attributes of tasks in any state.
+
+        Args:
+            keys: one key or several.
+
+        Returns:
+            For each key name -> value, in the order in which they were first set; empty without any.
+
+        Raises:
+            DecodeError: another program wrote what this library cannot read.
+        """
+        store = self._net.shared_state
+        return await store.task_attrs([as_text(key, "a key") for key in as_keys(keys)])
 
     async def claim(self, name: str, value: Any) -> Any:
         """Claims a name for a value, if it has none yet. A claim stays until the network is reset.
@@ -147,6 +178,13 @@ class Ranking:
     async def size(self) -> int:
         """Returns how many keys the ranking has."""
         return await self._store.size(self.name, self._direction)
+
+
+def _as_attrs(values: Any) -> dict[str, Any]:
+    record = as_record(values, "values")
+    for name in record:
+        as_text(name, "the name of an attribute")
+    return record
 
 
 def _as_score(score: Any) -> float:

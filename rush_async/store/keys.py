@@ -33,6 +33,7 @@ class NetworkKeys(NamedTuple):
     log: str
     starts: str
     attributes: str
+    task_attributes: str
     claims: str
     rankings: str
     reports: str

@@ -1,4 +1,4 @@
-"""What the clients of a network share beside its tasks, typed: attributes, claims and rankings."""
+"""What the clients of a network share beside its tasks, typed: attributes, also those of tasks, claims and rankings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import Any
 
 from rush_async.errors import DecodeError, EncodeError, NetworkStateError
 from rush_async.store.calls import Batcher
-from rush_async.store.codec import decode, encode
+from rush_async.store.codec import decode, decode_all, encode
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.scripts import MOST_BYTES, Request, Script
+from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Request, Script
+from rush_async.store.task_reads import slices
 from rush_async.wire.connection import Connection
 from rush_async.wire.transport import Word
 
 __all__ = ["SharedStateStore"]
 
 SET_ATTRS = Script("set_attrs", keys=("attributes",), item=("name", "value"), memory="grows", creates=True)
+SET_TASK_ATTRS = Script("set_task_attrs", keys=("task_attributes",), args=("key",), item=("name", "value"), memory="grows")
 CLAIM = Script("claim", keys=("claims",), args=("name", "value"), memory="grows", creates=True)
 RANK = Script("rank", keys=("rankings",), args=("name", "direction", "key", "score"), memory="grows", creates=True)
 
@@ -39,8 +41,7 @@ class SharedStateStore:
             EncodeError: a value cannot be stored, or all of them take too many bytes.
             NetworkStateError: the network would have too many attributes.
         """
-        args = [word for name, value in values.items() for word in (name.encode(), encode(value, f"values[{name!r}]"))]
-        _check_size(args, "values", "set them in several calls, or store the large part elsewhere and set where it is")
+        args = _packed(values)
         if n_too_many := await self._calls.call(Request(SET_ATTRS, args)):
             raise NetworkStateError(
                 f"{self.keys.attributes} may hold 10,000 names and would hold {n_too_many:,} more, so nothing was set: "
@@ -56,6 +57,51 @@ class SharedStateStore:
             flat: list[bytes] = await self._connection.ask("HGETALL", self.keys.attributes)
             pairs = sorted(zip(flat[::2], flat[1::2], strict=True))
         return {_text(self.keys.attributes, name): _value(self.keys.attributes, name, raw) for name, raw in pairs}
+
+    async def set_task_attrs(self, key: str, values: Mapping[str, Any]) -> None:
+        """Sets attributes of a queued or running task, all of these or none.
+
+        Raises:
+            EncodeError: a value cannot be stored, or they take too many bytes.
+            NetworkStateError: the task is neither queued nor running, or would have too many attributes.
+        """
+        args = _packed(values)
+        match await self._calls.call(Request(SET_TASK_ATTRS, [key.encode(), *args])):
+            case b"set":
+                return
+            case b"ended":
+                raise NetworkStateError(
+                    f"task {key!r:.80} of {self.keys.task_attributes} is neither queued nor running, so nothing was set: it "
+                    "ended, never existed, or was deleted by a reset"
+                )
+            case b"names":
+                raise NetworkStateError(
+                    f"task {key!r:.80} of {self.keys.task_attributes} would have more than 1,000 attributes, so nothing was "
+                    "set: set one attribute to a mapping, or report what is many"
+                )
+            case b"bytes":
+                raise EncodeError(
+                    f"the attributes of task {key!r:.80} of {self.keys.task_attributes} would take more than {MOST_BYTES:,} "
+                    "bytes, so nothing was set: store the large part elsewhere and set where it is"
+                )
+            case _:
+                raise DecodeError(f"{self.keys.task_attributes} holds no attributes of this library under {key!r:.80}")
+
+    async def task_attrs(self, keys: Sequence[str]) -> list[dict[str, Any]]:
+        """Returns the attributes of each of these tasks, in the order in which they were first set."""
+        raws: list[bytes | None] = []
+        for chunk in slices(keys, MOST_TASKS):
+            raws += await self._connection.ask("HMGET", self.keys.task_attributes, *chunk)
+        return [{} if raw is None else self._task_attrs(key, raw) for key, raw in zip(keys, raws, strict=True)]
+
+    def _task_attrs(self, key: str, raw: bytes) -> dict[str, Any]:
+        where = f"{self.keys.task_attributes}, task {key!r:.80},"
+        try:
+            flat = decode_all(raw)
+            pairs = [(name.encode(), value) for name, value in zip(flat[::2], flat[1::2], strict=True)]
+        except (AttributeError, ValueError) as error:
+            raise DecodeError(f"{where} holds no attributes of this library: {error}") from error
+        return {name.decode(): _value(where, name, value) for name, value in pairs}
 
     # claims
 
@@ -140,6 +186,13 @@ class SharedStateStore:
 def _as_stored(score: float, direction: bytes) -> float:
     """Returns a score as the sorted set has it, or one of the sorted set as callers have it."""
     return 0.0 + score if direction == b"min" else 0.0 - score  # a zero has no sign then
+
+
+def _packed(values: Mapping[str, Any]) -> list[Word]:
+    """Returns names and values as words; raises `EncodeError` where they cannot be stored."""
+    args: list[Word] = [word for name, value in values.items() for word in (name.encode(), encode(value, f"values[{name!r}]"))]
+    _check_size(args, "values", "set them in several calls, or store the large part elsewhere and set where it is")
+    return args
 
 
 def _check_size(args: Sequence[Word], what: str, remedy: str) -> None:

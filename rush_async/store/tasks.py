@@ -55,7 +55,8 @@ RESET = Script(
     *("reset",),
     keys=(
         *("queue", "control", "workers", "passing", "leases", "processes", "log", "starts"),
-        *("attributes", "claims", "rankings", "reports", "report_events", "reserved", "returned", "points"),
+        *("attributes", "claims", "rankings", "reports", "report_events", "reserved", "returned", "points",
+          "task_attributes"),
     ),
     args=("what",),
 )

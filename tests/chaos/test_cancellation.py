@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -52,6 +52,8 @@ CallName = Literal[
     "counts",
     "set_attrs",
     "attrs",
+    "set_task_attrs",
+    "task_attrs",
     "claim",
     "rank",
     "best",
@@ -198,6 +200,12 @@ class Crowd:
                 await worker.set_attrs({"a": 1, f"of {who}": next(self.serial)})
             case "attrs":
                 assert (await worker.attrs()).get("a", 1) == 1
+            case "set_task_attrs":
+                with suppress(NetworkStateError):  # the task may have ended
+                    await worker.set_task_attrs(key, {"a": 1, f"of {who}": next(self.serial)})
+            case "task_attrs":
+                (attrs,) = await worker.task_attrs(key)
+                assert attrs.get("a", 1) == 1
             case "claim":
                 winner = await worker.claim("who", worker.worker_id)
                 assert winner == await self.steady.claim("who", "late")

@@ -16,7 +16,7 @@ from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
 from rush_async.store.reports import REPORT
 from rush_async.store.scripts import Script
-from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS
+from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS, SET_TASK_ATTRS
 from rush_async.store.stop_rules import STOP_NETWORK, STOP_WHEN
 from rush_async.store.tasks import CANCEL, FINISH, POP, PUSH, REMOVE, RESET, RETRY
 from rush_async.store.workers import DEREGISTER, PREPARE, REGISTER, RELEASE_LEASES, STOP, WorkerStore
@@ -92,6 +92,7 @@ class Stage:
             "rankings": raw.hgetall(keys.rankings),
             "ranking": raw.zrange(f"{keys.rankings}:rung", 0, -1, withscores=True),
             "reports": raw.xrange(keys.reports),
+            "task_attributes": raw.hgetall(keys.task_attributes),
         }
 
     def shape(self) -> dict[str, Any]:
@@ -253,6 +254,12 @@ async def set_attrs(stage: Stage, _: Any) -> Any:
     return await stage.near.attrs()
 
 
+async def set_task_attrs(stage: Stage, keys: list[str]) -> Any:
+    await stage.far.set_task_attrs(keys[0], {"a": 1, "b": [2]})
+    await stage.near.set_task_attrs(keys[0], {"b": 3})
+    return await stage.far.task_attrs(keys)
+
+
 async def claim(stage: Stage, theirs: Any) -> Any:
     return theirs, await stage.far.claim("design", "mine"), await stage.near.claim("design", "late")
 
@@ -376,6 +383,7 @@ CALLS = {
     "lose": Call(LOSE, lose, three_running),
     "ask_to_stop": Call(STOP, ask_to_stop),
     "set_attrs": Call(SET_ATTRS, set_attrs),
+    "set_task_attrs": Call(SET_TASK_ATTRS, set_task_attrs, three_queued),
     "claim": Call(CLAIM, claim),
     "claim_in_vain": Call(CLAIM, claim, claimed_by_another),
     "rank_in_a_new_ranking": Call(RANK, rank),

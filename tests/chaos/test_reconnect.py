@@ -437,6 +437,7 @@ async def test_on_a_full_server_running_tasks_end_and_a_reset_frees_memory(forge
                 RushWorker("full", forgetful.config).__aenter__(),
                 rush.set_attrs({"a": 1}),
                 rush.claim("a", 1),
+                rush.set_task_attrs(keys[0], {"a": 1}),
                 rush.ranking("a").add("key", 1),
             ):
                 with pytest.raises(ServerFullError):
@@ -453,6 +454,7 @@ async def test_on_a_full_server_running_tasks_end_and_a_reset_frees_memory(forge
             assert await rush.counts() == (0, 0, 1, 5)
             assert len(await rush.fetch_tasks()) == 6
             assert (await rush.attrs(), await rush.ranking("a").size()) == ({}, 0)
+            assert await rush.task_attrs(keys[:1]) == [{}]
         await rush.reset()
         assert forgetful.raw.dbsize() == 0
         fill(forgetful, 1_000_000)

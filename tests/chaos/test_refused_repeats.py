@@ -19,7 +19,7 @@ from rush_async.store.records import decode_task
 from rush_async.store.report_entry import Report
 from rush_async.store.reports import REPORT
 from rush_async.store.scripts import Script
-from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS
+from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS, SET_TASK_ATTRS
 from rush_async.store.stop_rules import STOP_NETWORK, STOP_WHEN
 from rush_async.store.tasks import CANCEL, FINISH, POP, PUSH, RESET, RETRY
 from rush_async.store.workers import DEREGISTER, REGISTER
@@ -207,6 +207,15 @@ def attributes_are_set(stage: Stage, _: Any, results: list[Any]) -> None:
     assert stage.server.raw.hlen(stage.keys.attributes) == len(results)
 
 
+async def set_task_attrs(stage: Stage, keys: list[str], n: int) -> Any:
+    await stage.rush.set_task_attrs(keys[n], {"a": n})
+    return await stage.rush.task_attrs(keys)
+
+
+def attributes_of_the_task_are_set(stage: Stage, keys: list[str], results: list[Any]) -> None:
+    assert results == [[{"a": 0}, {}, {}]]
+
+
 async def claim(stage: Stage, _: Any, n: int) -> Any:
     return await stage.rush.claim("design", "mine")
 
@@ -273,6 +282,7 @@ CASES = {
     "lose": Case(LOSE, lose, the_lost_one_is_gone, one_running_each, n_callers=1),
     "reset": Case(RESET, reset, nothing_is_left, three_queued, n_callers=1),
     "set_attrs": Case(SET_ATTRS, set_attrs, attributes_are_set, n_callers=1),
+    "set_task_attrs": Case(SET_TASK_ATTRS, set_task_attrs, attributes_of_the_task_are_set, three_queued, n_callers=1),
     "claim": Case(CLAIM, claim, all_got_the_same, n_callers=1),
     "claim_in_vain": Case(CLAIM, claim, all_got_the_same, claimed_by_another, n_callers=1),
     "rank": Case(RANK, rank, ranks_are_those_of_their_moment, n_callers=1),
@@ -282,7 +292,7 @@ CASES = {
 }
 GROWS = (
     *("push_queued", "push_running", "push_within_a_budget", "push_unique", "push_finished", "push_failed"),
-    *("retry", "register", "set_attrs", "claim", "claim_in_vain", "rank", "report", "stop_when", "resume"),
+    *("retry", "register", "set_attrs", "set_task_attrs", "claim", "claim_in_vain", "rank", "report", "stop_when", "resume"),
 )
 
 

@@ -15,6 +15,7 @@ from rush_async import (
     Event,
     EventsMissed,
     NetworkReset,
+    NetworkStateError,
     Rush,
     RushClient,
     RushConfig,
@@ -50,6 +51,12 @@ async def busy_blocks(worker: RushWorker) -> None:
 async def repeatedly(call: Callable[[], Awaitable[object]], done: asyncio.Event) -> None:
     while not done.is_set():
         await call()
+
+
+async def push_and_describe(client: RushClient) -> None:
+    (key,) = await client.push_tasks([{"x": 1}])
+    with suppress(NetworkStateError):  # it has ended, or a reset deleted it
+        await client.set_task_attrs(key, {"a": 1})
 
 
 async def push_and_wait(client: RushClient) -> None:
@@ -92,6 +99,7 @@ async def test_a_reset_during_calls_of_every_kind_leaves_no_key_and_ends_every_w
                 client.counts,
                 lambda client=client: client.set_attrs({"a": 1}),
                 lambda client=client: client.claim("a", 1),
+                lambda client=client: push_and_describe(client),
                 lambda client=client: client.ranking("rung").add("key", 1),
                 lambda client=client: client.stop_when(finished=2**40, patience=("y", 2**40)),
                 lambda client=client: client.resume(failed=2**40),

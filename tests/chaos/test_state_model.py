@@ -69,6 +69,7 @@ class Model:
         self.queue: list[str] = []
         self.finished: list[str] = []
         self.attrs: dict[str, int] = {}
+        self.task_attrs: dict[str, dict[str, int]] = {}
         self.claims: dict[str, int] = {}
         self.ranking: dict[str, float] = {}
         self.reports: list[tuple[str, int, int]] = []  # key, attempt, step
@@ -499,6 +500,17 @@ class RandomCalls(RuleBasedStateMachine):
         self.run(self.clients[who].set_attrs(values))
         self.model.attrs |= values
 
+    @rule(who=CLIENTS, values=st.dictionaries(NAMES, st.integers(), min_size=1, max_size=3), data=st.data())
+    def set_task_attrs(self, who: int, values: dict[str, int], data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from([*self.model.tasks, "unknown"]), "key")
+        try:
+            self.run(self.clients[who].set_task_attrs(key, values))
+        except NetworkStateError:
+            assert key not in self.model.keys("queued", "running")
+        else:
+            assert key in self.model.keys("queued", "running")
+            self.model.task_attrs[key] = self.model.task_attrs.get(key, {}) | values
+
     @rule(who=CLIENTS, name=NAMES, value=st.integers())
     def claim(self, who: int, name: str, value: int) -> None:
         assert self.run(self.clients[who].claim(name, value)) == self.model.claims.setdefault(name, value)
@@ -573,6 +585,8 @@ class RandomCalls(RuleBasedStateMachine):
         keys = await self.clients[self.serial % 5].keys_with_state()
         assert keys["queued"] == model.queue
         assert await self.clients[self.serial % 5].attrs() == model.attrs
+        known = list(model.tasks)
+        assert await self.clients[self.serial % 5].task_attrs(known) == [model.task_attrs.get(key, {}) for key in known]
         assert await self.clients[self.serial % 5].ranking("rung", maximize=True).best(10) == self.ranked
         assert keys["finished"] == model.finished
         assert sorted(keys["running"]) == sorted(model.keys("running"))

@@ -420,6 +420,8 @@ CALLS: dict[str, Callable[[RushClient], Any]] = {
     "set_attrs": lambda rush: rush.set_attrs({"a": 1}),
     "set_no_attrs": lambda rush: rush.set_attrs({}),
     "attrs": lambda rush: rush.attrs(),
+    "set_task_attrs": lambda rush: rush.set_task_attrs("key", {"a": 1}),
+    "task_attrs": lambda rush: rush.task_attrs("key"),
     "claim": lambda rush: rush.claim("a", 1),
     "ranking_add": lambda rush: rush.ranking("a").add("key", 1),
     "ranking_rank": lambda rush: rush.ranking("a").rank("key"),

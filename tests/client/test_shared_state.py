@@ -130,6 +130,110 @@ async def test_too_many_attributes_for_a_network_that_does_not_exist_yet_create_
     assert raw.keys("*") == []
 
 
+# attributes of tasks
+
+
+async def test_attributes_of_tasks_are_read_as_they_were_set_by_another_client(rush: Rush, rush_worker: RushWorker) -> None:
+    first, second = await rush.push_tasks([{"x": 1}, {"x": 2}])
+    await rush_worker.set_task_attrs(first, VALUES)
+    await rush.set_task_attrs(second, Point(1.0, np.float64(2.5)))
+    assert await rush.task_attrs([second, "unknown", first]) == [{"x1": 1.0, "x2": 2.5}, {}, VALUES]
+    assert await rush.task_attrs(second) == [{"x1": 1.0, "x2": 2.5}]
+    assert await rush.task_attrs([]) == []
+    assert await rush.attrs() == {}  # those of the network are apart
+
+
+async def test_clients_that_set_attributes_of_one_task_at_once_overwrite_none_of_another(
+    rush: Rush, rush_server: RushConfig
+) -> None:
+    (key,) = await rush.push_tasks([{"x": 1}])
+    async with AsyncExitStack() as stack:
+        configs = [replace(rush_server, retry_deadline=20.0 + at) for at in range(3)]
+        clients = [await stack.enter_async_context(Rush(rush.network_id, config)) for config in configs]
+        names = [(client, f"{at}.{n}") for at, client in enumerate(clients) for n in range(50)]
+        await asyncio.gather(*[client.set_task_attrs(key, {name: name, "last": name}) for client, name in names])
+    (attrs,) = await rush.task_attrs(key)
+    last = attrs.pop("last")
+    assert attrs == {name: name for _, name in names}
+    assert last in attrs
+
+
+async def test_attributes_of_a_task_stay_through_its_attempts_and_change_no_more_once_it_has_ended(
+    rush: Rush, rush_worker: RushWorker
+) -> None:
+    (key,) = await rush.push_tasks([{"x": 1}])
+    await rush.set_task_attrs(key, {"while": "queued"})
+    for attempt in (1, 2):
+        assert await rush_worker.pop_task(0) is not None
+        await rush.set_task_attrs(key, {"attempt": attempt})
+        await rush_worker.fail_tasks(key)
+        with pytest.raises(NetworkStateError, match=rf"task '{key}' of .*task_attributes is neither queued nor running"):
+            await rush.set_task_attrs(key, {"attempt": 0})
+        await rush.retry_tasks(key)
+    await rush_worker.pop_task(0)
+    await rush_worker.finish_tasks(key, [{"y": 1}])
+    with pytest.raises(NetworkStateError, match="so nothing was set: it ended, never existed, or was deleted by a reset"):
+        await rush.set_task_attrs(key, {"attempt": 0})
+    assert await rush.task_attrs(key) == [{"while": "queued", "attempt": 2}]
+    await rush.set_task_attrs(key, {})  # nothing to do
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "error", "words"),
+    [
+        ("unknown", {"a": 1}, NetworkStateError, "task 'unknown' of rush:.* is neither queued nor running"),
+        ("task", {"a": [1, object()]}, EncodeError, r"values\['a'\]\[1\]: builtins.object cannot be"),
+        ("task", {"a": "x" * MIB}, EncodeError, r"values and names take 1,048,\d+ bytes"),
+        ("task", {"": 1}, ValueError, "the name of an attribute must have at least one character"),
+        ("task", {7: 1}, TypeError, "values has the name 7 of type int"),
+        ("task", [("a", 1)], TypeError, "values must be a record"),
+        ("", {"a": 1}, ValueError, "a key must have at least one character"),
+        (["task"], {"a": 1}, TypeError, "a key must be a string, not list"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+async def test_what_cannot_be_an_attribute_of_a_task_is_an_error_and_nothing_is_set(
+    rush: Rush, raw: Any, keys: NetworkKeys, key: Any, values: Any, error: type[Exception], words: str
+) -> None:
+    (task,) = await rush.push_tasks([{"x": 1}])
+    with pytest.raises(error, match=words):
+        await rush.set_task_attrs(task if key == "task" else key, values)
+    assert not raw.exists(keys.task_attributes)
+
+
+async def test_a_task_has_at_most_1000_attributes_and_1_mib_of_them(rush: Rush) -> None:
+    many, large = await rush.push_tasks([{"x": 1}, {"x": 2}])
+    await rush.set_task_attrs(many, {f"n{at}": at for at in range(999)})
+    with pytest.raises(NetworkStateError, match="would have more than 1,000 attributes, so nothing was set"):
+        await rush.set_task_attrs(many, {"n0": "new", "a": 1, "b": 2})
+    await rush.set_task_attrs(many, {"n0": "new", "a": 1})
+    (attrs,) = await rush.task_attrs(many)
+    assert (len(attrs), attrs["n0"], attrs["a"]) == (1_000, "new", 1)
+    await rush.set_task_attrs(large, {"a": "x" * (MIB // 2)})
+    with pytest.raises(EncodeError, match="would take more than 1,048,576 bytes, so nothing was set"):
+        await rush.set_task_attrs(large, {"a": 1, "b": "x" * (MIB // 2), "c": "x" * (MIB // 2 - 20)})
+    await rush.set_task_attrs(large, {"a": "y" * (MIB - 100)})  # in place of the first
+    assert await rush.task_attrs(large) == [{"a": "y" * (MIB - 100)}]
+
+
+async def test_attributes_of_many_tasks_are_read_in_few_commands(rush: Rush, proxy: Proxy) -> None:
+    keys = await rush.push_tasks([{"x": x} for x in range(2_500)])
+    await rush.set_task_attrs(keys[-1], {"a": 1})
+    async with Rush(rush.network_id, rush.config.at(proxy.url)) as far:
+        before = n_calls(proxy)
+        assert await far.task_attrs(keys) == [{}] * 2_499 + [{"a": 1}]
+        assert n_calls(proxy) - before == 3
+
+
+@pytest.mark.parametrize("workers", [False, True])
+async def test_a_reset_deletes_the_attributes_of_tasks(rush: Rush, raw: Any, keys: NetworkKeys, workers: bool) -> None:
+    (key,) = await rush.push_tasks([{"x": 1}])
+    await rush.set_task_attrs(key, {"a": 1})
+    await rush.reset(workers=workers)
+    assert not raw.exists(keys.task_attributes)
+    assert await rush.task_attrs(key) == [{}]
+
+
 # claims
 
 

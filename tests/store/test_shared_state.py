@@ -140,3 +140,62 @@ async def test_a_claim_that_another_program_deleted_is_claimed_again(rush: Rush,
     await rush.claim("a", 1)
     raw.delete(keys_of(rush).claims)
     assert await rush.claim("a", 2) == 2
+
+
+# attributes of tasks
+
+
+async def test_attributes_of_a_task_are_kept_as_names_and_values_that_a_script_can_cut(rush: Rush, raw: Any) -> None:
+    (key,) = await rush.push_tasks([{"x": 1}])
+    await rush.set_task_attrs(key, {"a": 1, "ü": None})
+    await rush.set_task_attrs(key, {"a": [2]})
+    flat = [b"\xdb\0\0\0\x01a", b"\xc6\0\0\0\x02" + encode([2], ""), b"\xdb\0\0\0\x02\xc3\xbc", b"\xc6\0\0\0\x01\xc0"]
+    assert raw.hgetall(keys_of(rush).task_attributes) == {key.encode(): b"".join(flat)}
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(each=st.lists(st.dictionaries(st.text(min_size=1), PLAIN, min_size=1, max_size=5), min_size=1, max_size=4))
+def test_attributes_of_a_task_are_merged_in_the_order_in_which_they_were_first_set(
+    rush_server: RushConfig, each: list[dict[str, Any]]
+) -> None:
+    async def main() -> None:
+        async with Rush(config=rush_server) as rush:
+            try:
+                (key,) = await rush.push_tasks([{"x": 1}])
+                expected: dict[str, Any] = {}
+                for values in each:
+                    await rush.set_task_attrs(key, values)
+                    expected |= values
+                (found,) = await rush.task_attrs(key)
+                assert list(found.items()) == list(expected.items())
+            finally:
+                await rush.reset()
+
+    asyncio.run(main())
+
+
+PAIR = b"\xdb\0\0\0\x01a\xc6\0\0\0\x01\x01"
+
+
+@pytest.mark.parametrize("value", [*GARBAGE[1:], PAIR[:-1], PAIR[:6], PAIR[:3], PAIR + b"\x01", PAIR[6:] + PAIR[:6]])
+async def test_attributes_of_a_task_that_another_program_wrote_are_decode_errors_and_stay(
+    rush: Rush, raw: Any, value: bytes
+) -> None:
+    keys = await rush.push_tasks([{"x": 1}, {"x": 2}])
+    place = keys_of(rush).task_attributes
+    raw.hset(place, keys[0], value)
+    await rush.set_task_attrs(keys[1], {"good": 1})
+    for call in (rush.task_attrs(keys), rush.set_task_attrs(keys[0], {"a": 1})):
+        with pytest.raises(DecodeError, match=rf"rush:{{{rush.network_id}}}:task_attributes.* holds no .* of this library"):
+            await call
+    assert await rush.task_attrs(keys[1]) == [{"good": 1}]
+    assert raw.hget(place, keys[0]) == value
+
+
+async def test_a_value_of_a_task_that_is_none_of_ours_is_a_decode_error_with_its_name(rush: Rush, raw: Any) -> None:
+    (key,) = await rush.push_tasks([{"x": 1}])
+    raw.hset(keys_of(rush).task_attributes, key, PAIR[:-1] + b"\xc1")
+    with pytest.raises(DecodeError, match=rf"task_attributes, task '{key}', holds no value of this library under b'a'"):
+        await rush.task_attrs(key)
+    await rush.set_task_attrs(key, {"a": 2})  # it may be set again
+    assert await rush.task_attrs(key) == [{"a": 2}]

@@ -91,6 +91,8 @@ async def tasks(rush: Rush) -> None:
     assert_type(await rush.wait_until(lambda counts: counts.finished >= 100, timeout=5), Counts)
     assert_type(await rush.set_attrs({"stage": "design"}), None)
     assert_type(await rush.attrs("stage"), dict[str, Any])
+    assert_type(await rush.set_task_attrs("key", {"lr": 0.1}), None)
+    assert_type(await rush.task_attrs(["key"]), list[dict[str, Any]])
     assert_type(rush.ranking("rung 1"), Ranking)
     assert_type(await rush.ranking("rung 1", maximize=True).add("key", 0.5), tuple[int, int])
     assert_type(await rush.ranking("rung 1").rank("key"), int | None)
