@@ -392,7 +392,7 @@ class Batcher:
     async def _recall(self, batch: _Batch, error: hiredis.ReplyError) -> None:
         """Asks what became of a call that the server refuses to repeat."""
         args: list[Word] = [str(batch.epoch), self.client, batch.number]
-        if batch.script.name == "pop":
+        if batch.script.name in ("pop", "pop_named"):
             args += [request.args[0] for request in batch.requests]
         try:
             reply = await self._connection.ask_script(

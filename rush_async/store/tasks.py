@@ -39,7 +39,14 @@ PUSH = Script(
     creates=True,
     merges=True,
 )
-POP = Script("pop", keys=("queue",), item=("worker", "want"), parts=("records", "held", "taken", "rules"), merges=True)
+POP = Script(
+    *("pop",),
+    keys=("queue",),
+    item=("worker", "want"),
+    parts=("records", "held", "taken", "taking", "rules"),
+    merges=True,
+)
+POP_NAMED = Script("pop_named", item=("worker", "key"), parts=("records", "held", "taken", "taking", "rules"))
 FINISH = Script(
     *("finish",),
     keys=("queue",),
@@ -196,7 +203,14 @@ class TaskStore(TaskReads):
 
     def pop(self, worker_id: str, want: int = 1) -> Awaitable[Pop]:
         """Takes up to `want` tasks from the head of the queue."""
-        return self.calls.call(_Pop(self, worker_id, want))
+        return self.calls.call(_Pop(self, POP, worker_id, want))
+
+    async def pop_named(self, worker_id: str, key: str) -> Pop:
+        """Takes one task if it is queued, wherever in the queue."""
+        while True:
+            pop: Pop = await self.calls.call(_Pop(self, POP_NAMED, worker_id, key))
+            if pop.tasks or pop.refusal != "left off":
+                return pop
 
     def put_back(self, popped: Sequence[Popped], worker_id: str) -> None:
         """Returns tasks that no caller has seen to the head of the queue."""
@@ -332,12 +346,12 @@ class Pop(NamedTuple):
 
 
 class _Pop(Request):
-    """Pops some tasks."""
+    """Pops some tasks: as many as wanted, or the one with a key."""
 
     __slots__ = ("_store", "_worker_id")
 
-    def __init__(self, store: TaskStore, worker_id: str, want: int) -> None:
-        super().__init__(POP, [worker_id, want], n_tasks=want, size=len(worker_id))
+    def __init__(self, store: TaskStore, script: Script, worker_id: str, which: int | str) -> None:
+        super().__init__(script, [worker_id, which], n_tasks=which if isinstance(which, int) else 1, size=len(worker_id))
         self._store = store
         self._worker_id = worker_id
 

@@ -15,7 +15,7 @@ from rush_async.network.network import Network
 from rush_async.network.waiting import Mark
 from rush_async.store.records import NewTask, RecordEncoder, as_record, decode_task, encode_failure
 from rush_async.store.scripts import Lost
-from rush_async.store.tasks import Created, Ended, EndKind, Refusal
+from rush_async.store.tasks import Created, Ended, EndKind, Popped, Refusal
 from rush_async.worker.membership import Membership
 
 __all__ = ["Place", "TaskBlock", "TaskBlocks"]
@@ -54,20 +54,56 @@ class TaskBlocks:
                 raise membership.lost_error()
             if pop.tasks or pop.refusal != "left off":
                 break
-        if not pop.tasks:
-            if pop.refusal == "full":
-                network.lines.found_full(mark)
-            elif pop.refusal == "empty":
-                network.lines.found_empty(n_arrivals)
-            return None
+        if pop.tasks:
+            return self._hold(network, pop.tasks[0], mark)
+        if pop.refusal == "full":
+            network.lines.found_full(mark)
+        elif pop.refusal == "empty":
+            network.lines.found_empty(n_arrivals)
+        return None
+
+    async def pop_named(self, network: Network, key: str, timeout: float | None) -> Task | None:
+        """Pops the task with a key if it is queued. While the network is full it waits for a place.
+
+        Args:
+            network: the network.
+            key: the task.
+            timeout: seconds to wait for a place; None waits for ever.
+
+        Raises:
+            DecodeError: the task is not a record of this library; it has failed.
+            WorkerLostError: the worker is not alive.
+        """
+        membership, lines = self.membership, network.lines
+        membership.check()
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        mark = lines.mark
+        pop = await network.tasks.pop_named(membership.worker_id, key)
+        while not pop.tasks and pop.refusal == "full" and timeout != 0:
+            lines.found_full(mark)
+            await self.watch(network)
+            left = None if deadline is None else deadline - loop.time()
+            if membership.terminated or not await lines.places.turn(left, membership.waits):
+                return None
+            try:
+                mark = lines.mark
+                pop = await network.tasks.pop_named(membership.worker_id, key)
+            finally:
+                lines.places.done()
+        if isinstance(pop.tasks, Lost):
+            raise membership.lost_error()
+        return self._hold(network, pop.tasks[0], mark) if pop.tasks else None
+
+    def _hold(self, network: Network, popped: Popped, mark: Mark) -> Task:
         network.lines.places_taken(1, mark)
-        key, record = pop.tasks[0]
+        key, record = popped
         try:
             task = decode_task("running", record)
         except DecodeError as error:
-            network.tasks.fail_unread(key, membership.worker_id, error)
+            network.tasks.fail_unread(key, self.membership.worker_id, error)
             raise
-        membership.hold([key])
+        self.membership.hold([key])
         task._holder = self  # pyright: ignore[reportPrivateUsage]
         return task
 

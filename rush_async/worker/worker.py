@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 
 import anyio
 
-from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, check_lengths
+from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, as_text, check_lengths
 from rush_async.client.client import RushClient
 from rush_async.client.draw import Draw
 from rush_async.config import RushConfig
@@ -309,26 +309,31 @@ class RushWorker(RushClient):
         check_lengths("keys", keys, "reports", packed)
         await self._membership.report(keys, packed)
 
-    async def pop_task(self, timeout: float | None = 1.0) -> Task | None:
-        """Takes the next queued task.
+    async def pop_task(self, timeout: float | None = 1.0, *, key: str | None = None) -> Task | None:
+        """Takes the next queued task, or the one with this key.
 
         Args:
             timeout: seconds to wait for one, without polling; 0 does not wait, None waits without a limit.
+            key: the task to take, wherever it is in the queue. The call does not wait until it is queued, only for a place
+                while the network is full.
 
         Returns:
             The task, which this worker now runs. It can be used as a block: `async with task: task.ys = ...`. None if no task
-            came in time, or this worker was asked to stop.
+            came in time, the one with the key is not queued, or this worker was asked to stop.
 
         Raises:
             WorkerLostError: this worker was declared lost or was killed.
         """
         network, membership = self._net, self._membership
-        if not membership.terminated and timeout == 0:
+        key = None if key is None else as_text(key, "key")
+        if not membership.terminated and timeout == 0 and key is None:
             return await self._blocks.look_in_queue(network)
         task = None
         if not membership.terminated:
             with network.feed:
-                task = await self._wait_for_task(network, timeout)
+                task = await (
+                    self._wait_for_task(network, timeout) if key is None else self._blocks.pop_named(network, key, timeout)
+                )
         if task is None and membership.is_shut_out:
             raise membership.lost_error()
         return task

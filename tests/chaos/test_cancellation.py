@@ -36,6 +36,7 @@ CallName = Literal[
     "push_failed",
     "pop",
     "pop_waiting",
+    "pop_named",
     "finish",
     "fail",
     "report",
@@ -159,6 +160,10 @@ class Crowd:
                     held[task.key] = None
                     assert task.worker_id == worker.worker_id
                     assert self.known.get(task.key, task.xs) == task.xs
+            case "pop_named":
+                task = await worker.pop_task(key=next(reversed(self.known), "unknown"))
+                if task is not None:
+                    held[task.key] = None
             case "finish":
                 assert await worker.finish_tasks(key, [{"y": 1.0}]) in ([], [key])
                 held.pop(key, None)

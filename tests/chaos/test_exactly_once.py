@@ -18,7 +18,7 @@ from rush_async.store.reports import REPORT
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS, SET_TASK_ATTRS
 from rush_async.store.stop_rules import STOP_NETWORK, STOP_WHEN
-from rush_async.store.tasks import CANCEL, FINISH, POP, PUSH, REMOVE, RESET, RETRY
+from rush_async.store.tasks import CANCEL, FINISH, POP, POP_NAMED, PUSH, REMOVE, RESET, RETRY
 from rush_async.store.workers import DEREGISTER, PREPARE, REGISTER, RELEASE_LEASES, STOP, WorkerStore
 from rush_async.testing import wait_until
 from rush_async.worker.worker import membership_of
@@ -176,6 +176,26 @@ async def pop(stage: Stage, _: Any) -> Any:
     task = await stage.worker.pop_task(timeout=0)
     assert task is not None
     return stage.named([task.key]), task.xs, task.attempt, await stage.near.is_running_task(task.key)
+
+
+async def pop_named(stage: Stage, keys: list[str]) -> Any:
+    task = await stage.worker.pop_task(key=keys[1])
+    assert task is not None
+    again = await stage.near.pop_task(key=keys[1])
+    return stage.named([task.key]), task.xs, task.attempt, again, await stage.near.is_running_task(task.key)
+
+
+async def pop_named_in_vain(stage: Stage, keys: list[str]) -> Any:
+    return await stage.worker.pop_task(key=keys[0])
+
+
+async def pop_named_when_full(stage: Stage, keys: list[str]) -> Any:
+    await stage.near.stop_when(finished=1)
+    running = await stage.near.pop_task(0)
+    assert running is not None
+    task = await stage.worker.pop_task(0, key=keys[1])
+    await stage.near.resume()
+    return task
 
 
 async def finish(stage: Stage, keys: list[str]) -> Any:
@@ -370,6 +390,9 @@ CALLS = {
     "push_finished": Call(PUSH, push_finished),
     "push_failed": Call(PUSH, push_failed),
     "pop": Call(POP, pop, three_queued),
+    "pop_named": Call(POP_NAMED, pop_named, three_queued),
+    "pop_named_in_vain": Call(POP_NAMED, pop_named_in_vain, three_running),
+    "pop_named_when_full": Call(POP_NAMED, pop_named_when_full, three_queued),
     "finish": Call(FINISH, finish, three_running),
     "fail": Call(FINISH, fail, three_running),
     "report": Call(REPORT, report, three_running),

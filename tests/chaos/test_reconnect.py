@@ -316,13 +316,19 @@ async def test_scripts_are_loaded_again_after_the_server_has_lost_them(rush: Rus
             raw.script_flush()
             await worker.finish_tasks([key for (key,) in keyss], [{"y": 1}] * 10)
             raw.script_flush()
-            assert (await rush.counts()).finished == 10 * (call + 1)
+            assert (await rush.counts()).finished == 11 * call + 10
             raw.script_flush()
             assert await rush.empty_queue() == []
             raw.script_flush()
             assert await rush.retry_tasks() == []
             raw.script_flush()
             await rush.set_attrs({"call": call})
+            (queued,) = await rush.push_tasks([{"x": call}])
+            raw.script_flush()
+            await rush.set_task_attrs(queued, {"call": call})
+            raw.script_flush()
+            assert await worker.pop_task(key=queued) is not None
+            await worker.finish_tasks(queued, [{"y": 1}])
             raw.script_flush()
             assert await rush.claim("call", call) == 0
             raw.script_flush()

@@ -21,7 +21,7 @@ from rush_async.store.reports import REPORT
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS, SET_TASK_ATTRS
 from rush_async.store.stop_rules import STOP_NETWORK, STOP_WHEN
-from rush_async.store.tasks import CANCEL, FINISH, POP, PUSH, RESET, RETRY
+from rush_async.store.tasks import CANCEL, FINISH, POP, POP_NAMED, PUSH, RESET, RETRY
 from rush_async.store.workers import DEREGISTER, REGISTER
 from rush_async.testing import wait_until
 from tests.chaos.servers import Refusal, SmallServer, small_server
@@ -116,6 +116,12 @@ async def push_failed(stage: Stage, _: Any, n: int) -> Any:
 
 async def pop(stage: Stage, _: Any, n: int) -> Any:
     task = await stage.workers[n].pop_task(timeout=0)
+    assert task is not None
+    return [task.key]
+
+
+async def pop_named(stage: Stage, keys: list[str], n: int) -> Any:
+    task = await stage.workers[n].pop_task(key=keys[1 + n])
     assert task is not None
     return [task.key]
 
@@ -272,6 +278,7 @@ CASES = {
     "push_finished": Case(PUSH, push_finished, state_of("finished")),
     "push_failed": Case(PUSH, push_failed, state_of("failed")),
     "pop": Case(POP, pop, state_of("running"), three_queued),
+    "pop_named": Case(POP_NAMED, pop_named, state_of("running"), three_queued, n_callers=1),
     "finish": Case(FINISH, finish, state_of("finished"), one_running_each),
     "fail": Case(FINISH, fail, state_of("failed"), one_running_each),
     "report": Case(REPORT, report, each_is_stored_once, one_running_each),

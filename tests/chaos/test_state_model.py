@@ -312,6 +312,17 @@ class RandomCalls(RuleBasedStateMachine):
         assert task is not None
         self.popped(who, task, self.model.queue.pop(0))
 
+    @rule(who=WORKERS, data=st.data())
+    def pop_named(self, who: int, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from([*self.model.tasks, "unknown"]), "key")
+        task = self.run(self.workers[who].pop_task(key=key))
+        if key not in self.model.queue:
+            assert task is None
+            return
+        assert task is not None
+        self.model.queue.remove(key)
+        self.popped(who, task, key)
+
     def popped(self, who: int, task: Task, key: str) -> None:
         expected = self.model.tasks[key]
         expected.attempt += 1

@@ -450,6 +450,7 @@ WORKER_CALLS: dict[str, Callable[[RushWorker], Any]] = {
     "fail_tasks": lambda rush: rush.fail_tasks("key"),
     "report_tasks": lambda rush: rush.report_tasks("key", [XS]),
     "pop_task": lambda rush: rush.pop_task(0),
+    "pop_named_task": lambda rush: rush.pop_task(key="key"),
     "tasks": lambda rush: anext(rush.tasks()),
     "task": lambda rush: rush.task(XS).__aenter__(),
 }

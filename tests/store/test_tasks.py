@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -12,9 +12,10 @@ from rush_async import EncodeError, Failure, Rush, RushWorker
 from rush_async.store import tasks as module
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.points import point_of
-from rush_async.store.records import NewTask, RecordEncoder, encode_ended, encode_failure
+from rush_async.store.records import NewTask, RecordEncoder, decode_task, encode_ended, encode_failure
 from rush_async.store.scripts import LOST
-from rush_async.store.tasks import Created, Ended, Popped, Pushed, TaskStore
+from rush_async.store.tasks import Created, Ended, Pop, Popped, Pushed, TaskStore
+from rush_async.store.workers import KILLED
 
 ENCODER = RecordEncoder(1_000_000)
 ENDED = encode_ended({"y": 1}, None)
@@ -142,6 +143,115 @@ async def test_pops_take_tasks_from_the_head_and_put_back_returns_them_there(sto
     store.put_back(taken, rush_worker.worker_id)
     await quiet(store)
     assert [each.key for each in await popped(store, rush_worker.worker_id, 9)] == [task.key for task in tasks]
+
+
+def queue_of(rush: Rush, raw: Any) -> list[str]:
+    """The entries of the queue, stale ones too."""
+    return [key.decode() for key in raw.lrange(NetworkKeys.of(rush.network_id).queue, 0, -1)]
+
+
+async def popped_by_name(store: TaskStore, worker_id: str, key: str) -> Popped:
+    (task,) = cast("list[Popped]", (await store.pop_named(worker_id, key)).tasks)
+    return task
+
+
+async def test_a_named_task_is_taken_from_the_middle_of_the_queue_once(store: TaskStore, rush_worker: RushWorker) -> None:
+    tasks = new(4)
+    keys, worker_id = [task.key for task in tasks], rush_worker.worker_id
+    await store.push("queued", tasks)
+    taken = await popped_by_name(store, worker_id, keys[2])
+    assert taken.key == keys[2]
+    assert decode_task("running", taken.record).worker_id == worker_id
+    for key in (keys[2], "unknown"):
+        assert await store.pop_named(worker_id, key) == Pop([], "empty")
+    assert (await store.pop_named("unknown", keys[0])).tasks is LOST
+    assert [each.key for each in await popped(store, worker_id, 9)] == [keys[0], keys[1], keys[3]]
+
+
+async def test_a_pop_by_name_does_not_search_the_queue(store: TaskStore, rush_worker: RushWorker, raw: Any) -> None:
+    tasks = new(50)
+    await store.push("queued", tasks)
+    raw.config_resetstat()
+    await popped_by_name(store, rush_worker.worker_id, tasks[-1].key)
+    assert not {"cmdstat_lrange", "cmdstat_lrem", "cmdstat_lpos"} & raw.info("commandstats").keys()
+
+
+async def test_a_task_popped_by_name_that_failed_is_queued_once_when_it_is_retried(
+    rush: Rush, store: TaskStore, rush_worker: RushWorker, raw: Any
+) -> None:
+    tasks = new(3)
+    keys, worker_id = [task.key for task in tasks], rush_worker.worker_id
+    await store.push("queued", tasks)
+    for attempt in (1, 2):
+        taken = decode_task("running", (await popped_by_name(store, worker_id, keys[0])).record)
+        assert taken.attempt == attempt
+        assert (taken.failure is None) == (attempt == 1)
+        assert await rush_worker.fail_tasks(keys[0], "no") == [keys[0]]
+        assert await store.retry([keys[0]]) == [keys[0]]
+        assert queue_of(rush, raw) == [keys[1], keys[2], keys[0]]
+    assert [each.key for each in await popped(store, worker_id, 9)] == [keys[1], keys[2], keys[0]]
+
+
+async def test_a_task_popped_by_name_that_no_caller_saw_returns_to_the_head_of_the_queue(
+    rush: Rush, store: TaskStore, rush_worker: RushWorker, raw: Any
+) -> None:
+    tasks = new(3)
+    keys, hash_of_queued = [task.key for task in tasks], NetworkKeys.of(rush.network_id).queued
+    await store.push("queued", tasks)
+    before = raw.hgetall(hash_of_queued)
+    store.put_back([await popped_by_name(store, rush_worker.worker_id, keys[1])], rush_worker.worker_id)
+    await quiet(store)
+    assert queue_of(rush, raw) == [keys[1], keys[0], keys[2]]
+    assert raw.hgetall(hash_of_queued) == before
+
+
+@pytest.mark.parametrize("retries", [0, 1, 127])
+async def test_a_task_popped_by_name_has_its_retries_when_its_worker_is_lost(rush: Rush, raw: Any, retries: int) -> None:
+    store = rush._net.tasks  # pyright: ignore[reportPrivateUsage]
+    keys = await rush.push_tasks([{"x": 1}, {"x": 2}], retries=retries)
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        await popped_by_name(store, worker.worker_id, keys[1])
+        workers = rush._net.workers  # pyright: ignore[reportPrivateUsage]
+        await workers.lose([worker.worker_id], "killed", KILLED, KILLED)
+    assert await rush.counts() == ((1, 0, 0, 1) if not retries else (2, 0, 0, 0))
+    if not retries:
+        assert await rush.retry_tasks() == [keys[1]]
+        assert queue_of(rush, raw) == keys
+    else:
+        assert queue_of(rush, raw) == [keys[1], keys[0]]
+        assert raw.hget(NetworkKeys.of(rush.network_id).queued, keys[1])[1] == retries - 1
+
+
+async def test_a_cancelled_task_that_was_popped_by_name_is_queued_once_when_it_is_retried(
+    rush: Rush, store: TaskStore, rush_worker: RushWorker, raw: Any
+) -> None:
+    keys = await rush.push_tasks([{"x": 1}, {"x": 2}])
+    await popped_by_name(store, rush_worker.worker_id, keys[0])
+    assert await rush.cancel_tasks(keys[0]) == [keys[0]]
+    assert await rush.retry_tasks() == [keys[0]]
+    assert queue_of(rush, raw) == [keys[1], keys[0]]
+
+
+async def test_a_record_of_another_program_is_not_popped_by_name_and_stays(
+    rush: Rush, store: TaskStore, rush_worker: RushWorker, raw: Any
+) -> None:
+    (key,) = await rush.push_tasks([{"x": 1}])
+    place = NetworkKeys.of(rush.network_id).queued
+    for record in (b"", b"\0\0\0\0\xff\xff", b"\0\0\0\0\0\0\xdf"):
+        raw.hset(place, key, record)
+        assert await store.pop_named(rush_worker.worker_id, key) == Pop([], "empty")
+        assert raw.hget(place, key) == record
+
+
+async def test_a_pop_by_name_needs_a_place_within_the_stop_rules_and_a_network_that_has_not_stopped(
+    rush: Rush, store: TaskStore, rush_worker: RushWorker
+) -> None:
+    first, second = await rush.push_tasks([{"x": 1}, {"x": 2}])
+    await rush.stop_when(finished=1)
+    await popped_by_name(store, rush_worker.worker_id, second)
+    assert await store.pop_named(rush_worker.worker_id, first) == Pop([], "full")
+    await rush_worker.finish_tasks(second, [{"y": 1}])
+    assert await store.pop_named(rush_worker.worker_id, first) == Pop([], "stopped")
 
 
 async def test_each_task_ends_once_and_only_by_its_worker(rush: Rush, store: TaskStore, rush_worker: RushWorker) -> None:

@@ -110,6 +110,7 @@ async def working(worker: RushWorker) -> str:
     assert_type(await worker.fail_tasks(keys, "no"), list[str])
     assert_type(await worker.pop_task(), Task | None)
     assert_type(await worker.pop_task(None), Task | None)
+    assert_type(await worker.pop_task(key="key"), Task | None)
     async for task in worker.tasks(timeout=5):
         assert_type(task, Task)
         async with task:

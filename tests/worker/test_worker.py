@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from rush_async import Rush, RushConfig, RushWorker, Task
-from rush_async.store.tasks import POP
+from rush_async import Rush, RushConfig, RushWorker, Task, WorkerLostError
+from rush_async.store.tasks import POP, POP_NAMED
 from rush_async.testing import wait_until
 from rush_async.worker.worker import membership_of
 from tests.proxy import Proxy, named
@@ -153,3 +154,77 @@ async def test_a_waiting_pop_ends_in_time_while_the_server_is_away(
         membership_of(far).request_stop()
     assert await asyncio.wait_for(pop, 5) is None  # a call fails only after 30 s
     proxy.refuse(False)
+
+
+# a named task
+
+
+async def test_a_worker_pops_a_named_task_and_ends_it_as_a_block(rush: Rush, rush_worker: RushWorker) -> None:
+    keys = await rush.push_tasks([{"x": x} for x in range(3)])
+    task = await rush_worker.pop_task(key=keys[1])
+    assert task is not None
+    assert (task.key, task.xs, task.attempt, task.worker_id) == (keys[1], {"x": 1}, 1, rush_worker.worker_id)
+    async with task:
+        task.ys = {"y": 1}
+    assert await rush.keys_with_state("queued", "finished") == {"queued": [keys[0], keys[2]], "finished": [keys[1]]}
+
+
+async def test_a_pop_of_a_key_that_is_not_queued_returns_none_in_one_call(rush: Rush, far: RushWorker, proxy: Proxy) -> None:
+    (running,) = await far.push_running_tasks([{"x": 1}])
+    (failed,) = await rush.push_failed_tasks([{"x": 1}])
+    for key in (running, failed, "unknown"):
+        proxy.commands.clear()
+        assert await far.pop_task(timeout=None, key=key) is None
+        assert [named("EVALSHA", POP_NAMED.digest)(command) for command in proxy.commands] == [True]
+
+
+async def test_a_named_task_goes_to_one_of_many_that_ask_for_it(rush: Rush, rush_worker: RushWorker, far: RushWorker) -> None:
+    (key,) = await rush.push_tasks([{"x": 1}])
+    pops = [worker.pop_task(key=key) for worker in (rush_worker, far) for _ in range(5)]
+    tasks = [task for task in await asyncio.gather(*pops, rush_worker.pop_task(0)) if task is not None]
+    assert [task.key for task in tasks] == [key]
+
+
+async def test_a_pop_by_key_waits_for_a_place_while_the_network_is_full(rush: Rush, rush_worker: RushWorker) -> None:
+    first, second = await rush.push_tasks([{"x": 1}, {"x": 2}])
+    await rush.stop_when(finished=1)
+    assert await rush_worker.pop_task(key=first) is not None
+    assert await rush_worker.pop_task(0, key=second) is None
+    assert await rush_worker.pop_task(0.01, key=second) is None
+    line = rush_worker._net.lines.places  # pyright: ignore[reportPrivateUsage]
+    pop = asyncio.create_task(rush_worker.pop_task(TIMEOUT, key=second))
+    await wait_until(lambda: len(line) == 1)
+    await rush_worker.fail_tasks(first)
+    task = await pop
+    assert task is not None
+    assert task.key == second
+    cancelled = asyncio.create_task(rush_worker.pop_task(TIMEOUT, key=second))
+    assert await cancelled is None  # it is not queued any more
+    await finish(rush_worker, task)
+    assert await rush_worker.pop_task(key=first) is None
+    assert rush_worker.terminated
+
+
+async def test_a_wait_for_a_place_for_a_named_task_ends_when_a_stop_is_requested(rush: Rush, rush_worker: RushWorker) -> None:
+    first, second = await rush.push_tasks([{"x": 1}, {"x": 2}])
+    await rush.stop_when(finished=1)
+    await rush_worker.pop_task(key=first)
+    pop = asyncio.create_task(rush_worker.pop_task(None, key=second))
+    await wait_until(lambda: len(rush_worker._net.lines.places) == 1)  # pyright: ignore[reportPrivateUsage]
+    membership_of(rush_worker).request_stop()
+    assert await pop is None
+    assert await rush_worker.pop_task(key=second) is None
+    assert await rush.keys_with_state("queued") == {"queued": [second]}
+
+
+async def test_a_worker_that_was_killed_gets_no_named_task(rush: Rush, rush_worker: RushWorker) -> None:
+    (key,) = await rush.push_tasks([{"x": 1}])
+    await rush.stop_workers(rush_worker.worker_id, mode="kill")
+    with pytest.raises(WorkerLostError, match="is not alive"):
+        await rush_worker.pop_task(key=key)
+
+
+@pytest.mark.parametrize(("key", "error"), [(1, TypeError), ("", ValueError), ("\ud800", ValueError), (["a"], TypeError)])
+async def test_what_is_no_key_is_refused(rush_worker: RushWorker, key: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="key"):
+        await rush_worker.pop_task(key=key)

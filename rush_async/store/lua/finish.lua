@@ -12,7 +12,7 @@ for at = FIRST, #ARGV, ITEM_SIZE do keys[#keys + 1], workers[#workers + 1] = ARG
 local records, alive = call('HMGET', RUNNING, unpack(keys)), alive_of(workers)
 
 local answer, gone = {}, {}
-local finished, failed, queued, head = {}, {}, {}, {}
+local finished, failed, queued, head, stale = {}, {}, {}, {}, {}
 local seen = {}
 local n_finished, n_failed
 if judge then n_finished, n_failed = call('LLEN', FINISHED), call('HLEN', FAILED) end
@@ -35,6 +35,7 @@ for n = 1, #keys do
     else
       queued[#queued + 1], queued[#queued + 2] = key, as_untaken(record)
       head[#head + 1] = key
+      if byte(record, 2) >= 128 then stale[#stale + 1] = key end
     end
     add(kind == 'returned' and 'queued' or kind, worker, key)
     if judge then judge.ended(n_finished + #finished, n_failed + #failed / 2, kind == 'finished' and ended) end
@@ -43,6 +44,7 @@ end
 if #gone > 0 then call('HDEL', RUNNING, unpack(gone)) end
 append_finished(finished)
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
+for _, key in ipairs(stale) do call('LREM', QUEUE, 1, key) end
 if #head > 0 then
   local reversed = {}
   for i = #head, 1, -1 do reversed[#reversed + 1] = head[i] end

@@ -27,7 +27,7 @@ if #fenced > 0 then call('HINCRBY', META, 'asks', 1) end
 publish_control({ 'out', EPOCH, STATE }, fenced)
 if #fenced + #others == 0 then return commit({ '0', {}, {} }) end
 
-local gone, failed, queued, head = {}, {}, {}, {}
+local gone, failed, queued, head, stale = {}, {}, {}, {}, {}
 local step = call('HSCAN', RUNNING, CURSOR, 'COUNT', 1000)
 for i = 1, #step[2], 2 do
   local key, record = step[2][i], step[2][i + 1]
@@ -35,11 +35,13 @@ for i = 1, #step[2], 2 do
   local worker = owner and names[owner] -- a malformed record stays: it is no task of theirs
   if worker then
     gone[#gone + 1] = key
-    local retries = byte(record, 2)
+    local flags = byte(record, 2)
+    local retries = flags % 128
     if retries > 0 then
       queued[#queued + 1] = key
       queued[#queued + 1] = sub(record, 1, 1) .. char(retries - 1) .. sub(as_queued(record, ENDED), 3)
       head[#head + 1] = key
+      if flags >= 128 then stale[#stale + 1] = key end
       add('queued', worker, key)
     else
       failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ENDED .. stamp
@@ -53,6 +55,7 @@ end
 each(gone, 1000, function(a, b) call('HDEL', RUNNING, unpack(gone, a, b)) end)
 each(failed, 2000, function(a, b) call('HSET', FAILED, unpack(failed, a, b)) end)
 each(queued, 2000, function(a, b) call('HSET', QUEUED, unpack(queued, a, b)) end)
+for _, key in ipairs(stale) do call('LREM', QUEUE, 1, key) end
 each(head, 1000, function(a, b) call('LPUSH', QUEUE, unpack(head, a, b)) end)
 if judge then judge.ended(call('LLEN', FINISHED), call('HLEN', FAILED), false) end
 if step[1] == '0' then

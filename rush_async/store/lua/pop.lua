@@ -46,10 +46,7 @@ for i, worker in ipairs(workers) do
   if alive[worker] then
     local given, names, owner = {}, {}, packed(worker)
     while #names < wants[i] and next_key <= #keys do
-      local key, record = keys[next_key], records[next_key]
-      local attempt, failure = char(math.min(byte(record) + 1, 127)), last_failure(record)
-      record = attempt .. sub(as_created(record), 2) .. owner .. attempt .. stamp
-      if failure ~= '' then record = record .. failure .. '\192' end
+      local key, record = keys[next_key], as_taken(records[next_key], owner)
       running[#running + 1], running[#running + 2] = key, record
       given[#given + 1], given[#given + 2] = key, record
       names[#names + 1] = key
