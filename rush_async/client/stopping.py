@@ -183,7 +183,10 @@ class Stopping(Session[S]):
 
     @property
     def n_running_workers(self) -> int:
-        """Number of running workers, as this event loop knows it. The first read begins to follow the events of the network."""
+        """Number of running workers, as this event loop knows it; a shared worker counts as one.
+
+        Reading it makes no call. The first read begins to follow the events of the network.
+        """
         network = self._net
         network.watch_soon()
         return network.position.n_workers

@@ -249,18 +249,20 @@ class Heartbeat:
             self._probe.silence()
             self._end_process_at = time.monotonic() + _SHUT_OUT_GRACE
 
-    def _registered(self) -> list[str]:
-        return [worker.worker_id for worker in list(self._local_workers.values()) if worker.is_registered]
+    def _registered(self, *, with_lease: bool = False) -> list[str]:
+        """The workers here that have registered, or without the shared ones, which have no lease."""
+        workers = [worker for worker in list(self._local_workers.values()) if worker.is_registered]
+        return [worker.worker_id for worker in workers if worker.lease_id or not with_lease]
 
     def _end_process_if_blocked(self, store: BlockingWorkerStore) -> None:
         # A worker that has left meanwhile is not registered any more.
-        if self._probe.is_blocked and None in store.alive(self._registered()).values():
+        if self._probe.is_blocked and None in store.alive(self._registered(with_lease=True)).values():
             logger.error("a worker was shut out and its event loop does not answer: the process is ended")
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _lose_local_workers(self, store: BlockingWorkerStore) -> None:
         """Reports the workers of a loop that ended without closing its clients as lost: their tasks are cleared."""
-        if worker_ids := self._registered():
+        if worker_ids := self._registered(with_lease=True):
             logger.warning("the event loop of workers ended without closing them: %s", listed(worker_ids))
             store.lose("lost", worker_ids, self._owner.epoch)
 

@@ -274,7 +274,7 @@ class Rush(RushClient):
         n_ready = 0
         for entry in entries:
             is_ours = entry.worker_id in own
-            if entry.state == "running" and (wanted is None or is_ours):
+            if entry.state == "running" and (is_ours if wanted is not None else not entry.is_shared):
                 n_ready += 1
             elif is_ours and entry.ended_at is not None:
                 if entry.has_run:
@@ -360,7 +360,8 @@ class Rush(RushClient):
         """Stops workers of the network, wherever they run, and returns when they have ended.
 
         Args:
-            worker_ids: the workers to stop; by default all. Workers that do not run are skipped with a warning.
+            worker_ids: the workers to stop; by default all but shared ones. Workers that do not run are skipped with a warning.
+                A shared worker that is named is asked to stop, and not waited for: only `kill` ends it.
             mode: `terminate` asks them to stop: `rush.terminated` becomes true, and their waits for tasks end. `kill` fails
                 their tasks and shuts them out of the network at once. Then it cancels the coroutine, or kills the process if
                 this manager started it for that worker alone.
@@ -374,9 +375,10 @@ class Rush(RushClient):
         network = self._net
         # The group also knows workers that have not registered yet or have just deregistered.
         living = set(self._worker_group.living)
-        entries = await network.workers.read()
-        living.update(entry.worker_id for entry in entries if entry.state in ("starting", "running"))
-        named = sorted(living) if worker_ids is None else list(dict.fromkeys(as_keys(worker_ids)))
+        entries = [entry for entry in await network.workers.read() if entry.state in ("starting", "running")]
+        living.update(entry.worker_id for entry in entries)
+        shared = {entry.worker_id for entry in entries if entry.is_shared}
+        named = sorted(living - shared) if worker_ids is None else list(dict.fromkeys(as_keys(worker_ids)))
         wanted = [worker_id for worker_id in named if worker_id in living]
         for worker_id in named:
             if worker_id not in living:
@@ -388,8 +390,8 @@ class Rush(RushClient):
         if timeout == 0:
             return
         with self._until_closed():
-            ends = await self._wait_for_ends(wanted, timeout)
-        if late := [worker_id for worker_id in wanted if worker_id not in ends]:
+            ends = await self._wait_for_ends([worker_id for worker_id in wanted if worker_id not in shared], timeout)
+        if late := [worker_id for worker_id in wanted if worker_id not in ends and worker_id not in shared]:
             logger.warning("workers did not stop within %g s and are killed: %s", timeout, listed(late))
             await self._worker_group.kill(late)
 
@@ -418,7 +420,7 @@ class Rush(RushClient):
             A frame with a row for each worker, in the order they registered:
 
             - `worker_id` (String), `pid` (Int64), `hostname` (String), `heartbeat` (Boolean: whether it has registered with
-                a heartbeat); `pid` and `hostname` are null until the worker has registered;
+                a heartbeat); `pid` and `hostname` are null until the worker has registered, and of a shared worker;
             - `state` (String): starting, running, terminated, failed, killed or lost;
             - `started_at` (Datetime in UTC, microseconds);
             - `last_seen` (Datetime in UTC, microseconds): when the event loop of a running worker last answered its

@@ -338,7 +338,7 @@ class Network:
 
     async def _check_workers(self, what: str, pending: list[str]) -> None:
         entries = await self.workers.read()
-        if any(entry.state in ("starting", "running") for entry in entries):
+        if any(entry.state in ("starting", "running") and not entry.is_shared for entry in entries):
             return
         reasons = "".join(
             f"\n  {entry.worker_id} {entry.state}"

@@ -71,6 +71,11 @@ class WorkerEntry:
         """Whether the worker ran; one that was only being started did not."""
         return self.info.get("pid") is not None
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is a shared worker that is running: it has no process of its own, and no lease."""
+        return self.state == "running" and self.info.get("heartbeat") is False
+
 
 class Registration(NamedTuple):
     """The answer to a registration.
@@ -93,10 +98,13 @@ class WorkerStore:
         self._caller = ScriptCaller(keys)
         self._calls = calls
 
-    async def register(self, worker_id: str, lease: Lease, info: dict[str, Any]) -> Registration:
-        """Registers a running worker. Cancelled, it leaves no worker behind."""
+    async def register(self, worker_id: str, lease: Lease | None, info: dict[str, Any]) -> Registration:
+        """Registers a running worker. Cancelled, it leaves no worker behind.
+
+        Without a lease it is a shared worker, which stays: it is registered by the first call, and joined by the others.
+        """
         args = _registration("running", lease, worker_id, encode(info, "info"))
-        return await self._calls.call(_Register(self, worker_id, args))
+        return await self._calls.call(_Register(self, worker_id, args, is_shared=lease is None))
 
     async def announce(self, worker_ids: Sequence[str], info: dict[str, Any], lease: Lease | None) -> list[str]:
         """Registers workers that are being started, and returns the ids that were free. They are lost when `lease` expires."""
@@ -207,12 +215,13 @@ def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
 class _Register(Request):
     """Registers a worker."""
 
-    __slots__ = ("_store", "_worker_id")
+    __slots__ = ("_is_shared", "_store", "_worker_id")
 
-    def __init__(self, store: WorkerStore, worker_id: str, args: list[Word]) -> None:
+    def __init__(self, store: WorkerStore, worker_id: str, args: list[Word], *, is_shared: bool) -> None:
         super().__init__(REGISTER, args, n_answers=2)
         self._store = store
         self._worker_id = worker_id
+        self._is_shared = is_shared
 
     def decode(self, answer: Any, extra: list[Any]) -> Registration:
         mark, number = answer
@@ -220,10 +229,10 @@ class _Register(Request):
 
     @property
     def compensates(self) -> bool:
-        return True
+        return not self._is_shared  # others may have joined it
 
     def compensate(self, result: Any) -> None:
-        if result.mark:
+        if result.mark and self.compensates:
             self._store.deregister_later(self._worker_id)
 
 

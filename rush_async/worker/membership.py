@@ -50,7 +50,8 @@ class Membership:
 
     Attributes:
         worker_id: the worker's name.
-        lease_id: the lease that keeps it alive.
+        is_shared: whether other processes act under its name, too. It stays in the network when this one leaves.
+        lease_id: the lease that keeps it alive; empty for a shared worker.
         number: its number in the order of registering; None until it has registered.
         is_registered: whether the network counts the worker as running, or did until it was shut out.
         shut_out_because: why the network shut the worker out (`lost`, `killed`, a reset); None while it has not.
@@ -60,9 +61,10 @@ class Membership:
         waits: the worker's waits for a task or a place; a stop request ends them with False.
     """
 
-    def __init__(self, network_id: str, worker_id: str) -> None:
+    def __init__(self, network_id: str, worker_id: str, *, is_shared: bool = False) -> None:
         self.network_id = network_id
         self.worker_id = worker_id
+        self.is_shared = is_shared
         self.lease_id = ""
         self.number: int | None = None
         self.is_registered = False

@@ -66,6 +66,12 @@ class RushWorker(RushClient):
         worker_id: the worker's id, new in this network; a random name by default.
         schema: columns that frames always have, with their dtypes.
         seed: the seed of the network's proposals, 0 to 2**63 - 1; that of the network by default.
+        shared: whether other processes may open a worker with the same id, and act under its name: each may finish and fail
+            what any of them has started. It has no lease. It stays, with the tasks that it runs, when its clients are closed
+            or their processes die, until `reset` or `stop_workers(worker_id, mode="kill")`.
+
+    Raises:
+        ValueError: a shared worker has no `worker_id`.
     """
 
     def __init__(
@@ -76,10 +82,13 @@ class RushWorker(RushClient):
         worker_id: str | None = None,
         schema: Schema | None = None,
         seed: int | None = None,
+        shared: bool = False,
     ) -> None:
         super().__init__(network_id, config, schema=schema, seed=seed)
+        if shared and worker_id is None:
+            raise ValueError("a shared worker needs a worker_id, the same in each process: give both")
         worker_id = worker_name() if worker_id is None else check_worker_id(worker_id)
-        self._membership = Membership(self.network_id, worker_id)
+        self._membership = Membership(self.network_id, worker_id, is_shared=shared)
         self._blocks = TaskBlocks(self._membership, self._encoder)
 
     @property
@@ -108,9 +117,11 @@ class RushWorker(RushClient):
 
     async def _on_open(self, network: Network) -> None:
         membership = self._membership
-        info = {"pid": os.getpid(), "hostname": socket.gethostname(), "heartbeat": True}
-        lease = network.heartbeat.lease(self._config.heartbeat_period, self._config.heartbeat_expire)
-        membership.lease_id = lease.lease_id
+        lease, info = None, {"pid": None, "hostname": None, "heartbeat": False}
+        if not membership.is_shared:
+            info = {"pid": os.getpid(), "hostname": socket.gethostname(), "heartbeat": True}
+            lease = network.heartbeat.lease(self._config.heartbeat_period, self._config.heartbeat_expire)
+            membership.lease_id = lease.lease_id
 
         if membership.worker_id in network.local_workers.by_id:
             raise self._name_is_taken()
@@ -130,6 +141,12 @@ class RushWorker(RushClient):
             membership.request_stop()
 
     def _name_is_taken(self) -> WorkerIdTakenError:
+        if self._membership.is_shared:
+            return WorkerIdTakenError(
+                f"shared worker {self.worker_id!r} cannot be opened in network {self._network_id!r}: it is open in this event "
+                "loop already, was killed, or its id is or was in use by a worker that is not shared: use the client that is "
+                "open, or choose another id"
+            )
         return WorkerIdTakenError(
             f"worker_id {self.worker_id!r} is or was in use in network {self._network_id!r}: choose another, "
             "or leave it out for a random one"
@@ -141,6 +158,10 @@ class RushWorker(RushClient):
             return
         membership.is_registered = False
         membership.request_stop()
+        if membership.is_shared:  # it stays with its tasks, for other processes
+            membership.note_deregistered()
+            network.unregister(membership)
+            return
         if membership.end is None:
             is_own = isinstance(error, Exception)
             membership.end = ("failed", Failure.of(error)) if is_own else ("terminated", None)

@@ -231,6 +231,20 @@ async def register(stage: Stage, _: Any) -> Any:
     return alive
 
 
+async def join_a_shared_worker(stage: Stage, study: RushWorker) -> Any:
+    (key,) = await study.push_running_tasks([{"x": 1}])
+    worker = await RushWorker(stage.far.network_id, stage.far.config, worker_id="study", shared=True)
+    stage.newcomers.append(worker)
+    moved = await worker.finish_tasks(key, [{"y": 1}])
+    return worker.number == study.number, moved == [key]
+
+
+async def shared_worker(stage: Stage) -> RushWorker:
+    worker = await RushWorker(stage.near.network_id, stage.near.config, worker_id="study", shared=True)
+    stage.newcomers.append(worker)
+    return worker
+
+
 async def deregister(stage: Stage, _: Any) -> Any:
     await stage.worker.aclose()
 
@@ -400,6 +414,7 @@ CALLS = {
     "retry": Call(RETRY, retry, three_failed),
     "cancel": Call(CANCEL, cancel, three_queued),
     "register": Call(REGISTER, register),
+    "join_a_shared_worker": Call(REGISTER, join_a_shared_worker, shared_worker),
     "release_leases": Call(RELEASE_LEASES, release_leases),
     "prepare": Call(PREPARE, prepare),
     "deregister": Call(DEREGISTER, deregister),

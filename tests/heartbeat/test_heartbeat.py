@@ -295,6 +295,49 @@ async def test_an_event_loop_that_ended_without_closing_has_its_tasks_failed(net
     assert await states(net) == {"forgotten": "lost"}
 
 
+# shared workers
+
+
+async def test_the_tasks_of_a_shared_worker_are_ended_by_another_process_when_one_is_killed(
+    net: Rush, start: Start, quick: RushConfig, raw: Any
+) -> None:
+    queued = await net.push_tasks([{"x": 0}, {"x": 0}])
+    processes = [start("hold_as_study", name) for name in ("first", "second")]
+    await net.wait_until(lambda counts: counts.running == 6, timeout=30)
+    running = await net.fetch_running_tasks()
+    keys = running["keys"].filter(running["worker_id"] == "study").to_list()
+    assert len(keys) == 4
+    assert set(queued) < set(keys)
+    async with net.events(WorkerLost) as events:
+        processes[0].kill()
+        event = await asyncio.wait_for(anext(aiter(events)), 10)
+        assert isinstance(event, WorkerLost)
+        assert event.worker_id == "first"  # so the leases have been judged
+    await net.wait_until(lambda counts: counts == (0, 5, 0, 1), timeout=10)
+    assert await net.detect_lost_workers() == []
+    async with RushWorker(net.network_id, quick, worker_id="study", shared=True) as study:
+        assert await study.finish_tasks(keys, [{"y": 1}] * 4) == keys
+    assert (await states(net))["study"] == "running"
+    assert raw.hget(NetworkKeys.of(net.network_id).alive, "study") == b""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its sockets were not closed
+async def test_a_shared_worker_stays_when_an_event_loop_ends_without_closing_it(net: Rush, quick: RushConfig) -> None:
+    def forget() -> None:
+        async def main() -> None:
+            study = await RushWorker(net.network_id, quick, worker_id="study", shared=True)
+            await study.push_running_tasks([{"x": 1}])
+            worker = await RushWorker(net.network_id, quick, worker_id="forgotten")
+            await worker.push_running_tasks([{"x": 2}])
+
+        asyncio.run(main())
+
+    await asyncio.to_thread(forget)
+    await net.wait_until(lambda counts: counts.failed == 1, timeout=10)
+    assert await states(net) == {"study": "running", "forgotten": "lost"}
+    assert await net.counts() == (0, 1, 0, 1)
+
+
 # row 8
 
 

@@ -52,6 +52,15 @@ async def start_until_stopped(rush: RushWorker, finished: int) -> None:
                 await rush.finish_tasks(task.key, [{"y": 0.5}])
 
 
+async def hold_as_study(rush: RushWorker) -> None:
+    """Starts tasks as a shared worker, one of them from the queue, and one as the worker of this loop."""
+    async with RushWorker(rush.network_id, rush.config, worker_id="study", shared=True) as study:
+        await study.push_running_tasks([{"x": 1}])
+        await study.pop_task(timeout=None)
+        await rush.push_running_tasks([{"x": 2}])
+        await asyncio.Event().wait()
+
+
 async def hold(rush: RushWorker) -> None:
     await rush.push_running_tasks([{"pid": os.getpid()}])
     await asyncio.Event().wait()

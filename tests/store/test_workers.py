@@ -11,7 +11,7 @@ from rush_async import DecodeError, Failure, NetworkStateError, Rush, RushWorker
 from rush_async.store.codec import encode
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import Lease
-from rush_async.store.workers import WorkerStore
+from rush_async.store.workers import KILLED, WorkerStore
 from rush_async.worker.worker import membership_of
 
 INFO = {"pid": 1, "hostname": "host", "heartbeat": True}
@@ -51,6 +51,29 @@ async def test_a_worker_that_was_announced_registers_and_learns_of_a_stop(rush: 
     assert [None if entry is None else entry.is_asked_to_stop for entry in alive.values()] == [False, True, None]
     assert await states(rush) == {"a": "running", "b": "running", "c": "starting"}
     for worker_id in ("a", "b", "c"):
+        assert await store.deregister(worker_id, "terminated")
+
+
+async def test_a_worker_without_a_lease_is_shared_and_joined_under_its_id_and_number(rush: Rush, raw: Any) -> None:
+    store, shared = store_of(rush), {"pid": None, "hostname": None, "heartbeat": False}
+    assert await store.register("first", LEASE, INFO) == (1, 0)
+    assert await store.register("study", None, shared) == (1, 1)
+    assert await store.register("third", LEASE, INFO) == (1, 2)
+    before = raw.hgetall(NetworkKeys.of(rush.network_id).workers)
+    assert await store.register("study", None, shared) == (1, 1)
+    assert (await store.register("study", LEASE, INFO)).mark == 0
+    assert (await store.register("first", None, shared)).mark == 0
+    assert await store.announce(["study"], {"pid": None}, LEASE) == []
+    assert raw.hgetall(NetworkKeys.of(rush.network_id).workers) == before
+    assert await store.ask_to_stop(["study"]) == ["study"]
+    assert await store.register("study", None, shared) == (2, 1)
+    entries = await store.read_some(["first", "study"])
+    assert [entry.is_shared for entry in entries.values()] == [False, True]
+    assert "study" not in await store.last_seen()
+    assert await store.lose(["study"], "killed", KILLED, KILLED) == ["study"]
+    assert (await store.register("study", None, shared)).mark == 0
+    assert not (await store.read_some(["study"]))["study"].is_shared
+    for worker_id in ("first", "third"):
         assert await store.deregister(worker_id, "terminated")
 
 

@@ -64,6 +64,8 @@ async def opening() -> None:
         assert_type(worker.worker_id, str)
         assert_type(worker.terminated, bool)
         assert_type(worker.stop_reason, StopReason | None)
+    async with RushWorker("branin", worker_id="study", shared=True) as worker:
+        assert_type(worker, RushWorker)
 
 
 async def tasks(rush: Rush) -> None:

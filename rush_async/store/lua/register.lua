@@ -1,8 +1,9 @@
 -- Registers workers. starting: a manager is starting them. running: they are here, may pop, finish and fail.
 -- A worker's entry in `workers` is a word and msgpack values: state, info, registered at, number or nil, (once it is shut out or ended) failure
 -- or nil, (once it ended) ended at. `passing` keeps those on their way: 'in:' and the lease of who starts them, or 'out'.
+-- A shared worker is running without a lease: it has no process of its own, and any process may join it under its id.
 -- An item is a state, lease ('' for none), its period, its expiry (seconds), worker, info.
--- answer: for each worker 1 registered, 2 registered and asked to stop already, 0 refused: that id is or was in use; and its
+-- answer: for each worker 1 registered or joined, 2 registered and asked to stop already, 0 refused: that id is or was in use; and its
 --         number in the order of registering as running
 local refusal, known = begin_call()
 if refusal then return refusal end
@@ -13,7 +14,10 @@ local seen = {}
 for at = FIRST, #ARGV, ITEM_SIZE do
   local state, lease, period, expire, worker, info = unpack(ARGV, at, at + ITEM_SIZE - 1)
   local entry = call('HGET', WORKERS, worker)
-  if seen[worker] or (entry and (state == 'starting' or sub(entry, 1, 9) ~= 'starting ')) then
+  local joined = entry and state == 'running' and lease == '' and call('HGET', ALIVE, worker)
+  if joined and (joined == '' or joined == ' stop') and #entry > 4 then
+    answer[#answer + 1], answer[#answer + 2] = joined == '' and 1 or 2, struct.unpack('>I4', entry, #entry - 3)
+  elseif seen[worker] or (entry and (state == 'starting' or sub(entry, 1, 9) ~= 'starting ')) then
     answer[#answer + 1], answer[#answer + 2] = 0, 0
   else
     seen[worker] = true
