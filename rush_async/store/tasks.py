@@ -62,8 +62,7 @@ RESET = Script(
     *("reset",),
     keys=(
         *("queue", "control", "workers", "passing", "leases", "processes", "log", "starts"),
-        *("attributes", "claims", "rankings", "reports", "report_events", "reserved", "returned", "points",
-          "task_attributes"),
+        *("attributes", "claims", "rankings", "reports", "report_events", "reserved", "returned", "points", "task_attributes"),
     ),
     args=("what",),
 )
