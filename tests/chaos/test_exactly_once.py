@@ -14,7 +14,9 @@ from rush_async import Failure, NetworkStateError, Rush, RushConfig, RushWorker
 from rush_async.store import calls as store_calls
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
+from rush_async.store.records import RecordEncoder
 from rush_async.store.reports import REPORT
+from rush_async.store.reservations import RESERVE, SET_SEED, START, UNRESERVE
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS, SET_TASK_ATTRS
 from rush_async.store.stop_rules import STOP_NETWORK, STOP_WHEN
@@ -93,6 +95,9 @@ class Stage:
             "ranking": raw.zrange(f"{keys.rankings}:rung", 0, -1, withscores=True),
             "reports": raw.xrange(keys.reports),
             "task_attributes": raw.hgetall(keys.task_attributes),
+            "reserved": raw.hgetall(keys.reserved),
+            "returned": raw.zrange(keys.returned, 0, -1),
+            "seed": raw.hget(keys.meta, "seed") or b"",
         }
 
     def shape(self) -> dict[str, Any]:
@@ -210,9 +215,8 @@ async def fail(stage: Stage, keys: list[str]) -> Any:
 
 async def report(stage: Stage, keys: list[str]) -> Any:
     await stage.worker.report_tasks([keys[0], keys[1], keys[0]], [{"n": 0}, {"n": 1}, {"n": 2}])
+    await stage.worker._net.tasks.calls.quiet()  # pyright: ignore[reportPrivateUsage] - a report returns before its answer
     frame = await stage.near.fetch_reports()
-    while frame.height < 3:
-        frame = await stage.near.fetch_reports()
     return stage.named(frame["keys"].to_list()), frame.select("step", "n").rows()
 
 
@@ -383,6 +387,38 @@ async def three_running_of_two(stage: Stage) -> list[str]:
     return keys
 
 
+async def reserve(stage: Stage, _: Any) -> Any:
+    reservations, worker_id = stage.worker._net.reservations, stage.worker.worker_id  # pyright: ignore[reportPrivateUsage]
+    return await reservations.reserve(worker_id, budget=3, max_failed=None, queued_first=True)
+
+
+async def start(stage: Stage, index: int) -> Any:
+    reservations, worker_id = stage.worker._net.reservations, stage.worker.worker_id  # pyright: ignore[reportPrivateUsage]
+    task = RecordEncoder(1000).task({"x": 0}, None)
+    is_started = await reservations.start(worker_id, index, task)
+    return is_started, [task.index for task in await stage.near.get_tasks([task.key]) if task]
+
+
+async def unreserve(stage: Stage, index: int) -> None:
+    network = stage.worker._net  # pyright: ignore[reportPrivateUsage]
+    network.reservations.unreserve(stage.worker.worker_id, index)
+    await network.tasks.calls.quiet()
+
+
+async def set_seed(stage: Stage, _: Any) -> Any:
+    network = stage.far._net  # pyright: ignore[reportPrivateUsage]
+    network.position.seed = 42
+    return await network.reservations.set_seed()
+
+
+async def reserved(stage: Stage) -> int:
+    """Another worker has the index 0, and the one beyond the proxy 1."""
+    for worker in (stage.near, stage.worker):
+        reservations = worker._net.reservations  # pyright: ignore[reportPrivateUsage]
+        await reservations.reserve(worker.worker_id, budget=None, max_failed=None, queued_first=True)
+    return 1
+
+
 async def three_queued(stage: Stage) -> list[str]:
     return await stage.pushed(3)
 
@@ -435,6 +471,10 @@ CALLS = {
     "push_running_on_a_full_network": Call(PUSH, start_on_a_full_network, full),
     "pop_on_a_full_network": Call(POP, pop_on_a_full_network, full),
     "finish_the_last": Call(FINISH, finish_the_last, three_running_of_two),
+    "reserve": Call(RESERVE, reserve),
+    "start": Call(START, start, reserved),
+    "unreserve": Call(UNRESERVE, unreserve, reserved),
+    "set_seed": Call(SET_SEED, set_seed),
     "reset_all": Call(RESET, reset_all, three_queued),
     "reset_tasks": Call(RESET, reset_tasks, three_queued),
 }

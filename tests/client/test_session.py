@@ -452,6 +452,7 @@ WORKER_CALLS: dict[str, Callable[[RushWorker], Any]] = {
     "pop_task": lambda rush: rush.pop_task(0),
     "pop_named_task": lambda rush: rush.pop_task(key="key"),
     "tasks": lambda rush: anext(rush.tasks()),
+    "proposals": lambda rush: anext(rush.proposals(lambda draw: XS)),
     "task": lambda rush: rush.task(XS).__aenter__(),
 }
 PROPERTIES: list[Callable[[RushClient], Any]] = [

@@ -16,7 +16,7 @@ from rush_async.frames.archive import Archive
 from rush_async.frames.column import NO_FIELD, Column
 from rush_async.frames.inference import Inference, Layout, values_of
 from rush_async.model import Failure
-from rush_async.store.fields import CREATED_AT, END, END_EXTRA, XS
+from rush_async.store.fields import CREATED_AT, END, END_EXTRA, XS, XS_EXTRA
 from rush_async.store.records import decode_flat
 from tests.frames.records import AT, failed, finished, frame_of_y, queued, rows_of_y, stands_for
 
@@ -214,17 +214,17 @@ def test_an_update_tells_whether_the_layout_changes() -> None:
     inference = Inference()
     values: list[tuple[Any, bool]] = [(1, True), (None, False), (2, False), (2.5, True), (3, False), ([], True), ([1], True)]
     for value, is_new in values:
-        assert inference.update({(1, "x"): [value]}) is is_new
+        assert inference.update({(XS, "x"): [value]}) is is_new
     mappings: list[tuple[dict[str, Any], bool]] = [({}, True), ({"a": None}, True), ({"a": 1}, True), ({"a": 5}, False)]
     for mapping, is_new in mappings:
         assert inference.update({(END, "y"): [mapping]}) is is_new
     assert inference.update({(END, "y"): [{"a": 1}], (CREATED_AT, ""): [AT]}) is False
-    assert inference.update({(8, "e"): [None]}) is True
+    assert inference.update({(XS_EXTRA, "e"): [None]}) is True
 
 
 def test_an_unknown_type_of_value_is_a_decode_error() -> None:
     with pytest.raises(DecodeError, match=r"holds a builtins\.complex"):
-        Inference().update({(1, "x"): [1j]})
+        Inference().update({(XS, "x"): [1j]})
 
 
 def test_a_layout_is_extended_by_the_times_and_the_columns_of_a_schema() -> None:

@@ -225,17 +225,18 @@ def message_of(*groups: list[str]) -> EventMessage:
     [
         (["X", "owl", "a", "b"], 2),  # running tasks failed
         (["Q", "owl", "a"], 1),  # running tasks returned to the queue
-        (["X", "", "a", "b"], 0),  # queued tasks failed, or some were pushed as failed
+        (["X", "", "a", "b"], 2),  # queued tasks failed: they held places of budgets
         (["Q", "", "a"], 0),
         (["F", "owl", "a"], 0),  # a finished task keeps its place
         (["S", "owl", "a"], 0),
         (["T", "", "finished", "1 tasks have finished"], 0),
         (["P", ""], 0),
+        (["P", "owl", "3", "5"], 2),  # reservations returned
     ],
 )
 def test_a_message_tells_how_many_places_became_free(group: list[str], n_freed: int) -> None:
     assert message_of(group).n_freed == n_freed
-    assert message_of(group, ["X", "owl", "c"], ["Q", "bee", "d", "e"], ["X", "", "f"]).n_freed == n_freed + 3
+    assert message_of(group, ["X", "owl", "c"], ["Q", "bee", "d", "e"], ["X", "", "f"]).n_freed == n_freed + 4
 
 
 def test_a_change_of_the_rules_is_a_group_that_users_do_not_see() -> None:

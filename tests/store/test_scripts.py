@@ -65,10 +65,11 @@ def test_a_script_has_the_parts_that_it_uses_and_no_other(script: Script) -> Non
 def test_a_script_gets_the_keys_that_it_names(script: Script) -> None:
     # What a part names and the script does not is in functions that it does not call.
     called = words(SCRIPTS[script.name])
-    for part in PARTS.values():
-        for function in re.findall(r"^local function .*?^end|^local function .* end$", part, re.DOTALL | re.MULTILINE):
-            if functions(function) & called:
-                called |= words(function)
+    of_parts = re.findall(
+        r"^local function .*?^end|^local function .* end$", "\n".join(PARTS.values()), re.DOTALL | re.MULTILINE
+    )
+    for _ in PARTS:  # parts use one another
+        called |= {word for function in of_parts if functions(function) & called for word in words(function)}
     named = {name for name in NetworkKeys._fields if name.upper() in called}
     missing, unused = named - set(script.keys), set(script.keys) - named - BASE
     assert not missing, f"{script.name}.lua names these keys: add {sorted(missing)} to its `keys`"
@@ -93,8 +94,8 @@ def test_the_head_names_keys_arguments_and_columns() -> None:
         "local WORKER, WANT = 0, 1",
     ]
     assert PUSH.head().splitlines()[1:] == [
-        "local EPOCH, CLIENT, NUMBER, LAST_KNOWN = unpack(ARGV, 1, 4)",
-        "local FIRST, GROUP_SIZE, ITEM_SIZE = 5, 6, 3",
+        "local EPOCH, CLIENT, NUMBER, LAST_KNOWN, SEED = unpack(ARGV, 1, 5)",
+        "local FIRST, GROUP_SIZE, ITEM_SIZE = 6, 6, 3",
         "local TARGET, WORKER, BUDGET, MAX_FAILED, DIGESTS, N = 0, 1, 2, 3, 4, 5",
         "local KEY, CREATED, ENDED = 0, 1, 2",
     ]

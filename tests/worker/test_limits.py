@@ -7,12 +7,13 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from rush_async import Rush, RushWorker, WorkerExit
-from rush_async.worker.limits import Limits
+from rush_async.worker.limits import Limiter, Limits
 from rush_async.worker.loop import bind_loop
 from rush_async.worker.worker import Runner
 from tests.launch.loops_of_tests import serve
@@ -185,16 +186,53 @@ async def test_a_worker_whose_task_is_cancelled_while_it_waits_is_idle(rush: Rus
     await run(rush, loop, Limits(idle_timeout=0.05))
 
 
-async def test_a_task_starts_the_idle_time_anew(rush: Rush) -> None:
-    async def loop(rush: RushWorker) -> None:
-        for _ in range(3):
-            assert await rush.pop_task(timeout=0.06) is None
-            assert not rush.terminated
-            async with rush.task({"x": 1}) as task:
-                task.ys = {"y": 1}
-        assert await rush.pop_task(timeout=None) is None
+class Clock:
+    """An event loop whose time the test moves on."""
 
-    await run(rush, loop, Limits(idle_timeout=0.1))
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[asyncio.TimerHandle] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        self.timers.append(asyncio.TimerHandle(self.now + delay, callback, (), asyncio.get_running_loop()))
+        return self.timers[-1]
+
+    @property
+    def ends_at(self) -> list[float]:
+        return [timer.when() for timer in self.timers if not timer.cancelled()]
+
+
+@dataclass
+class Idler:
+    """A worker with a limit."""
+
+    worker_id: str = "owl"
+    holds_tasks: bool = False
+
+    def request_stop(self) -> None: ...
+
+
+async def test_a_task_starts_the_idle_time_anew() -> None:
+    clock, worker = Clock(), Idler()
+    limiter = Limiter(Limits(idle_timeout=10), worker)
+    limiter._loop = clock  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    wait: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    limiter.waits.add(wait)
+    assert clock.ends_at == [10.0]
+    clock.now = 6.0
+    limiter.waits.discard(wait)
+    assert clock.ends_at == []
+    limiter.waits.add(wait)  # the next wait, without a task before it
+    assert clock.ends_at == [10.0]
+    limiter.waits.discard(wait)
+    for worker.holds_tasks in (True, False):  # it takes a task, and ends it
+        limiter.note_change()
+    limiter.waits.add(wait)
+    assert clock.ends_at == [16.0]
+    limiter.waits.discard(wait)
 
 
 async def test_waiting_for_a_place_within_a_budget_is_idle(rush: Rush, rush_worker: RushWorker) -> None:
