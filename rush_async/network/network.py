@@ -99,7 +99,7 @@ class Network:
         self.heartbeat = Heartbeat(link.config, self.keys, self, self.local_workers.by_id)
         self.log_writer = LogWriter(link.config, self.keys, self)
         self._users = 0
-        self._seed_epoch = 0  # in which the seed was read
+        self._seed_read_at: tuple[int, int | None, int] | None = None  # epoch, the seed given, and changes of the rules
         self._is_open = False
         self._opening = asyncio.Lock()
 
@@ -151,21 +151,45 @@ class Network:
         position = self.position
         if seed is None or seed == position.seed:
             return
-        known, position.seed = position.seed, seed if position.seed is None else position.seed
-        if known is None and position.epoch:
-            known = position.seed = await self.reservations.set_seed()
-        if known not in (None, seed) or (known is None and position.epoch):
-            has = "holds tasks and has no seed" if known is None else f"has the seed {known}"
-            raise NetworkStateError(
-                f"network {self.network_id!r} {has}, and {seed} was given: leave it out, take another network, or reset this"
-            )
+        if position.seed is not None:
+            raise self._seeds_differ(f"has the seed {position.seed} in this process", seed)
+        position.seed = seed
+        try:
+            await self.known_seed()
+        except BaseException:
+            position.seed = None
+            raise
 
     async def known_seed(self) -> int | None:
-        """Returns the seed of the proposals; None for none. It is read once for each epoch."""
-        if self._seed_epoch != self.position.epoch or not self.position.epoch:
-            await self.tasks.read_position()
-            self._seed_epoch = self.position.epoch
-        return self.position.seed
+        """Returns the seed of the proposals; None for none. It is read once, and again after what may have changed it.
+
+        Raises:
+            NetworkStateError: a client of this event loop gave another, or the network holds tasks and has none.
+        """
+        position, given = self.position, self.position.seed
+        read_at = (position.epoch, given, self.lines.n_changes)
+        if self._seed_read_at == read_at and position.epoch:
+            return position.founding_seed
+        await self.tasks.read_position()
+        if not position.epoch or given is None:
+            self._seed_read_at = (position.epoch, given, self.lines.n_changes)
+            return position.founding_seed
+        if position.stored_seed is None:
+            position.stored_seed = await self.reservations.set_seed()
+        if position.stored_seed != given:
+            stored = position.stored_seed
+            raise self._seeds_differ("holds tasks and has no seed" if stored is None else f"has the seed {stored}", given)
+        self._seed_read_at = read_at
+        return given
+
+    def forget_seed(self) -> None:
+        """The network has another seed than was read: it is read anew."""
+        self._seed_read_at = None
+
+    def _seeds_differ(self, has: str, given: int) -> NetworkStateError:
+        return NetworkStateError(
+            f"network {self.network_id!r} {has}, and {given} was given: leave the seed out, or take another network"
+        )
 
     async def release(self) -> None:
         """Releases the view; the last user closes it."""

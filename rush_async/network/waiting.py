@@ -200,6 +200,7 @@ class Lines:
         queue: the line for queued tasks.
         places: the line for places within the stop rules.
         n_arrivals: how many messages with queued tasks have come.
+        n_changes: how often the stop rules or the seed have changed, or may have.
         mark: the present moment, for what follows from an attempt that leaves now.
         n_places: how many places are free, as far as refused starts and events tell; very many without such a refusal.
         n_granted: how many coroutines have a turn.
@@ -209,6 +210,7 @@ class Lines:
         self.queue = Line(self)
         self.places = _PlaceLine(self)
         self.n_arrivals = 0
+        self.n_changes = 0
         self.mark = Mark()
         self.n_places = _ALL
         self._refused_at = 0
@@ -216,6 +218,7 @@ class Lines:
         self._budgets: dict[tuple[int, int | None, bool], BudgetLine] = {}
         self._position = position
         self._n_unreachable = 0
+        self._generation = position.generation
         position.watchers.add(self)
 
     @property
@@ -231,7 +234,11 @@ class Lines:
     def position_changed(self) -> None:
         """Wakes the coroutines for which there is a task or a place now."""
         self._n_unreachable = min(self._n_unreachable, self._position.counts.queued)
-        self.wake()
+        if self._generation != self._position.generation:
+            self._generation = self._position.generation
+            self.rules_changed()
+        else:
+            self.wake()
 
     def tasks_queued(self) -> None:
         """Is called when tasks were queued, or may have been: all that count as queued may be popped again."""
@@ -276,7 +283,8 @@ class Lines:
             self.wake()
 
     def rules_changed(self) -> None:
-        """The stop rules have changed, or may have: any number of places may be free."""
+        """The stop rules or the seed have changed, or may have: any number of places may be free."""
+        self.n_changes += 1
         self.places_freed(_ALL)
 
     def wake(self) -> None:

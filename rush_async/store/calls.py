@@ -299,7 +299,7 @@ class Batcher:
     def _args(self, batch: _Batch) -> list[Word]:
         args: list[Word] = [str(batch.epoch), self.client, batch.number]
         if batch.script.creates:
-            seed = self.position.seed
+            seed = self.position.founding_seed
             args += [str(self.position.highest_epoch), "" if seed is None else str(seed)]
         for request in batch.requests:
             args += request.args

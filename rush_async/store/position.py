@@ -45,7 +45,8 @@ class NetworkPosition:
         seq: the number of the last event.
         counts: how many tasks are in each state.
         n_workers: how many workers are running.
-        seed: that of its proposals, as the server or a client of this process has it; it outlives a reset.
+        seed: that which a client of this event loop gave for its proposals; it outlives a reset.
+        stored_seed: that which the network has, as it was read last.
         n_rollbacks: how often the server turned out to have lost what happened last.
         watchers: called after each change.
     """
@@ -57,6 +58,7 @@ class NetworkPosition:
         self.counts = Counts()
         self.n_workers = 0
         self.seed: int | None = None
+        self.stored_seed: int | None = None
         self.n_rollbacks = 0
         self.watchers: set[Watcher] = set()
         self._network_id = network_id
@@ -68,6 +70,11 @@ class NetworkPosition:
     def generation(self) -> tuple[int, int]:
         """Changes whenever tasks that had finished may be gone: after a reset, and after the server lost what happened last."""
         return self.epoch, self.n_rollbacks
+
+    @property
+    def founding_seed(self) -> int | None:
+        """The seed that the network gets if it is founded here: that which a client gave, else that which it had."""
+        return self.stored_seed if self.seed is None else self.seed
 
     @property
     def stop(self) -> StopReason | None:

@@ -36,7 +36,7 @@ UNRESERVE = Script(
     merges=True,
     is_final=True,
 )
-SET_SEED = Script("set_seed", memory="grows", creates=True)
+SET_SEED = Script("set_seed", args=("seed",), memory="grows")
 
 # Why a worker got no index: a queued task comes first, the network has stopped, the places of its stop rules or of the budget
 # are taken, the budget is spent, or the network has another seed.
@@ -82,23 +82,23 @@ class ReservationStore:
         self._calls = tasks.calls
 
     async def set_seed(self) -> int | None:
-        """Gives the seed that this process knows to a network that exists without one. Returns the seed that it has now; None
-        where it has none, because it holds tasks."""
-        answer = await self._calls.call(Request(SET_SEED, []))
+        """Gives the seed of a client to a network that exists without one. Returns the seed that it has now; None where it has
+        none, because it holds tasks."""
+        answer = await self._calls.call(Request(SET_SEED, [str(self._calls.position.seed)]))
         return int(answer) if answer else None
 
     async def reserve(
         self, worker_id: str, *, budget: int | None, max_failed: int | None, queued_first: bool
     ) -> Reserved | Lost:
         """Reserves an index for a worker. What is reserved for a caller that is gone returns."""
-        seed = self._calls.position.seed
+        seed = self._calls.position.founding_seed
         limits = ["" if limit is None else limit for limit in (budget, max_failed)]
         args: list[Word] = [worker_id, "" if seed is None else str(seed), *limits, int(queued_first)]
         return await self._calls.call(_Reserve(self, worker_id, args))
 
     async def start(self, worker_id: str, index: int, task: NewTask, point: bytes = b"") -> Started | Lost:
         """Makes a reserved index a running task; with the digest of a point, only if the point is not taken."""
-        return await self._calls.call(_Start(self._tasks, worker_id, index, point, task))
+        return await self._calls.call(_Start(self._tasks, worker_id, index, point, task)) or "gone"  # None after a reset
 
     def unreserve(self, worker_id: str, index: int) -> None:
         """Returns an index, in the background."""
@@ -138,7 +138,7 @@ class _Start(Request):
     __slots__ = ("_key", "_tasks", "_worker_id")
 
     def __init__(self, tasks: Tasks, worker_id: str, index: int, point: bytes, task: NewTask) -> None:
-        super().__init__(START, [worker_id, index, point, task.key, task.created])
+        super().__init__(START, [worker_id, index, point, task.key, task.created], survives_reset=False)
         self._tasks = tasks
         self._worker_id = worker_id
         self._key = task.key

@@ -107,8 +107,7 @@ class TaskReads:
         position = position_of(reply)
         if (error := wire_mismatch(int(reply[8]))) is not None:
             raise error
-        if reply[9]:
-            self.position.seed = int(reply[9])
+        self.position.stored_seed = int(reply[9]) if reply[9] else None
         if probe:
             await self._probe()
         if position.epoch == 0 and asked_at != self.position.highest_epoch:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rush_async.client.draw import Draw, proposed
 from rush_async.client.snapshot import take_snapshot
-from rush_async.errors import DuplicateError, NetworkStateError
+from rush_async.errors import DuplicateError
 from rush_async.model import Catch, Task, TaskHolder, TaskState
 from rush_async.network.network import Network
-from rush_async.network.waiting import BudgetLine, Line, Mark
+from rush_async.network.waiting import BudgetLine, Line
 from rush_async.store.basis import Basis, Seen
 from rush_async.store.points import Unique, as_unique, points_of
 from rush_async.store.records import NewTask, RecordEncoder
@@ -91,20 +91,26 @@ class Proposals:
         worker was asked to stop."""
         network, membership = self._network, self._membership
         membership.check()
-        seed = await network.known_seed()
         with network.feed, self._line() as line:
             await self._blocks.watch(network)
             task = None
             while task is None and not membership.terminated and not self._is_spent():
+                seed = await network.known_seed()
                 if not await line.turn(None, membership.waits):
                     break
+                reservation = None
                 try:
                     if not (membership.terminated or self._is_spent()):
-                        task = await (self._turn(line) if seed is None else self._seeded_turn(line, seed))
+                        if seed is None:
+                            task = await self._turn(line)
+                        else:
+                            task, reservation = await self._seeded_turn(line)
                 except _SpentError:
                     break
                 finally:
                     line.done()
+                if reservation is not None and seed is not None:  # it has its place: others may have a turn
+                    task = await self._take(seed, reservation)
         if task is None and membership.is_shut_out:
             raise membership.lost_error()
         if task is not None:
@@ -143,20 +149,24 @@ class Proposals:
             if isinstance(pushed, Lost):
                 raise self._membership.lost_error()
             if pushed.n:
-                return self._started(line, mark, task, pushed.first_index)
+                line.place_taken(mark)
+                return self._started(task, pushed.first_index)
             if pushed.refusal == "full":
                 lines.found_full(mark)
+            elif pushed.refusal is None and isinstance(line, BudgetLine):
+                line.found_full(mark)
             if pushed.refusal != "duplicate":
                 return None
         raise self._duplicate_error()
 
     # with a seed
 
-    async def _seeded_turn(self, line: Line, seed: int) -> Task | None:
+    async def _seeded_turn(self, line: Line) -> tuple[Task | None, _Reservation | None]:
+        """Takes a queued task or reserves an index. Neither where there is no place."""
         network, lines = self._network, self._network.lines
         queued_first = self._takes_queued
         while True:
-            mark = lines.mark
+            mark, epoch = lines.mark, network.position.epoch
             reserved = await network.reservations.reserve(
                 self._membership.worker_id, budget=self._budget, max_failed=self._max_failed, queued_first=queued_first
             )
@@ -164,43 +174,44 @@ class Proposals:
                 raise self._membership.lost_error()
             match reserved.place:
                 case int(index):
-                    return await self._take(line, mark, seed, index)
+                    line.place_taken(mark)
+                    return None, _Reservation(index, epoch)
                 case "queued":
                     if (task := await self._blocks.pop(network)) is not None:
-                        return task
+                        return task, None
                     queued_first = False  # others took it, or no entry of the queue leads to it
                 case "full":
                     lines.found_full(mark)
-                    return None
+                    return None, None
                 case "budget":
                     assert isinstance(line, BudgetLine)
                     line.found_full(mark)
-                    return None
+                    return None, None
                 case "seed":
-                    raise NetworkStateError(
-                        f"network {network.network_id!r} has "
-                        + ("no seed" if reserved.seed is None else f"the seed {reserved.seed}")
-                        + f", and this process knows the seed {seed}: give all clients the same seed, or reset the network"
-                    )
+                    network.forget_seed()  # it is read again, and compared
+                    return None, None
                 case "spent" | "stopped":
                     raise _SpentError
 
-    async def _take(self, line: Line, mark: Mark, seed: int, index: int) -> Task | None:
+    async def _take(self, seed: int, reservation: _Reservation) -> Task | None:
         """Proposes and starts the task of a reserved index. None if the network has stopped, or the reservation is gone."""
-        reservations, worker_id = self._network.reservations, self._membership.worker_id
+        network, worker_id = self._network, self._membership.worker_id
+        reservations, index = network.reservations, reservation.at
         is_reserved = True
         try:
             for redraw in range(_MOST_REDRAWS):
                 task, basis = await self._proposal(seed, index, redraw)
+                if network.position.epoch != reservation.epoch:
+                    return None  # after a reset, the worker may have this index for another proposal
                 started = await reservations.start(worker_id, index, *self._new(task, basis))
                 if started != "duplicate":
                     is_reserved = False
                     if isinstance(started, Lost):
                         raise self._membership.lost_error()
-                    return self._started(line, mark, task, index) if started == "started" else None
+                    return self._started(task, index) if started == "started" else None
             raise self._duplicate_error()
-        finally:
-            if is_reserved:  # the proposal failed, was cancelled, or found no new point
+        finally:  # the proposal failed, was cancelled, or found no new point
+            if is_reserved and network.position.epoch == reservation.epoch:
                 reservations.unreserve(worker_id, index)
 
     # a proposal
@@ -239,11 +250,17 @@ class Proposals:
             "used up; propose with unique=False, or stop the network"
         )
 
-    def _started(self, line: Line, mark: Mark, task: Task, index: int) -> Task:
-        line.place_taken(mark)
+    def _started(self, task: Task, index: int) -> Task:
         task.index = index
         self._membership.hold([task.key])
         return task
+
+
+class _Reservation(NamedTuple):
+    """A reserved index, and the epoch in which it was reserved."""
+
+    at: int
+    epoch: int
 
 
 class _SpentError(Exception):

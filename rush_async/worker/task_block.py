@@ -269,9 +269,11 @@ class Place:
         with self._network.feed, self._network.lines.budget(self._budget, self._max_failed) as line:
             is_our_turn = False
             while not self._membership.terminated:
+                mark = self._network.lines.mark
                 try:
                     refusal = await self._push(new, task)
                     if refusal is None:
+                        line.place_taken(mark)
                         return task
                     counts = self._network.position.counts
                     if counts.finished >= self._budget:
@@ -284,6 +286,8 @@ class Place:
                         and (queued := await self._blocks.look_in_queue(self._network)) is not None
                     ):
                         return queued
+                    if refusal == "empty":
+                        line.found_full(mark)
                 finally:
                     if is_our_turn:
                         line.done()
@@ -305,7 +309,6 @@ class Place:
         if isinstance(taken, Lost):
             raise self._membership.lost_error()
         if taken.n:
-            lines.places_taken(1, mark)
             task.index = taken.first_index
             self._membership.hold([new.key])
             return None
@@ -317,6 +320,8 @@ class Place:
         """Pushes the task without a budget, once there is a place within the stop rules."""
         mark = self._network.lines.mark
         refusal = await self._push(new, task)
+        if refusal is None:
+            self._network.lines.places_taken(1, mark)
         if refusal == "full":
             created = await self._blocks.start_in_turn(self._network, (new,), mark)
             if isinstance(created, Lost):

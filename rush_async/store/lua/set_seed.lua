@@ -4,9 +4,10 @@ local refusal, known = begin_call()
 if refusal then return refusal end
 if known then return repeated(known) end
 
+if EPOCH == '0' then return commit(SEED) end -- it comes with the call that founds the network
 local n = counts()
 if not call('HGET', META, 'seed') and n[1] + n[2] + n[3] + n[4] == 0 then
-  create_network(LAST_KNOWN, SEED)
   call('HSET', META, 'seed', SEED)
+  add('places', '')
 end
 return commit(call('HGET', META, 'seed') or '')
