@@ -58,7 +58,7 @@ def test_the_page_has_every_limit_with_its_value() -> None:
 
 PERIOD, EXPIRE, CONNECT, RESPONSE, DEADLINE = (f"config.py:{name}" for name in SETTINGS)
 LOOP_END = "worker/run.py:_PATIENCE"
-DEREGISTERING = "worker/worker.py:_PATIENCE"
+DEREGISTERING = "worker/registration.py:_PATIENCE"
 FLUSH = "heartbeat/log_writer.py:_FLUSH_TIMEOUT"
 CHILD_ANSWER = "launch/processes.py:_ANSWER"
 CHILD_WORKER_END = "launch/processes.py:_WORKER_END"

@@ -299,7 +299,8 @@ class Batcher:
     def _args(self, batch: _Batch) -> list[Word]:
         args: list[Word] = [str(batch.epoch), self.client, batch.number]
         if batch.script.creates:
-            seed = self.position.founding_seed
+            position = self.position
+            seed = position.stored_seed if position.seed is None else position.seed
             args += [str(self.position.highest_epoch), "" if seed is None else str(seed)]
         for request in batch.requests:
             args += request.args

@@ -5,44 +5,35 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
-
-import anyio
 
 from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, as_text, check_lengths
 from rush_async.client.client import RushClient
 from rush_async.client.draw import Draw
 from rush_async.config import RushConfig
-from rush_async.errors import NetworkStateError, RushConnectionError, WorkerIdTakenError
+from rush_async.errors import NetworkStateError, WorkerIdTakenError
 from rush_async.model import Catch, Failure, Task, TaskState, WorkerExit
 from rush_async.network.network import Network
-from rush_async.process import LoopValue
 from rush_async.store.keys import check_worker_id
 from rush_async.store.points import Unique, as_unique, points_of
 from rush_async.store.records import as_records, encode_failure
 from rush_async.store.scripts import Lost
 from rush_async.store.tasks import Created, Ended
 from rush_async.supervisor import Supervisor
-from rush_async.worker.guard import LoopTurns
 from rush_async.worker.limits import Limits
 from rush_async.worker.log_capture import capture
 from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.membership import Membership
 from rush_async.worker.names import worker_name
 from rush_async.worker.proposals import Proposals
+from rush_async.worker.registration import deregister, register
 from rush_async.worker.run import end_of, run_loop
 from rush_async.worker.task_block import Place, TaskBlock, TaskBlocks
 
 __all__ = ["Runner", "RushWorker", "live", "membership_of"]
 
 logger = logging.getLogger(__name__)
-
-_PATIENCE = 5.0  # seconds that deregistering may take
-
-_turns = LoopValue(LoopTurns)
 
 
 def membership_of(worker: RushWorker) -> Membership:
@@ -116,77 +107,12 @@ class RushWorker(RushClient):
     # registering and deregistering
 
     async def _on_open(self, network: Network) -> None:
-        membership = self._membership
-        lease, info = None, {"pid": None, "hostname": None, "heartbeat": False}
-        if not membership.is_shared:
-            info = {"pid": os.getpid(), "hostname": socket.gethostname(), "heartbeat": True}
-            lease = network.heartbeat.lease(self._config.heartbeat_period, self._config.heartbeat_expire)
-            membership.lease_id = lease.lease_id
-
-        if membership.worker_id in network.local_workers.by_id:
-            raise self._name_is_taken()
-        try:
-            await network.register(membership)
-            registration = await network.workers.register(membership.worker_id, lease, info)
-            if registration.mark == 0:
-                raise self._name_is_taken()
-        except BaseException:
-            network.unregister(membership)
-            raise
-        turns = _turns.get()
-        membership.join(network.tasks, network.workers, network.log_writer, turns, network.local_workers)
-        membership.report_to(network.reports, self._config.max_reports)
-        membership.number = registration.number
-        if registration.mark == 2:  # while it was being started
-            membership.request_stop()
-
-    def _name_is_taken(self) -> WorkerIdTakenError:
-        if self._membership.is_shared:
-            return WorkerIdTakenError(
-                f"shared worker {self.worker_id!r} cannot be opened in network {self._network_id!r}: it is open in this event "
-                "loop already, was killed, or its id is or was in use by a worker that is not shared: use the client that is "
-                "open, or choose another id"
-            )
-        return WorkerIdTakenError(
-            f"worker_id {self.worker_id!r} is or was in use in network {self._network_id!r}: choose another, "
-            "or leave it out for a random one"
-        )
+        await register(network, self._membership, self._config)
 
     async def _on_close(self, error: BaseException | None) -> None:
         network, membership = self._network, self._membership
-        if network is None or not membership.is_registered:
-            return
-        membership.is_registered = False
-        membership.request_stop()
-        if membership.is_shared:  # it stays with its tasks, for other processes
-            membership.note_deregistered()
-            network.unregister(membership)
-            return
-        if membership.end is None:
-            is_own = isinstance(error, Exception)
-            membership.end = ("failed", Failure.of(error)) if is_own else ("terminated", None)
-        state, failure = membership.end
-        has_left = False
-        try:
-            # The limit keeps a worker from delaying the close of its manager.
-            with anyio.move_on_after(_PATIENCE, shield=True):
-                if membership.has_logged:
-                    await network.log_writer.flush()
-                if not membership.is_shut_out:
-                    await network.tasks.calls.quiet()  # calls in flight may still give it tasks
-                    await membership.fail_held(failure or Failure("cancelled", None, "Its worker ended"))
-                    await network.tasks.calls.compensated()
-                    await network.workers.deregister(membership.worker_id, state, failure)
-                has_left = True
-            if not has_left:
-                logger.warning("worker %s could not deregister within %g s", membership.worker_id, _PATIENCE)
-        except RushConnectionError as reason:
-            logger.warning("worker %s could not deregister: %s", membership.worker_id, reason)
-        finally:
-            membership.note_deregistered()
-            network.unregister(membership)
-            if not has_left:
-                network.report_as_lost(membership.worker_id, failure)
+        if network is not None and membership.is_registered:
+            await deregister(network, membership, error)
 
     # tasks
 

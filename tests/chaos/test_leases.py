@@ -357,7 +357,7 @@ async def test_workers_that_a_leaving_process_could_not_report_are_found(slow: R
 async def test_a_worker_that_could_not_deregister_is_lost_though_its_neighbour_keeps_their_lease_alive(
     slow: Rush, quick: RushConfig, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rush_async.worker.worker._PATIENCE", 0.1)
+    monkeypatch.setattr("rush_async.worker.registration._PATIENCE", 0.1)
     async with Proxy(str(quick.url), directory) as proxy:
         config = replace(quick, url=proxy.url)
         async with RushWorker(slow.network_id, config, worker_id="stays"):
@@ -638,7 +638,7 @@ async def test_a_user_with_the_rights_that_are_named_can_do_everything(quick: Ru
 async def test_a_client_closes_in_time_though_its_thread_waits_for_a_server_that_hangs(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for room in ("network.network", "worker.worker"):
+    for room in ("network.network", "worker.registration"):
         monkeypatch.setattr(f"rush_async.{room}._PATIENCE", 0.2)
     lease = acquire(directory)
     try:

@@ -649,7 +649,7 @@ async def test_a_seed_for_a_network_with_tasks_and_without_a_seed_is_an_error(ru
                 async with Rush(rush.network_id, config, seed=7):
                     pass
         async with RushWorker(rush.network_id, rush_server) as worker:
-            assert (await anext(worker.proposals(propose, queued=False))).index == 1  # goes on without one
+            assert (await anext(worker.proposals(propose, queued=False))).index == 1  # continues without one
         await rush.reset()
 
 
