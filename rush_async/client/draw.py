@@ -118,7 +118,8 @@ async def proposed(propose: Callable[[Draw], Any | Awaitable[Any]], draw: Draw) 
     result = propose(draw)
     if inspect.isawaitable(result):
         result = await result
-    xs, extra = cast("tuple[Any, Any]", result) if isinstance(result, tuple) else (result, None)
+    is_pair = isinstance(result, tuple) and len(cast("tuple[Any, ...]", result)) == 2
+    xs, extra = cast("tuple[Any, Any]", result) if is_pair else (result, None)
     record = as_record(xs, "the proposal")
     check_names(record, "the proposal")
     return record, None if extra is None else as_record(extra, "the proposal's xs_extra")

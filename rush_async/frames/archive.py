@@ -176,7 +176,10 @@ def frame_of(
         `condition` (Struct of kind, type, message and traceback, null for other tasks).
     """
     asked, inference = schema_columns(schema), Inference()
-    portions = [(state, _decoded(state, records, inference)) for state, records in groups]
+    # The columns of finished tasks come first, whatever the order of the states: as in the frames of an archive.
+    in_order = sorted(groups, key=lambda group: group[0] != "finished")
+    decoded = {state: _decoded(state, records, inference) for state, records in in_order}
+    portions = [(state, decoded[state]) for state, _ in groups]
     with_condition = any(state == "failed" for state, _ in groups)
     layout = inference.layout(with_condition=with_condition).extended(times=times, schema=asked)
     frame = _stacked([(state, _built(found, layout)) for state, found in portions], with_state)
