@@ -118,7 +118,7 @@ async def proposed(propose: Callable[[Draw], Any | Awaitable[Any]], draw: Draw) 
     result = propose(draw)
     if inspect.isawaitable(result):
         result = await result
-    is_pair = isinstance(result, tuple) and len(cast("tuple[Any, ...]", result)) == 2
+    is_pair = isinstance(cast("object", result), tuple) and len(result) == 2
     xs, extra = cast("tuple[Any, Any]", result) if is_pair else (result, None)
     record = as_record(xs, "the proposal")
     check_names(record, "the proposal")
