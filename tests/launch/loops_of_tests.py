@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rush_async import RushWorker, WorkerLostError
+from rush_async import Draw, DuplicateError, RushWorker, WorkerLostError
 
 
 async def do_some(rush: RushWorker, n: int = 3) -> None:
@@ -228,3 +228,28 @@ async def block_loudly(rush: RushWorker) -> None:
     await rush.push_running_tasks([{"x": 0}])
     sys.stderr.write("blocked\n")
     time.sleep(600)  # noqa: ASYNC251
+
+
+async def propose_points(rush: RushWorker, n_points: int, n_coroutines: int) -> None:
+    """Proposes points of a discrete space, each to be taken once, and tells how that ended. The first task of every tenth point
+    fails."""
+    told = {"drawn": 0, "used_up": 0, "stopped": 0}
+
+    def propose(draw: Draw) -> dict[str, int]:
+        told["drawn"] += 1
+        return {"x": draw.random().randrange(n_points)}
+
+    async def run_tasks() -> None:
+        try:
+            async for task in rush.proposals(propose, unique=True, catch=ArithmeticError):
+                async with task:
+                    x = task.xs["x"]
+                    if x % 10 == 0 and await rush.claim(str(x), task.key) == task.key:
+                        raise ArithmeticError(x)
+                    task.ys = {"y": x}
+            told["stopped"] += 1
+        except DuplicateError:
+            told["used_up"] += 1
+
+    await asyncio.gather(*(run_tasks() for _ in range(n_coroutines)))
+    await rush.set_attrs({rush.worker_id: told})
