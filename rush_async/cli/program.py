@@ -6,6 +6,9 @@ a loop by its name. All workers of a program run in one process and one event lo
 SIGTERM and SIGINT *drain* the program: the workers finish their tasks and take no new ones. After `--drain` seconds, or at a
 second signal, they are cancelled, and their tasks fail as `cancelled`. A loop that never awaits ends with the process.
 
+Where the whole network stops, by a rule or by hand, the workers end likewise, with exit code 0, and a line says why. A program
+that joins a stopped network warns and ends.
+
 `--max-time`, `--max-tasks` and `--idle-timeout` stop each worker as a request does: between two tasks, with exit code 0.
 
 numpy, polars and others compute with a thread for each core that the program may use, unless the environment says otherwise.
@@ -42,7 +45,7 @@ from rush_async.heartbeat.heartbeat import own_this_process
 from rush_async.launch.job import Job
 from rush_async.launch.packed_loop import PackedLoop
 from rush_async.launch.threads import thread_variables
-from rush_async.model import Failure, WorkerExit
+from rush_async.model import Failure, StopReason, WorkerExit
 from rush_async.network.network import Network
 from rush_async.worker.limits import Limits
 from rush_async.worker.loop import WorkerLoop, bind_loop
@@ -167,14 +170,38 @@ async def _work(job: Job, loop: WorkerLoop, limits: Limits, drain: Drain) -> int
         job.network_id, job.config
     )  # shared by the workers: one error if the server cannot be reached
     try:
+        teller = _StopTeller(network)
         runner = Runner(job.network_id, job.config, job.worker_ids, loop, job.log_levels, limits)
         drain.attend(runner)
         ends = await runner.run()
+        teller.position_changed()  # a loop that never awaited kept the event loop from hearing of it
     finally:
         await network.release()
     code = _code(ends, drain)
     drain.end(code)  # from here on threads of the loops may delay the end of the program only for a limited time
     return code
+
+
+class _StopTeller:
+    """Logs once that the network has stopped, and why.
+
+    Args:
+        network: the network, open.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        network.position.watchers.add(self)
+        if (stop := network.position.stop) is not None:
+            self._tell(logging.WARNING, stop, "the workers started just now take no task. `resume(...)` lifts the stop")
+
+    def position_changed(self) -> None:
+        if self in self._network.position.watchers and (stop := self._network.position.stop) is not None:
+            self._tell(logging.INFO, stop, "workers finish their tasks")
+
+    def _tell(self, level: int, stop: StopReason, what: str) -> None:
+        self._network.position.watchers.discard(self)
+        logger.log(level, "network %r has stopped (%s): %s", self._network.network_id, stop, what)
 
 
 def _code(ends: Sequence[WorkerExit], drain: Drain) -> int:

@@ -124,6 +124,18 @@ class Stopping(Session[S]):
                 f"limit ({counts.finished:,} tasks have finished and {counts.failed:,} have failed)"
             )
 
+    async def stop_rules(self) -> dict[str, Any]:
+        """Reads the stop rules that the network has, also once one of them has stopped it.
+
+        Returns:
+            The arguments of `stop_when` that set these rules, without those that have their defaults; empty without rules.
+
+        Raises:
+            DecodeError: another program wrote what this library cannot read.
+        """
+        store = self._net.stop_rules
+        return (await store.read()).arguments()
+
     async def _set_rules(self, network: S, rules: StopRules, *, lifts: bool) -> RulesAnswer:
         while True:
             best, n_read = None, 0

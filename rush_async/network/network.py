@@ -84,7 +84,7 @@ class Network:
         self.position = NetworkPosition(network_id)
         self.tasks = TaskStore(link.connection, self.keys, self.position)
         self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls)
-        self.stop_rules = StopRulesStore(self.tasks.calls)
+        self.stop_rules = StopRulesStore(link.connection, self.keys, self.tasks.calls)
         self.reservations = ReservationStore(self.tasks)
         self.worker_log = WorkerLog(link.connection, self.keys)
         self.shared_state = SharedStateStore(link.connection, self.keys, self.tasks.calls)

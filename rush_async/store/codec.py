@@ -27,6 +27,7 @@ __all__ = [
     "to_msgpack",
     "to_plain",
     "unpack",
+    "unpack_bytes",
 ]
 
 _ORDINAL = struct.Struct(">i")
@@ -263,6 +264,14 @@ def unpack(data: bytes) -> Any:
         raise
     except Exception as error:
         raise DecodeError(f"not a record of this library: {type(error).__name__}: {error}; {data[:80]!r}") from error
+
+
+def unpack_bytes(data: bytes) -> Any:
+    """Unpacks one value that a script packed. Its strings, which may be packed values themselves, come as bytes."""
+    try:
+        return _unpackb(data, raw=True)
+    except Exception as error:
+        raise DecodeError(f"not packed by a script: {type(error).__name__}: {error}; {data[:80]!r}") from error
 
 
 _Timestamp: type[Any] = cast("Any", msgpack).Timestamp

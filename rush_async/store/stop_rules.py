@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from rush_async.errors import DecodeError
 from rush_async.store.calls import Batcher
-from rush_async.store.codec import to_msgpack
+from rush_async.store.codec import as_mapping, decode, to_msgpack, unpack_bytes
+from rush_async.store.keys import NetworkKeys
 from rush_async.store.scripts import Request, Script
+from rush_async.wire.connection import Connection
 
 __all__ = ["RulesAnswer", "StopRules", "StopRulesStore"]
 
@@ -43,12 +46,50 @@ class StopRules(NamedTuple):
         """Encodes the rules; those of equal rules are equal."""
         return to_msgpack({name: value for name, value in self._asdict().items() if value is not None and value is not False})
 
+    @classmethod
+    def decode(cls, data: bytes) -> StopRules:
+        """Decodes rules.
+
+        Raises:
+            DecodeError: another program wrote them.
+        """
+        try:
+            return cls(**decode(data))
+        except TypeError as error:
+            raise DecodeError(f"not the stop rules of a network: {error}; {data[:80]!r}") from error
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `stop_when` that set these rules, without those that have their defaults."""
+        given: dict[str, Any] = {"finished": self.finished, "failed": self.failed, "seconds": self.seconds}
+        if self.target is not None:
+            given["target"] = {self.output: self.target}
+        if self.patience is not None:
+            given["patience"] = (self.output, self.patience)
+        if self.maximize:
+            given["maximize"] = True
+        return {name: value for name, value in given.items() if value is not None}
+
 
 class StopRulesStore:
     """Sets the stop rules of one network, and stops it."""
 
-    def __init__(self, calls: Batcher) -> None:
+    def __init__(self, connection: Connection, keys: NetworkKeys, calls: Batcher) -> None:
+        self._connection = connection
+        self._keys = keys
         self._calls = calls
+
+    async def read(self) -> StopRules:
+        """Returns the rules of the network as they are on the server.
+
+        Raises:
+            DecodeError: another program wrote them.
+        """
+        raw = await self._connection.ask("HGET", self._keys.meta, "rules")
+        if raw is None:
+            return StopRules()
+        if (kept := as_mapping(unpack_bytes(raw))) is None or b"spec" not in kept:
+            raise DecodeError(f"not the stop rules of a network: {raw[:80]!r}")
+        return StopRules.decode(kept[b"spec"])
 
     async def set(self, rules: StopRules, best: float | None, n_read: int, *, lifts: bool) -> RulesAnswer:
         """Sets the rules in place of those that the network had.

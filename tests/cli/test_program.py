@@ -134,6 +134,27 @@ async def test_each_limit_ends_the_program_as_a_stop_does(rush: Rush, worker: Ru
     assert set((await rush.worker_info())["state"]) == {"terminated"}
 
 
+async def test_a_stop_of_the_network_ends_the_program_and_a_line_says_why(rush: Rush, worker: Run) -> None:
+    await rush.stop_when(finished=3)
+    program = await worker(f"{LOOPS}:serve", "-n", "2", "-v")
+    quiet = await worker(f"{LOOPS}:serve")
+    await rush.wait_for_workers(3, timeout=30)
+    await rush.push_tasks([{"x": x} for x in range(5)])
+    code, errors = await program.ended()
+    assert code == 0
+    stopped = f"network {rush.network_id!r} has stopped (finished: 3 tasks have finished): "
+    assert errors.count(f"{stopped}workers finish their tasks") == 1
+    assert await quiet.ended() == (0, "")
+    # One that joins a network that has stopped warns, and ends likewise.
+    code, errors = await (await worker(f"{LOOPS}:serve", "-n", "2")).ended()
+    assert code == 0
+    (line,) = errors.splitlines()
+    assert "WARNING" in line
+    assert f"{stopped}the workers started just now take no task. `resume(...)` lifts the stop" in line
+    assert set((await rush.worker_info())["state"]) == {"terminated"}
+    assert (await rush.counts()).queued == 2
+
+
 async def test_a_server_must_be_named(rush: Rush, run: Run) -> None:
     program = await run(sys.executable, "-m", "rush_async", "worker", rush.network_id, f"{LOOPS}:serve")
     code, errors = await program.ended()

@@ -422,6 +422,7 @@ CALLS: dict[str, Callable[[RushClient], Any]] = {
     "attrs": lambda rush: rush.attrs(),
     "set_task_attrs": lambda rush: rush.set_task_attrs("key", {"a": 1}),
     "task_attrs": lambda rush: rush.task_attrs("key"),
+    "stop_rules": lambda rush: rush.stop_rules(),
     "claim": lambda rush: rush.claim("a", 1),
     "ranking_add": lambda rush: rush.ranking("a").add("key", 1),
     "ranking_rank": lambda rush: rush.ranking("a").rank("key"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
+import pytest
 
-from rush_async import Rush
-from rush_async.store.codec import decode
+from rush_async import DecodeError, Rush
+from rush_async.store.codec import decode, to_msgpack
 from rush_async.store.stop_rules import StopRules, StopRulesStore
 
 XS = {"x": 1.0}
@@ -105,3 +106,30 @@ async def test_rules_are_not_set_in_an_epoch_whose_archive_was_not_read(rush: Ru
     await rush.push_tasks([XS])
     assert await rules_of(elsewhere).set(StopRules(output="y", target=1.0), 1.0, 1, lifts=False) == "behind"
     assert rush.stop_reason is None
+
+
+async def test_the_rules_are_read_as_they_were_given(rush: Rush, raw: Any) -> None:
+    assert await rush.stop_rules() == {}
+    rules: list[dict[str, Any]] = [
+        {"finished": 5, "failed": 6, "seconds": 60.5},
+        {"target": {"y": 0.1}, "patience": ("y", 7), "maximize": True},
+        {"patience": ("y", 3)},
+    ]
+    for each in rules:
+        await rush.stop_when(**each)
+        assert await rush.stop_rules() == each
+    await rush.stop()
+    assert await rush.stop_rules() == rules[-1]
+    await rush.resume()
+    assert await rush.stop_rules() == {}
+    await rush.stop()
+    assert await rush.stop_rules() == {}
+
+
+@pytest.mark.parametrize("found", [b"\xc1", b"\x01", b"\x80", to_msgpack({"spec": to_msgpack({"unheard": 1})})], ids=repr)
+async def test_rules_of_another_program_are_refused(rush: Rush, raw: Any, found: bytes) -> None:
+    await rush.stop_when(finished=5)
+    raw.hset(rush._net.keys.meta, "rules", found)  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(DecodeError, match="not packed by a script|not the stop rules of a network"):
+        await rush.stop_rules()
+    raw.hdel(rush._net.keys.meta, "rules")  # pyright: ignore[reportPrivateUsage]

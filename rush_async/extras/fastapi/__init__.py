@@ -27,23 +27,37 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import AwareDatetime
 
 from rush_async.client.event_stream import EventStream
 from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError, RushConnectionError
-from rush_async.events import Event
+from rush_async.events import EVENT_KINDS, Event
 from rush_async.extras.fastapi.bodies import (
     EvaluateRequest,
     OwnOrRun,
     Problem,
+    ReportView,
+    ResumeRequest,
     RunId,
     RunRequest,
     RunStatus,
+    StopRequest,
     TasksRequest,
     TaskView,
+    Value,
+    WorkersRequest,
     event_view,
 )
-from rush_async.extras.fastapi.service import Objective, RunLoop, Service, events_until_end, read_status
+from rush_async.extras.fastapi.service import (
+    Objective,
+    RunLoop,
+    Service,
+    events_until_end,
+    living_workers,
+    read_reports,
+    read_status,
+)
 from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, ErrorRoute, input_errors
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
@@ -101,12 +115,13 @@ async def _open_events(
     run: _RunDep,
     service: _ServiceDep,
     results: Annotated[bool, Query(description="whether finished and failed events carry their tasks")] = False,
+    reports: Annotated[bool, Query(description="whether reports of running tasks are sent, as `TaskReported`")] = False,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[EventStream[Event]]:
     if last_event_id == "end":
         raise HTTPException(204)  # stops an EventSource from connecting again
     with service.streaming(run):
-        async with run.events(results=results) as events:
+        async with run.events(*(EVENT_KINDS if reports else ()), results=results) as events:
             yield events
 
 
@@ -141,9 +156,10 @@ def rush_router(
     Returns:
         A router for an application whose lifespan is that of `rush_lifespan`.
     """
-    problems: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 503)}
+    problems: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 409, 503)}
     router = APIRouter(tags=["rush"], route_class=ErrorRoute, responses=problems)
     _add_run_routes(router, loops, best, maximize, on)
+    _add_state_routes(router)
     _add_task_routes(router, xs)
     return router
 
@@ -192,12 +208,16 @@ def _add_run_routes(
     async def status_of(run: Rush) -> RunStatus:
         return await read_status(run, best, maximize=maximize)
 
+    def loop_of(body: WorkersRequest) -> RunLoop:
+        if body.loop not in loops:
+            raise HTTPException(422, f"there is no loop {body.loop!r}: choose from {', '.join(sorted(loops))}")
+        return loops[body.loop]
+
     @router.post("/runs", status_code=201)
     async def start_run(body: RunRequest, service: _ServiceDep, request: Request, response: Response) -> RunStatus:
         """Starts the workers of a run in this process. They share the budget."""
-        if body.loop not in loops:
-            raise HTTPException(422, f"there is no loop {body.loop!r}: choose from {', '.join(sorted(loops))}")
-        run_id = await service.start_run(loops[body.loop], body.evals, body.n_workers, on)
+        rules = None if body.stop_when is None else body.stop_when.arguments()
+        run_id = await service.start_run(loop_of(body), body.evals, body.n_workers, on, rules)
         response.headers["Location"] = f"{request.url.path}/{run_id}"
         async with service.client(run_id) as run:
             return await status_of(run)
@@ -205,6 +225,23 @@ def _add_run_routes(
     @router.get("/runs/{run_id}")
     async def get_run(run: _RunDep) -> RunStatus:
         """Returns counts, workers, and the best task so far."""
+        return await status_of(run)
+
+    @router.post("/runs/{run_id}/stop")
+    async def stop_network(run: _RunDep, body: StopRequest | None = None) -> RunStatus:
+        """Stops the run as a whole: no task starts any more, in any process, until it is resumed. What runs may end."""
+        await run.stop((body or StopRequest()).why)
+        return await status_of(run)
+
+    @router.post("/runs/{run_id}/resume")
+    async def resume_network(run_id: RunId, run: _RunDep, service: _ServiceDep, body: ResumeRequest | None = None) -> RunStatus:
+        """Lifts the stop of the run, replaces its rules, and may start workers in this process."""
+        asked = body or ResumeRequest()
+        loop = None if asked.workers is None else loop_of(asked.workers)
+        with input_errors():
+            await run.resume(**({} if asked.stop_when is None else asked.stop_when.arguments()))
+        if asked.workers is not None and loop is not None:
+            await service.start_workers(run_id, loop, asked.workers.evals, asked.workers.n_workers, on)
         return await status_of(run)
 
     @router.delete("/runs/{run_id}")
@@ -220,12 +257,36 @@ def _add_run_routes(
     async def run_events(run: _RunDep, events: _EventsDep) -> AsyncIterator[ServerSentEvent]:
         """Sends `status`, then each event under the name of its class with `seq` as id, and `end` after the last worker."""
         try:
+            living = await living_workers(run)
             yield ServerSentEvent(event="status", data=await status_of(run))
-            async for event in events_until_end(run, events):
+            async for event in events_until_end(run, events, living):
                 yield event_view(event)
             yield ServerSentEvent(event="end", id="end", data=await status_of(run))
         except (NetworkStateError, RushConnectionError) as error:
             logger.info("the stream of events of network %s ended early: %s", run.network_id, error)
+
+
+def _add_state_routes(router: APIRouter) -> None:
+    @router.get("/runs/{run_id}/attrs")
+    async def get_attrs(run: _RunDep, name: Annotated[list[str] | None, Query(max_length=1_000)] = None) -> dict[str, Value]:
+        """Returns the attributes of the run, all or those named; one that was never set is left out."""
+        return await run.attrs(*(name or ()))
+
+    @router.put("/runs/{run_id}/attrs", status_code=204)
+    async def set_attrs(run: _RunDep, body: dict[str, Any]) -> None:
+        """Sets attributes of the run, all in one step. Others stay as they are."""
+        with input_errors():
+            await run.set_attrs(body)
+
+    @router.get("/runs/{run_id}/reports")
+    async def get_reports(
+        run: _RunDep,
+        key: Annotated[list[str] | None, Query(max_length=1_000)] = None,
+        since: Annotated[AwareDatetime | None, Query(description="only reports later than this")] = None,
+        limit: Annotated[int, Query(ge=1, le=100_000, description="how many; one instant is never cut apart")] = 10_000,
+    ) -> list[ReportView]:
+        """Returns what running tasks reported, oldest first. For more, ask again `since` the `at` of the last one."""
+        return await read_reports(run, key, since, limit)
 
 
 def _add_task_routes(router: APIRouter, xs: Any) -> None:

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from base64 import b64encode
 from dataclasses import fields
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from fastapi.encoders import jsonable_encoder
 from fastapi.sse import ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PlainSerializer, field_validator, model_validator
 
-from rush_async.events import Event
-from rush_async.model import FailureKind, TaskState
+from rush_async.events import Event, TaskReported
+from rush_async.model import FailureKind, StopRule, TaskState
 
 __all__ = [
     "EvaluateRequest",
     "FailureView",
     "OwnOrRun",
     "Problem",
+    "ReportView",
+    "ResumeRequest",
     "RunId",
     "RunRequest",
     "RunStatus",
+    "StopReasonView",
+    "StopRequest",
+    "StopRules",
     "TaskView",
     "TasksRequest",
+    "Value",
+    "WorkersRequest",
     "event_view",
 ]
 
@@ -32,12 +40,68 @@ OwnOrRun = Annotated[RunId | None, Field(description="the id of a run; without i
 Retries = Annotated[int, Field(ge=0, le=127, description="how often a task is queued again when its worker is lost")]
 
 
-class RunRequest(BaseModel):
-    """A run to start."""
+Output = Annotated[str, Field(min_length=1, max_length=100)]
+Limit = Annotated[int, Field(gt=0, le=2**53)]
+
+
+class StopRules(BaseModel):
+    """Rules that stop a run as a whole, whichever is true first: the arguments of `stop_when`."""
+
+    model_config = ConfigDict(extra="forbid")
+    finished: Limit | None = Field(None, description="how many tasks finish")
+    failed: Limit | None = Field(None, description="how many tasks fail")
+    seconds: Annotated[FiniteFloat, Field(gt=0)] | None = Field(None, description="how much time passes, from now on")
+    target: Annotated[dict[Output, FiniteFloat], Field(min_length=1, max_length=1)] | None = Field(
+        None, description='an output and a value of it that is good enough, as in `{"y": 0.4}`'
+    )
+    patience: tuple[Output, Limit] | None = Field(
+        None, description='an output and how many tasks finish without a better value of it, as in `["y", 100]`'
+    )
+    maximize: bool = Field(False, description="whether larger values of that output are better")
+
+    @model_validator(mode="after")
+    def _judge_one_output(self) -> Self:
+        if self.target is not None and self.patience is not None and self.patience[0] not in self.target:
+            raise ValueError("target and patience judge one output, the same in both")
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `stop_when` and `resume`."""
+        return self.model_dump(exclude_none=True)
+
+
+class WorkersRequest(BaseModel):
+    """Workers to start."""
 
     loop: str = Field(description="the name under which the router has the loop")
     evals: int = Field(gt=0, description="the budget: how many tasks the workers finish together")
     n_workers: int = Field(1, gt=0, le=256)
+
+
+class RunRequest(WorkersRequest):
+    """A run to start."""
+
+    stop_when: StopRules | None = Field(None, description="rules that hold from before the first task on")
+
+    @field_validator("stop_when")
+    @classmethod
+    def _has_a_rule(cls, rules: StopRules | None) -> StopRules | None:
+        if rules is not None and not rules.model_dump(exclude={"maximize"}, exclude_none=True):
+            raise ValueError("give a rule: finished, failed, seconds, target or patience")
+        return rules
+
+
+class StopRequest(BaseModel):
+    """Why a run is stopped."""
+
+    why: Annotated[str, Field(min_length=1, max_length=200)] = "stopped by hand"
+
+
+class ResumeRequest(BaseModel):
+    """How a run continues."""
+
+    stop_when: Annotated[StopRules | None, Field(description="the rules in place of all others; none by default")] = None
+    workers: Annotated[WorkersRequest | None, Field(description="workers to start: those that left do not come back")] = None
 
 
 def _plain(value: Any) -> Any:
@@ -67,6 +131,27 @@ class TaskView(BaseModel):
     failure: FailureView | None
 
 
+class ReportView(BaseModel):
+    """A report on a running task, in the form of the event `TaskReported`."""
+
+    key: str
+    worker_id: str
+    at: datetime
+    attempt: int
+    step: int
+    values: dict[str, Value]
+
+
+class StopReasonView(BaseModel):
+    """Why a run has stopped."""
+
+    model_config = ConfigDict(from_attributes=True)
+    rule: StopRule
+    at: datetime
+    seq: int = Field(description="the id of its event `NetworkStopped`")
+    detail: str
+
+
 class RunStatus(BaseModel):
     """The state of a run."""
 
@@ -76,6 +161,8 @@ class RunStatus(BaseModel):
     failures: list[str] = Field(description="why workers failed, each message once")
     counts: dict[TaskState, int]
     best: TaskView | None = Field(description="the finished task with the best output")
+    stopped: StopReasonView | None = Field(description="why no task starts any more; null while tasks may start")
+    stop_when: StopRules | None = Field(description="the stop rules that hold")
 
 
 class TasksRequest(BaseModel, Generic[X]):
@@ -102,8 +189,11 @@ class Problem(BaseModel):
 
 
 def event_view(event: Event) -> ServerSentEvent:
-    """An event as a stream sends it: the name of its class, `seq` as id, and its fields as data."""
+    """An event as a stream sends it: the name of its class, `seq` as id, and its fields as data. A report has no id, because
+    reports have numbers of their own."""
     data = {entry.name: getattr(event, entry.name) for entry in fields(event)}
+    if isinstance(event, TaskReported):
+        return ServerSentEvent(event="TaskReported", data=_plain(data))
     if data.get("tasks") is not None:
         data["tasks"] = [TaskView.model_validate(task) for task in data["tasks"]]
     return ServerSentEvent(event=type(event).__name__, id=str(event.seq), data=data)

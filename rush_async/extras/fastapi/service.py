@@ -8,7 +8,8 @@ import logging
 import secrets
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, Protocol, TypeAlias
 
@@ -24,7 +25,7 @@ from rush_async.errors import (
     WorkerLostError,
 )
 from rush_async.events import Event, EventsMissed, NetworkReset, WorkerLost, WorkerStarted, WorkerStopped
-from rush_async.extras.fastapi.bodies import RunStatus, TaskView
+from rush_async.extras.fastapi.bodies import ReportView, RunStatus, StopReasonView, StopRules, TaskView
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
@@ -32,12 +33,22 @@ from rush_async.model import Task
 from rush_async.supervisor import Supervisor, run_to_completion
 from rush_async.worker.worker import RushWorker
 
-__all__ = ["Objective", "RunLoop", "Service", "events_until_end", "read_status"]
+__all__ = [
+    "Objective",
+    "RunLoop",
+    "Service",
+    "ShuttingDownError",
+    "events_until_end",
+    "living_workers",
+    "read_reports",
+    "read_status",
+]
 
 logger = logging.getLogger(__name__)
 
 _PAUSE = 1.0  # seconds until an evaluator that ended is replaced
 _GRACE = 1.0  # seconds that streams have to send the last events of drained runs
+_REPORT = ("keys", "worker_id", "at", "attempt", "step")  # columns of each report
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Objective: TypeAlias = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -47,6 +58,10 @@ class RunLoop(Protocol):
     """A worker loop with a budget."""
 
     def __call__(self, rush: RushWorker, /, *, evals: int) -> Awaitable[Any]: ...
+
+
+class ShuttingDownError(NetworkStateError):
+    """This process starts nothing any more. Another one may."""
 
 
 class Service:
@@ -68,7 +83,7 @@ class Service:
         self._objective = objective
         self._n_evaluators = n_evaluators
         self._supervisor = Supervisor(f"service {rush.network_id}")
-        self._runs: dict[str, Rush] = {}  # the runs that this process started, by network id
+        self._runs: set[Rush] = set()  # the managers of the workers that this process started
         self._evaluators: set[str] = set()
         self._streaming: set[Rush] = set()
         self._is_stopping = False
@@ -141,8 +156,9 @@ class Service:
             self._supervisor.start(self._drain)
 
     async def _drain(self) -> None:
-        self._end_streams({rush for rush in self._streaming if rush.network_id not in self._runs})
-        work = [rush.stop_workers(timeout=self._drain_time) for rush in self._runs.values()]
+        own = {rush.network_id for rush in self._runs}
+        self._end_streams({rush for rush in self._streaming if rush.network_id not in own})
+        work = [rush.stop_workers(timeout=self._drain_time) for rush in self._runs]
         work.append(self.rush.stop_workers(list(self._evaluators), timeout=self._drain_time))
         try:
             with anyio.move_on_after(self._drain_time + _GRACE):
@@ -168,7 +184,7 @@ class Service:
 
     def _check_open(self) -> None:
         if self._is_stopping:
-            raise NetworkStateError("this process is shutting down: send the request again, to another process")
+            raise ShuttingDownError("this process is shutting down: send the request again, to another process")
 
     # runs
 
@@ -186,27 +202,48 @@ class Service:
         finally:
             self._streaming.discard(run)
 
-    async def start_run(self, loop: RunLoop, evals: int, n_workers: int, on: Launcher | Submitter | None) -> str:
-        """Starts the workers of a new run and returns its id."""
-        self._check_open()
+    async def start_run(
+        self,
+        loop: RunLoop,
+        evals: int,
+        n_workers: int,
+        on: Launcher | Submitter | None,
+        stop_when: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Starts the workers of a new run, with these stop rules, and returns its id."""
         run_id = secrets.token_hex(8)
+        await self.start_workers(run_id, loop, evals, n_workers, on, stop_when)
+        return run_id
+
+    async def start_workers(
+        self,
+        run_id: str,
+        loop: RunLoop,
+        evals: int,
+        n_workers: int,
+        on: Launcher | Submitter | None,
+        stop_when: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Starts workers of a run in this process."""
+        self._check_open()
         run = await self.client(run_id)
         try:
+            if stop_when:
+                await run.stop_when(**stop_when)
             await run.start_workers(loop, n_workers, on=on, args={"evals": evals})
             self._check_open()  # the service may have begun to stop meanwhile
         except BaseException:
             await run_to_completion(run.aclose())
             raise
-        self._runs[run.network_id] = run
+        self._runs.add(run)
         self._supervisor.start(self._keep_run, run)
-        return run_id
 
     async def _keep_run(self, run: Rush) -> None:
         """Keeps the manager of a run open until its workers have ended."""
         try:
             await run.join_workers(check=False)
         finally:
-            del self._runs[run.network_id]
+            self._runs.discard(run)
             await run.aclose()
 
     # evaluations
@@ -227,7 +264,8 @@ class Service:
         Raises:
             TasksNotDoneError: there is no worker to evaluate it.
             RushTimeoutError: it did not end in time.
-            NetworkStateError: the service stops, or the caller has disconnected.
+            ShuttingDownError: the service stops.
+            NetworkStateError: the caller has disconnected.
         """
         self._check_open()
         (key,) = await rush.push_tasks([xs], retries=retries)
@@ -277,7 +315,10 @@ async def read_status(run: Rush, output: str, *, maximize: bool = False) -> RunS
     exits = await run.join_workers(names, check=False)
     workers: dict[str, int] = dict(info["state"].value_counts().sort("state").iter_rows())
     best = await _read_best(run, output, maximize)
-    counts = await run.counts()  # read last, so that they include the best task
+    rules = await run.stop_rules()
+    counts = await run.counts()  # read last, so that they include the best task; tells of a stop, too
+    # Reading `run.stop_reason` would begin to follow the events of the run.
+    reason = run._net.position.stop  # pyright: ignore[reportPrivateUsage]
     return RunStatus(
         id=run.network_id.rpartition(".")[2],
         state="running" if workers.get("starting") or workers.get("running") else "ended",
@@ -285,6 +326,8 @@ async def read_status(run: Rush, output: str, *, maximize: bool = False) -> RunS
         failures=sorted({how.failure.message for how in exits if how.failure is not None}),
         counts={"queued": counts.queued, "running": counts.running, "finished": counts.finished, "failed": counts.failed},
         best=None if best is None else TaskView.model_validate(best),
+        stopped=None if reason is None else StopReasonView.model_validate(reason),
+        stop_when=StopRules.model_validate(rules) if rules else None,
     )
 
 
@@ -297,9 +340,35 @@ async def _read_best(run: Rush, output: str, maximize: bool) -> Task | None:
     return None if at is None else (await run.get_tasks(frame["keys"][at]))[0]
 
 
-async def events_until_end(run: Rush, events: EventStream[Event]) -> AsyncIterator[Event]:
-    """Yields the events of an open stream until the last worker of the run has ended."""
-    living = await _living_workers(run)
+async def read_reports(run: Rush, keys: list[str] | None, since: datetime | None, limit: int) -> list[ReportView]:
+    """Reads reports on tasks, oldest first.
+
+    Args:
+        run: a client of the run.
+        keys: the tasks; None for all.
+        since: only reports later than this.
+        limit: how many. The reports of one instant stay together, so that none is missed by the next `since`.
+    """
+    frame = await run.fetch_reports(keys)
+    if since is not None:
+        frame = frame.filter(frame["at"] > since.astimezone(UTC))
+    if frame.height > limit:
+        frame = frame.filter(frame["at"] <= frame["at"][limit - 1])
+    reports: list[ReportView] = []
+    for row in frame.iter_rows(named=True):
+        values = {name: value for name, value in row.items() if name not in _REPORT and value is not None}
+        reports.append(ReportView(key=row["keys"], values=values, **{name: row[name] for name in _REPORT[1:]}))
+    return reports
+
+
+async def events_until_end(run: Rush, events: EventStream[Event], living: set[str]) -> AsyncIterator[Event]:
+    """Yields the events of a stream until the last worker of the run has ended.
+
+    Args:
+        run: a client of the run.
+        events: the stream.
+        living: the living workers, read when the stream was open.
+    """
     while living:
         event = await anext(events)
         yield event
@@ -309,11 +378,12 @@ async def events_until_end(run: Rush, events: EventStream[Event]) -> AsyncIterat
             case WorkerStopped() | WorkerLost():
                 living.discard(event.worker_id)
             case EventsMissed() | NetworkReset():
-                living = await _living_workers(run)
+                living = await living_workers(run)
             case _:
                 pass
 
 
-async def _living_workers(run: Rush) -> set[str]:
+async def living_workers(run: Rush) -> set[str]:
+    """Reads which workers start or run."""
     info = await run.worker_info()
     return set(info.filter(info["state"].is_in(["starting", "running"]))["worker_id"])

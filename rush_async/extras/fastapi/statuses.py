@@ -19,6 +19,7 @@ from rush_async.errors import (
     ServerFullError,
     TasksNotDoneError,
 )
+from rush_async.extras.fastapi.service import ShuttingDownError
 from rush_async.model import FailureKind
 
 __all__ = ["STATUS_OF_FAILURE", "ErrorRoute", "input_errors"]
@@ -28,9 +29,10 @@ logger = logging.getLogger(__name__)
 # The first class in an error's MRO that is listed counts. Every other error of this library is a 500.
 _STATUSES: dict[type[BaseException], int] = {
     EncodeError: 422,
-    NetworkStateError: 503,
+    NetworkStateError: 409,
     RushConnectionError: 503,
     ServerFullError: 503,
+    ShuttingDownError: 503,
     TasksNotDoneError: 503,  # there is no worker
     RushTimeoutError: 504,
 }

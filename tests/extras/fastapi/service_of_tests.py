@@ -49,6 +49,17 @@ async def orderly(rush: RushWorker, evals: int) -> None:
             task.ys = {"y": 1.0}
 
 
+async def reporting(rush: RushWorker, evals: int) -> None:
+    """Reports twice on each task."""
+    while not rush.terminated:
+        async with rush.task({"x": rush.n_finished_tasks}, budget=evals) as task:
+            if task is None:
+                break
+            await task.report({"loss": 1.0})
+            await task.report({"loss": float("nan"), "epoch": 2})
+            task.ys = {"y": 1.0}
+
+
 async def stuck(rush: RushWorker, evals: int) -> None:
     """Runs one task that never ends."""
     async with rush.task({"x": 1}):
@@ -60,7 +71,7 @@ async def broken(rush: RushWorker, evals: int) -> None:
     raise LookupError("the loop is broken")
 
 
-LOOPS = {loop.__name__: loop for loop in (search, queue, orderly, stuck, broken)}
+LOOPS = {loop.__name__: loop for loop in (search, queue, orderly, reporting, stuck, broken)}
 
 
 def create_app() -> FastAPI:

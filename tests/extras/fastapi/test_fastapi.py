@@ -295,6 +295,129 @@ async def is_at_most(ask: Any, most: int) -> bool:
     return await ask() <= most
 
 
+# stopping as one
+
+
+async def test_a_run_stops_by_its_rules_and_its_status_says_why(
+    client_a: httpx.AsyncClient, client_b: httpx.AsyncClient
+) -> None:
+    rules = {"finished": 1_000, "target": {"y": -3.0}}
+    body = {"loop": "queue", "evals": 1, "n_workers": 2, "stop_when": rules}
+    answer = await client_a.post("/runs", json=body)
+    assert answer.status_code == 201, answer.text
+    run = answer.json()["id"]
+    held = {"finished": 1_000, "failed": None, "seconds": None, "target": {"y": -3.0}, "patience": None, "maximize": False}
+    assert answer.json()["stop_when"] == held
+    async with stream(client_b, run) as events:
+        assert (await anext(events)).data["stopped"] is None
+        assert (await client_a.post("/tasks", json={"xss": [{"x": 1}, {"x": 5}, {"x": 2}], "run": run})).status_code == 202
+        received = [message async for message in events if message.event is not None]
+    (stopped,) = [message for message in received if message.event == "NetworkStopped"]
+    assert (stopped.data["rule"], stopped.data["detail"]) == ("target", "y = -5 has reached -3")
+    assert "TasksStarted" not in [message.event for message in received[received.index(stopped) :]]
+    last = received[-1].data
+    assert last["stopped"] == {
+        "rule": "target",
+        "at": last["stopped"]["at"],
+        "seq": int(stopped.id or 0),
+        "detail": "y = -5 has reached -3",
+    }
+    assert (last["state"], last["stop_when"], last["workers"]) == ("ended", held, {"terminated": 2})
+    assert await status_of(client_a, run) == await status_of(client_b, run) == last
+
+
+async def test_a_run_is_stopped_by_hand_and_continues_with_new_rules_and_workers(
+    client_a: httpx.AsyncClient, client_b: httpx.AsyncClient
+) -> None:
+    run = await start(client_a, "orderly")
+    assert (await status_of(client_b, run))["stopped"] is None
+    async with stream(client_a, run) as events:
+        stopped = await client_b.post(f"/runs/{run}/stop", json={"why": "good enough"})
+        assert (stopped.status_code, stopped.json()["stopped"]["rule"]) == (200, "manual")
+        again = await client_b.post(f"/runs/{run}/stop")
+        assert again.json()["stopped"] == stopped.json()["stopped"]
+        assert again.json()["stopped"]["detail"] == "good enough"
+        assert [message.event async for message in events][-1] == "end"
+    n_finished = (await status_of(client_b, run))["counts"]["finished"]
+    keys = (await client_b.post("/tasks", json={"xss": [{"x": 1}], "run": run})).json()
+    unheard = await client_b.post(f"/runs/{run}/resume", json={"workers": {"loop": "unheard", "evals": 1}})
+    assert unheard.status_code == 422
+    assert (await status_of(client_a, run))["stopped"] is not None
+    rules, workers = {"finished": n_finished + 4}, {"loop": "queue", "evals": 1, "n_workers": 2}
+    answer = await client_b.post(f"/runs/{run}/resume", json={"stop_when": rules, "workers": workers})
+    assert (answer.status_code, answer.json()["stop_when"]["finished"]) == (200, n_finished + 4)
+    async with stream(client_a, run) as events:
+        assert (await anext(events)).event == "status"
+        assert (await client_b.post("/tasks", json={"xss": [{"x": 2}] * 5, "run": run})).status_code == 202
+        assert "NetworkStopped" in [message.event async for message in events]
+    ended = await status_of(client_a, run)
+    assert (ended["stopped"]["rule"], ended["counts"]["finished"]) == ("finished", n_finished + 4)
+    assert ended["workers"] == {"terminated": 3}
+    (task,) = (await client_b.get("/tasks", params={"key": keys, "run": run})).json()
+    assert task["state"] == "finished"
+    # A rule that is true already is refused, and the run stays stopped.
+    refused = await client_b.post(f"/runs/{run}/resume", json={"stop_when": {"finished": 4}})
+    assert (refused.status_code, refused.json()["detail"].partition(",")[0]) == (422, "the rule 'finished' is true already")
+    async with stream(client_a, run) as events:
+        assert (await anext(events)).data["stopped"] == ended["stopped"]
+
+
+# attributes and reports
+
+
+async def test_any_process_reads_and_sets_attributes_of_a_run(client_a: httpx.AsyncClient, client_b: httpx.AsyncClient) -> None:
+    run = await start(client_a, "queue")
+    path = f"/runs/{run}/attrs"
+    assert (await client_a.get(path)).json() == {}
+    answer = await client_a.put(path, json={"rate": 0.1, "phase": {"name": "warm up", "n": None}})
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert (await client_b.put(path, json={"rate": 0.2})).status_code == 204
+    assert (await client_b.get(path)).json() == {"phase": {"name": "warm up", "n": None}, "rate": 0.2}
+    assert (await client_b.get(path, params={"name": ["rate", "unknown"]})).json() == {"rate": 0.2}
+    too_many = await client_b.put(path, json={str(n): 0 for n in range(10_000)})
+    assert (too_many.status_code, "10,000 names" in too_many.json()["detail"]) == (409, True)
+    too_large = await client_b.put(path, json={"text": "x" * 2**20})
+    assert (too_large.status_code, "and a call takes at most" in too_large.json()["detail"]) == (422, True)
+    assert (await client_b.put(path, json=[1])).status_code == 422
+    await stop(client_a, run)
+
+
+async def test_reports_come_as_rows_and_as_events_for_those_who_ask(
+    client_a: httpx.AsyncClient, client_b: httpx.AsyncClient
+) -> None:
+    run = await start(client_a, "queue")
+    assert (await client_b.get(f"/runs/{run}/reports")).json() == []
+    async with stream(client_b, run, reports=True) as events, stream(client_a, run) as others:
+        assert [(await anext(each)).event for each in (events, others)] == ["status", "status"]
+        body = {"workers": {"loop": "reporting", "evals": 3}}
+        assert (await client_a.post(f"/runs/{run}/resume", json=body)).status_code == 200
+        heard: list[Message] = []
+        while len(heard) < 6:
+            message = await anext(events)
+            heard += [message] if message.event == "TaskReported" else []
+        await stop(client_b, run)
+        assert "TaskReported" not in [message.event async for message in others]
+    assert {message.id for message in heard} == {None}
+    assert [message.data["values"] for message in heard] == [{"loss": 1.0}, {"loss": None, "epoch": 2}] * 3
+
+    async def reports(**params: Any) -> list[dict[str, Any]]:
+        answer = await client_b.get(f"/runs/{run}/reports", params=params)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    rows = await reports()
+    assert [(row["key"], row["step"], row["values"]) for row in rows] == [
+        (message.data["key"], message.data["step"], message.data["values"]) for message in heard
+    ]
+    assert await reports(key=rows[2]["key"]) == rows[2:4]
+    assert await reports(since=rows[-1]["at"]) == []
+    later = [row for row in rows if row["at"] > rows[0]["at"]]
+    assert await reports(since=rows[0]["at"]) == later
+    first = await reports(limit=1)
+    assert first == [row for row in rows if row["at"] == rows[0]["at"]]
+    assert (await client_b.get(f"/runs/{run}/reports", params={"since": "2026-01-01T00:00:00"})).status_code == 422
+
+
 # tasks and evaluations
 
 
@@ -406,9 +529,22 @@ async def test_an_unknown_run_is_not_found(client_a: httpx.AsyncClient, method: 
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
-        ("/runs", {"loop": "unheard", "evals": 1}, "choose from broken, orderly, queue, search, stuck"),
+        ("/runs", {"loop": "unheard", "evals": 1}, "choose from broken, orderly, queue, reporting, search, stuck"),
         ("/runs", {"loop": "search", "evals": 0}, "greater than 0"),
         ("/runs", {"loop": "search", "evals": 1, "n_workers": 1_000}, "less than or equal to 256"),
+        (
+            "/runs",
+            {"loop": "search", "evals": 1, "stop_when": {}},
+            "give a rule: finished, failed, seconds, target or patience",
+        ),
+        ("/runs", {"loop": "search", "evals": 1, "stop_when": {"finished": 0}}, "greater than 0"),
+        ("/runs", {"loop": "search", "evals": 1, "stop_when": {"minutes": 1}}, "Extra inputs are not permitted"),
+        ("/runs", {"loop": "search", "evals": 1, "stop_when": {"target": {"y": 1, "z": 2}}}, "at most 1 item"),
+        (
+            "/runs",
+            {"loop": "search", "evals": 1, "stop_when": {"target": {"y": 1}, "patience": ["z", 2]}},
+            "target and patience judge one output, the same in both",
+        ),
         ("/tasks", {"xss": []}, "at least 1 item"),
         ("/tasks", {"xss": [{"keys": 1}]}, "which is the name of a column of every frame"),
         ("/evaluate", {"xs": {"keys": 1}}, "which is the name of a column of every frame"),
@@ -631,7 +767,11 @@ def test_the_schema_describes_every_endpoint() -> None:
     assert {path: sorted(methods) for path, methods in schema["paths"].items() if path != "/n-tasks"} == {
         "/runs": ["post"],
         "/runs/{run_id}": ["delete", "get"],
+        "/runs/{run_id}/stop": ["post"],
+        "/runs/{run_id}/resume": ["post"],
         "/runs/{run_id}/events": ["get"],
+        "/runs/{run_id}/attrs": ["get", "put"],
+        "/runs/{run_id}/reports": ["get"],
         "/tasks": ["get", "post"],
         "/evaluate": ["post"],
     }

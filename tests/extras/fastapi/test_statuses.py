@@ -19,12 +19,14 @@ from rush_async import (
     ServerFullError,
     TasksNotDoneError,
 )
+from rush_async.extras.fastapi.service import ShuttingDownError
 from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, ErrorRoute, input_errors
 from rush_async.model import FailureKind
 
 ERRORS = {
     EncodeError: 422,
-    NetworkStateError: 503,
+    NetworkStateError: 409,
+    ShuttingDownError: 503,
     RushConnectionError: 503,
     ServerFullError: 503,
     TasksNotDoneError: 503,
