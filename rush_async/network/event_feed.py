@@ -305,6 +305,11 @@ class Listener:
         """How many events wait."""
         return len(self._events)
 
+    @property
+    def known(self) -> tuple[int, int] | None:
+        """The epoch and the number of the last event that it knows of; None before `begin`."""
+        return None if self._epoch is None else (self._epoch, self._seq)
+
     def begin(self, epoch: int, seq: int) -> None:
         """Wants everything after this position; goes through what came meanwhile."""
         self._epoch, self._seq = epoch, seq

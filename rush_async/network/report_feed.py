@@ -34,6 +34,11 @@ class ReportReads(Protocol):
 class ReportListener(Protocol):
     """Gathers events of reports."""
 
+    @property
+    def known(self) -> tuple[int, int] | None:
+        """The epoch and the number of the last report that it knows of."""
+        ...
+
     def begin(self, epoch: int, seq: int) -> None: ...
 
     def take(self, message: ReportMessage | ResetMessage) -> None: ...
@@ -111,9 +116,12 @@ class ReportFeed:
                 self._link.supervisor.start(self._roll_back)
 
     async def _roll_back(self) -> None:
+        known = {listener: listener.known for listener in self._listeners}
         epoch, last = await self._link.retry_until_reachable(self._reports.read_last)
-        for listener in tuple(self._listeners):
-            listener.roll_back(epoch, last, datetime.now(UTC))
+        for listener, before in known.items():
+            # Reports may be heard before the answer comes that does not have them yet.
+            if listener in self._listeners and before is not None and (epoch, last) < before:
+                listener.roll_back(epoch, last, datetime.now(UTC))
 
     def heard(self, channel: str, message: bytes) -> None:
         """Takes a message of the channel."""

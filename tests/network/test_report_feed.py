@@ -250,6 +250,31 @@ async def test_a_rollback_of_the_server_is_reported_as_missed(rush: Rush, far: R
         assert (event.seq, event.values) == (2, {"n": 12})
 
 
+async def test_a_report_that_is_heard_while_the_numbers_are_read_is_no_rollback(
+    far: Rush, rush_worker: RushWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reset the numbers are read, and the answer may come later than reports that it does not have."""
+    network = far._net  # pyright: ignore[reportPrivateUsage]
+    key = await running(rush_worker)
+    async with far.events(TaskReported) as events:
+        await report(rush_worker, key, 1)
+        assert await values(events, 1) == [1]
+        read, is_answered = network.reports.read_last, asyncio.Event()
+
+        async def overtaken() -> tuple[int, int]:
+            answer = await read()
+            await report(rush_worker, key, 2)
+            await wait_until(lambda: is_missed_up_to(events, 2))
+            is_answered.set()
+            return answer
+
+        monkeypatch.setattr(network.reports, "read_last", overtaken)
+        network.position.begin_generation()
+        await asyncio.wait_for(is_answered.wait(), SOON)
+        await report(rush_worker, key, 3)
+        assert await values(events, 2) == [2, 3]
+
+
 MALFORMED = [
     b"\xc1",
     b"",

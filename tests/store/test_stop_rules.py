@@ -130,6 +130,6 @@ async def test_the_rules_are_read_as_they_were_given(rush: Rush, raw: Any) -> No
 async def test_rules_of_another_program_are_refused(rush: Rush, raw: Any, found: bytes) -> None:
     await rush.stop_when(finished=5)
     raw.hset(rush._net.keys.meta, "rules", found)  # pyright: ignore[reportPrivateUsage]
-    with pytest.raises(DecodeError, match="not packed by a script|not the stop rules of a network"):
+    with pytest.raises(DecodeError, match=r"not packed by a script|not the stop rules of a network"):
         await rush.stop_rules()
     raw.hdel(rush._net.keys.meta, "rules")  # pyright: ignore[reportPrivateUsage]
