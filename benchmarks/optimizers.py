@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,10 +20,9 @@ METHODS = ("random search", "forest", "gp")
 
 async def best_of(method: str, seed: int, evals: int, n_workers: int) -> float:
     """Runs one search on coroutine workers and returns its best y."""
-    async with Rush() as rush:
+    async with Rush(seed=seed) as rush:
         if method == "random search":
-            random.seed(seed)
-            await rush.start_workers(random_search.search_within_budget, n_workers, evals=evals)
+            await rush.start_workers(random_search.random_search_with_proposals, n_workers, evals=evals)
         else:
             await bayesian_optimization.start(rush, seed=seed, evals=evals, n_workers=n_workers, surrogate=method)
         await rush.join_workers()

@@ -4,7 +4,10 @@ Each worker fits its own surrogate model on the finished and running tasks of al
 confidence bound is lowest. No worker waits for another:
 
     python examples/bayesian_optimization.py
-    python examples/bayesian_optimization.py --surrogate gp --workers 8 --evals 200 --seed 7
+    python examples/bayesian_optimization.py --surrogate gp --workers 8 --evals 200 --seed 7 --replay
+
+With `--replay` it afterwards makes each proposal once more and compares. `--form tutorial` runs the loop as the tutorial of the R
+package has it.
 
 The algorithm is that of Egelé, Guyon, Vishwanath and Balaprakash (2023), Asynchronous decentralized Bayesian optimization for
 large scale hyperparameter optimization, IEEE e-Science.
@@ -14,10 +17,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from sklearn.tree import DecisionTreeRegressor
 
-from rush_async import Coroutines, Processes, Rush, RushWorker
+from rush_async import Coroutines, Draw, Processes, Rush, RushWorker, replay
 
 NAMES = ("x1", "x2")
 LOWER, UPPER = np.array([-5.0, 0.0]), np.array([10.0, 15.0])
@@ -158,7 +161,7 @@ def minimise_bound(predict: Predict, lambda_: float, widths: Sequence[float], rn
     return best
 
 
-def propose(tasks: pl.DataFrame, surrogate: str, lambda_: float, rng: np.random.Generator) -> dict[str, float]:
+def next_point(tasks: pl.DataFrame, surrogate: str, lambda_: float, rng: np.random.Generator) -> dict[str, float]:
     """The next point to evaluate, from the running and finished tasks."""
     if tasks["y"].is_null().all():  # more workers than points in the design: nothing to learn from yet
         return as_xs(rng.uniform(LOWER, UPPER))
@@ -167,25 +170,43 @@ def propose(tasks: pl.DataFrame, surrogate: str, lambda_: float, rng: np.random.
     return as_xs(minimise_bound(fit(x, y, rng), lambda_, widths, rng))
 
 
-# the workers
+# the worker loop, line for line as in the tutorial of the R package
 
 
-async def bayesian_optimization(rush: RushWorker, seed: int, worker: int, surrogate: str, evals: int) -> None:
-    """The worker loop: evaluates tasks of the design, then its own proposals until `evals` tasks are finished in all."""
+async def bayesian_optimization(rush: RushWorker, evals: int, seed: int, surrogate: str = "forest") -> None:
+    """Evaluates tasks of the design, then its own proposals. The total may exceed `evals` by workers - 1."""
     while (task := await rush.pop_task(timeout=0)) is not None:
-        async with task:
-            task.ys = {"y": branin(**task.xs)}
+        ys = {"y": branin(**task.xs)}
+        await rush.finish_tasks(task.key, [ys])
 
-    rng = np.random.default_rng([seed, worker])
-    lambda_0 = rng.exponential(MEAN_LAMBDA)  # a large lambda explores, a small one refines
-    for t in itertools.count():
-        lambda_ = lambda_0 * math.exp(-DECAY * (t % PERIOD))
-        tasks = await rush.fetch_tasks_with_state("running", "finished", schema=SCHEMA)
+    rng = np.random.default_rng([seed, rush.number])
+    lambda_ = rng.uniform(0.01, 10)
+
+    while rush.n_finished_tasks < evals:
+        archive = await rush.fetch_tasks_with_state("running", "finished", schema=SCHEMA)
         # In a thread, so that the event loop keeps serving the other workers and the heartbeat.
-        xs = await asyncio.to_thread(propose, tasks, surrogate, lambda_, rng)
-        async with rush.task(xs, xs_extra={"lambda": lambda_}, budget=evals) as task:
-            if task is None:
-                return
+        xs = await asyncio.to_thread(next_point, archive, surrogate, lambda_, rng)
+
+        (key,) = await rush.push_running_tasks([xs])
+        ys = {"y": branin(**xs)}
+        await rush.finish_tasks(key, [ys])
+
+
+# the worker loop, with proposals
+
+
+async def propose(draw: Draw, surrogate: str) -> tuple[dict[str, float], dict[str, float]]:
+    """The next point, and the lambda to store with it. A large lambda explores, a small one refines."""
+    lambda_ = draw.worker_numpy().exponential(MEAN_LAMBDA) * math.exp(-DECAY * (draw.round % PERIOD))
+    xs = await asyncio.to_thread(next_point, draw.tasks, surrogate, lambda_, draw.numpy())
+    return xs, {"lambda": lambda_}
+
+
+async def bayesian_optimization_with_proposals(rush: RushWorker, evals: int, surrogate: str = "forest") -> None:
+    """Evaluates tasks of the design, then its own proposals, until exactly `evals` tasks are finished in all."""
+    proposer = partial(propose, surrogate=surrogate)
+    async for task in rush.proposals(proposer, read=("running", "finished"), budget=evals, schema=SCHEMA):
+        async with task:
             task.ys = {"y": branin(**task.xs)}
 
 
@@ -193,13 +214,22 @@ async def bayesian_optimization(rush: RushWorker, seed: int, worker: int, surrog
 
 
 async def start(
-    rush: Rush, *, seed: int, evals: int, n_workers: int, surrogate: str, on: Coroutines | Processes | None = None
+    rush: Rush,
+    *,
+    seed: int,
+    evals: int,
+    n_workers: int,
+    surrogate: str,
+    form: str = "proposals",
+    on: Coroutines | Processes | None = None,
 ) -> None:
-    """Queues the design, and starts workers with a number each."""
+    """Queues the design, and starts the workers."""
     await rush.push_tasks(make_design(min(DESIGN_SIZE, evals), seed))
-    for worker in range(n_workers):
-        args: dict[str, Any] = {"seed": seed, "worker": worker, "surrogate": surrogate, "evals": evals}
-        await rush.start_workers(bayesian_optimization, on=on or Coroutines(), args=args)
+    args: dict[str, Any] = {"evals": evals, "surrogate": surrogate}
+    if form == "tutorial":
+        await rush.start_workers(bayesian_optimization, n_workers, on=on or Coroutines(), args=args | {"seed": seed})
+    else:
+        await rush.start_workers(bayesian_optimization_with_proposals, n_workers, on=on or Coroutines(), args=args)
 
 
 async def report(rush: Rush, evals: int, ended: asyncio.Task[Any]) -> None:
@@ -217,11 +247,13 @@ async def report(rush: Rush, evals: int, ended: asyncio.Task[Any]) -> None:
 def read_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Asynchronous decentralised Bayesian optimisation of the Branin function.")
-    parser.add_argument("--seed", type=int, default=1, help="of the design, each worker's lambda and candidates (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, help="of the design and all proposals (default: 1)")
     parser.add_argument("--evals", type=int, default=100, help="tasks to finish, the design included (default: 100)")
     parser.add_argument("--workers", type=int, default=4, help="how many (default: 4)")
     parser.add_argument("--surrogate", choices=sorted(SURROGATES), default="forest", help="the model (default: forest)")
     parser.add_argument("--on", choices=["coroutines", "processes"], default="coroutines", help="where workers run")
+    parser.add_argument("--form", choices=["proposals", "tutorial"], default="proposals", help="of the worker loop")
+    parser.add_argument("--replay", action="store_true", help="make the proposals once more afterwards, and compare")
     parser.add_argument("--url", help="the database; without it a private server is started")
     options = parser.parse_args()
     if options.evals < 1 or options.workers < 1 or options.seed < 0:
@@ -233,19 +265,23 @@ async def main() -> None:
     """Starts the workers, reports their progress, and prints the best points."""
     options = read_options()
     on = Processes() if options.on == "processes" else Coroutines()
-    async with Rush(config=options.url) as rush:
+    async with Rush(config=options.url, seed=options.seed) as rush:
         await start(
             rush,
             seed=options.seed,
             evals=options.evals,
             n_workers=options.workers,
             surrogate=options.surrogate,
+            form=options.form,
             on=on,
         )
         async with asyncio.TaskGroup() as group:
             ended = group.create_task(rush.join_workers())  # raises what a worker raised, and so ends the report too
             group.create_task(report(rush, options.evals, ended))
         tasks = await rush.fetch_finished_tasks(schema=SCHEMA)
+        if options.replay:
+            again = await replay(rush, partial(propose, surrogate=options.surrogate), schema=SCHEMA)
+            print(f"{again.n_compared} proposals made once more, first divergence: {again.divergence}")
         await rush.reset()
     print(tasks.sort("y").head(5))
     print(f"{tasks.height} evaluations, workers that took part: {tasks['worker_id'].n_unique()}")

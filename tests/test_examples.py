@@ -41,9 +41,19 @@ async def test_random_search_finishes_exactly_the_budget(on: str) -> None:
     assert "worker_id" in text
 
 
-async def test_the_plain_loop_exceeds_the_budget_by_at_most_the_number_of_workers_minus_one() -> None:
-    text = await run("examples/random_search.py", "--loop", "plain", "--workers", "4", "--on", "processes")
+async def test_the_tutorials_loop_exceeds_the_budget_by_at_most_the_number_of_workers_minus_one() -> None:
+    text = await run("examples/random_search.py", "--form", "tutorial", "--workers", "4", "--on", "processes")
     assert 100 <= int(re.findall(r"Finished Tasks: (\d+)", text)[1]) <= 103
+
+
+async def test_random_search_prints_the_same_points_with_any_number_of_workers() -> None:
+    def points(text: str) -> list[str]:
+        return re.findall(r"┆ (-?\d+\.\d+ +┆ \d+\.\d+ +┆ \d+\.\d+)", text)
+
+    words = ("examples/random_search.py", "--evals", "30", "--seed")
+    one, four, other = [points(await run(*words, seed, "--workers", n)) for seed, n in (("7", "1"), ("7", "4"), ("8", "4"))]
+    assert len(one) == 5
+    assert one == four != other
 
 
 async def test_random_search_uses_a_given_database(rush: Rush) -> None:

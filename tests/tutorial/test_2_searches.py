@@ -6,7 +6,10 @@ import math
 import random
 from typing import Any
 
-from rush_async import Counts, Rush, RushWorker, TasksFinished
+import pytest
+
+from examples import random_search as program
+from rush_async import Coroutines, Counts, Draw, Launcher, Processes, Rush, RushConfig, RushWorker, TasksFinished
 
 
 def branin(x1: float, x2: float) -> float:
@@ -80,3 +83,33 @@ async def test_10_a_reset_leaves_nothing_in_the_database(rush: Rush, raw: Any) -
     await rush.wait_until(lambda counts: counts.finished == 10, timeout=10)
     await rush.reset()  # stops running workers, and deletes all tasks
     assert raw.keys("*") == []
+
+
+# the program of this chapter, in its two forms
+
+
+async def test_the_tutorials_loop_ends_at_its_budget_and_may_exceed_it_with_several_workers(rush: Rush) -> None:
+    await rush.start_workers(program.random_search, n_workers=4, evals=100, seed=1)
+    await rush.join_workers()
+    counts = await rush.counts()
+    assert 100 <= counts.finished <= 103
+    tasks = await rush.fetch_finished_tasks()
+    assert tasks["x1"].is_between(-5, 10).all()
+    assert tasks["x2"].is_between(0, 15).all()
+    assert tasks["x1"].n_unique() == tasks.height  # each worker draws numbers of its own
+    assert tasks["y"].to_list() == [program.branin(x1, x2) for x1, x2 in tasks.select("x1", "x2").iter_rows()]
+
+
+@pytest.mark.parametrize(("n_workers", "on"), [(1, Coroutines()), (4, Coroutines()), (2, Processes())])
+async def test_with_a_seed_the_proposals_are_the_same_with_any_workers(
+    rush_server: RushConfig, n_workers: int, on: Launcher
+) -> None:
+    async with Rush(config=rush_server, seed=3) as rush:
+        await rush.start_workers(program.random_search_with_proposals, n_workers, on=on, evals=50)
+        await rush.join_workers()
+        tasks = await rush.fetch_finished_tasks(times=True)
+        await rush.reset()
+    assert sorted(tasks["index"]) == [*range(50)]
+    for index, x1, x2, y in tasks.select("index", "x1", "x2", "y").iter_rows():
+        assert {"x1": x1, "x2": x2} == program.propose(Draw(seed=3, index=index, worker=0, round=0))
+        assert y == program.branin(x1, x2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,11 @@ from examples.bayesian_optimization import (
     jackknife_error,
     make_design,
     minimise_bound,
+    next_point,
     propose,
     start,
 )
-from rush_async import Counts, Rush
+from rush_async import Coroutines, Counts, Processes, Rush, RushConfig, replay
 from tests.test_examples import run
 
 # pytest resets the warning filters for each test, and so also those of the program.
@@ -170,19 +172,28 @@ def test_rounds_of_refinement_never_make_it_worse() -> None:
 @pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("ys", [[3.0], [3.0, None], [3.0] * 10, [0.0, None, 0.0]])
 def test_few_and_equal_results_are_enough_to_propose(surrogate: str, ys: list[float | None]) -> None:
-    assert is_inside(propose(archive(ys), surrogate, 1.0, rng()))
+    assert is_inside(next_point(archive(ys), surrogate, 1.0, rng()))
 
 
 def test_with_nothing_finished_a_random_point_is_proposed() -> None:
-    assert is_inside(propose(archive([]), "forest", 1.0, rng()))
-    assert is_inside(propose(archive([None, None]), "gp", 1.0, rng()))
+    assert is_inside(next_point(archive([]), "forest", 1.0, rng()))
+    assert is_inside(next_point(archive([None, None]), "gp", 1.0, rng()))
 
 
 # the workers
 
 
-async def search(rush: Rush, *, seed: int = 1, evals: int = 30, n_workers: int = 2, surrogate: str = "gp") -> pl.DataFrame:
-    await start(rush, seed=seed, evals=evals, n_workers=n_workers, surrogate=surrogate)
+async def search(
+    rush: Rush,
+    *,
+    seed: int = 1,
+    evals: int = 30,
+    n_workers: int = 2,
+    surrogate: str = "gp",
+    form: str = "proposals",
+    on: Coroutines | Processes | None = None,
+) -> pl.DataFrame:
+    await start(rush, seed=seed, evals=evals, n_workers=n_workers, surrogate=surrogate, form=form, on=on)
     await rush.join_workers()
     return await rush.fetch_finished_tasks(schema={"lambda": pl.Float64})
 
@@ -201,14 +212,40 @@ async def test_the_design_comes_first_and_then_each_worker_has_a_lambda_that_dec
     assert len(firsts) == proposed["worker_id"].n_unique()
 
 
-async def test_one_worker_alone_is_repeatable(rush: Rush) -> None:
-    first = await search(rush, n_workers=1, surrogate="forest")
-    await rush.reset()
-    again = await search(rush, n_workers=1, surrogate="forest")
-    await rush.reset()
-    other = await search(rush, n_workers=1, surrogate="forest", seed=2)
-    assert first["y"].to_list() == again["y"].to_list()
-    assert set(first["y"]).isdisjoint(other["y"])
+async def test_one_worker_alone_is_repeatable(rush_server: RushConfig) -> None:
+    found: list[list[float]] = []
+    for seed in (1, 1, 2):
+        async with Rush(config=rush_server, seed=seed) as rush:
+            tasks = await search(rush, seed=seed, n_workers=1, surrogate="forest")
+            await rush.reset()
+        found.append(tasks["y"].to_list())
+    assert found[0] == found[1]
+    assert set(found[0]).isdisjoint(found[2])
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+async def test_four_processes_can_be_replayed_without_a_divergence(rush_server: RushConfig, surrogate: str) -> None:
+    async with Rush(config=rush_server, seed=3) as rush:
+        evals = 200 if surrogate == "forest" else 50
+        tasks = await search(rush, seed=3, evals=evals, n_workers=4, surrogate=surrogate, on=Processes())
+        assert tasks.height == evals
+        proposed = tasks.filter(pl.col("lambda").is_not_null())
+        assert proposed["worker_id"].n_unique() > 1
+        again = await replay(rush, partial(propose, surrogate=surrogate), schema=program.SCHEMA)
+        assert (again.n_compared, again.divergence) == (proposed.height, None)
+
+        other = await replay(
+            rush, partial(propose, surrogate="gp" if surrogate == "forest" else "forest"), schema=program.SCHEMA
+        )
+        assert other.divergence is not None  # it does compare
+        await rush.reset()
+
+
+async def test_the_tutorials_loop_drains_the_queue_and_then_proposes(rush: Rush) -> None:
+    tasks = await search(rush, evals=35, n_workers=3, surrogate="forest", form="tutorial")
+    assert 35 <= tasks.height <= 37
+    assert {xs["x1"] for xs in make_design(25, seed=1)} <= set(tasks["x1"])
+    assert all(is_inside(xs) for xs in tasks.select(NAMES).iter_rows(named=True))
 
 
 @pytest.mark.parametrize("evals", [1, 7, 25])
@@ -226,12 +263,12 @@ async def test_more_workers_than_tasks_finish_the_budget(rush: Rush) -> None:
 async def test_the_event_loop_runs_while_a_worker_computes_a_proposal(rush: Rush, monkeypatch: pytest.MonkeyPatch) -> None:
     is_proposing, may_return = threading.Event(), threading.Event()
 
-    def slow_propose(*_: Any) -> dict[str, float]:
+    def slow_next_point(*_: Any) -> dict[str, float]:
         is_proposing.set()
         assert may_return.wait(timeout=30)
         return {"x1": 1.0, "x2": 2.0}
 
-    monkeypatch.setattr(program, "propose", slow_propose)
+    monkeypatch.setattr(program, "next_point", slow_next_point)
     await start(rush, seed=1, evals=26, n_workers=1, surrogate="forest")
     await rush.wait_until(lambda counts: counts.finished == 25)
     assert await asyncio.to_thread(is_proposing.wait, 10)
@@ -257,8 +294,9 @@ async def test_the_program_finishes_exactly_the_budget_and_prints_the_best_y() -
 
 async def test_the_program_runs_a_gaussian_process_in_processes_on_a_given_database(rush: Rush) -> None:
     assert rush.config.url is not None
-    words = ("--surrogate", "gp", "--on", "processes", "--workers", "2", "--evals", "40", "--url", rush.config.url)
+    words = ("--surrogate", "gp", "--on", "processes", "--workers", "2", "--evals", "40", "--replay", "--url", rush.config.url)
     lines = (await run("examples/bayesian_optimization.py", *words)).splitlines()
+    assert "15 proposals made once more, first divergence: None" in lines
     assert lines[-2].startswith("40 evaluations,")
     best = float(lines[-1].removeprefix("best y: "))
     assert best < 0.9  # the best of the design is 1.12
