@@ -6,8 +6,8 @@ confidence bound is lowest. No worker waits for another:
     python examples/bayesian_optimization.py
     python examples/bayesian_optimization.py --surrogate gp --workers 8 --evals 200 --seed 7 --replay
 
-With `--replay` it afterwards makes each proposal once more and compares. `--form tutorial` runs the loop as the tutorial of the R
-package has it.
+With `--replay` it afterwards makes each proposal once more and compares. `--form tutorial` runs the loop as the tutorial of the
+R package has it.
 
 The algorithm is that of Egelé, Guyon, Vishwanath and Balaprakash (2023), Asynchronous decentralized Bayesian optimization for
 large scale hyperparameter optimization, IEEE e-Science.

@@ -81,13 +81,13 @@ async def replay(rush: RushClient, propose: Callable[[Draw], Any | Awaitable[Any
         raise NetworkStateError(
             f"network {network.network_id!r} has no seed, so its proposals cannot be repeated: Rush(seed=...)"
         )
-    tasks = await _AllTasks.read(network)
+    past = await _Past.read(network)
     n_compared = 0
-    for index, fields in sorted(tasks.by_index.items()):
+    for index, fields in sorted(past.tasks.items()):
         if fields[BASIS] is None:
             continue  # it was pushed, not proposed
         basis = Basis.decode(fields[BASIS])
-        frame = tasks.frame(basis, schema) if basis.seen else None
+        frame = past.frame(basis, schema) if basis.seen else None
         draw = Draw(seed, index, basis.worker, basis.round, basis.redraw, frame)
         xs, _ = await proposed(propose, draw)
         n_compared += 1
@@ -104,16 +104,16 @@ async def fetch_tasks_as_of(rush: RushClient, key: str, *, schema: Any = None) -
         KeyError: the network has no such task, or it was not proposed in a network with a seed.
     """
     network = rush._net  # pyright: ignore[reportPrivateUsage]
-    tasks = await _AllTasks.read(network)
-    fields = next((fields for fields in tasks.by_index.values() if fields[KEY] == key), None)
+    past = await _Past.read(network)
+    fields = next((fields for fields in past.tasks.values() if fields[KEY] == key), None)
     if fields is None or fields[BASIS] is None:
         raise KeyError(
             f"network {network.network_id!r} has no proposal {key!r}: a network with a seed stores what each one saw"
         )
-    return tasks.frame(Basis.decode(fields[BASIS]), schema)
+    return past.frame(Basis.decode(fields[BASIS]), schema)
 
 
-class _AllTasks:
+class _Past:
     """All tasks of a network at one moment.
 
     Args:
@@ -125,10 +125,10 @@ class _AllTasks:
         self._finished = finished
         records = [*finished, *[record for records in others.values() for record in records]]
         decoded = [decode_flat(record, 1) for record in records]
-        self.by_index: dict[int, list[Any]] = {fields[INDEX]: fields for fields in decoded}
+        self.tasks: dict[int, list[Any]] = {fields[INDEX]: fields for fields in decoded}
 
     @classmethod
-    async def read(cls, network: Network) -> _AllTasks:
+    async def read(cls, network: Network) -> _Past:
         """Reads the tasks of a network."""
         snapshot = await take_snapshot(network.tasks, network.results, network.feed, TASK_STATES)
         return cls(network.results.records.raw(0, snapshot.n_finished), snapshot.complete())
@@ -153,7 +153,7 @@ class _AllTasks:
 
     def _record(self, index: int, state: TaskState) -> bytes:
         """The complete record that a task had in a state, as far as a proposal sees it."""
-        fields = self.by_index.get(index)
+        fields = self.tasks.get(index)
         if fields is None:
             raise DecodeError(f"a proposal saw the task with the index {index}, and the network does not have it any more")
         created = encode_created(fields[KEY], fields[XS], fields[XS_EXTRA], basis=fields[BASIS])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,14 @@ from examples.median_stopping import (
     ROUNDS,
     Model,
     compare,
-    configurations_of,
-    draw_configurations,
+    draw_configuration,
     make_folds,
     median_stopping,
+    median_stopping_with_reports,
+    propose,
     should_stop,
-    train_all_rounds,
 )
-from rush_async import Counts, Rush, RushWorker
+from rush_async import Counts, Draw, Processes, Rush, RushConfig, RushWorker
 from tests.test_examples import run
 
 
@@ -35,33 +35,26 @@ def cars() -> pl.DataFrame:
     return pl.read_csv(CARS)
 
 
-def finished(*results: tuple[str, int, float]) -> pl.DataFrame:
-    """An archive of (configuration, iteration, rmse)."""
-    return pl.DataFrame(results, orient="row", schema={"configuration": pl.String, "iteration": pl.Int64, "rmse": pl.Float64})
+def results(*rows: tuple[int, float]) -> pl.DataFrame:
+    """Results as (iteration, rmse)."""
+    return pl.DataFrame(rows, orient="row", schema={"iteration": pl.Int64, "rmse": pl.Float64})
 
 
 # the rule
 
 
-def test_a_result_worse_than_the_median_of_the_others_at_the_same_round_stops() -> None:
-    tasks = finished(("a", 5, 1.0), ("b", 5, 2.0), ("c", 5, 3.0), ("mine", 5, 2.1))
-    assert should_stop(tasks, "mine", 5, 2.1)
-    assert not should_stop(tasks, "mine", 5, 1.9)
+def test_a_result_worse_than_the_median_at_the_same_round_stops() -> None:
+    others = ((5, 1.0), (5, 2.0), (5, 3.0))
+    assert should_stop(results(*others, (5, 2.1)), 5, 2.1)
+    assert not should_stop(results(*others, (5, 1.9)), 5, 1.9)
 
 
 def test_a_result_equal_to_the_median_continues() -> None:
-    assert not should_stop(finished(("a", 5, 1.0), ("b", 5, 3.0), ("mine", 5, 2.0)), "mine", 5, 2.0)
+    assert not should_stop(results((5, 1.0), (5, 3.0), (5, 2.0)), 5, 2.0)
 
 
-def test_the_first_result_at_a_round_continues() -> None:
-    tasks = finished(("a", 5, 1.0), ("a", 6, 1.0), ("mine", 5, 9.0), ("mine", 7, 9.0))
-    assert not should_stop(tasks, "mine", 7, 9.0)
-
-
-def test_its_own_result_and_other_rounds_do_not_count() -> None:
-    # With its own 3.0 the median would be 3.0, with round 6 it would be 4.0, and it would continue.
-    tasks = finished(("a", 5, 2.0), ("b", 5, 3.0), ("mine", 5, 3.0), ("a", 6, 4.0), ("b", 6, 4.0), ("c", 6, 4.0))
-    assert should_stop(tasks, "mine", 5, 3.0)
+def test_the_first_result_at_a_round_continues_and_other_rounds_do_not_count() -> None:
+    assert not should_stop(results((5, 1.0), (6, 1.0), (7, 9.0)), 7, 9.0)
 
 
 # the model
@@ -78,7 +71,7 @@ def test_each_car_is_held_out_once_and_never_trained_on_in_its_fold(cars: pl.Dat
 
 def test_training_round_by_round_gives_the_same_model_as_training_at_once(cars: pl.DataFrame) -> None:
     folds = make_folds(cars, seed=1)
-    configuration = next(draw_configurations(seed=1, worker=0))
+    configuration = draw_configuration(random.Random(1))
     kept = Model(configuration, folds)
     by_round = [kept.train_until(iteration) for iteration in ROUNDS]
     assert by_round == [Model(configuration, folds).train_until(iteration) for iteration in ROUNDS]
@@ -92,91 +85,102 @@ def test_training_round_by_round_gives_the_same_model_as_training_at_once(cars: 
     assert by_round[-1] == pytest.approx(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
 
 
-def test_workers_draw_configurations_of_their_own_that_can_be_repeated() -> None:
-    drawn = [list(itertools.islice(draw_configurations(seed=3, worker=worker), 50)) for worker in (0, 1, 0)]
-    assert drawn[0] == drawn[2]
-    assert not {each["configuration"] for each in drawn[0]} & {each["configuration"] for each in drawn[1]}
-    assert not {each["lambda"] for each in drawn[0]} & {each["lambda"] for each in drawn[1]}
-    for each in drawn[0] + drawn[1]:
-        assert 1 <= each["max_depth"] <= 20
-        assert 0 <= each["lambda"] <= 1
-        assert 0 <= each["alpha"] <= 1
+def test_configurations_are_in_their_ranges() -> None:
+    for configuration in (propose(Draw(seed=1, index=index, worker=0, round=0)) for index in range(50)):
+        assert 1 <= configuration["max_depth"] <= 20
+        assert 0 <= configuration["lambda"] <= 1
+        assert 0 <= configuration["alpha"] <= 1
 
 
-# the loop
+# the loops
 
 
-async def test_a_worker_stops_where_the_rule_says_and_nowhere_else(rush: Rush, cars: pl.DataFrame) -> None:
-    async with RushWorker(rush.network_id, rush.config) as worker:
-        await median_stopping(worker, cars, seed=1, worker=0, evals=150)
-    assert await rush.counts() == Counts(finished=150)
-    tasks = await rush.fetch_finished_tasks()
+def expected_stops(rounds: pl.DataFrame) -> tuple[int, int]:
+    """Holds one worker's results, in their order, to the rule. Returns how many configurations it stopped and finished."""
     n_stopped = n_complete = 0
-    for at, (now, after) in enumerate(itertools.pairwise(tasks.to_dicts())):
-        stops = should_stop(tasks[: at + 1], now["configuration"], now["iteration"], now["rmse"])
-        if stops or now["iteration"] == ROUNDS[-1]:
-            assert (after["iteration"], after["configuration"]) == (ROUNDS[0], next_id(now["configuration"]))
-        else:
-            assert (after["iteration"], after["configuration"]) == (now["iteration"] + 1, now["configuration"])
+    for at, (now, after) in enumerate(itertools.pairwise(rounds.to_dicts())):
+        stops = should_stop(rounds[: at + 1], now["iteration"], now["rmse"])
+        goes_on = not stops and now["iteration"] != ROUNDS[-1]
+        assert after["iteration"] == (now["iteration"] + 1 if goes_on else ROUNDS[0])
+        assert goes_on == all(after[name] == now[name] for name in HYPERPARAMETERS)
         n_stopped += stops
-        n_complete += not stops and now["iteration"] == ROUNDS[-1]
+        n_complete += not stops and not goes_on
+    return n_stopped, n_complete
+
+
+async def test_the_tutorials_loop_stops_where_the_rule_says_and_nowhere_else(rush: Rush, cars: pl.DataFrame) -> None:
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        await median_stopping(worker, cars, evals=150, seed=1)
+    tasks = await rush.fetch_finished_tasks()
+    assert 150 <= tasks.height < 150 + len(ROUNDS)
+    n_stopped, n_complete = expected_stops(tasks)
     assert n_stopped > 5
     assert n_complete > 0
 
 
-def next_id(configuration: str) -> str:
-    worker, n = configuration.split("-")
-    return f"{worker}-{int(n) + 1}"
-
-
-async def test_the_budget_may_end_a_configuration_midway(rush: Rush, cars: pl.DataFrame) -> None:
+async def test_the_loop_with_reports_stops_where_the_rule_says_and_nowhere_else(rush: Rush, cars: pl.DataFrame) -> None:
     async with RushWorker(rush.network_id, rush.config) as worker:
-        await median_stopping(worker, cars, seed=1, worker=0, evals=7)
+        await median_stopping_with_reports(worker, cars, evals=30, seed=1)
+    assert await rush.counts() == Counts(finished=30)
     tasks = await rush.fetch_finished_tasks()
-    assert tasks["iteration"].to_list() == [5, 6, 7, 8, 9, 10, 11]
-    assert tasks["configuration"].unique().to_list() == ["0-1"]
+    reports = await rush.fetch_reports()
+    n_stopped, n_complete = expected_stops(reports.join(tasks.drop("rmse"), on="keys", maintain_order="left"))
+    assert n_stopped > 5
+    assert n_complete > 0
+    # The output of a task is its last report.
+    last = reports.group_by("keys", maintain_order=True).last()
+    assert last["rmse"].to_list() == tasks["rmse"].to_list()
+    assert last["iteration"].to_list() == tasks["rounds"].to_list()
 
 
-async def test_without_stopping_every_configuration_is_trained_to_the_end(rush: Rush, cars: pl.DataFrame) -> None:
-    configurations = list(itertools.islice(draw_configurations(seed=1, worker=0), 3))
-    async with RushWorker(rush.network_id, rush.config) as worker:
-        await train_all_rounds(worker, cars, 1, configurations)
-    tasks = await rush.fetch_finished_tasks()
-    assert configurations_of(await rush.fetch_finished_tasks(times=True)).to_dicts() == configurations
-    assert tasks["iteration"].to_list() == [*ROUNDS] * 3
+async def test_with_a_seed_both_runs_of_the_comparison_train_the_same_configurations(
+    rush_server: RushConfig, cars: pl.DataFrame
+) -> None:
+    found: list[pl.DataFrame] = []
+    for stops, n_workers in ((True, 3), (False, 2)):
+        async with Rush(config=rush_server, seed=5) as rush:
+            args: dict[str, Any] = {"cars": cars, "evals": 12, "seed": 5, "stops": stops}
+            await rush.start_workers(median_stopping_with_reports, n_workers, on=Processes(), args=args)
+            await rush.join_workers()
+            found.append((await rush.fetch_finished_tasks(times=True)).sort("index"))
+            await rush.reset()
+    stopped, full = found
+    assert stopped.select("index", *HYPERPARAMETERS).equals(full.select("index", *HYPERPARAMETERS))
+    assert full["rounds"].to_list() == [ROUNDS[-1]] * 12
+    assert stopped["rounds"].sum() < full["rounds"].sum()
 
 
 # what it prints
 
 
-def test_the_comparison_counts_configurations_evaluations_and_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def tasks(names: str, iterations: range, seconds: float) -> pl.DataFrame:
+def test_the_comparison_counts_configurations_and_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    def rounds(iterations: range) -> pl.DataFrame:
         return pl.DataFrame(
             [
-                {"configuration": name, "max_depth": 1, "lambda": 0.5, "alpha": 0.5, "iteration": iteration}
-                | {"rmse": ord(name) - iteration / 100, "started_at": start, "ended_at": start + timedelta(seconds=seconds)}
-                for name in names
+                {"index": index, "iteration": iteration, "rmse": 65 - index - iteration / 100}
+                for index in range(4)
                 for iteration in iterations
             ]
         )
 
-    compare(tasks("CBAD", range(5, 13), 1), tasks("CBAD", ROUNDS, 2))  # 32 evaluations, which two configurations need
+    compare(rounds(range(5, 13)), rounds(ROUNDS))  # 32 rounds, which two configurations need
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-4:] for line in lines[1:4]] == [
-        ["4", "32", "32.0", "64.880"],
-        ["4", "64", "128.0", "64.800"],
-        ["2", "32", "64.0", "65.800"],  # C and B alone
+    assert [line.split()[-3:] for line in lines[1:4]] == [
+        ["4", "32", "61.880"],
+        ["4", "64", "61.800"],
+        ["2", "32", "63.800"],  # the first two alone
     ]
-    assert lines[4] == "Stopping saved 50% of the evaluations and 75% of the time."
+    assert lines[4] == "Stopping saved 50% of the rounds."
 
 
-async def test_the_program_finishes_exactly_the_budget_and_compares() -> None:
-    text = await run("examples/median_stopping.py", "--workers", "2", "--evals", "45")
-    n = re.findall(r" 45 of 45 evaluations, +(\d+) configurations", text)[-1]  # the last progress may be printed twice
-    assert re.search(rf"stopped by the median +{n} +45 ", text)
-    assert re.search(rf"the same, all rounds +{n} +{int(n) * len(ROUNDS)} ", text)
-    assert re.search(
-        r"Best: configuration [01]-\d+ \(max_depth \d+, lambda [\d.e-]+, alpha [\d.e-]+\) after \d+ rounds, RMSE \d", text
-    )
+async def test_the_program_trains_exactly_the_configurations_and_compares() -> None:
+    text = await run("examples/median_stopping.py", "--workers", "2", "--evals", "12")
+    n = re.findall(r"Best of (\d+) results", text)[0]
+    assert re.search(rf"stopped by the median +12 +{n} ", text)
+    assert re.search(rf"the same, all rounds +12 +{12 * len(ROUNDS)} ", text)
+    assert re.search(r"results: max_depth \d+, lambda [\d.e-]+, alpha [\d.e-]+, after \d+ rounds, RMSE \d", text)
+
+
+async def test_the_program_runs_the_tutorials_loop() -> None:
+    text = await run("examples/median_stopping.py", "--form", "tutorial", "--workers", "2", "--evals", "45")
+    assert 45 <= int(re.findall(r"Best of (\d+) results", text)[0]) < 45 + 2 * len(ROUNDS)

@@ -471,7 +471,7 @@ async def test_a_task_with_retries_is_queued_again_under_its_index_when_its_work
         await rush.reset()
 
 
-async def test_caught_exceptions_fail_their_task_and_the_loop_goes_on(rush: Rush, rush_worker: RushWorker) -> None:
+async def test_caught_exceptions_fail_their_task_and_the_loop_continues(rush: Rush, rush_worker: RushWorker) -> None:
     await rush.push_tasks([{"x": 1.0}])
 
     async def run(tasks: Any) -> None:
