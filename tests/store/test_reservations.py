@@ -86,10 +86,10 @@ async def test_the_lowest_returned_index_comes_first_else_the_next(
 async def test_a_reserved_index_becomes_a_running_task(rush: Rush, rush_worker: RushWorker, indices: Indices) -> None:
     index = await reserve(rush_worker)
     assert indices.reserved() == {rush_worker.worker_id: [0]}
-    assert await start(rush_worker, index) is True
+    assert await start(rush_worker, index) == "started"
     assert indices.reserved() == {}
     assert await rush.counts() == (0, 1, 0, 0)
-    assert await start(rush_worker, index) is False
+    assert await start(rush_worker, index) == "gone"
     await unreserve(rush_worker, index)
     await indices.check()
     assert indices.returned() == []
@@ -98,7 +98,7 @@ async def test_a_reserved_index_becomes_a_running_task(rush: Rush, rush_worker: 
 async def test_another_workers_index_is_out_of_reach(rush: Rush, rush_worker: RushWorker, indices: Indices) -> None:
     async with RushWorker(rush.network_id, rush.config) as other:
         index = await reserve(rush_worker)
-        assert await start(other, index) is False
+        assert await start(other, index) == "gone"
         await unreserve(other, index)
         assert indices.reserved() == {rush_worker.worker_id: [0]}
         assert indices.returned() == []
@@ -179,7 +179,7 @@ async def test_a_reset_forgets_all_indices(rush: Rush, raw: Any, workers: bool) 
         assert not raw.exists(keys.returned)
         assert raw.hget(keys.meta, "reserved") is None
         if not workers:
-            assert await start(worker, 0) is False
+            assert await start(worker, 0) == "gone"
             assert await reserve(worker) == 0
 
 
