@@ -15,9 +15,10 @@ from rush_async import Failure, Rush, RushConnectionError, RushError, RushWorker
 from rush_async.store.calls import RECALL
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
-from rush_async.store.records import decode_task
+from rush_async.store.records import RecordEncoder, decode_task
 from rush_async.store.report_entry import Report
 from rush_async.store.reports import REPORT
+from rush_async.store.reservations import RESERVE, START, Reserved
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS, SET_TASK_ATTRS
 from rush_async.store.stop_rules import STOP_NETWORK, STOP_WHEN
@@ -243,6 +244,38 @@ def ranks_are_those_of_their_moment(stage: Stage, _: Any, results: list[Any]) ->
     assert stage.server.raw.zcard(f"{stage.keys.rankings}:rung") == len(results)
 
 
+async def reserve(stage: Stage, _: Any, n: int) -> Any:
+    worker = stage.workers[n % 2]
+    reservations = worker._net.reservations  # pyright: ignore[reportPrivateUsage]
+    reserved = await reservations.reserve(worker.worker_id, budget=None, max_failed=None, queued_first=True)
+    assert isinstance(reserved, Reserved)
+    return reserved.place
+
+
+def each_index_is_reserved_once(stage: Stage, _: Any, results: list[Any]) -> None:
+    assert sorted(results) == list(range(len(results)))
+    held: list[bytes] = stage.server.raw.hvals(stage.keys.reserved)
+    assert sorted(int(index) for each in held for index in each.split()) == sorted(results)
+
+
+async def one_reserved_each(stage: Stage) -> list[int]:
+    return [await reserve(stage, None, n) for n in range(2)]
+
+
+async def start(stage: Stage, indices: list[int], n: int) -> Any:
+    worker, task = stage.workers[n % 2], RecordEncoder(1000).task({"x": n}, None)
+    reservations = worker._net.reservations  # pyright: ignore[reportPrivateUsage]
+    assert await reservations.start(worker.worker_id, indices[n], task) == "started"
+    return [task.key]
+
+
+def reserved_tasks_run(stage: Stage, indices: list[int], results: list[Any]) -> None:
+    assert stage.states() == {key: ["running"] for (key,) in results}
+    assert len(stage.server.raw.hvals(stage.keys.reserved)) == len(indices) - len(results)
+    for worker, (key,) in zip(stage.workers, results, strict=False):
+        worker._membership.hold([key])  # pyright: ignore[reportPrivateUsage] - so that it fails when the worker leaves
+
+
 async def stop_when(stage: Stage, _: Any, n: int) -> Any:
     return await stage.rush.stop_when(finished=2, seconds=60)
 
@@ -293,6 +326,8 @@ CASES = {
     "claim": Case(CLAIM, claim, all_got_the_same, n_callers=1),
     "claim_in_vain": Case(CLAIM, claim, all_got_the_same, claimed_by_another, n_callers=1),
     "rank": Case(RANK, rank, ranks_are_those_of_their_moment, n_callers=1),
+    "reserve": Case(RESERVE, reserve, each_index_is_reserved_once, n_callers=2),
+    "start": Case(START, start, reserved_tasks_run, one_reserved_each, n_callers=2),
     "stop_when": Case(STOP_WHEN, stop_when, rules_are_set_once, n_callers=1),
     "resume": Case(STOP_WHEN, resume, rules_are_set_once, stopped, n_callers=1),
     "stop": Case(STOP_NETWORK, stop, all_got_the_reason, n_callers=1),
@@ -300,6 +335,7 @@ CASES = {
 GROWS = (
     *("push_queued", "push_running", "push_within_a_budget", "push_unique", "push_finished", "push_failed"),
     *("retry", "register", "set_attrs", "set_task_attrs", "claim", "claim_in_vain", "rank", "report", "stop_when", "resume"),
+    *("reserve", "start"),
 )
 
 
