@@ -13,7 +13,7 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from rush_async import NetworkStateError, Rush, RushConfig, RushWorker, TasksFinished
+from rush_async import Draw, NetworkStateError, Rush, RushConfig, RushWorker, TasksFinished
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.report_entry import Report
 from rush_async.testing import wait_until
@@ -37,6 +37,7 @@ CallName = Literal[
     "pop",
     "pop_waiting",
     "pop_named",
+    "propose",
     "finish",
     "fail",
     "report",
@@ -164,6 +165,10 @@ class Crowd:
                 task = await worker.pop_task(key=next(reversed(self.known), "unknown"))
                 if task is not None:
                     held[task.key] = None
+            case "propose":
+                task = await anext(worker.proposals(propose, queued=False))
+                held[task.key] = None
+                self.known[task.key] = task.xs
             case "finish":
                 assert await worker.finish_tasks(key, [{"y": 1.0}]) in ([], [key])
                 held.pop(key, None)
@@ -334,8 +339,13 @@ def test_cancelled_callers_leave_nothing_behind_and_others_get_their_own_replies
     run(rush_server, raw, story)
 
 
-@pytest.mark.parametrize("how", ["push", "push_many", "pop", "block", "budget block"])
-async def test_starts_cancelled_at_any_moment_give_their_places_within_the_rules_back(rush: Rush, how: str) -> None:
+async def propose(draw: Draw) -> dict[str, Any]:
+    await asyncio.sleep(0)
+    return {"x": draw.seed}
+
+
+@pytest.mark.parametrize("how", ["push", "push_many", "pop", "block", "budget block", "proposal", "seeded", "seeded budget"])
+async def test_starts_cancelled_at_any_moment_give_their_places_within_the_rules_back(rush: Rush, how: str, raw: Any) -> None:
     """On a full network they wait; a place that becomes free while one is cancelled goes to another."""
 
     async def start(worker: RushWorker) -> Any:
@@ -345,11 +355,18 @@ async def test_starts_cancelled_at_any_moment_give_their_places_within_the_rules
             case "pop":
                 task = await worker.pop_task(timeout=None)
                 return [] if task is None else [task.key]
+            case "proposal" | "seeded" | "seeded budget":
+                limit = 1_000 if how == "seeded budget" else None
+                return [(await anext(worker.proposals(propose, queued=False, budget=limit))).key]
             case _:
                 task: Any = await worker.task({"x": 1}, budget=None if how == "block" else 1_000).__aenter__()
                 return [task.key]
 
-    async with RushWorker(rush.network_id, rush.config) as holder, RushWorker(rush.network_id, rush.config) as worker:
+    seed = 42 if how.startswith("seeded") else None
+    async with (
+        RushWorker(rush.network_id, rush.config) as holder,
+        RushWorker(rush.network_id, rush.config, seed=seed) as worker,
+    ):
         await rush.push_tasks([{"x": 0}] * 200)
         await rush.stop_when(finished=2)
         held = await holder.push_running_tasks([{"x": 1}] * 2)
@@ -366,6 +383,11 @@ async def test_starts_cancelled_at_any_moment_give_their_places_within_the_rules
             held += await asyncio.wait_for(holder.push_running_tasks([{"x": 1}]), TIMEOUT)
             assert (await rush.counts()).running == 2
         await holder.fail_tasks(held)
+        keys = NetworkKeys.of(rush.network_id)
+        assert not raw.hlen(keys.reserved)
+        assert raw.hget(keys.meta, "reserved") in (None, b"0")
+        indices = (await rush.fetch_tasks(times=True))["index"].to_list() + [int(at) for at in raw.zrange(keys.returned, 0, -1)]
+        assert sorted(indices) == list(range(int(raw.hget(keys.meta, "next_index"))))
 
 
 @pytest.mark.parametrize("twice", [False, True])
