@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any
@@ -217,7 +218,8 @@ def _add_run_routes(
     async def start_run(body: RunRequest, service: _ServiceDep, request: Request, response: Response) -> RunStatus:
         """Starts the workers of a run in this process. They share the budget."""
         rules = None if body.stop_when is None else body.stop_when.arguments()
-        run_id = await service.start_run(loop_of(body), body.evals, body.n_workers, on, rules)
+        run_id = secrets.token_hex(8)
+        await service.start_workers(run_id, loop_of(body), body.evals, body.n_workers, on, rules)
         response.headers["Location"] = f"{request.url.path}/{run_id}"
         async with service.client(run_id) as run:
             return await status_of(run)

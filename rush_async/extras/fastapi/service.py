@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
@@ -26,6 +25,7 @@ from rush_async.errors import (
 )
 from rush_async.events import Event, EventsMissed, NetworkReset, WorkerLost, WorkerStarted, WorkerStopped
 from rush_async.extras.fastapi.bodies import ReportView, RunStatus, StopReasonView, StopRules, TaskView
+from rush_async.extras.fastapi.statuses import ShuttingDownError
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
@@ -37,7 +37,6 @@ __all__ = [
     "Objective",
     "RunLoop",
     "Service",
-    "ShuttingDownError",
     "events_until_end",
     "living_workers",
     "read_reports",
@@ -58,10 +57,6 @@ class RunLoop(Protocol):
     """A worker loop with a budget."""
 
     def __call__(self, rush: RushWorker, /, *, evals: int) -> Awaitable[Any]: ...
-
-
-class ShuttingDownError(NetworkStateError):
-    """This process starts nothing any more. Another one may."""
 
 
 class Service:
@@ -202,19 +197,6 @@ class Service:
         finally:
             self._streaming.discard(run)
 
-    async def start_run(
-        self,
-        loop: RunLoop,
-        evals: int,
-        n_workers: int,
-        on: Launcher | Submitter | None,
-        stop_when: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Starts the workers of a new run, with these stop rules, and returns its id."""
-        run_id = secrets.token_hex(8)
-        await self.start_workers(run_id, loop, evals, n_workers, on, stop_when)
-        return run_id
-
     async def start_workers(
         self,
         run_id: str,
@@ -224,7 +206,7 @@ class Service:
         on: Launcher | Submitter | None,
         stop_when: Mapping[str, Any] | None = None,
     ) -> None:
-        """Starts workers of a run in this process."""
+        """Starts workers of a run in this process. For a new run, `stop_when` has the stop rules that it begins with."""
         self._check_open()
         run = await self.client(run_id)
         try:

@@ -19,12 +19,16 @@ from rush_async.errors import (
     ServerFullError,
     TasksNotDoneError,
 )
-from rush_async.extras.fastapi.service import ShuttingDownError
 from rush_async.model import FailureKind
 
-__all__ = ["STATUS_OF_FAILURE", "ErrorRoute", "input_errors"]
+__all__ = ["STATUS_OF_FAILURE", "ErrorRoute", "ShuttingDownError", "input_errors"]
 
 logger = logging.getLogger(__name__)
+
+
+class ShuttingDownError(NetworkStateError):
+    """This process starts nothing any more. Another one may."""
+
 
 # The first class in an error's MRO that is listed counts. Every other error of this library is a 500.
 _STATUSES: dict[type[BaseException], int] = {

@@ -39,7 +39,7 @@ class SlowStart:
 async def test_a_service_that_stops_while_a_run_starts_leaves_no_worker_running(rush: Rush) -> None:
     service, slowly = Service(rush, 0.5), SlowStart()
     await service.open()
-    starting = asyncio.ensure_future(service.start_run(until_stopped, 1, 1, slowly))
+    starting = asyncio.ensure_future(service.start_workers("0" * 16, until_stopped, 1, 1, slowly))
     await slowly.begun.wait()
     await service.aclose()
     slowly.may_start.set()

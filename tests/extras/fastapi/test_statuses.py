@@ -19,8 +19,7 @@ from rush_async import (
     ServerFullError,
     TasksNotDoneError,
 )
-from rush_async.extras.fastapi.service import ShuttingDownError
-from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, ErrorRoute, input_errors
+from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, ErrorRoute, ShuttingDownError, input_errors
 from rush_async.model import FailureKind
 
 ERRORS = {
