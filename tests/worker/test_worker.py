@@ -182,8 +182,9 @@ async def test_a_pop_of_a_key_that_is_not_queued_returns_none_in_one_call(rush: 
     for key in (running, failed, "unknown"):
         proxy.commands.clear()
         assert await far.pop_task(timeout=None, key=key) is None
-        calls = [command for command in proxy.commands if not named("EVALSHA", BEAT.digest)(command)]
-        assert [named("EVALSHA", POP_NAMED.digest)(command) for command in calls] == [True]
+        # Beside the call there may be a beat, and what the worker reads once it hears the requests of its network.
+        scripts = [command[1] for command in proxy.commands if command[0] == b"EVALSHA"]
+        assert [script for script in scripts if script != BEAT.digest.encode()] == [POP_NAMED.digest.encode()]
 
 
 async def test_a_named_task_goes_to_one_of_many_that_ask_for_it(rush: Rush, rush_worker: RushWorker, far: RushWorker) -> None:
