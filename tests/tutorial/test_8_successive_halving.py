@@ -80,7 +80,7 @@ async def test_one_worker_does_the_jobs_of_the_sequential_definition(rush_server
     assert {rung for _, rung in jobs} == set(range(len(RUNGS)))
 
 
-async def test_many_workers_promote_nobody_twice_and_only_from_the_best_third(
+async def test_many_workers_promote_each_configuration_once_and_only_from_the_best_third(
     rush_server: RushConfig, cars: pl.DataFrame
 ) -> None:
     tasks = await search(rush_server, cars, n_workers=6, evals=90, seed=3)
@@ -117,7 +117,7 @@ async def test_two_workers_do_not_promote_the_same_configuration(rush: Rush, rus
     assert (await Halving(rush_worker).propose(draw))["configuration"] == "000000"
 
 
-def test_a_saved_model_goes_on_where_it_was(cars: pl.DataFrame) -> None:
+def test_a_saved_model_continues_where_it_was(cars: pl.DataFrame) -> None:
     params = draw_configuration(random.Random(1))
     straight, begun = Model(params, cars, 1), Model(params, cars, 1)
     expected = [straight.train(n) for n in range(9)]
