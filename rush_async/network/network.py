@@ -410,7 +410,8 @@ class Network:
         self.link.supervisor.start(self._resynchronise)
 
     async def _resynchronise(self) -> None:
-        await self.link.retry_until_reachable(self.tasks.read_position)  # the network may have stopped or been resumed
+        if self.local_workers.registered:  # others learn by their registration whether the network has stopped
+            await self.link.retry_until_reachable(self.tasks.read_position)
         await self._take_requests()
 
     async def _take_requests(self, gone: Collection[str] = ()) -> None:
