@@ -14,7 +14,7 @@ RushError
 ├── SchemaError             (ValueError)       a value that does not fit the schema of a frame
 ├── NetworkStateError       (RuntimeError)     a client or network that is not in the state for this call
 ├── NetworkStoppedError                        the network has stopped, and a task without a budget was to start
-├── DuplicateError                             every point that `proposals(unique=True)` drew is taken
+├── DuplicateError                             every point that unique proposals drew is taken
 ├── WorkerLostError                            this worker was declared lost or killed; its calls are refused
 ├── RushTimeoutError        (TimeoutError)
 │   ├── WorkersNotReadyError                   workers did not start in time
