@@ -488,8 +488,7 @@ class RandomCalls(RuleBasedStateMachine):
             assert model.true_rule(rules) is not None
             return
         assert model.true_rule(rules) is None
-        exists = self.replay.seq > 0 or model.n_changes or model.tasks
-        model.n_changes += not model.is_stopped and bool(exists or rules)
+        model.n_changes += not model.is_stopped
         model.rules, model.is_stopped = rules, False
 
     @rule(who=CLIENTS)
