@@ -315,8 +315,8 @@ class RandomCalls(RuleBasedStateMachine):
     @rule(who=WORKERS, data=st.data())
     def pop_named(self, who: int, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from([*self.model.tasks, "unknown"]), "key")
-        task = self.run(self.workers[who].pop_task(key=key))
-        if key not in self.model.queue:
+        task = self.run(self.workers[who].pop_task(timeout=0, key=key))
+        if key not in self.model.queue or not self.model.n_places:
             assert task is None
             return
         assert task is not None
