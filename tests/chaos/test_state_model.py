@@ -33,6 +33,8 @@ from rush_async import (
     WorkerLost,
     WorkerStarted,
 )
+from rush_async.store.records import NewTask, RecordEncoder
+from rush_async.store.reservations import Reserved
 from rush_async.store.workers import KILLED
 from rush_async.testing import wait_until
 
@@ -76,14 +78,28 @@ class Model:
         self.points: dict[str, str] = {}  # name -> key of the last task that was pushed with it and `unique`
         self.rules: dict[str, int] = {}  # finished, failed
         self.is_stopped = False
-        self.n_changes = 0  # of the rules of a network that runs: they have a number, and no event
+        self.n_changes = 0  # of the rules of a network that runs, and returns of reservations: each has a number, and no event
+        self.reserved: dict[int, list[int]] = {}  # worker -> its indices
+        self.returned: list[int] = []
 
     @property
     def n_places(self) -> int:
         """How many tasks may start."""
         if self.is_stopped:
             return 0
-        return max(0, self.rules.get("finished", HUGE) - self.counts.running - self.counts.finished)
+        return max(0, self.rules.get("finished", HUGE) - self.counts.running - self.counts.finished - self.n_reserved)
+
+    @property
+    def n_reserved(self) -> int:
+        """How many indices are reserved."""
+        return sum(map(len, self.reserved.values()))
+
+    def return_reserved(self, who: int, n: int) -> None:
+        """The first indices of a worker return: those of one call have one number."""
+        indices = self.reserved.get(who, [])
+        self.returned += indices[:n]
+        self.n_changes += bool(indices[:n])
+        self.reserved[who] = indices[n:]
 
     def true_rule(self, rules: dict[str, int]) -> str | None:
         """The first rule that is true."""
@@ -235,7 +251,7 @@ class RandomCalls(RuleBasedStateMachine):
     @rule(who=WORKERS, n=SIZES, room=st.integers(0, 5))
     def push_running_within_a_budget(self, who: int, n: int, room: int) -> None:
         counts = self.model.counts
-        budget = counts.queued + counts.running + counts.finished + room
+        budget = counts.queued + counts.running + counts.finished + self.model.n_reserved + room
         xss = self.new_xss(n)
         keys = self.run(self.workers[who].push_running_tasks(xss, budget=budget))
         self.created(keys, xss[: min(n, room, self.model.n_places)], "running", worker=who, attempt=1)
@@ -250,7 +266,7 @@ class RandomCalls(RuleBasedStateMachine):
     @rule(who=WORKERS, names=st.lists(NAMES, min_size=1, max_size=4), room=st.integers(0, 3))
     def push_running_unique_within_a_budget(self, who: int, names: list[str], room: int) -> None:
         counts = self.model.counts
-        budget = counts.queued + counts.running + counts.finished + room
+        budget = counts.queued + counts.running + counts.finished + self.model.n_reserved + room
         xss = [{"x": serial, "name": name} for serial, name in enumerate(names)]
         room = min(room, self.model.n_places)
         entries = self.run(self.workers[who].push_running_tasks(xss, unique=["name"], budget=budget))
@@ -302,6 +318,59 @@ class RandomCalls(RuleBasedStateMachine):
         for key, xs in zip(keys, xss, strict=True):
             assert key not in self.model.tasks
             self.model.tasks[key] = Expected(state, xs, **rest)
+
+    @rule(who=WORKERS)
+    def reserve(self, who: int) -> None:
+        worker, model = self.workers[who], self.model
+        reserved = self.run(self._reserve(worker))
+        assert isinstance(reserved, Reserved)
+        if model.is_stopped or not model.n_places:
+            assert reserved.place == ("stopped" if model.is_stopped else "full")
+            return
+        index = reserved.place
+        assert isinstance(index, int)
+        if model.returned:
+            assert index == min(model.returned)
+            model.returned.remove(index)
+        model.reserved.setdefault(who, []).append(index)
+
+    @rule(who=WORKERS)
+    def start(self, who: int) -> None:
+        worker, model = self.workers[who], self.model
+        if not model.reserved.get(who):
+            return
+        (xs,) = self.new_xss(1)
+        task = RecordEncoder(1000).task(xs, None)
+        started = self.run(self._start(worker, model.reserved[who][0], task))
+        if model.is_stopped:
+            assert started == "stopped"
+            model.return_reserved(who, 1)
+        else:
+            assert started == "started"
+            index = model.reserved[who].pop(0)
+            self.created([task.key], [xs], "running", worker=who, attempt=1)
+            (found,) = self.run(worker.get_tasks(task.key))
+            assert found is not None
+            assert found.index == index
+
+    @rule(who=WORKERS)
+    def unreserve(self, who: int) -> None:
+        worker = self.workers[who]
+        if self.model.reserved.get(who):
+            self.run(self._unreserve(worker, self.model.reserved[who][0]))
+            self.model.return_reserved(who, 1)
+
+    async def _reserve(self, worker: RushWorker) -> object:
+        reservations = worker._net.reservations  # pyright: ignore[reportPrivateUsage]
+        return await reservations.reserve(worker.worker_id, budget=None, max_failed=None, queued_first=False)
+
+    async def _start(self, worker: RushWorker, index: int, task: NewTask) -> object:
+        return await worker._net.reservations.start(worker.worker_id, index, task)  # pyright: ignore[reportPrivateUsage]
+
+    async def _unreserve(self, worker: RushWorker, index: int) -> None:
+        network = worker._net  # pyright: ignore[reportPrivateUsage]
+        network.reservations.unreserve(worker.worker_id, index)
+        await network.tasks.calls.quiet()
 
     @rule(who=WORKERS)
     def pop(self, who: int) -> None:
@@ -427,6 +496,7 @@ class RandomCalls(RuleBasedStateMachine):
         held = [key for key in self.model.keys("running") if self.model.tasks[key].worker == who]
         again = [key for key in held if self.model.tasks[key].retries]
         self.run(self._kill(worker))
+        self.model.return_reserved(who, HUGE)
         for key in held:
             task = self.model.tasks[key]
             task.state, task.message = "queued" if key in again else "failed", KILLED.message
