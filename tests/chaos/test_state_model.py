@@ -37,6 +37,7 @@ from rush_async.store.records import NewTask, RecordEncoder
 from rush_async.store.reservations import Reserved
 from rush_async.store.workers import KILLED
 from rush_async.testing import wait_until
+from rush_async.worker.worker import membership_of
 
 T = TypeVar("T")
 
@@ -348,6 +349,7 @@ class RandomCalls(RuleBasedStateMachine):
         else:
             assert started == "started"
             index = model.reserved[who].pop(0)
+            membership_of(worker).hold([task.key])  # as proposals do: the worker fails it when it leaves
             self.created([task.key], [xs], "running", worker=who, attempt=1)
             (found,) = self.run(worker.get_tasks(task.key))
             assert found is not None
