@@ -33,7 +33,7 @@ _PAUSE = 0.5  # seconds until a detached request is issued again where it was re
 ENOUGH = 16  # requests that are worth a call before the tick is over
 _AHEAD = 100  # requests of a script that may be handed over in one tick without waiting
 
-RECALL = Script("recall", item=("worker",), parts=("held", "taken"), memory="reads")
+RECALL = Script("recall", item=("worker",), memory="reads")
 
 
 class _Batch(Command):

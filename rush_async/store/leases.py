@@ -39,14 +39,12 @@ BEAT = Script(
     "beat",
     keys=("control", "workers", "passing", "leases", "processes", "reserved", "returned"),
     args=("failure", "n_leases"),
-    parts=("rules", "workers", "reserved", "fence"),
 )
 LOSE = Script(
     "lose",
     keys=("queue", "control", "workers", "passing", "reserved", "returned"),
     args=("state", "ended", "cursor", "failure"),
     item=("worker",),
-    parts=("records", "rules", "workers", "reserved", "fence"),
 )
 LOG = Script("log", keys=("log",), args=("most",), item=("record",), memory="grows")
 

@@ -19,7 +19,6 @@ REPORT = Script(
     *("report",),
     keys=("reports", "report_events"),
     item=("key", "worker", "step", "values", "most"),
-    parts=("held",),
     memory="grows",
     merges=True,
     leads=True,  # so that no report is refused because of the end that follows it

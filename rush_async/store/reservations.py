@@ -16,7 +16,6 @@ RESERVE = Script(
     *("reserve",),
     keys=("reserved", "returned"),
     item=("worker", "seed", "budget", "max_failed", "queued_first"),
-    parts=("rules", "reserved"),
     memory="grows",
     merges=True,
 )
@@ -24,7 +23,6 @@ START = Script(
     *("start",),
     keys=("reserved", "returned", "points"),
     item=("worker", "index", "digest", "key", "created"),
-    parts=("rules", "reserved"),
     memory="grows",
     merges=True,
 )
@@ -32,7 +30,6 @@ UNRESERVE = Script(
     *("unreserve",),
     keys=("reserved", "returned"),
     item=("worker", "index"),
-    parts=("reserved",),
     merges=True,
     is_final=True,
 )

@@ -3,7 +3,7 @@
 A script is declared beside the method that calls it:
 
 ```python
-RETRY = Script("retry", keys=("queue",), item=("key",), parts=("records",), memory="grows")
+RETRY = Script("retry", keys=("queue",), item=("key",), memory="grows")
 ```
 
 The head of its Lua source is generated from that: each key, argument and column of an item has the declared name, in capitals.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
@@ -52,10 +53,11 @@ _FLAGS: dict[Memory, str] = {"grows": "", "keeps": " flags=allow-oom", "reads": 
 _BASE = ("meta", "calls", "events", "queued", "running", "finished", "failed", "alive")
 _ARGUMENTS = ("epoch", "client", "number")
 _LUA = resources.files("rush_async.store") / "lua"
+_REQUIRE = re.compile(r"^require\('(\w+)'\)\n", re.MULTILINE)
 
 
 class Script:
-    """A Lua script of `lua/`: its source behind a generated head and the parts of `lua/lib/` that it needs.
+    """A Lua script of `lua/`: its source behind a generated head. `require('call')` puts `lua/lib/call.lua` in its place, once.
 
     Args:
         name: of its file.
@@ -63,7 +65,6 @@ class Script:
         args: its arguments, behind epoch, client and number.
         group: the columns of the first of several rows that belong together; the last one is how many items follow.
         item: the columns of an item.
-        parts: files of `lua/lib/` that it needs beside `call`.
         memory: whether it `grows` the data, `keeps` their size about as it is, or only `reads`.
         creates: whether it makes a network exist: its first arguments are then `last_known`, the highest epoch ever
             seen, and `seed`, that of the network's proposals.
@@ -82,7 +83,6 @@ class Script:
         args: Sequence[str] = (),
         group: Sequence[str] = (),
         item: Sequence[str] = (),
-        parts: Sequence[str] = (),
         memory: Memory = "keeps",
         creates: bool = False,
         merges: bool = False,
@@ -98,12 +98,7 @@ class Script:
         self.merges = merges
         self.is_final = is_final
         self.leads = leads
-        # The server makes each function of a script anew at every call: those not needed would take a tenth of its time. It is
-        # cheapest for the first one.
-        first = [part for part in parts if part == "rules"]
-        libs = ["base", *first, "call", *(part for part in parts if part not in first)]
-        files = (*(f"lib/{part}" for part in libs), name)
-        self.source = "\n".join([f"#!lua{_FLAGS[memory]}", self.head(), *map(_text, files)])
+        self.source = "\n".join([f"#!lua{_FLAGS[memory]}", self.head(), _source(name, set())])
         self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         Script.all.append(self)
 
@@ -122,8 +117,17 @@ class Script:
         return "\n".join(lines)
 
 
-def _text(name: str) -> str:
-    return (_LUA / f"{name}.lua").read_text("utf-8")
+def _source(name: str, seen: set[str]) -> str:
+    """The text of a Lua file with each file that it requires in place of the first `require` of it."""
+
+    def required(match: re.Match[str]) -> str:
+        part = f"lib/{match[1]}"
+        if part in seen:
+            return ""
+        seen.add(part)
+        return _source(part, seen)
+
+    return _REQUIRE.sub(required, (_LUA / f"{name}.lua").read_text("utf-8"))
 
 
 def _names(names: Sequence[str]) -> str:

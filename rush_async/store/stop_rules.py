@@ -17,8 +17,8 @@ __all__ = ["RulesAnswer", "StopRules", "StopRulesStore"]
 # caller has read; else the rule that is true already, of a resumption.
 RulesAnswer: TypeAlias = Literal["set", "same", "stopped", "behind", "finished", "failed", "target"]
 
-STOP_WHEN = Script("stop_when", args=("lifts", "spec", "best", "n_read"), parts=("rules",), memory="grows", creates=True)
-STOP_NETWORK = Script("stop_network", args=("why",), parts=("rules",), creates=True)
+STOP_WHEN = Script("stop_when", args=("lifts", "spec", "best", "n_read"), memory="grows", creates=True)
+STOP_NETWORK = Script("stop_network", args=("why",), creates=True)
 
 
 class StopRules(NamedTuple):

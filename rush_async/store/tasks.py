@@ -34,7 +34,6 @@ PUSH = Script(
     keys=("queue", "points"),
     group=_PUSH_GROUP,
     item=NewTask._fields,
-    parts=("finished", "rules"),
     memory="grows",
     creates=True,
     merges=True,
@@ -43,21 +42,19 @@ POP = Script(
     *("pop",),
     keys=("queue",),
     item=("worker", "want"),
-    parts=("records", "held", "taken", "taking", "rules"),
     merges=True,
 )
-POP_NAMED = Script("pop_named", item=("worker", "key"), parts=("records", "held", "taken", "taking", "rules"))
+POP_NAMED = Script("pop_named", item=("worker", "key"))
 FINISH = Script(
     *("finish",),
     keys=("queue",),
     item=("kind", "key", "worker", "ended"),
-    parts=("records", "held", "finished", "rules"),
     merges=True,
     is_final=True,
 )
-REMOVE = Script("remove", keys=("queue",), args=("most", "ended"), item=("key",), parts=("records", "rules"))
-RETRY = Script("retry", keys=("queue",), item=("key",), parts=("records",), memory="grows")
-CANCEL = Script("cancel", keys=("control",), args=("ended",), item=("key",), parts=("records", "rules", "workers"))
+REMOVE = Script("remove", keys=("queue",), args=("most", "ended"), item=("key",))
+RETRY = Script("retry", keys=("queue",), item=("key",), memory="grows")
+CANCEL = Script("cancel", keys=("control",), args=("ended",), item=("key",))
 RESET = Script(
     *("reset",),
     keys=(

@@ -24,7 +24,6 @@ REGISTER = Script(
     "register",
     keys=("workers", "passing", "leases", "processes"),
     item=("state", "lease", "period", "expire", "worker", "info"),
-    parts=("workers",),
     memory="grows",
     creates=True,
     merges=True,
@@ -33,13 +32,12 @@ DEREGISTER = Script(
     *("deregister",),
     keys=("workers", "passing", "reserved", "returned"),
     item=("worker", "state", "failure", "by"),
-    parts=("reserved",),
     merges=True,
     is_final=True,
 )
-STOP = Script("stop", keys=("control", "passing"), item=("worker",), parts=("workers",))
+STOP = Script("stop", keys=("control", "passing"), item=("worker",))
 PREPARE = Script("prepare", keys=("starts",), args=("id", "start"), memory="grows", creates=True)
-RELEASE_LEASES = Script("release_leases", keys=("passing", "leases", "processes"), item=("lease",), parts=("workers",))
+RELEASE_LEASES = Script("release_leases", keys=("passing", "leases", "processes"), item=("lease",))
 
 
 @dataclass(frozen=True, slots=True)

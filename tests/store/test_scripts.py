@@ -1,4 +1,4 @@
-"""Scripts as they are declared: each has the parts, keys and arguments that its Lua file uses, under the declared names."""
+"""Scripts: each requires the Lua files that it uses, and has the keys and arguments that it names."""
 
 from __future__ import annotations
 
@@ -33,8 +33,15 @@ def code(text: str) -> str:
     return re.sub(r"--.*", "", text)
 
 
-def functions(text: str) -> set[str]:
-    return set(re.findall(r"local function (\w+)", text))
+def required(text: str) -> list[str]:
+    return re.findall(r"^require\('(\w+)'\)$", code(text), re.MULTILINE)
+
+
+def defined(text: str) -> set[str]:
+    """The names that a file defines, itself or by what it requires."""
+    lists = re.findall(r"^local (?:function )?([\w, ]+)", code(text), re.MULTILINE)
+    own = {name.strip() for names in lists for name in names.split(",")}
+    return own.union(*(defined(PARTS[part]) for part in required(text)))
 
 
 def words(text: str) -> set[str]:
@@ -49,27 +56,34 @@ def test_every_lua_file_is_declared_once() -> None:
         assert name in SCRIPTS, f"Script({name!r}) has no file lua/{name}.lua"
 
 
+@pytest.mark.parametrize("name", [*SCRIPTS, *(f"lib/{name}" for name in PARTS)])
+def test_a_file_requires_what_it_uses_and_no_other(name: str) -> None:
+    text = PARTS[name[4:]] if name.startswith("lib/") else SCRIPTS[name]
+    unused = [part for part in required(text) if not defined(PARTS[part]) & words(text)]
+    assert not unused or name in ("lib/rules", "lib/call"), f"{name}.lua uses nothing of {unused}: remove its `require`"
+    if not name.startswith("lib/"):
+        functions = {word for part in PARTS.values() for word in re.findall(r"^local function (\w+)", part, re.MULTILINE)}
+        missing = sorted((words(text) & (functions | {"judge", "known", "now", "stamp"})) - defined(text))
+        assert not missing, f"{name}.lua uses {missing}: add a `require` of the file that defines it"
+
+
 @EACH
-def test_a_script_has_the_parts_that_it_uses_and_no_other(script: Script) -> None:
-    called = words(SCRIPTS[script.name])
-    for _ in PARTS:  # parts use one another
-        called |= {word for part in PARTS.values() if functions(part) & called for word in words(part)}
-    used = {name for name, part in PARTS.items() if functions(part) & called} | {"base", "call"}
-    declared = {name for name, part in PARTS.items() if part in script.source}
-    missing, unused = sorted(used - declared), sorted(declared - used)
-    assert not missing, f"{script.name}.lua calls functions of these parts: add {missing} to its `parts`"
-    assert not unused, f"{script.name}.lua calls nothing of these parts: remove {unused} from its `parts`"
+def test_a_required_file_is_in_the_source_once(script: Script) -> None:
+    assert "require(" not in code(script.source)
+    functions = re.findall(r"^local function (\w+)", script.source, re.MULTILINE)
+    assert len(functions) == len(set(functions))
+    assert "local function reply(" in script.source
 
 
 @EACH
 def test_a_script_gets_the_keys_that_it_names(script: Script) -> None:
-    # What a part names and the script does not is in functions that it does not call.
+    # What is required may name more in functions that the script does not call.
     called = words(SCRIPTS[script.name])
     of_parts = re.findall(
         r"^local function .*?^end|^local function .* end$", "\n".join(PARTS.values()), re.DOTALL | re.MULTILINE
     )
-    for _ in PARTS:  # parts use one another
-        called |= {word for function in of_parts if functions(function) & called for word in words(function)}
+    for _ in PARTS:  # one function calls another
+        called |= {word for function in of_parts if defined(function) & called for word in words(function)}
     named = {name for name in NetworkKeys._fields if name.upper() in called}
     missing, unused = named - set(script.keys), set(script.keys) - named - BASE
     assert not missing, f"{script.name}.lua names these keys: add {sorted(missing)} to its `keys`"
@@ -79,9 +93,8 @@ def test_a_script_gets_the_keys_that_it_names(script: Script) -> None:
 
 @EACH
 def test_a_script_uses_the_arguments_that_are_declared(script: Script) -> None:
-    named = words(SCRIPTS[script.name])
-    own = [name for name in script.args if name not in ("epoch", "client", "number")]
-    unused = [name for name in own if name.upper() not in named]
+    named = words(script.source[script.source.index("local call") :])
+    unused = [name for name in script.args if name.upper() not in named and name not in ("client", "epoch", "number")]
     assert not unused, f"{script.name}.lua uses none of these arguments: remove {unused} from its `args`"
     assert not re.search(r"ARGV\[\d", code(SCRIPTS[script.name])), "an argument is used by its place instead of its name"
 

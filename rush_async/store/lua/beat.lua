@@ -7,17 +7,20 @@
 -- answer: 1 when more is to be judged at once, else 0; then the pace (seconds, '' for none), the number of requests made so far,
 --         {leases that have ended}, {workers that this call shut out}, {workers to be cleared: state, worker, ...}
 local MOST_JUDGED = 1000
-local head = call('HMGET', META, 'epoch', 'seq', 'beat_at', 'pace', 'asks', 'stop')
-EPOCH = head[1] or '0'
-take_stop(head[6])
+require('reply')
+EPOCH = epoch
 local gone = {}
 local last_own = 5 + 2 * tonumber(N_LEASES)
 if EPOCH == '0' then
   for i = 6, last_own, 2 do gone[#gone + 1] = ARGV[i] end
-  return reply(0, counts(), '0', { '', 0, gone, {}, {} })
+  return reply(counts(), '0', { '', 0, gone, {}, {} })
 end
-read_time()
-local last, pace = tonumber(head[3]), tonumber(head[4])
+require('time')
+require('events')
+require('workers')
+require('fence')
+local judging = call('HMGET', META, 'beat_at', 'pace', 'asks')
+local last, pace, n_asks = tonumber(judging[1]), tonumber(judging[2]), tonumber(judging[3] or 0)
 
 local function renew(lease)
   local expire, period = string.match(call('HGET', PROCESSES, lease) or '', '^(%S+) (%S+)')
@@ -72,7 +75,7 @@ else
     if not is_over[expired[i]] then table.remove(expired, i) end
   end
   end_leases(expired)
-  if #fenced > 0 then head[5] = call('HINCRBY', META, 'asks', 1) end
+  if #fenced > 0 then n_asks = call('HINCRBY', META, 'asks', 1) end
   publish_control({ 'out', EPOCH, 'lost' }, fenced)
 end
 
@@ -88,10 +91,13 @@ for i = 1, #passing, 2 do
     end
   end
 end
-local judge = rules_of(add, close_group, packed, events)
+require('rules')
 if judge then judge.time() end
 close_group()
-local seq = #events > 0 and call('HINCRBY', META, 'seq', #events) or tonumber(head[2] or 0)
-if #events > 0 then publish_events(seq, counts()) end
-local extra = { call('HGET', META, 'pace') or '', tonumber(head[5] or 0), gone, fenced, clearing }
-return reply(seq, counts(), more, extra)
+local n = counts()
+if #events > 0 then
+  seq = seq + #events
+  call('HSET', META, 'seq', seq)
+  publish_events(n)
+end
+return reply(n, more, { call('HGET', META, 'pace') or '', n_asks, gone, fenced, clearing })

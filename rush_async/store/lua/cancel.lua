@@ -1,10 +1,11 @@
 -- Fails tasks that are queued or running, whichever worker holds them: the holder hears of it on `control`, and its own end moves
 -- nothing. The entry of a queued one stays in the queue, stale, and is noted in its header. An item is a key.
 -- answer: the keys that moved
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
-local judge = rules_of(add, close_group, packed, events)
+require('call')
+require('records')
+require('workers')
+require('rules')
+if known then return repeated() end
 
 local keys = { unpack(ARGV, FIRST) }
 local waiting, running = call('HMGET', QUEUED, unpack(keys)), call('HMGET', RUNNING, unpack(keys))
@@ -18,13 +19,13 @@ for i, key in ipairs(keys) do
       unqueued[#unqueued + 1] = key
       failed[#failed + 1], failed[#failed + 2] = key, as_unstarted_failed(record, ENDED, true)
       moved[#moved + 1] = key
-      add('failed', '', key)
+      add(TASK_FAILED, '', key)
     elseif owner then
       local worker = sub(owner, byte(owner) == 217 and 3 or 2)
       stopped[#stopped + 1] = key
       failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ENDED .. stamp
       moved[#moved + 1] = key
-      add('failed', worker, key)
+      add(TASK_FAILED, worker, key)
       by_worker[worker] = by_worker[worker] or {}
       table.insert(by_worker[worker], key)
     end

@@ -1,13 +1,13 @@
 -- Claims a name: the first value that it gets stays. Stored is 1 or 0, so a repetition does not have the value that another won.
 -- answer: 1 won, -1 the network has as many claims as it may, else the value that the name has, 0 in a repetition
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+require('create')
+if known then return repeated() end
 
 local MOST = 10000
 local value = call('HGET', CLAIMS, NAME)
 if value then return commit(value, nil, 0) end
 if call('HLEN', CLAIMS) >= MOST then return commit(-1) end
-create_network(LAST_KNOWN, SEED)
+create_network()
 call('HSET', CLAIMS, NAME, VALUE)
 return commit(1)

@@ -2,9 +2,9 @@
 -- that started a worker reports it in the same way if the worker never ran.
 -- An item is a worker, its state (terminated, failed, killed, lost), its failure or nil (msgpack), and who reports: self or starter.
 -- answer: for each worker 1 deregistered, 0 unknown or ended, 2 alive, so that only the worker itself may report
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+require('reserved')
+if known then return repeated() end
 
 local answer = {}
 for at = FIRST, #ARGV, ITEM_SIZE do
@@ -20,7 +20,7 @@ for at = FIRST, #ARGV, ITEM_SIZE do
     call('HDEL', PASSING, worker)
     return_reserved(worker)
     call('HSET', WORKERS, worker, state .. sub(entry, space) .. ARGV[at + FAILURE] .. stamp)
-    add((state == 'lost' or state == 'killed') and 'worker_lost' or 'worker_stopped', worker)
+    add((state == 'lost' or state == 'killed') and WORKER_LOST or WORKER_STOPPED, worker)
   else
     answer[#answer + 1] = 0
   end

@@ -2,10 +2,13 @@
 -- returns to the head of the queue as if it had not been taken.
 -- An item is how it ends, key, worker, and ended ('' where it is returned).
 -- answer: for each item 1 moved, 0 not held by that worker, nil the worker is not alive
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
-local judge = rules_of(add, close_group, packed, events)
+require('call')
+require('alive')
+require('records')
+require('held')
+require('finished')
+require('rules')
+if known then return repeated() end
 
 local keys, workers = {}, {}
 for at = FIRST, #ARGV, ITEM_SIZE do keys[#keys + 1], workers[#workers + 1] = ARGV[at + KEY], ARGV[at + WORKER] end
@@ -28,16 +31,20 @@ for n = 1, #keys do
     local kind, ended = ARGV[at + KIND], ARGV[at + ENDED]
     answer[n], seen[key] = 1, true
     gone[#gone + 1] = key
+    local event
     if kind == 'finished' then
+      event = TASK_FINISHED
       finished[#finished + 1] = sub(record, HEADER + 1, started) .. ended .. stamp
     elseif kind == 'failed' then
+      event = TASK_FAILED
       failed[#failed + 1], failed[#failed + 2] = key, sub(record, 1, started) .. ended .. stamp
     else
+      event = TASK_QUEUED
       queued[#queued + 1], queued[#queued + 2] = key, as_untaken(record)
       head[#head + 1] = key
       if byte(record, 2) >= 128 then stale[#stale + 1] = key end
     end
-    add(kind == 'returned' and 'queued' or kind, worker, key)
+    add(event, worker, key)
     if judge then judge.ended(n_finished + #finished, n_failed + #failed / 2, kind == 'finished' and ended) end
   end
 end

@@ -1,9 +1,7 @@
 -- Appends what workers logged. Nothing is kept of a network that was reset meanwhile.
 -- ARGV  epoch '' 0, most; an item is a record (msgpack)
 -- answer: how many were appended
-local head = call('HMGET', META, 'epoch', 'seq', 'stop')
-local epoch = head[1] or '0'
-take_stop(head[3])
+require('reply')
 if epoch ~= EPOCH or epoch == '0' then return { 'EPOCH', epoch, call('HGET', META, 'wire') or WIRE } end
 for i = FIRST, #ARGV do call('XADD', LOG, 'MAXLEN', '~', MOST, '*', 'r', ARGV[i]) end
-return reply(tonumber(head[2]), counts(), #ARGV - FIRST + 1)
+return reply(counts(), #ARGV - FIRST + 1)

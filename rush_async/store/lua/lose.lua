@@ -4,10 +4,12 @@
 -- ARGV  ... state (lost, killed), ended (of the tasks), cursor ('0' begins), failure of the workers (msgpack); an item is a worker
 -- answer: the next cursor ('0': done), {workers that this call shut out}, {other workers to be cleared}; the next step is given
 --         both. Without any worker, none needs clearing: they left, or another call completed them.
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
-local judge = rules_of(add, close_group, packed, events)
+require('call')
+require('records')
+require('workers')
+require('fence')
+require('rules')
+if known then return repeated() end
 
 local fenced, others, names = {}, {}, {}
 for i = FIRST, #ARGV do
@@ -42,10 +44,10 @@ for i = 1, #step[2], 2 do
       queued[#queued + 1] = sub(record, 1, 1) .. char(retries - 1) .. sub(as_queued(record, ENDED), 3)
       head[#head + 1] = key
       if flags >= 128 then stale[#stale + 1] = key end
-      add('queued', worker, key)
+      add(TASK_QUEUED, worker, key)
     else
       failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ENDED .. stamp
-      add('failed', worker, key)
+      add(TASK_FAILED, worker, key)
     end
   end
 end
@@ -64,7 +66,7 @@ if step[1] == '0' then
       local entry = call('HGET', WORKERS, worker)
       call('HSET', WORKERS, worker, sub(entry, 10) .. stamp)
       call('HDEL', PASSING, worker)
-      add('worker_lost', worker)
+      add(WORKER_LOST, worker)
     end
   end
 end

@@ -5,10 +5,13 @@
 -- then why there were no more: 'empty', 'full', 'stopped', or 'left off' before the end of the queue, at many stale entries; for
 --      a repetition 'left off', as it may have
 local MOST_STALE = 1000
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known, with_records(known), { 'left off' }) end
-local judge = rules_of(add, close_group, packed, events)
+require('call')
+require('alive')
+require('records')
+require('taken')
+require('taking')
+require('rules')
+if known then return repeated(with_records(known), { 'left off' }) end
 if judge then judge.time() end
 
 local wants, workers, total = {}, {}, 0
@@ -50,7 +53,7 @@ for i, worker in ipairs(workers) do
       running[#running + 1], running[#running + 2] = key, record
       given[#given + 1], given[#given + 2] = key, record
       names[#names + 1] = key
-      add('started', worker, key)
+      add(TASK_STARTED, worker, key)
       next_key = next_key + 1
     end
     answer[i], stored[i] = given, names

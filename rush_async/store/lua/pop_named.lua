@@ -3,10 +3,13 @@
 -- An item, the only one, is a worker and a key.
 -- answer: an array of one: key and record, or nothing; nil for a worker that is not alive
 -- then why there is none: 'empty' where it is not queued, 'full', 'stopped'; for a repetition 'left off', as it is not known
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known, with_records(known), { 'left off' }) end
-local judge = rules_of(add, close_group, packed, events)
+require('call')
+require('alive')
+require('records')
+require('taken')
+require('taking')
+require('rules')
+if known then return repeated(with_records(known), { 'left off' }) end
 if judge then judge.time() end
 
 local worker, key = ARGV[FIRST + WORKER], ARGV[FIRST + KEY]
@@ -20,5 +23,5 @@ record = as_taken(record, packed(worker))
 record = sub(record, 1, 1) .. char(byte(record, 2) % 128 + 128) .. sub(record, 3)
 call('HDEL', QUEUED, key)
 call('HSET', RUNNING, key, record)
-add('started', worker, key)
+add(TASK_STARTED, worker, key)
 return commit({ { key, record } }, { 'empty' }, { { key } })

@@ -7,10 +7,12 @@
 -- answer: for each group the number created, nil for a worker that is not alive, 'stopped' or 'full' where the stop rules allow
 --         no start; with digests in place of the number for each item, up to the first without a place, 1 created, 0 its point is
 --         taken; and the index of its first task
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
-local judge = rules_of(add, close_group, packed, events)
+require('call')
+require('create')
+require('alive')
+require('finished')
+require('rules')
+if known then return repeated() end
 
 local answer = {}
 local queue, queued, running, finished, failed = {}, {}, {}, {}, {}
@@ -81,26 +83,32 @@ while at <= #ARGV do
       answer[#answer] = marks
     end
   end
-  local index = take > 0 and call('HINCRBY', META, 'next_index', take) - take or 0
+  local index = take > 0 and next_index or 0
+  next_index = next_index + take
   answer[#answer + 1] = index
   local started = worker ~= '' and packed(worker) .. '\1' .. stamp
   for i = first, first + ITEM_SIZE * (take - 1), ITEM_SIZE do
     local key, created, ended = ARGV[i + KEY], ARGV[i + CREATED] .. stamp .. struct.pack('>BI4', 206, index), ARGV[i + ENDED]
+    local event
     index = index + 1
     if target == 'queued' then
+      event = TASK_QUEUED
       queue[#queue + 1] = key
       queued[#queued + 1] = key
       queued[#queued + 1] = created
     elseif target == 'running' then
+      event = TASK_STARTED
       running[#running + 1] = key
       running[#running + 1] = '\1' .. sub(created, 2) .. started
     elseif target == 'finished' then
+      event = TASK_FINISHED
       finished[#finished + 1] = created .. NEVER_STARTED .. ended .. stamp
     else
+      event = TASK_FAILED
       failed[#failed + 1] = key
       failed[#failed + 1] = created .. NEVER_STARTED .. ended .. stamp
     end
-    add(target == 'running' and 'started' or target, worker, key)
+    add(event, worker, key)
     if judge and target == 'finished' then
       n_finished = n_finished + 1
       judge.ended(n_finished, n_failed, ended)
@@ -112,7 +120,7 @@ while at <= #ARGV do
   if used and target ~= 'failed' then used = used + take end
   if judge and target == 'running' then n_running = n_running + take end
 end
-if n_parts > 0 then create_network(LAST_KNOWN, SEED) end
+if n_parts > 0 then create_network() end
 
 if registered and #registered > 0 then call('HSET', POINTS, unpack(registered)) end
 if #queue > 0 then

@@ -2,9 +2,9 @@
 -- negated. The hash keeps the direction of each ranking, `min` or `max`, and what is in it is a sorted set of its own.
 -- answer: the rank of the key and how many keys there are; the direction alone where the ranking has another one, nothing where
 -- the network has as many rankings as it may
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+require('create')
+if known then return repeated() end
 
 local MOST = 1000
 local ranking, direction = RANKINGS .. ':' .. NAME, call('HGET', RANKINGS, NAME)
@@ -12,7 +12,7 @@ local n = call('ZCARD', ranking) -- fails before anything is written, where anot
 if direction and direction ~= DIRECTION then return commit({ direction }) end
 if not direction then
   if call('HLEN', RANKINGS) >= MOST then return commit({}) end
-  create_network(LAST_KNOWN, SEED)
+  create_network()
   call('HSET', RANKINGS, NAME, DIRECTION)
 end
 n = n + call('ZADD', ranking, SCORE, KEY)

@@ -5,9 +5,10 @@
 -- An item is a state, lease ('' for none), its period, its expiry (seconds), worker, info.
 -- answer: for each worker 1 registered or joined, 2 registered and asked to stop already, 0 refused: that id is or was in use; and its
 --         number in the order of registering as running
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+require('create')
+require('workers')
+if known then return repeated() end
 
 local answer, entries, alive, starting, leases = {}, {}, {}, {}, {}
 local seen = {}
@@ -27,7 +28,7 @@ for at = FIRST, #ARGV, ITEM_SIZE do
     entries[#entries + 1], entries[#entries + 2] = worker, state .. ' ' .. info .. stamp .. (number and struct.pack('>BI4', 206, number) or '\192')
     if state == 'running' then
       alive[#alive + 1], alive[#alive + 2] = worker, lease .. (stop and ' stop' or '')
-      add('worker_started', worker)
+      add(WORKER_STARTED, worker)
     else
       starting[#starting + 1], starting[#starting + 2] = worker, 'in:' .. lease
     end
@@ -35,7 +36,7 @@ for at = FIRST, #ARGV, ITEM_SIZE do
   end
 end
 if #entries > 0 then
-  create_network(LAST_KNOWN, SEED)
+  create_network()
   call('HSET', WORKERS, unpack(entries))
 end
 if #starting > 0 then call('HSET', PASSING, unpack(starting)) end

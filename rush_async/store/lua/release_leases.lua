@@ -2,9 +2,9 @@
 -- that worker could not be reported, and is lost when the lease expires.
 -- An item is a lease.
 -- answer: how many leases ended
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+require('workers')
+if known then return repeated() end
 
 local is_used, ended = {}, {}
 for place, before in pairs({ [ALIVE] = '', [PASSING] = 'in:' }) do

@@ -3,10 +3,10 @@
 -- answer: the keys that moved
 -- then 1 if more may follow at the head of the queue, else 0
 local MOST_STALE = 1000
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known, known, { 1 }) end
-local judge = rules_of(add, close_group, packed, events)
+require('call')
+require('records')
+require('rules')
+if known then return repeated(known, { 1 }) end
 
 local most, is_named = tonumber(MOST), #ARGV >= FIRST
 local moved, failed, seen, n_entries, stale = {}, {}, {}, 0, 0
@@ -17,7 +17,7 @@ local function fail(keys)
       seen[key] = true
       moved[#moved + 1] = key
       failed[#failed + 1], failed[#failed + 2] = key, as_unstarted_failed(record, ENDED, is_named)
-      add('failed', '', key)
+      add(TASK_FAILED, '', key)
     else
       stale = stale + 1
     end

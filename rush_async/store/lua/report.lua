@@ -1,9 +1,10 @@
 -- Appends reports of running tasks to the stream, for the workers that hold them. No task moves.
 -- An item is key, worker, step and values (msgpack), and how many reports the stream keeps at least.
 -- answer: for each item 1 appended, 0 not held by that worker, nil the worker is not alive
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+require('alive')
+require('held')
+if known then return repeated() end
 
 local keys, workers = {}, {}
 for at = FIRST, #ARGV, ITEM_SIZE do keys[#keys + 1], workers[#workers + 1] = ARGV[at + KEY], ARGV[at + WORKER] end

@@ -5,11 +5,12 @@
 --         'budget' (those of the budget are taken), 'spent' (the budget), 'seed' (the network has another); nil for a worker that
 --         is not alive
 -- then the seed of the network, '' for none
-local refusal, known = begin_call()
-if refusal then return refusal end
+require('call')
+require('alive')
+require('reserved')
+require('rules')
 local seed = call('HGET', META, 'seed') or ''
-if known then return repeated(known, known, { seed }) end
-local judge = rules_of(add, close_group, packed, events)
+if known then return repeated(known, { seed }) end
 if judge then judge.time() end
 
 local workers = {}
@@ -17,8 +18,11 @@ for at = FIRST, #ARGV, ITEM_SIZE do workers[#workers + 1] = ARGV[at + WORKER] en
 local alive, n = alive_of(workers), counts()
 local n_queued, n_running, n_finished, n_failed = n[1], n[2], n[3], n[4]
 
-local function next_index(worker)
-  local index = call('ZPOPMIN', RETURNED)[1] or string.format('%d', call('HINCRBY', META, 'next_index', 1) - 1)
+local function take_index(worker)
+  local index = call('ZPOPMIN', RETURNED)[1]
+  if not index then
+    index, next_index = string.format('%d', next_index), next_index + 1
+  end
   local indices = reserved_by(worker)
   indices[#indices + 1] = index
   set_reserved(worker, indices, 1)
@@ -45,7 +49,7 @@ for i, worker in ipairs(workers) do
   elseif budget and taken >= budget then
     answer[i] = 'budget'
   else
-    answer[i] = next_index(worker)
+    answer[i] = take_index(worker)
   end
 end
 return commit(answer, { seed })

@@ -2,9 +2,9 @@
 -- refused, and every client begins anew.
 -- ARGV  ... what: 'all' or 'tasks'
 -- answer: the next epoch
-local head = call('HGET', META, 'epoch') or '0'
-if head ~= EPOCH then return { 'EPOCH', head, call('HGET', META, 'wire') or WIRE } end
-read_time()
+require('reply')
+if epoch ~= EPOCH then return { 'EPOCH', epoch, call('HGET', META, 'wire') or WIRE } end
+require('time')
 local next_epoch = string.format('%.0f', math.max(math.floor(now * 1e6), tonumber(EPOCH) + 1))
 -- Whatever another program keeps in its place, what is ours is deleted: an error has no names.
 for _, name in ipairs(redis.pcall('HKEYS', RANKINGS)) do call('UNLINK', RANKINGS .. ':' .. name) end
@@ -23,4 +23,5 @@ redis.pcall('SPUBLISH', EVENTS, message)
 redis.pcall('SPUBLISH', CONTROL, message)
 redis.pcall('SPUBLISH', REPORT_EVENTS, message)
 EPOCH = (workers_stay == 1 and EPOCH ~= '0') and next_epoch or '0'
-return reply(0, counts(), next_epoch)
+seq, stop = 0, false
+return reply(counts(), next_epoch)

@@ -1,9 +1,9 @@
 -- Puts failed tasks at the end of the queue again; what was created, the attempts so far and the last failure stay.
 -- An item is a key.
 -- answer: the keys that moved
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+require('records')
+if known then return repeated() end
 
 local keys = { unpack(ARGV, FIRST) }
 local moved, queued, seen, stale = {}, {}, {}, {}
@@ -17,7 +17,7 @@ for i, record in ipairs(call('HMGET', FAILED, unpack(keys))) do
     queued[#queued + 1] = key
     local again = as_queued(record, sub(record, started_end(record) + 1, -10))
     queued[#queued + 1] = sub(record, 1, 1) .. char(flags % 128) .. sub(again, 3)
-    add('queued', '', key)
+    add(TASK_QUEUED, '', key)
   end
 end
 for _, key in ipairs(stale) do call('LREM', QUEUE, 1, key) end

@@ -1,8 +1,8 @@
 -- Sets attributes, all of these or none. Others stay as they are. An item is a name and its value.
 -- answer: 0 set, else by how many the network would have too many attributes
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+require('create')
+if known then return repeated() end
 
 local MOST = 10000
 local n = call('HLEN', ATTRIBUTES)
@@ -12,7 +12,7 @@ if n + (#ARGV - FIRST + 1) / ITEM_SIZE > MOST then
   end
   if n > MOST then return commit(n - MOST) end
 end
-create_network(LAST_KNOWN, SEED)
+create_network()
 for first = FIRST, #ARGV, MOST_WORDS do
   call('HSET', ATTRIBUTES, unpack(ARGV, first, math.min(first + MOST_WORDS - 1, #ARGV)))
 end

@@ -1,13 +1,12 @@
 -- Gives a seed to a network that exists without one and holds no task.
 -- answer: the seed that the network has now, '' where it has none because it holds tasks
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+if known then return repeated() end
 
 if EPOCH == '0' then return commit(SEED) end -- it comes with the call that founds the network
 local n = counts()
 if not call('HGET', META, 'seed') and n[1] + n[2] + n[3] + n[4] == 0 then
   call('HSET', META, 'seed', SEED)
-  add('places', '')
+  add(PLACES_CHANGED, '')
 end
 return commit(call('HGET', META, 'seed') or '')

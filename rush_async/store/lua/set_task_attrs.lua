@@ -3,9 +3,8 @@
 -- An item is a name and its value.
 -- answer: 'set', or why not: 'ended' where the task is neither queued nor running, 'names' or 'bytes' where it would have too
 -- many, 'foreign' where another program wrote what is there
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+if known then return repeated() end
 
 local MOST_NAMES, MOST_BYTES = 1000, 1048576
 if call('HEXISTS', RUNNING, KEY) + call('HEXISTS', QUEUED, KEY) == 0 then return commit('ended') end

@@ -2,10 +2,11 @@
 -- An item is a worker, an index, the digest of its point or '', key, header + created.
 -- answer: for each item 1 started, 0 the worker does not have that index, 'stopped' (the index returns), 'duplicate' where a task
 --         that is queued, running or finished has the point (the worker keeps the index), nil the worker is not alive
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
-local judge = rules_of(add, close_group, packed, events)
+require('call')
+require('alive')
+require('reserved')
+require('rules')
+if known then return repeated() end
 if judge then judge.time() end
 
 local workers = {}
@@ -37,7 +38,7 @@ for i, worker in ipairs(workers) do
     end
     local created = ARGV[at + CREATED] .. stamp .. struct.pack('>BI4', 206, tonumber(index))
     running[#running + 1], running[#running + 2] = key, '\1' .. sub(created, 2) .. packed(worker) .. '\1' .. stamp
-    add('started', worker, key)
+    add(TASK_STARTED, worker, key)
   end
 end
 if #running > 0 then call('HSET', RUNNING, unpack(running)) end

@@ -1,9 +1,9 @@
 -- Asks workers to stop: noted beside their lease, so that no request is lost, and published on `control`. One that is still being
 -- started learns it when it registers. An item is a worker.
 -- answer: for each worker 1 asked, 0 neither alive nor starting
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+require('workers')
+if known then return repeated() end
 
 local answer, asked = {}, {}
 for i = FIRST, #ARGV do

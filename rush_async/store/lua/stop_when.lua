@@ -5,9 +5,9 @@
 --         have stopped it; 'behind' where so many tasks have finished since that the caller has to read them; or, of a
 --         resumption, the rule that is true already, so that nothing was changed
 local MOST_READ = 1000
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+require('create')
+if known then return repeated() end
 
 local old, lifts = call('HGET', META, 'rules'), LIFTS == '1'
 if not lifts then
@@ -15,7 +15,7 @@ if not lifts then
   if stop then return commit('stopped') end
 end
 local rules = cmsgpack.unpack(SPEC)
-local judge = rules_of(add, close_group, packed, events, rules)
+require('judge')
 local n_finished, n_failed, n_read = call('LLEN', FINISHED), call('HLEN', FAILED), tonumber(N_READ)
 if rules.output then
   if n_finished < n_read or n_finished > n_read + MOST_READ then return commit('behind') end
@@ -33,7 +33,7 @@ end
 
 local has_rules = next(rules) ~= nil
 if EPOCH == '0' and not has_rules then return commit('set') end
-create_network(LAST_KNOWN, SEED)
+create_network()
 rules.spec, rules.deadline = SPEC, rules.seconds and now + rules.seconds
 if has_rules then
   call('HSET', META, 'rules', cmsgpack.pack(rules), 'stop', '')
@@ -43,10 +43,10 @@ end
 if stop then
   local seq = judge.next_seq()
   stop = false
-  add('resumed', '')
+  add(NETWORK_RESUMED, '')
   judge.publish('resumed', EPOCH, seq)
 else
-  add('places', '')
+  add(PLACES_CHANGED, '')
 end
 judge.ended(n_finished, n_failed, false)
 return commit('set')

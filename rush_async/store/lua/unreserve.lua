@@ -1,8 +1,8 @@
 -- Returns reserved indices that do not become tasks. An item is a worker and an index.
 -- answer: for each item 1 returned, 0 the worker does not have that index
-local refusal, known = begin_call()
-if refusal then return refusal end
-if known then return repeated(known) end
+require('call')
+require('reserved')
+if known then return repeated() end
 
 local answer = {}
 for at = FIRST, #ARGV, ITEM_SIZE do

@@ -1,5 +1,7 @@
 -- For scripts that shut workers out.
 
+require('reserved')
+
 -- Shuts a worker out: none of its calls moves anything any more, and what it runs is cleared next (a fencing token without a
 -- number: the entry in `alive` is what each call checks).
 local function fence(worker, entry, state, failure)

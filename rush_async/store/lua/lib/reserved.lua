@@ -31,7 +31,7 @@ end
 
 local function return_index(worker, index)
   call('ZADD', RETURNED, index, index)
-  add('places', worker, index)
+  add(PLACES_CHANGED, worker, index)
 end
 
 -- Returns all indices of a worker that leaves.

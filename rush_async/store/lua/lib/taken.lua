@@ -1,5 +1,6 @@
 -- For a repeated pop: the keys that it gave to each worker, each with its record where that worker still holds it. The worker is
 -- the first column of an item.
+require('held')
 local function with_records(known)
   local answer = {}
   for i, keys in ipairs(known) do

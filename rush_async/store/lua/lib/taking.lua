@@ -1,5 +1,7 @@
 -- For scripts that take tasks from the queue.
 
+require('records')
+
 -- The record of a queued task as `owner` (packed) runs it, its attempt counted.
 local function as_taken(record, owner)
   local attempt, failure = char(math.min(byte(record) + 1, 127)), last_failure(record)
