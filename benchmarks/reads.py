@@ -16,6 +16,7 @@ from benchmarks.measure import resident_memory, rounds
 from benchmarks.report import Row, Table, ratio
 from benchmarks.tasks import ping
 from rush_async import Rush, RushWorker, TasksFinished
+from rush_async.store.fields import FIELDS
 from rush_async.store.keys import NetworkKeys
 from rush_async.wire.link import Link
 
@@ -59,8 +60,8 @@ async def _measure_size(table: Table, rush: Rush, link: Link, n: int, repetition
 
     records = await link.connection.ask("LRANGE", key, 0, n - 1)
     chunks = [records[first : first + 1_000] for first in range(0, n, 1_000)]
-    # A record has ten values. Each chunk becomes one array that msgpack decodes in one call.
-    packed = [b"\xdd" + (10 * len(chunk)).to_bytes(4, "big") + b"".join(chunk) for chunk in chunks]
+    # Each chunk becomes one array that msgpack decodes in one call.
+    packed = [b"\xdd" + (FIELDS * len(chunk)).to_bytes(4, "big") + b"".join(chunk) for chunk in chunks]
     del records, chunks
 
     async def decode() -> int:

@@ -48,6 +48,7 @@ from rush_async.launch.standalone import run_worker
 from rush_async.manager.manager import Rush, rsh
 from rush_async.model import Counts, Failure, FailureKind, StopReason, StopRule, Task, TaskState, WorkerExit, WorkerState
 from rush_async.plan import Plan, current_plan, rush_plan
+from rush_async.store.malformed import MalformedRecord
 from rush_async.worker.worker import RushWorker
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ __all__ = [
     "Failure",
     "FailureKind",
     "Launcher",
+    "MalformedRecord",
     "NetworkReset",
     "NetworkResumed",
     "NetworkStateError",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
 from rush_async.client.event_stream import EventStream
+from rush_async.client.malformed import Repairs
 from rush_async.client.reports import ReportCache, Reports
 from rush_async.client.shared_state import SharedState
 from rush_async.client.snapshot import Snapshot, take_snapshot
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 E = TypeVar("E")
 
 
-class RushClient(Reports[Network], SharedState[Network], Stopping[Network]):
+class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repairs[Network]):
     """A client of one network: `Rush` manages it, `RushWorker` works in it."""
 
     def __init__(

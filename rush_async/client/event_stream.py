@@ -40,7 +40,7 @@ class Network(Protocol):
     @property
     def results(self) -> Results: ...
 
-    async def find(self, keys: Sequence[str]) -> dict[str, Task]:
+    async def find(self, keys: Sequence[str], *, skips_malformed: bool = False) -> dict[str, Task]:
         """Tasks by key."""
         ...
 
@@ -115,5 +115,5 @@ class EventStream(Generic[E_co]):
     async def _tasks_of(self, event: TasksFinished | TasksFailed) -> tuple[Task, ...]:
         network = self._client._net  # pyright: ignore[reportPrivateUsage]
         is_finished = isinstance(event, TasksFinished)
-        found = await (network.results.find(event.keys) if is_finished else network.find(event.keys))
+        found = await (network.results.find(event.keys) if is_finished else network.find(event.keys, skips_malformed=True))
         return tuple([found[key] for key in event.keys if key in found])

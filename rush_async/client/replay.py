@@ -13,8 +13,9 @@ from rush_async.errors import DecodeError, NetworkStateError
 from rush_async.model import TASK_STATES, Failure, TaskState
 from rush_async.network.network import Network
 from rush_async.store.basis import Basis
+from rush_async.store.decoding import complete, decode_flat
 from rush_async.store.fields import BASIS, CREATED_AT, INDEX, KEY, XS, XS_EXTRA
-from rush_async.store.records import complete, decode_flat, encode_created, header, stamped, stamped_failure
+from rush_async.store.records import encode_created, header, stamped, stamped_failure
 
 if TYPE_CHECKING:
     import polars as pl
@@ -131,7 +132,7 @@ class _Past:
     async def read(cls, network: Network) -> _Past:
         """Reads the tasks of a network."""
         snapshot = await take_snapshot(network.tasks, network.results, network.feed, TASK_STATES)
-        return cls(network.results.records.raw(0, snapshot.n_finished), snapshot.complete())
+        return cls(network.results.records.good(0, snapshot.n_finished), snapshot.complete())
 
     def frame(self, basis: Basis, schema: Any) -> pl.DataFrame:
         """The tasks that a proposal saw.

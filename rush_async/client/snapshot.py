@@ -23,7 +23,7 @@ from rush_async.network.event_feed import EventFeed, Listener
 from rush_async.network.results import Results
 from rush_async.store.basis import Seen
 from rush_async.store.finished import Records
-from rush_async.store.records import complete, decode_task, index_of
+from rush_async.store.malformed import MalformedRecords, Sifted
 from rush_async.store.task_reads import TaskReads, View
 
 __all__ = ["Snapshot", "take_snapshot"]
@@ -36,29 +36,32 @@ _BUFFER = 100_000  # events that the listener holds during a step
 
 
 class Snapshot:
-    """Tasks of several states as they were at one moment.
+    """Tasks of several states as they were at one moment. Malformed records are left out.
 
     Args:
         view: what was read.
         finished: where finished tasks were asked for, their records.
         n_finished: how many of them were finished at that moment; the records may have more.
+        notes: names the malformed records.
     """
 
-    def __init__(self, view: View, finished: Records | None, n_finished: int) -> None:
+    def __init__(self, view: View, finished: Records | None, n_finished: int, notes: MalformedRecords) -> None:
         self.n_finished = n_finished
-        self._records: dict[TaskState, list[bytes]] = {
-            state: [records.pop(key) for key in view.queue if key in records]
-            if state == "queued"
-            else sorted(records.values(), key=index_of)
-            for state, records in view.records.items()
-        }
         self._finished = finished
+        self._states: dict[TaskState, Sifted] = {}
+        for state, records in view.records.items():
+            if state == "queued":
+                listed = {key: records.pop(key) for key in view.queue if key in records}
+                notes.sift(state, records)  # the queue does not list these
+                records = listed
+            sifted = notes.sift(state, records)
+            self._states[state] = sifted if state == "queued" else sifted.in_order()
 
     def keys(self, state: TaskState) -> list[str]:
         """Returns the keys of the tasks in a state."""
         if state == "finished":
             return [] if self._finished is None else self._finished.keys(0, self.n_finished)
-        return [decode_task(state, record).key for record in self._records[state]]
+        return self._states[state].keys
 
     def seen(self, states: Sequence[TaskState]) -> tuple[Seen, ...]:
         """Returns which tasks are in these states, by their indices."""
@@ -66,14 +69,14 @@ class Snapshot:
             [
                 Seen(state, self.n_finished)
                 if state == "finished"
-                else Seen(state, len(records := self._records[state]), tuple(map(index_of, records)))
+                else Seen(state, len(indices := self._states[state].indices), tuple(indices))
                 for state in states
             ]
         )
 
     def complete(self) -> dict[TaskState, list[bytes]]:
         """Returns the complete records of the tasks that are not finished, by their state."""
-        return {state: [complete(state, record) for record in records] for state, records in self._records.items()}
+        return {state: sifted.records for state, sifted in self._states.items()}
 
 
 async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, states: Sequence[TaskState]) -> Snapshot:
@@ -86,10 +89,10 @@ async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, sta
         if view is None:
             view = await tasks.view(states, start)
         if "finished" not in states:
-            return Snapshot(view, None, 0)
+            return Snapshot(view, None, 0, results.notes)
         # Others may have read more meanwhile. They read the same records unless the network was reset.
         if results.join(view.epoch, start, view.finished):
-            return Snapshot(view, results.records, start + len(view.finished))
+            return Snapshot(view, results.records, start + len(view.finished), results.notes)
 
 
 async def _view_in_steps(tasks: TaskReads, feed: EventFeed, states: Sequence[TaskState], finished_from: int) -> View | None:

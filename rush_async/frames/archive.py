@@ -14,8 +14,8 @@ from rush_async.frames.inference import Inference, Layout, Values, values_of
 from rush_async.frames.schema import Schema, schema_columns
 from rush_async.frames.table import Table
 from rush_async.model import Task, TaskState
+from rush_async.store.decoding import decode_flat
 from rush_async.store.finished import CHUNK, Records
-from rush_async.store.records import decode_flat, decode_task
 
 __all__ = ["Archive", "archive_of", "frame_of", "proposal_frame"]
 
@@ -46,39 +46,33 @@ class Archive:
         return len(self._records)
 
     def extend(self, records: Sequence[bytes]) -> None:
-        """Adds complete records in the order in which the tasks finished.
-
-        Raises:
-            DecodeError: one of them is not a record. They are kept, so that they are not read again and again.
-        """
+        """Adds complete records in the order in which the tasks finished."""
         self._table.extend(records)
 
     def decode_chunks(self) -> None:
-        """Decodes what was added to the shared records, as far as it fills chunks.
-
-        Raises:
-            DecodeError: one of them is not a record.
-        """
+        """Decodes what was added to the shared records, as far as it fills chunks."""
         self._table.decode_chunks()
 
     def frame(self, start: int = 0, *, times: bool = False, schema: Schema | None = None) -> pl.DataFrame:
-        """The rows from `start`, with the columns and dtypes of all rows. The caller owns the frame.
+        """The tasks from place `start` on, without malformed ones, with the columns and dtypes of all. The caller owns it.
 
         Args:
-            start: the first row.
+            start: the first place.
             times: whether to add `created_at`, `started_at`, `ended_at`, `attempt` and `index`.
             schema: name -> dtype of columns that always exist. A value fits a dtype if it equals what the column then holds:
                 2, 2.0 and True fit Int64 and Float64, 2.5 only Float64; Float32 rounds, String holds the text of anything.
 
         Raises:
             SchemaError: a value does not fit the schema, or the schema cannot be used.
-            DecodeError: one of the rows is not a record.
         """
         self._table.decode()
         layout = self._table.layout(times, schema_columns(schema))
         frame = self._table.frame(layout)
         _warn(layout, self._warned)
-        return frame.slice(start) if start else frame.clone()
+        return frame.slice(self._row(start)) if start else frame.clone()
+
+    def _row(self, place: int) -> int:
+        return place - self._records.n_malformed(place)
 
     def snapshot(
         self,
@@ -100,7 +94,7 @@ class Archive:
         inference = deepcopy(self._table.inference)
         portions = [(state, _decoded(state, others.get(state, ()), inference)) for state in states]
         layout = inference.layout(with_condition="failed" in states).extended(times=times, schema=asked)
-        finished = self._table.frame_once(layout).head(n)  # more may have been read since the snapshot
+        finished = self._table.frame_once(layout).head(self._row(n))  # more may have been read since the snapshot
         frames = [(state, finished if state == "finished" else _built(found, layout)) for state, found in portions]
         _warn(layout, set())
         return _stacked(frames, with_state)
@@ -124,7 +118,7 @@ class Archive:
             frame = self.snapshot(n, others, states, with_state=True, times=True, schema=schema)
         else:
             groups: list[tuple[TaskState, Sequence[bytes]]] = [
-                (state, self.raw(0, n) if state == "finished" else others[state]) for state in states
+                (state, self._records.good(0, n) if state == "finished" else others[state]) for state in states
             ]
             frame = frame_of(groups, with_state=True, times=True, schema=schema)
         return _as_proposals_see(frame)
@@ -136,10 +130,6 @@ class Archive:
     def keys(self, start: int, stop: int) -> list[str]:
         """The keys of the tasks from row `start` to before row `stop`."""
         return self._records.keys(start, stop)
-
-    def records(self, start: int, stop: int) -> list[Task]:
-        """The tasks from row `start` to before row `stop`."""
-        return [decode_task("finished", record) for record in self.raw(start, stop)]
 
     def raw(self, start: int, stop: int) -> list[bytes]:
         """The records from row `start` to before row `stop`, as they arrived."""

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import polars as pl
 
 from rush_async.errors import DecodeError
-from rush_async.store.fields import ATTEMPT, CREATED_AT, ENDED_AT, INDEX, STARTED_AT
+from rush_async.store.fields import ATTEMPT, CREATED_AT, END_OF_TIME, ENDED_AT, INDEX, STARTED_AT
 
 __all__ = ["INSTANT", "NO_FIELD", "TIMES", "Column", "Slot", "text"]
 
@@ -84,6 +84,11 @@ class Column:
             cells = values if self.is_plain else self._cells(values, self.dtype)
             return pl.Series(self.name, cells, dtype=self.dtype)
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+            if self.slot in TIMES:  # another program wrote one that is no time, or no number of an attempt
+                most = END_OF_TIME if self.dtype == INSTANT else 2**63
+                fitting = [value if value is not None and 0 <= value < most else None for value in values]
+                if fitting != values:
+                    return self.series(fitting, keys)
             raise DecodeError(f"column {self.name!r} has values that this library never writes: {error}") from error
 
     def nulls(self, n: int) -> pl.Series:

@@ -13,9 +13,10 @@ from typing import Any
 
 import polars as pl
 
-from rush_async.errors import SchemaError
+from rush_async.errors import DecodeError, SchemaError
 from rush_async.frames.column import Column
 from rush_async.frames.inference import Inference, Layout, Values, values_of
+from rush_async.store.decoding import decode_flat
 from rush_async.store.fields import FIELDS
 from rush_async.store.finished import CHUNK, Records
 
@@ -27,17 +28,13 @@ _MOST_LAYOUTS = 8  # layouts, besides the one of the records, that are kept up t
 
 @dataclass(eq=False, slots=True)
 class _Block:
-    """Rows `start` to before `stop` in several layouts."""
+    """The records from `start` to before `stop` in several layouts: `height` rows, as malformed records are left out."""
 
     records: Records
     start: int
     stop: int
+    height: int
     frames: dict[Layout, pl.DataFrame]
-
-    @property
-    def height(self) -> int:
-        """The number of rows."""
-        return self.stop - self.start
 
     def frame(self, layout: Layout) -> pl.DataFrame:
         """The rows in this layout, which the block keeps."""
@@ -61,10 +58,8 @@ class _Block:
                 done[column.name] = column.nulls(self.height)
         if unsure:
             part = Layout(tuple(unsure), {})
-            frames = [
-                part.build(values_of(self.records.decode(first, last), "finished"), last - first)
-                for first, last in self.records.windows(self.start, self.stop)
-            ]
+            windows = (self.records.decode(*window) for window in self.records.windows(self.start, self.stop))
+            frames = [part.build(values_of(rows, "finished"), len(rows) // FIELDS) for rows in windows]
             again = pl.concat(frames, rechunk=True)
             done |= {column.name: again[column.name] for column in unsure}
         return pl.DataFrame([done[column.name] for column in layout.columns])
@@ -89,43 +84,39 @@ class Table:
         self._blocks: list[_Block] = []
         self._stacks: dict[Layout, pl.DataFrame] = {}  # all blocks in one frame
         self._n_decoded = 0
+        self._tail_start = 0
         self._tail: list[Any] = []  # the decoded rows behind the last block
         self._tail_values: Values = {}
         self._latest: tuple[int, Layout, pl.DataFrame] | None = None  # the frame that was asked for last
 
     def extend(self, records: Sequence[bytes]) -> None:
-        """Adds rows. Full chunks are decoded at once, the others when a frame is asked for.
-
-        Raises:
-            DecodeError: one of them is not a record. They are kept, so that they are not read again and again.
-        """
+        """Adds rows. Full chunks are decoded at once, the others when a frame is asked for."""
         self.records.extend(records)
         self.decode_chunks()
 
     def decode_chunks(self) -> None:
-        """Decodes full chunks.
-
-        Raises:
-            DecodeError: one of them is not a record.
-        """
+        """Decodes full chunks."""
         # A caller that adds many chunks lets others run between them, but a frame is made without a pause.
         if len(self.records) - self._n_decoded >= CHUNK:
             self.decode(len(self.records) // CHUNK * CHUNK)
 
     def decode(self, stop: int | None = None) -> None:
-        """Decodes the rows before `stop`, by default all.
-
-        Raises:
-            DecodeError: one of them is not a record.
-        """
+        """Decodes the rows before `stop`, by default all."""
         for first, last in self.records.windows(self._n_decoded, len(self.records) if stop is None else stop):
             self._decode_window(first, last)
 
     def _decode_window(self, first: int, last: int) -> None:
         # A function of its own: its values are gone before those of the next window burden the garbage collector.
-        rows = self.records.decode(first, last)
-        if self._tail:
-            rows = self._tail + rows
+        try:
+            self._take(self._tail + self.records.decode(first, last), last)
+        except DecodeError:  # some values are malformed: look at each record
+            self.inference = Inference()
+            for window in self.records.windows(0, self._tail_start):
+                self.inference.update(values_of(self.records.decode(*window), "finished"))
+            good = self.records.good(self._tail_start, last)
+            self._take(decode_flat(b"".join(good), len(good)), last)
+
+    def _take(self, rows: list[Any], last: int) -> None:
         values = values_of(rows, "finished")
         if self.inference.update(values):
             self._base = self.inference.layout()
@@ -133,9 +124,9 @@ class Table:
             self._stacks.clear()
         n = len(rows) // FIELDS
         if n >= _TAIL:
-            self._blocks.append(_Block(self.records, last - n, last, {self._base: self._base.build(values, n)}))
+            self._blocks.append(_Block(self.records, self._tail_start, last, n, {self._base: self._base.build(values, n)}))
             self._stacks.clear()
-            rows, values = [], Values()
+            rows, values, self._tail_start = [], Values(), last
         self._tail, self._tail_values, self._n_decoded = rows, values, last
 
     def layout(self, times: bool, schema: Mapping[str, Column]) -> Layout:
@@ -207,4 +198,4 @@ class Table:
                     frames[each] = pl.concat([block.frame(each) for block in parts], rechunk=True)
                 except SchemaError:  # of another schema, whose caller gets it with the next frame
                     continue
-        return _Block(self.records, parts[0].start, parts[-1].stop, frames)
+        return _Block(self.records, parts[0].start, parts[-1].stop, sum(block.height for block in parts), frames)

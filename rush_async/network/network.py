@@ -13,7 +13,15 @@ import anyio.to_thread
 
 from rush_async.config import RushConfig
 from rush_async.embedded.server import ServerLease, acquire
-from rush_async.errors import NetworkStateError, RushConfigError, RushError, RushTimeoutError, TasksNotDoneError, listed
+from rush_async.errors import (
+    DecodeError,
+    NetworkStateError,
+    RushConfigError,
+    RushError,
+    RushTimeoutError,
+    TasksNotDoneError,
+    listed,
+)
 from rush_async.heartbeat.heartbeat import Heartbeat
 from rush_async.heartbeat.log_writer import LogWriter
 from rush_async.model import Counts, Failure, StopReason, Task
@@ -24,10 +32,11 @@ from rush_async.network.report_feed import ReportFeed
 from rush_async.network.results import Results
 from rush_async.network.waiting import Conditions, Lines, describe
 from rush_async.process import LoopValue
+from rush_async.store.decoding import decode_task
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOST_WORKER, Beat
+from rush_async.store.malformed import MalformedRecords
 from rush_async.store.position import NetworkPosition, Position
-from rush_async.store.records import decode_task
 from rush_async.store.reports import ReportStore
 from rush_async.store.reservations import ReservationStore
 from rush_async.store.scripts import Script
@@ -64,6 +73,7 @@ class Network:
         stop_rules: its stop rules.
         reservations: the reservations of its proposals.
         worker_log: what its workers logged.
+        malformed: names what cannot be decoded.
         shared_state: its attributes, claims and rankings.
         reports: the reports of its running tasks: the transition and reads.
         report_cache: the reports that were read.
@@ -83,15 +93,16 @@ class Network:
         self.keys = NetworkKeys.of(network_id, link.db)
         self.position = NetworkPosition(network_id)
         self.tasks = TaskStore(link.connection, self.keys, self.position)
-        self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls)
+        self.malformed = MalformedRecords(network_id)
+        self.workers = WorkerStore(link.connection, self.keys, self.tasks.calls, self.malformed)
         self.stop_rules = StopRulesStore(link.connection, self.keys, self.tasks.calls)
         self.reservations = ReservationStore(self.tasks)
-        self.worker_log = WorkerLog(link.connection, self.keys)
+        self.worker_log = WorkerLog(link.connection, self.keys, self.malformed)
         self.shared_state = SharedStateStore(link.connection, self.keys, self.tasks.calls)
         self.reports = ReportStore(link.connection, self.keys, self.tasks.calls)
         self.report_cache = ReportCache(network_id, self.reports, self.position)
         self.report_feed = ReportFeed(network_id, link, self.reports, self.position)
-        self.results = Results(network_id, self.tasks)
+        self.results = Results(network_id, self.tasks, self.malformed)
         self.conditions = Conditions(self.position)
         self.lines = Lines(self.position)
         self.feed = EventFeed(network_id, link, self.tasks, self.lines)
@@ -218,9 +229,20 @@ class Network:
 
     # its tasks
 
-    async def find(self, keys: Sequence[str]) -> dict[str, Task]:
-        """Finds tasks in any state by key. Unknown keys are left out."""
-        found = {key: decode_task(state, record) for key, (state, record) in (await self.tasks.find(keys)).items()}
+    async def find(self, keys: Sequence[str], *, skips_malformed: bool = False) -> dict[str, Task]:
+        """Finds tasks in any state by key. Unknown keys are left out.
+
+        Raises:
+            DecodeError: one of these tasks is malformed, and `skips_malformed` is not set.
+        """
+        found: dict[str, Task] = {}
+        for key, (state, record) in (await self.tasks.find(keys)).items():
+            try:
+                found[key] = decode_task(state, record)
+            except DecodeError as error:
+                if not skips_malformed:
+                    raise DecodeError(f"network {self.network_id!r}: the {state} task {key!r} is malformed: {error}") from error
+                self.malformed.note(state, key, record, error)
         if missing := [key for key in keys if key not in found]:
             await self.results.read()
             found |= self.results.records.find(missing)

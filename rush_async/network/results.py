@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from rush_async.errors import RushConnectionError
 from rush_async.model import Task
 from rush_async.store.finished import Decoder, Records
+from rush_async.store.malformed import MalformedRecords
 from rush_async.store.task_reads import FinishedRead, TaskReads
 
 __all__ = ["Results"]
@@ -22,10 +23,12 @@ class Results:
     Attributes:
         records: the records that were read.
         decoder: makes frames of the records, once a client asked for frames.
+        notes: names the malformed records of the network.
     """
 
-    def __init__(self, network_id: str, tasks: TaskReads) -> None:
-        self.records = Records()
+    def __init__(self, network_id: str, tasks: TaskReads, notes: MalformedRecords) -> None:
+        self.notes = notes
+        self.records = Records(notes)
         self.decoder: Decoder = self.records
         self._network_id = network_id
         self._tasks = tasks

@@ -19,6 +19,7 @@ __all__ = [
     "DEEPEST",
     "PLAIN_TYPES",
     "as_mapping",
+    "check_nested",
     "decode",
     "decode_all",
     "encode",
@@ -30,6 +31,8 @@ __all__ = [
     "unpack_bytes",
 ]
 
+_NESTED: frozenset[type] = frozenset({list, dict})
+_TEXT: frozenset[type] = frozenset({str})
 _ORDINAL = struct.Struct(">i")
 DEEPEST = 100
 _MOST_DIGITS = 4_300  # of an integer: by default Python converts no longer ones to text and back
@@ -276,6 +279,25 @@ def unpack_bytes(data: bytes) -> Any:
 
 _Timestamp: type[Any] = cast("Any", msgpack).Timestamp
 _TIMESTAMPS = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")
+
+
+def check_nested(values: Iterable[Any]) -> None:
+    """Raises `DecodeError` where a value is nested too deep, or holds a name that is no string."""
+    level = [value for value in values if type(value) in _NESTED]
+    for _ in range(DEEPEST + 1):
+        if not level:
+            return
+        below: list[Any] = []
+        for item in level:
+            inner: Iterable[Any] = item
+            if type(item) is dict:
+                members = cast("dict[Any, Any]", item)
+                if not _TEXT.issuperset(map(type, members)):
+                    raise DecodeError(f"a record of this library has names that are no strings: {members!r:.80}")
+                inner = members.values()
+            below += [value for value in inner if type(value) in _NESTED]
+        level = below
+    raise DecodeError(f"a record holds a value nested more than {DEEPEST} deep, which this library never writes")
 
 
 def refuse_timestamps(value: Any, data: bytes) -> None:

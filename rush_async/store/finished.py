@@ -6,15 +6,21 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from rush_async.errors import DecodeError
 from rush_async.model import Task
+from rush_async.store.decoding import CHUNK, check_values, decode_flat, decode_records, decode_task
 from rush_async.store.fields import END, FIELDS
-from rush_async.store.records import decode_flat, decode_task
 
 __all__ = ["CHUNK", "Decoder", "Records"]
 
-CHUNK = 1_000  # records decoded in one call: with more, garbage collection takes longer
+
+class Notes(Protocol):
+    """Takes note of malformed records."""
+
+    def note(self, place: Literal["finished"], name: str, data: bytes, error: DecodeError) -> None:
+        """Notes a record that is left out."""
 
 
 class Decoder(Protocol):
@@ -28,13 +34,20 @@ class Decoder(Protocol):
 
 
 class Records:
-    """Complete records, a row each."""
+    """Complete records, a place each. Malformed ones keep their place, and are left out of what is made of the records.
 
-    def __init__(self) -> None:
+    Args:
+        notes: is given the malformed records.
+    """
+
+    def __init__(self, notes: Notes | None = None) -> None:
+        self._notes = notes
+        self._malformed: set[int] = set()  # their places
         self._chunks: list[bytes] = []  # of CHUNK records each
         self._bounds: list[array[int]] = []  # where the records of a chunk begin, and where the last one ends
         self._open: list[bytes] = []  # the records behind the last chunk
-        self._rows: dict[str, int] = {}  # of those that were looked for
+        self._rows: dict[str, int] = {}  # where those are that `find` has looked at
+        self._n_looked = 0
 
     def __len__(self) -> int:
         return len(self._chunks) * CHUNK + len(self._open)
@@ -72,21 +85,59 @@ class Records:
             start = last
 
     def decode(self, first: int, last: int) -> list[Any]:
-        """The rows of a window, as `decode_flat` returns them."""
-        whole = last - first == CHUNK
-        return decode_flat(self._chunks[first // CHUNK] if whole else b"".join(self.raw(first, last)), last - first)
+        """The records of a window, as `decode_flat` returns them, without malformed ones."""
+        whole = last - first == CHUNK and first % CHUNK == 0
+        try:
+            chunk = self._chunks[first // CHUNK] if whole else b"".join(self.raw(first, last))
+            return decode_flat(chunk, last - first)
+        except DecodeError:
+            good = self.good(first, last)
+            return decode_flat(b"".join(good), len(good))
+
+    def good(self, first: int, last: int) -> list[bytes]:
+        """The records of a window that are not malformed, each looked at by itself; notes the others."""
+        good: list[bytes] = []
+        for place, raw in enumerate(self.raw(first, last), first):
+            try:
+                check_values(decode_flat(raw, 1), raw)
+            except DecodeError as error:
+                self._note(place, raw, error)
+            else:
+                good.append(raw)
+        return good
+
+    def _note(self, place: int, raw: bytes, error: DecodeError) -> None:
+        self._malformed.add(place)
+        if raw and self._notes is not None:  # an empty one was removed
+            self._notes.note("finished", str(place), raw, error)
+
+    def n_malformed(self, stop: int) -> int:
+        """How many records before a place are malformed, as far as is known."""
+        return sum(place < stop for place in self._malformed)
+
+    def check(self) -> None:
+        """Looks at each record, so that those that are malformed are noted."""
+        for place, raw in enumerate(self.raw(0, len(self))):
+            try:
+                decode_records("finished", raw, 1)
+            except DecodeError as error:
+                self._note(place, raw, error)
 
     def decode_chunks(self) -> None:
         """Nothing is made of the records here."""
 
     def clear(self) -> None:
         """Removes all records."""
-        self._chunks, self._bounds, self._open, self._rows = [], [], [], {}
+        self._chunks, self._bounds, self._open, self._rows, self._n_looked = [], [], [], {}, 0
+        self._malformed = set()
 
     def find(self, keys: Iterable[str]) -> dict[str, Task]:
         """The tasks with these keys, as far as they are here."""
-        for first, last in self.windows(len(self._rows), len(self)):
-            self._rows.update(zip(self.decode(first, last)[::FIELDS], range(first, last), strict=True))
+        for first, last in self.windows(self._n_looked, len(self)):
+            found = self.decode(first, last)[::FIELDS]
+            places = [place for place in range(first, last) if place not in self._malformed]
+            self._rows.update(zip(found, places, strict=True))
+            self._n_looked = last
         return {
             key: decode_task("finished", self.raw(row, row + 1)[0]) for key in keys if (row := self._rows.get(key)) is not None
         }

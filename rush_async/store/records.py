@@ -1,4 +1,4 @@
-"""Encodes and decodes the records of tasks.
+"""Encodes the records of tasks; `rush_async.store.decoding` decodes them.
 
 A complete record is twelve msgpack values one after another: key, xs, xs_extra, basis, created_at, index | worker_id, attempt,
 started_at | ys or failure, ys_extra, ended_at. The scripts append the three times and the index. While a
@@ -10,24 +10,20 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
-from operator import contains
 from typing import Any, NamedTuple, cast
 
-from rush_async.errors import DecodeError, EncodeError
-from rush_async.model import FAILURE_KINDS, RESERVED_NAMES, Failure, Task, TaskState
+from rush_async.errors import EncodeError
+from rush_async.model import RESERVED_NAMES, Failure
 from rush_async.process import forget_in_child
 from rush_async.store.codec import (
     DEEPEST,
     PLAIN_TYPES,
     as_mapping,
     new_packer,
-    refuse_timestamps,
     to_msgpack,
     to_plain,
-    unpack,
 )
-from rush_async.store.fields import ATTEMPT, END, END_EXTRA, FIELDS, XS, XS_EXTRA
+from rush_async.store.fields import HEADER, NIL
 from rush_async.store.keys import ALPHABET, client_id
 
 __all__ = [
@@ -37,26 +33,18 @@ __all__ = [
     "as_record",
     "as_records",
     "check_names",
-    "complete",
-    "decode_flat",
-    "decode_task",
     "encode_created",
     "encode_ended",
     "encode_failure",
     "encode_worker_failure",
     "header",
-    "index_of",
     "stamped",
     "stamped_failure",
     "task_key",
-    "task_of",
 ]
 
-_HEADER = struct.Struct(">BBI")
 _TIME, _INDEX = struct.Struct(">Bd"), struct.Struct(">BI")  # what the scripts append
 _LONGEST_TEXT = 50_000  # characters of a message or traceback
-_NIL = b"\xc0"
-_FIXSTR, _STR8 = 0xA0, 0xD9
 _DICTS: frozenset[type] = frozenset({dict})
 _SCALARS = PLAIN_TYPES - {bytes}
 _NAMES: frozenset[type] = frozenset({str})
@@ -331,12 +319,12 @@ def _extra_of(what: str) -> str:
 
 def encode_failure(failure: Failure) -> bytes:
     """Encodes the last part of the record of a failed task, without its time."""
-    return _failure(failure) + _NIL
+    return _failure(failure) + NIL
 
 
 def encode_worker_failure(failure: Failure | None) -> bytes:
     """Encodes a failure, or nil for None, for the entry of a worker."""
-    return _NIL if failure is None else _failure(failure)
+    return NIL if failure is None else _failure(failure)
 
 
 def _failure(failure: Failure) -> bytes:
@@ -353,7 +341,7 @@ def _failure(failure: Failure) -> bytes:
 
 def header(created: bytes, *, retries: int = 0) -> bytes:
     """Returns the header that precedes the record of a task that is not finished."""
-    return _HEADER.pack(0, retries, len(created) + _TIME.size + _INDEX.size)
+    return HEADER.pack(0, retries, len(created) + _TIME.size + _INDEX.size)
 
 
 def stamped(created: bytes, at: float, index: int) -> bytes:
@@ -363,127 +351,4 @@ def stamped(created: bytes, at: float, index: int) -> bytes:
 
 def stamped_failure(failure: Failure, at: float) -> bytes:
     """Returns what follows the first part of the record of a task that failed without having run."""
-    return b"%b%b%b" % (_NIL * 3, encode_failure(failure), _TIME.pack(0xCB, at))
-
-
-# decoding
-
-
-_ARRAY = struct.Struct(">BI")
-_OPTIONAL_RECORD = frozenset({dict, type(None)})
-_OPTIONAL_TIME = frozenset({float, type(None)})
-_KINDS: tuple[frozenset[type], ...] = (
-    _NAMES,
-    frozenset({dict}),
-    _OPTIONAL_RECORD,
-    frozenset({bytes, type(None)}),
-    frozenset({float}),
-    frozenset({int}),
-    frozenset({str, type(None)}),
-    frozenset({int, type(None)}),
-    _OPTIONAL_TIME,
-    _OPTIONAL_RECORD,
-    _OPTIONAL_RECORD,
-    _OPTIONAL_TIME,
-)
-_RECORDS = (XS, XS_EXTRA, END, END_EXTRA)  # which of the values have names
-
-
-def decode_flat(chunk: bytes, n: int) -> list[Any]:
-    """Decodes `n` complete records into one list with the twelve values of each.
-
-    The types of the twelve values are checked, and that names are strings. For speed, inputs and outputs are not checked any
-    deeper: a foreign writer may have put a `msgpack.Timestamp` into them, which callers that look at each value's type refuse.
-    """
-    flat: list[Any] = unpack(_ARRAY.pack(0xDD, n * FIELDS) + chunk)
-    # Records mostly look alike, and to compare their types with those of the first costs less than a look at each value.
-    types: list[type] = list(map(type, flat))
-    alike = types == types[:FIELDS] * n
-    if not flat:
-        return flat
-    if alike:
-        good = all(map(contains, _KINDS, types))
-    else:
-        good = all(kinds.issuperset(types[at::FIELDS]) for at, kinds in enumerate(_KINDS))
-    if not good:
-        raise DecodeError(f"a record of this library has a value of the wrong type: {chunk[:80]!r}")
-    names = set[Any]()
-    for at in _RECORDS:
-        if not alike or types[at] is dict:
-            names.update(*filter(None, flat[at::FIELDS]))
-    if not _NAMES.issuperset(map(type, names)):
-        raise DecodeError(f"a record of this library has names that are no strings: {chunk[:80]!r}")
-    return flat
-
-
-def index_of(raw: bytes) -> int:
-    """Returns the index of a task that is not finished, from its stored record; 0 where it is malformed."""
-    created_end = _HEADER.size + _HEADER.unpack_from(raw.ljust(_HEADER.size))[2]
-    return int.from_bytes(raw[created_end - 4 : created_end])
-
-
-def complete(state: TaskState, raw: bytes) -> bytes:
-    """Completes a stored record of any state to twelve values: removes its header, and adds nil for what is missing."""
-    if state == "finished":
-        return raw
-    end = len(raw) if state == "failed" else _attempt_end(state, raw)
-    return raw[_HEADER.size : end] + _NIL * {"queued": 6, "running": 3, "failed": 0}[state]
-
-
-def _attempt_end(state: TaskState, raw: bytes) -> int:
-    """Returns where the record of a queued or running task ends. The failure of an earlier attempt may follow it."""
-    if len(raw) < _HEADER.size:
-        raise DecodeError(f"the record of a {state} task is too short: {raw!r}")
-    created_end = _HEADER.size + _HEADER.unpack_from(raw)[2]
-    if state == "queued":
-        return created_end
-    first, second = raw[created_end : created_end + 2].ljust(2, _NIL)
-    owner = second + 2 if first == _STR8 else first - _FIXSTR + 1
-    return created_end + owner + 1 + _TIME.size
-
-
-def decode_task(state: TaskState, raw: bytes) -> Task:
-    """Decodes a stored record."""
-    failed_before = state in ("queued", "running") and len(raw) > _attempt_end(state, raw)
-    fields = decode_flat(raw[_HEADER.size :] if failed_before else complete(state, raw), 1)
-    refuse_timestamps(fields, raw)
-    if fields[ATTEMPT] is None and state != "finished":
-        fields[ATTEMPT] = raw[0]  # not running: the header has the number of attempts so far
-    return task_of(state, fields)
-
-
-def task_of(state: TaskState, fields: Sequence[Any]) -> Task:
-    """Returns the twelve values of a record as a task."""
-    key, xs, xs_extra, _, created, index, worker_id, attempt, started, end, ys_extra, ended = fields
-    if (ended is None or end is None) if state in ("finished", "failed") else (state == "running" and worker_id is None):
-        raise DecodeError(f"the record of the {state} task {key!r:.80} ends too early")
-    try:
-        return Task(
-            key,
-            state,
-            xs,
-            xs_extra,
-            end if state == "finished" else None,
-            ys_extra,
-            _failure_of(key, end) if state != "finished" and end is not None else None,
-            attempt or 0,
-            worker_id,
-            datetime.fromtimestamp(created, UTC),
-            None if started is None else datetime.fromtimestamp(started, UTC),
-            None if ended is None else datetime.fromtimestamp(ended, UTC),
-            index,
-        )
-    except (ValueError, OverflowError, OSError) as error:
-        if isinstance(error, DecodeError):
-            raise
-        raise DecodeError(f"the record of task {key!r:.80} has a time that is none: {created}, {started}, {ended}") from error
-
-
-def _failure_of(key: str, end: dict[str, Any]) -> Failure:
-    match end:
-        case {"kind": kind, "type": str() | None as name, "message": str(message), "traceback": str() | None as trace}:
-            if len(end) == 4 and kind in FAILURE_KINDS:
-                return Failure(kind, name, message, trace)
-        case _:
-            pass
-    raise DecodeError(f"the record of the failed task {key!r:.80} holds no failure of this version of the library")
+    return b"%b%b%b" % (NIL * 3, encode_failure(failure), _TIME.pack(0xCB, at))

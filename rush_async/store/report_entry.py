@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
 from rush_async.errors import DecodeError
 from rush_async.store.codec import decode, to_msgpack
+from rush_async.store.fields import END_OF_TIME
 
 __all__ = ["Report", "ReportChunk"]
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _TEXTS = frozenset({str})
-_END_OF_TIME = datetime.max.replace(tzinfo=UTC).timestamp()
 
 
 class Report(NamedTuple):
@@ -59,7 +58,7 @@ class Report(NamedTuple):
             number, key, worker_id, attempt, step, at, values = fields
             are_texts = type(key) is str and type(worker_id) is str
             are_counts = _is_count(number) and _is_count(attempt) and _is_count(step)
-            is_time = type(at) is float and 0 <= at < _END_OF_TIME
+            is_time = type(at) is float and 0 <= at < END_OF_TIME
             if are_texts and are_counts and is_time and (values is None or _are_scalars(values)):
                 return cls(*fields)
         raise DecodeError(f"a report of the network is malformed: {entry!r:.200}")

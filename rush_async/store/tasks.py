@@ -10,6 +10,7 @@ from rush_async.errors import DecodeError, RushError, ServerFullError
 from rush_async.model import Failure
 from rush_async.store.calls import Batcher
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.malformed import MalformedRecord
 from rush_async.store.position import NetworkPosition
 from rush_async.store.records import NewTask, encode_failure
 from rush_async.store.scripts import LOST, MOST_BYTES, MOST_TASKS, Lost, Request, Script
@@ -54,6 +55,7 @@ FINISH = Script(
 )
 REMOVE = Script("remove", keys=("queue",), args=("most", "ended"), item=("key",))
 RETRY = Script("retry", keys=("queue",), item=("key",), memory="grows")
+DISCARD = Script("discard", keys=("workers", "log"), item=("place", "name", "data"))
 CANCEL = Script("cancel", keys=("control",), args=("ended",), item=("key",))
 RESET = Script(
     *("reset",),
@@ -245,6 +247,21 @@ class TaskStore(TaskReads):
             if not answer.may_follow:
                 break
         return removed
+
+    async def discard(self, records: Sequence[MalformedRecord]) -> int:
+        """Removes malformed records that are still as they were read. Returns how many were removed."""
+        requests = [
+            Request(
+                DISCARD,
+                [
+                    word
+                    for record in chunk
+                    for word in (record.place, record.name.encode("utf-8", "surrogateescape"), record.data)
+                ],
+            )
+            for chunk in slices(records, MOST_TASKS)
+        ]
+        return sum([n or 0 for n in await self.calls.call_all(requests)])
 
     async def cancel(self, keys: Sequence[str], failure: Failure) -> list[str]:
         """Fails tasks that are queued or running on any worker. Returns the keys that moved."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 from rush_async.errors import DecodeError
 from rush_async.store.codec import decode, encode
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.malformed import MalformedRecords
 from rush_async.wire.connection import Connection
 
 __all__ = ["LogEntry", "WorkerLog"]
@@ -58,8 +59,9 @@ class LogEntry(NamedTuple):
 class WorkerLog:
     """The log of the workers of one network."""
 
-    def __init__(self, connection: Connection, keys: NetworkKeys) -> None:
+    def __init__(self, connection: Connection, keys: NetworkKeys, malformed: MalformedRecords) -> None:
         self._connection = connection
+        self._malformed = malformed
         self._key = keys.log
 
     async def read(self, after: str = "0") -> tuple[str, list[LogEntry]]:
@@ -69,10 +71,7 @@ class WorkerLog:
             after: the id of the last entry that was read; "0" reads from the start.
 
         Returns:
-            The id of the last entry now, and the entries in the order of the stream.
-
-        Raises:
-            DecodeError: an entry is malformed.
+            The id of the last entry now, and the entries in the order of the stream, without malformed ones.
         """
         entries: list[LogEntry] = []
         while True:
@@ -80,7 +79,11 @@ class WorkerLog:
                 "list[tuple[bytes, list[bytes]]]",
                 await self._connection.ask("XRANGE", self._key, f"({after}", "+", "COUNT", _CHUNK),
             )
-            entries += [LogEntry.of(fields[1]) for _, fields in chunk]
+            for entry_id, fields in chunk:
+                try:
+                    entries.append(LogEntry.of(fields[1]))
+                except DecodeError as error:
+                    self._malformed.note("log", entry_id, fields[1], error)
             if chunk:
                 after = chunk[-1][0].decode()
             if len(chunk) < _CHUNK:

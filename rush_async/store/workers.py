@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 from rush_async.errors import DecodeError
 from rush_async.model import Failure, WorkerState
 from rush_async.store.calls import Batcher
 from rush_async.store.codec import decode_all, encode
+from rush_async.store.decoding import failure_of
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import BEAT, FAILURES, KILLED, LOSE, LOST_WORKER, AliveWorker, Beat, Lease, LoseStep, answered_at
+from rush_async.store.malformed import MalformedRecords
 from rush_async.store.records import encode_worker_failure
 from rush_async.store.scripts import MOST_TASKS, Request, Script, ScriptCaller
 from rush_async.wire.connection import Connection
@@ -90,9 +92,10 @@ class Registration(NamedTuple):
 class WorkerStore:
     """The workers of one network, for callers in an event loop."""
 
-    def __init__(self, connection: Connection, keys: NetworkKeys, calls: Batcher) -> None:
+    def __init__(self, connection: Connection, keys: NetworkKeys, calls: Batcher, malformed: MalformedRecords) -> None:
         self.keys = keys
         self._connection = connection
+        self._malformed = malformed
         self._caller = ScriptCaller(keys)
         self._calls = calls
 
@@ -171,7 +174,7 @@ class WorkerStore:
         alive, processes = await self._connection.ask_together(("HGETALL", self.keys.alive), ("HGETALL", self.keys.processes))
         seen = {lease.decode("utf-8", "replace"): answered_at(times) for lease, times in _pairs(processes)}
         return {
-            worker_id.decode(): at
+            worker_id.decode("utf-8", "backslashreplace"): at
             for worker_id, value in _pairs(alive)
             if (at := seen.get(AliveWorker.of(value).lease_id)) is not None
         }
@@ -194,16 +197,24 @@ class WorkerStore:
     async def read(self) -> list[WorkerEntry]:
         """Returns all workers that the network knows, ordered by the time at which they registered."""
         flat = await self._connection.ask("HGETALL", self.keys.workers)
-        entries = [_decode_entry(name, raw) for name, raw in _pairs(flat)]
-        return sorted(entries, key=lambda entry: (entry.started_at, entry.worker_id))
+        return sorted(self._entries(_pairs(flat)), key=lambda entry: (entry.started_at, entry.worker_id))
 
     async def read_some(self, worker_ids: Sequence[str]) -> dict[str, WorkerEntry]:
         """Returns the entries of workers, without those that the network does not know."""
         if not worker_ids:
             return {}
         raws = await self._connection.ask("HMGET", self.keys.workers, *worker_ids)
-        pairs = zip(worker_ids, raws, strict=True)
-        return {worker_id: _decode_entry(worker_id.encode(), raw) for worker_id, raw in pairs if raw is not None}
+        pairs = [(worker_id.encode(), raw) for worker_id, raw in zip(worker_ids, raws, strict=True) if raw is not None]
+        return {entry.worker_id: entry for entry in self._entries(pairs)}
+
+    def _entries(self, pairs: Iterable[tuple[bytes, bytes]]) -> list[WorkerEntry]:
+        entries: list[WorkerEntry] = []
+        for name, raw in pairs:
+            try:
+                entries.append(_decode_entry(name, raw))
+            except DecodeError as error:
+                self._malformed.note("workers", name, raw, error)
+        return entries
 
 
 def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
@@ -245,9 +256,11 @@ def _registration(state: str, lease: Lease | None, worker_id: str, info: bytes) 
 
 def _decode_entry(name: bytes, raw: bytes) -> WorkerEntry:
     word, _, rest = raw.partition(b" ")
-    state = word.decode().removeprefix("clearing-")
     values = decode_all(rest)
     try:
+        state = word.decode().removeprefix("clearing-")
+        if state not in get_args(WorkerState):
+            raise ValueError(f"no state of a worker: {state!r:.80}")
         info, started_at, number, *end = values
         failure, ended_at = (*end, None, None)[:2]
         return WorkerEntry(
@@ -256,7 +269,7 @@ def _decode_entry(name: bytes, raw: bytes) -> WorkerEntry:
             dict(info),
             datetime.fromtimestamp(started_at, UTC),
             number,
-            Failure(**failure) if failure is not None else None,
+            None if failure is None else failure_of(failure),
             datetime.fromtimestamp(ended_at, UTC) if ended_at is not None else None,
             word.startswith(b"clearing-"),
         )

@@ -13,7 +13,8 @@ from rush_async.errors import DecodeError, RushError, WorkerLostError
 from rush_async.model import CANCELLED, Catch, Failure, FailureKind, Task
 from rush_async.network.network import Network
 from rush_async.network.waiting import Mark
-from rush_async.store.records import NewTask, RecordEncoder, as_record, decode_task, encode_failure
+from rush_async.store.decoding import decode_task
+from rush_async.store.records import NewTask, RecordEncoder, as_record, encode_failure
 from rush_async.store.scripts import Lost
 from rush_async.store.tasks import Created, Ended, EndKind, Popped, Refusal
 from rush_async.worker.membership import Membership

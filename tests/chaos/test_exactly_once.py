@@ -20,7 +20,7 @@ from rush_async.store.reservations import RESERVE, SET_SEED, START, UNRESERVE
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS, SET_TASK_ATTRS
 from rush_async.store.stop_rules import STOP_NETWORK, STOP_WHEN
-from rush_async.store.tasks import CANCEL, FINISH, POP, POP_NAMED, PUSH, REMOVE, RESET, RETRY
+from rush_async.store.tasks import CANCEL, DISCARD, FINISH, POP, POP_NAMED, PUSH, REMOVE, RESET, RETRY
 from rush_async.store.workers import DEREGISTER, PREPARE, REGISTER, RELEASE_LEASES, STOP, WorkerStore
 from rush_async.testing import wait_until
 from rush_async.worker.worker import membership_of
@@ -292,6 +292,16 @@ async def set_attrs(stage: Stage, _: Any) -> Any:
     return await stage.near.attrs()
 
 
+async def one_malformed(stage: Stage) -> None:
+    await stage.near.push_finished_tasks([{"x": 1}], [{"y": 1}])
+    stage.raw.rpush(stage.keys.finished, b"junk")
+    stage.raw.hset(stage.keys.failed, "odd", b"junk")
+
+
+async def discard(stage: Stage, _: Any) -> Any:
+    return await stage.far.remove_malformed_records(), await stage.near.malformed_records()
+
+
 async def set_task_attrs(stage: Stage, keys: list[str]) -> Any:
     await stage.far.set_task_attrs(keys[0], {"a": 1, "b": [2]})
     await stage.near.set_task_attrs(keys[0], {"b": 3})
@@ -456,6 +466,7 @@ CALLS = {
     "deregister": Call(DEREGISTER, deregister),
     "lose": Call(LOSE, lose, three_running),
     "ask_to_stop": Call(STOP, ask_to_stop),
+    "discard": Call(DISCARD, discard, one_malformed),
     "set_attrs": Call(SET_ATTRS, set_attrs),
     "set_task_attrs": Call(SET_TASK_ATTRS, set_task_attrs, three_queued),
     "claim": Call(CLAIM, claim),

@@ -13,9 +13,10 @@ import pytest
 
 from rush_async import Failure, Rush, RushConnectionError, RushError, RushWorker, ServerFullError, Task
 from rush_async.store.calls import RECALL
+from rush_async.store.decoding import decode_task
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
-from rush_async.store.records import RecordEncoder, decode_task
+from rush_async.store.records import RecordEncoder
 from rush_async.store.report_entry import Report
 from rush_async.store.reports import REPORT
 from rush_async.store.reservations import RESERVE, START, Reserved

@@ -205,7 +205,6 @@ def test_records_and_tasks_are_found_by_row_and_key() -> None:
     assert list(found) == ["k2344", "k0"]
     assert found["k0"].ys == {"y": 0}
     assert found["k0"].state == "finished"
-    assert [task.key for task in archive.records(1_999, 2_001)] == ["k1999", "k2000"]
 
 
 def test_a_cleared_archive_starts_anew() -> None:
@@ -228,25 +227,46 @@ def test_a_cleared_archive_starts_anew() -> None:
         b"",
         finished("k", {"x": 1})[:-1],
         finished("k", {"x": 1}) + b"\xc0",
-        queued("k", {"x": 1}) + b"\xc0" * 2 + encode(math.nan, "") + encode_ended({}, None) + encode(AT, ""),
-        queued("k", {"x": 1}) + b"\xc0" * 2 + encode(1e300, "") + encode_ended({}, None) + encode(AT, ""),
-        queued("k", {"x": 1}) + b"\xc0" + encode(2**64 - 1, "") + b"\xc0" + encode_ended({}, None) + encode(AT, ""),
         finished("k", {"\0": 1}).replace(b"\xa1\0", b"\xc4\x01\0"),
         finished("k", {"x": {"\0": 1}}).replace(b"\xa1\0", b"\xc4\x01\0"),
         finished("k", {"x": "\0"}).replace(b"\xa1\0", b"\x91" * 300 + b"\xc0"),
         finished("k", {"x": "\0\1\2\3"}).replace(b"\xa4\0\1\2\3", b"\xd6\xff\1\2\3\4"),
     ],
 )
-def test_bytes_that_are_no_record_are_a_decode_error(bad: bytes) -> None:
+def test_bytes_that_are_no_record_are_left_out(bad: bytes) -> None:
     archive = Archive()
     archive.extend(rows_of_y([1.0]))
     assert archive.frame().height == 1
     archive.extend([bad])
+    archive.extend(rows_of_y([2.0, 3.0]))
     for _ in range(2):
-        with pytest.raises(DecodeError):
-            archive.frame(times=True)
-    with pytest.raises(DecodeError):
-        frame_of([("finished", [bad])], with_state=True, times=True)
+        assert archive.frame(times=True)["y"].to_list() == [1.0, 2.0, 3.0]
+    assert archive.frame(2)["y"].to_list() == [2.0, 3.0]
+    assert archive.snapshot(3, {}, ["finished"], with_state=False)["y"].to_list() == [1.0, 2.0]
+    assert len(archive) == 4
+
+
+@pytest.mark.parametrize("bad", [b"\xc0" + encode(math.nan, ""), b"\xc0" + encode(1e300, ""), encode(2**64 - 1, "") + b"\xc0"])
+def test_a_time_or_an_attempt_that_is_none_is_null(bad: bytes) -> None:
+    archive = Archive()
+    archive.extend([queued("k", {"x": 1}) + b"\xc0" + bad + encode_ended({}, None) + encode(AT, ""), *rows_of_y([1.0])])
+    frame = archive.frame(times=True)
+    assert frame.height == 2
+    assert frame.select("started_at", "attempt").row(0) == (None, None)
+
+
+def test_records_that_are_left_out_are_left_out_of_every_layout_and_merge() -> None:
+    archive, expected = Archive(), list[float]()
+    for first in range(0, 3_000, 50):
+        values = [float(value) for value in range(first, first + 50)]
+        archive.extend([*rows_of_y(values), b"\xc1"])
+        expected += values
+        if first % 500 == 0:
+            assert archive.frame()["y"].to_list() == expected
+            assert archive.frame(schema={"y": pl.Float32})["y"].to_list() == expected
+    assert archive.frame(times=True)["y"].to_list() == expected
+    assert archive.frame(51 * 50, schema={"y": pl.String}).height == 500
+    assert archive.proposal_frame(51, {}, ["finished"])["y"].to_list() == expected[:50]
 
 
 def test_a_failed_record_without_a_failure_is_a_decode_error() -> None:

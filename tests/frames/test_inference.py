@@ -16,8 +16,8 @@ from rush_async.frames.archive import Archive
 from rush_async.frames.column import NO_FIELD, Column
 from rush_async.frames.inference import Inference, Layout, values_of
 from rush_async.model import Failure
+from rush_async.store.decoding import decode_flat
 from rush_async.store.fields import CREATED_AT, END, END_EXTRA, XS, XS_EXTRA
-from rush_async.store.records import decode_flat
 from tests.frames.records import AT, failed, finished, frame_of_y, queued, rows_of_y, stands_for
 
 

@@ -19,18 +19,8 @@ from hypothesis import strategies as st
 from rush_async import DecodeError, EncodeError, Failure
 from rush_async.model import RESERVED_NAMES, TaskState
 from rush_async.store.codec import decode, decode_all, encode
-from rush_async.store.records import (
-    as_record,
-    as_records,
-    check_names,
-    complete,
-    decode_flat,
-    decode_task,
-    encode_created,
-    encode_ended,
-    encode_failure,
-    header,
-)
+from rush_async.store.decoding import complete, decode_flat, decode_task
+from rush_async.store.records import as_record, as_records, check_names, encode_created, encode_ended, encode_failure, header
 from tests.store.values import PLAIN, Loud, Model, Point
 
 STAMP = b"\xcb" + struct.pack(">d", 1.7e9)

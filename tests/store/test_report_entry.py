@@ -8,7 +8,7 @@ import pytest
 
 from rush_async import DecodeError
 from rush_async.store.codec import to_msgpack
-from rush_async.store.records import decode_task
+from rush_async.store.decoding import decode_task
 from rush_async.store.report_entry import Report
 
 GOOD = [1, "key", "owl", 1, 1, 1.5, {"loss": 0.5, "name": "a", "is_best": True, "n": 3, "none": None}]

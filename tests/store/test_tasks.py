@@ -10,9 +10,10 @@ import pytest_asyncio
 
 from rush_async import EncodeError, Failure, Rush, RushWorker
 from rush_async.store import tasks as module
+from rush_async.store.decoding import decode_task
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.points import point_of
-from rush_async.store.records import NewTask, RecordEncoder, decode_task, encode_ended, encode_failure
+from rush_async.store.records import NewTask, RecordEncoder, encode_ended, encode_failure
 from rush_async.store.scripts import LOST
 from rush_async.store.tasks import Created, Ended, Pop, Popped, Pushed, TaskStore
 from rush_async.store.workers import KILLED
