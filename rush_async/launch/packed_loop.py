@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any, cast
 
-import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
-
 from rush_async.config import RushConfig
 from rush_async.errors import EncodeError, RushConfigError
 from rush_async.launch.payload import Payload
+from rush_async.launch.pickled_code import pickle_with_code
 from rush_async.store.codec import decode, encode
 from rush_async.worker.loop import WorkerLoop, name_of
 
@@ -112,7 +111,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def _pickle(loop: WorkerLoop) -> bytes:
     try:
-        return cast("Any", cloudpickle).dumps(loop)
+        return pickle_with_code(loop)
     except Exception as error:
         raise EncodeError(
             f"the worker loop {loop.name} or one of its arguments cannot be sent to another process: {error}. "
