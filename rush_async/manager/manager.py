@@ -16,7 +16,7 @@ import anyio
 from rush_async.client.arguments import Schema, as_keys, as_number
 from rush_async.client.client import RushClient
 from rush_async.config import RushConfig, with_heartbeat
-from rush_async.errors import RushConnectionError, RushTimeoutError, WorkerLoopError, WorkersNotReadyError, listed
+from rush_async.errors import RushConnectionError, RushTimeoutError, WorkersNotReadyError, listed
 from rush_async.launch.command import prepare_command
 from rush_async.launch.coroutines import Coroutines
 from rush_async.launch.handle import Launcher
@@ -24,7 +24,7 @@ from rush_async.launch.payload import remove_payloads
 from rush_async.launch.pools import Pool, Submitter
 from rush_async.manager.log import frame_of_log, log_again
 from rush_async.manager.worker_group import WorkerGroup
-from rush_async.model import Failure, WorkerExit
+from rush_async.model import WorkerExit
 from rush_async.plan import check_levels, current_plan
 from rush_async.store.workers import WorkerEntry
 from rush_async.worker.loop import bind_loop
@@ -299,18 +299,20 @@ class Rush(RushClient):
             How each worker ended, in the order of `worker_ids`: its `state` and its `failure`.
 
         Raises:
-            WorkerLoopError: loops failed; the message shows each distinct traceback once.
+            WorkerLoopError: loops failed; the message shows each distinct traceback once, unless the log has it already.
             RushTimeoutError: workers did not end in time; they continue.
             KeyError: the network has no such worker.
         """
-        wanted = self._worker_group.worker_ids if worker_ids is None else as_keys(worker_ids)
-        with self._until_closed():
-            ends = await self._wait_for_ends(wanted, timeout)
-        if missing := [worker_id for worker_id in wanted if worker_id not in ends]:
-            raise RushTimeoutError(f"{len(missing)} workers have not ended within {timeout:g} s: {listed(missing)}")
-        exits = [ends[worker_id] for worker_id in wanted]
-        if check:
-            _raise_failures(exits)
+        group = self._worker_group
+        wanted = group.worker_ids if worker_ids is None else as_keys(worker_ids)
+        with group.failures.joined(wanted if check else ()):
+            with self._until_closed():
+                ends = await self._wait_for_ends(wanted, timeout)
+            if missing := [worker_id for worker_id in wanted if worker_id not in ends]:
+                raise RushTimeoutError(f"{len(missing)} workers have not ended within {timeout:g} s: {listed(missing)}")
+            exits = [ends[worker_id] for worker_id in wanted]
+            if check:
+                group.failures.check(exits)
         return exits
 
     async def _wait_for_ends(self, worker_ids: Sequence[str], timeout: float | None) -> dict[str, WorkerExit]:
@@ -505,18 +507,6 @@ def _as_launcher(on: Launcher | Submitter | None) -> Launcher:
 
 _OPTIONS = frozenset(inspect.signature(Rush.start_workers).parameters) - {"self", "kwargs"}
 _COMMAND_OPTIONS = frozenset(inspect.signature(Rush.worker_command).parameters) - {"self", "kwargs"}
-
-
-def _raise_failures(exits: Sequence[WorkerExit]) -> None:
-    failed = [how for how in exits if how.state == "failed"]
-    if not failed:
-        return
-    by_text: dict[str, list[str]] = {}
-    for how in failed:
-        failure = how.failure or Failure()
-        by_text.setdefault(failure.traceback or failure.message, []).append(how.worker_id)
-    shown = "\n".join(f"{listed(workers)}:\n{text}" for text, workers in by_text.items())
-    raise WorkerLoopError(f"the loops of {len(failed)} of {len(exits)} workers failed:\n{shown}")
 
 
 async def rsh(network_id: str | None = None, config: RushConfig | str | None = None, *, schema: Schema | None = None) -> Rush:

@@ -13,6 +13,7 @@ import anyio
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError, RushError, listed
 from rush_async.launch.handle import Launch, Launcher, WorkerHandle
+from rush_async.manager.failures import LoopFailures
 from rush_async.model import Failure, WorkerExit
 from rush_async.network.network import Network
 from rush_async.store.workers import KILLED, LOST_WORKER
@@ -33,6 +34,7 @@ class WorkerGroup:
     Attributes:
         ends: how each worker ended; set once the end has been reported to the network.
         unseen: the workers started since the last successful `wait_for_workers`.
+        failures: the failures of their loops.
     """
 
     def __init__(self, network: Network) -> None:
@@ -41,6 +43,7 @@ class WorkerGroup:
         self._local: dict[str, WorkerHandle] = {}  # the workers that end with their manager
         self.ends: dict[str, asyncio.Future[WorkerExit]] = {}
         self.unseen: dict[str, None] = {}
+        self.failures = LoopFailures()
         self._killed: set[str] = set()
         self._unreported: list[WorkerExit] = []
         self._is_cut_off = False  # the server is away, and no end is reported
@@ -111,8 +114,8 @@ class WorkerGroup:
         end = ended.result()
         if end.worker_id in self._killed:
             end = WorkerExit(end.worker_id, "killed", KILLED)  # its launcher may report another end
-        if end.state == "failed" and end.failure is not None:
-            logger.error("the loop of worker %s failed: %s", end.worker_id, end.failure.traceback or end.failure.message)
+        if end.state == "failed":
+            self.failures.add(end)
         supervisor = self._network.link.supervisor
         if self._is_cut_off or not supervisor.is_open:
             self.ends[end.worker_id].set_result(end)

@@ -1,0 +1,80 @@
+"""The failures of loops: each traceback is shown once, by the `join_workers` that waits for the worker, else in the log."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+from rush_async.errors import WorkerLoopError, listed
+from rush_async.model import Failure, WorkerExit
+
+__all__ = ["LoopFailures"]
+
+logger = logging.getLogger(__name__)
+
+
+class LoopFailures:
+    """The failed workers of one manager, and where their tracebacks were shown."""
+
+    def __init__(self) -> None:
+        self._joined: Counter[str] = Counter()
+        self._unshown: dict[str, WorkerExit] = {}
+        self._logged: dict[str, str] = {}  # tracebacks in the log, with the first worker that had them
+
+    def add(self, end: WorkerExit) -> None:
+        """Logs the failure of a loop: with its traceback, unless a `join_workers` waits for the worker and will raise it."""
+        if self._joined[end.worker_id]:
+            self._unshown[end.worker_id] = end
+            logger.error("the loop of worker %s failed: %s", end.worker_id, _summary(end))
+        else:
+            self._log(end)
+
+    @contextmanager
+    def joined(self, worker_ids: Sequence[str]) -> Generator[None]:
+        """In this block the failures of these workers are raised, by `check`. Those that are not are logged at its end."""
+        self._joined.update(worker_ids)
+        try:
+            yield
+        finally:
+            self._joined.subtract(worker_ids)
+            for worker_id in worker_ids:
+                if not self._joined[worker_id] and (end := self._unshown.pop(worker_id, None)) is not None:
+                    self._log(end)
+
+    def check(self, exits: Sequence[WorkerExit]) -> None:
+        """Raises an error if loops failed.
+
+        Raises:
+            WorkerLoopError: loops failed; the message shows each distinct traceback, or says that it was logged.
+        """
+        failed = [end for end in exits if end.state == "failed"]
+        if not failed:
+            return
+        by_text: dict[str, list[str]] = {}
+        for end in failed:
+            self._unshown.pop(end.worker_id, None)
+            text = _text(end)
+            if text in self._logged:
+                text = f"{_summary(end)} (the log has its traceback)"
+            by_text.setdefault(text, []).append(end.worker_id)
+        shown = "\n".join(f"{listed(workers)}:\n{text}" for text, workers in by_text.items())
+        raise WorkerLoopError(f"the loops of {len(failed)} of {len(exits)} workers failed:\n{shown}")
+
+    def _log(self, end: WorkerExit) -> None:
+        text = _text(end)
+        first = self._logged.setdefault(text, end.worker_id)
+        if first != end.worker_id:
+            text = f"{_summary(end)}, as that of worker {first}"
+        logger.error("the loop of worker %s failed: %s", end.worker_id, text)
+
+
+def _text(end: WorkerExit) -> str:
+    failure = end.failure or Failure()
+    return failure.traceback or failure.message
+
+
+def _summary(end: WorkerExit) -> str:
+    failure = end.failure or Failure()
+    return f"{failure.type}: {failure.message}" if failure.type else failure.message
