@@ -48,6 +48,7 @@ from rush_async.launch.threads import thread_variables
 from rush_async.model import Failure, StopReason, WorkerExit
 from rush_async.network.network import Network
 from rush_async.worker.limits import Limits
+from rush_async.worker.log_capture import WARNINGS
 from rush_async.worker.loop import WorkerLoop, bind_loop
 from rush_async.worker.names import worker_name
 from rush_async.worker.worker import Runner
@@ -171,7 +172,8 @@ async def _work(job: Job, loop: WorkerLoop, limits: Limits, drain: Drain) -> int
     )  # shared by the workers: one error if the server cannot be reached
     try:
         teller = _StopTeller(network)
-        runner = Runner(job.network_id, job.config, job.worker_ids, loop, job.log_levels, limits)
+        log_levels = WARNINGS if job.log_levels is None else job.log_levels
+        runner = Runner(job.network_id, job.config, job.worker_ids, loop, log_levels, limits)
         drain.attend(runner)
         ends = await runner.run()
         teller.position_changed()  # a loop that never awaited kept the event loop from hearing of it

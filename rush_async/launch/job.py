@@ -45,7 +45,7 @@ class Job:
         config: the server and the settings.
         worker_ids: the workers.
         loop: their loop with its arguments.
-        log_levels: the loggers whose records the network keeps, with their levels.
+        log_levels: the loggers whose records the network keeps, with their levels; None for the default.
     """
 
     network_id: str
@@ -71,7 +71,7 @@ class Job:
         else:
             start = {"loop": self.loop.name, "args": payload}
         settings = {field.name: getattr(self.config, field.name) for field in fields(self.config) if field.name in _SETTINGS}
-        log_levels = dict(self.log_levels) if self.log_levels else None
+        log_levels = None if self.log_levels is None else dict(self.log_levels)
         return encode(start | {"n_workers": len(self.worker_ids), "log_levels": log_levels, "settings": settings}, "start")
 
     @classmethod

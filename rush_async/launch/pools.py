@@ -25,6 +25,7 @@ from rush_async.network.network import Network
 from rush_async.process import process_generation
 from rush_async.store.workers import KILLED, LOST_WORKER
 from rush_async.supervisor import run_to_completion
+from rush_async.worker.log_capture import WARNINGS
 from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.worker import Runner
 
@@ -67,7 +68,8 @@ def run_job(packed: bytes) -> bytes:
 
 
 async def _run(job: Job, loop: WorkerLoop) -> WorkerExit:
-    runner = Runner(job.network_id, job.config, job.worker_ids, loop, job.log_levels)
+    log_levels = WARNINGS if job.log_levels is None else job.log_levels
+    runner = Runner(job.network_id, job.config, job.worker_ids, loop, log_levels)
     (end,) = await runner.run()
     return WorkerExit(end.worker_id, "lost", _SECOND_RUN) if end.worker_id in runner.refused else end
 
@@ -188,7 +190,7 @@ class Pool:
 
     The pool gets loop and arguments as copies by cloudpickle; rush_async and your own modules must be importable there. Workers
     of a pool continue when the manager closes. Stop them before you shut the pool down, which waits for them. Their output goes
-    where the pool sends it; `log_dir` has no effect.
+    where the pool sends it; `log_dir` has no effect. Without `log_levels` the network keeps what they log at WARNING and up.
 
     Attributes:
         pool: a `concurrent.futures` executor, loky's, a Dask client or its `get_executor()`, a submitit executor, ...

@@ -19,6 +19,7 @@ import anyio
 from rush_async.client.arguments import as_number
 from rush_async.launch.handle import Launch, WorkerHandle
 from rush_async.launch.job import Job, frame, take_frames, unpack_report
+from rush_async.launch.output import Output
 from rush_async.launch.threads import thread_variables
 from rush_async.model import Failure, WorkerExit
 from rush_async.process import LoopValue
@@ -31,7 +32,7 @@ _PROCESS_END = 2.0  # seconds for a process to end, once its workers have
 _STDERR_SHOWN = 2_000  # bytes of the last output that the failure of a process shows
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; "
-    "from rush_async.launch.child import main; main({reports}, {manager}, {private_directory!r})"
+    "from rush_async.launch.child import main; main({reports}, {manager}, {private_directory!r}, {bell})"
 )
 
 
@@ -75,9 +76,10 @@ class _Child:
     does not report the death of a process before its pipes are closed.
     """
 
-    def __init__(self, launch: Launch, job: Job) -> None:
+    def __init__(self, launch: Launch, job: Job, *, shows_output: bool) -> None:
         self._network = launch.network
         self._job = job
+        self._shows_output = shows_output
         self.handles = {worker_id: _Worker(worker_id, self) for worker_id in job.worker_ids}
         self._log_dir = launch.log_dir
         self._private_directory: str | None = None
@@ -86,6 +88,7 @@ class _Child:
         self._requests: asyncio.WriteTransport
         self._reports: int
         self._reported = bytearray()
+        self._output: Output | None = None
         self._is_gone = asyncio.Event()
 
     def has_others_than(self, worker: _Worker) -> bool:
@@ -102,6 +105,10 @@ class _Child:
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._remove_private_directory)
             with contextlib.ExitStack() as ends_of_child:
+                if self._shows_output:
+                    self._output = Output(self._stderr)
+                    on_error.callback(self._output.close)
+                    ends_of_child.callback(os.close, self._output.bell)
                 requests_end, requests = os.pipe()
                 ends_of_child.callback(os.close, requests_end)
                 pipe = on_error.enter_context(os.fdopen(requests, "wb", buffering=0))
@@ -113,6 +120,8 @@ class _Child:
                 on_error.callback(self._requests.abort)
                 self._process = await self._execute(requests_end, reports_end, variables)
             on_error.pop_all()
+        if self._output is not None:
+            self._output.start(self._name)
         # No await follows: a cancelled caller has started no process, or one that is watched.
         if sys.platform != "darwin":  # which cannot tell whether a process is stopped; the workers' own heartbeat is enough
             for worker_id in self.handles:
@@ -123,8 +132,13 @@ class _Child:
         self._network.link.supervisor.start(self._watch)
 
     async def _execute(self, requests_end: int, reports_end: int, variables: Mapping[str, str]) -> asyncio.subprocess.Process:
+        bell = [] if self._output is None else [self._output.bell]
         program = _PROGRAM.format(
-            path=sys.path, reports=reports_end, manager=os.getpid(), private_directory=self._private_directory
+            path=sys.path,
+            reports=reports_end,
+            manager=os.getpid(),
+            private_directory=self._private_directory,
+            bell=bell[0] if bell else None,
         )
         with self._stderr.with_suffix(".stdout").open("ab") as stdout, self._stderr.open("ab") as stderr:
             return await asyncio.create_subprocess_exec(
@@ -135,9 +149,14 @@ class _Child:
                 stdout=stdout,
                 stderr=stderr,
                 env={**os.environ, **variables},
-                pass_fds=[reports_end],
+                pass_fds=[reports_end, *bell],
                 start_new_session=True,  # Ctrl-C reaches the manager, which stops its workers
             )
+
+    @property
+    def _name(self) -> str:
+        """What its output is shown under: its worker, if that is alone here."""
+        return self._job.worker_ids[0] if len(self.handles) == 1 else f"process {self._process.pid}"
 
     @property
     def is_in_use(self) -> bool:
@@ -197,6 +216,8 @@ class _Child:
         self._take_reports()
         asyncio.get_running_loop().remove_reader(self._reports)
         os.close(self._reports)
+        if self._output is not None:
+            self._output.close()
         for handle in self.handles.values():
             handle.end(WorkerExit(handle.worker_id, "terminated"))
         self._remove_private_directory()
@@ -221,7 +242,10 @@ class _Child:
         for body in take_frames(self._reported):
             report = unpack_report(body)
             if isinstance(report, WorkerExit):
-                self.handles[report.worker_id].end(report)
+                handle = self.handles[report.worker_id]
+                if self._output is not None:
+                    self._output.show_all(is_end=not self.has_others_than(handle))
+                handle.end(report)
             else:
                 self.handles[report].answered.set()
 
@@ -263,10 +287,13 @@ class Processes:
         threads: how many threads numpy's BLAS, OpenMP, numexpr and polars start in each process. None gives each process its
             share: the usable cores (CPU affinity and cgroup quota) divided by the processes that this manager runs and starts,
             at least 1; variables that the environment has already, such as `OMP_NUM_THREADS`, then keep their values.
+        show_output: whether this process shows what the workers print, warn, and log at WARNING and above, line by line. In
+            front of a line is the worker's id, or where several share a process, `process` and its pid.
     """
 
     n: int | None = None
     threads: int | None = None
+    show_output: bool = True
     is_local: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -279,7 +306,8 @@ class Processes:
         """Starts the workers and returns at once."""
         n = min(self.n or len(launch.worker_ids), len(launch.worker_ids))
         job = await launch.pack()
-        children = [_Child(launch, replace(job, worker_ids=launch.worker_ids[first::n])) for first in range(n)]
+        jobs = [replace(job, worker_ids=launch.worker_ids[first::n]) for first in range(n)]
+        children = [_Child(launch, each, shows_output=self.show_output) for each in jobs]
         started: list[_Child] = []
         running = _running.get()
         running.update(children)

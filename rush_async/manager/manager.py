@@ -121,7 +121,8 @@ class Rush(RushClient):
             args: the loop's arguments by name. Coroutines get the objects themselves, processes and pools get copies by
                 cloudpickle.
             log_levels: the loggers whose records the network keeps for `read_log`, with their levels:
-                `{"my.logger": "DEBUG"}`.
+                `{"my.logger": "DEBUG"}`; by default none of coroutines and processes, and of pools all records at WARNING and
+                above.
             log_dir: a directory for a stdout and a stderr file of each process; by default they are deleted with the process.
             heartbeat_period: seconds between two heartbeats; by default that of the configuration.
             heartbeat_expire: seconds without a heartbeat after which a process counts as lost; by default that of the
@@ -185,7 +186,7 @@ class Rush(RushClient):
             loop: `async def loop(rush: RushWorker, ...)`, in a module that can be imported where the command is run.
             n_workers: how many workers the command starts; by default that of the plan, else 1.
             args: the loop's arguments by name.
-            log_levels: as for `start_workers`.
+            log_levels: as for `start_workers`; by default all records at WARNING and above.
             heartbeat_period: as for `start_workers`.
             heartbeat_expire: as for `start_workers`.
             with_password: whether the command contains the password, as an assignment of `RUSH_URL` before it, which other
@@ -463,7 +464,9 @@ class Rush(RushClient):
         return pl.DataFrame(rows, schema=schema, orient="row")
 
     async def read_log(self, worker_ids: str | Sequence[str] | None = None, *, time_difference: bool = False) -> pl.DataFrame:
-        """Reads what workers logged that were started with `log_levels`. The network keeps about 100,000 records.
+        """Reads what workers logged: by `log_levels`, and of pools and commands without it all at WARNING and above.
+
+        The network keeps about 100,000 records.
 
         Args:
             worker_ids: the workers whose records to read; by default all.

@@ -10,11 +10,15 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Protocol
 
 from rush_async.store.worker_log import LogEntry
 
-__all__ = ["LogSink", "capture"]
+__all__ = ["WARNINGS", "LogSink", "capture"]
+
+WARNINGS: Mapping[str, str | int] = MappingProxyType({"root": "WARNING"})
+"""What pools and the command capture where no levels are given. No logger is given this level."""
 
 _MAX_MESSAGE = 64 * 1024  # characters
 _SENDERS = ("rush_async.heartbeat.", "rush_async.wire.")  # packages that send the records
@@ -33,6 +37,7 @@ class _Source:
 
     worker_id: str
     levels: Mapping[str, int]
+    sets_levels: bool
     sink: LogSink
     loop_thread: int
 
@@ -52,9 +57,10 @@ def capture(worker_id: str, levels: Mapping[str, str | int] | None, sink: LogSin
     A record belongs to the worker in whose block it was logged, or in an asyncio task or a thread of `asyncio.to_thread` that
     was started there. A record of a thread without that context belongs to the worker if it is the only one of the process.
 
-    Each logger in `levels` is given its level, as everywhere in `logging`, so other handlers see the same records. Where
-    several workers of a process name a logger, the lowest of their levels holds. When the last of them ends, the logger has its
-    former level again, unless the program has set another one meanwhile.
+    Each logger in `levels`, unless they are `WARNINGS`, is given its level, as everywhere in `logging`, so other handlers see
+    the same records. Where several workers of a process name a logger, the lowest of their levels holds. When the last of them
+    ends, the logger has its former level again, unless the program has set another one meanwhile. A program without handlers
+    of its own still writes warnings and errors to standard error.
 
     Args:
         worker_id: the worker.
@@ -62,7 +68,7 @@ def capture(worker_id: str, levels: Mapping[str, str | int] | None, sink: LogSin
         sink: where the records go.
     """
     wanted = {"" if name == "root" else name: _as_number(level) for name, level in (levels or {}).items()}
-    source = _Source(worker_id, wanted, sink, threading.get_ident())
+    source = _Source(worker_id, wanted, levels is not WARNINGS, sink, threading.get_ident())
     token = _current_source.set(source)
     _registry.add(source)
     try:
@@ -93,20 +99,25 @@ class _CaptureHandler(logging.Handler):
         self._logger_name = logger_name
         self._logger = logging.getLogger(logger_name)
         self._former_level = self._given_level = self._logger.level
+        self._n_workers = 0
         self._levels: Counter[int] = Counter()
         self._logger.addHandler(self)
 
-    def add_level(self, level: int) -> None:
-        """Gives the logger the level of one more worker, if no other worker asks for a lower one."""
-        self._levels[level] += 1
-        self._set_level(min(self._levels))
+    def add_worker(self, level: int | None) -> None:
+        """Gives the logger the level of one more worker, if it has one and no other worker asks for a lower one."""
+        self._n_workers += 1
+        if level is not None:
+            self._levels[level] += 1
+            self._set_level(min(self._levels))
 
-    def remove_level(self, level: int) -> bool:
-        """Removes the level of a worker. Returns whether it was the last worker; the handler is then removed too."""
-        self._levels -= Counter((level,))
-        if self._logger.level == self._given_level:  # otherwise the program has set another level meanwhile
-            self._set_level(min(self._levels, default=self._former_level))
-        if self._levels:
+    def remove_worker(self, level: int | None) -> bool:
+        """Removes a worker with its level. Returns whether it was the last worker; the handler is then removed too."""
+        self._n_workers -= 1
+        if level is not None:
+            self._levels -= Counter((level,))
+            if self._logger.level == self._given_level:  # otherwise the program has set another level meanwhile
+                self._set_level(min(self._levels, default=self._former_level))
+        if self._n_workers:
             return False
         self._logger.removeHandler(self)
         self.close()
@@ -117,6 +128,9 @@ class _CaptureHandler(logging.Handler):
         self._given_level = level
 
     def emit(self, record: logging.LogRecord) -> None:
+        last_resort = logging.lastResort
+        if last_resort is not None and record.levelno >= last_resort.level and self._hides_last_resort(record):
+            last_resort.handle(record)
         source = _registry.source_of(record)
         # A record reaches the handlers of all loggers above its own: only the nearest one takes it.
         if source is None or source.nearest_logger(record.name) != self._logger_name:
@@ -126,6 +140,15 @@ class _CaptureHandler(logging.Handler):
                 source.sink.log(_entry_of(record, source.worker_id).packed())
             except Exception:
                 self.handleError(record)
+
+    def _hides_last_resort(self, record: logging.LogRecord) -> bool:
+        """Whether no handler but those of this module gets the record, and this one is the first of them."""
+        each: logging.Logger | None = logging.getLogger(record.name)
+        handlers: list[logging.Handler] = []
+        while each is not None:
+            handlers += each.handlers
+            each = each.parent if each.propagate else None
+        return handlers[:1] == [self] and all(isinstance(handler, _CaptureHandler) for handler in handlers)
 
 
 def _entry_of(record: logging.LogRecord, worker_id: str) -> LogEntry:
@@ -158,14 +181,14 @@ class _Registry:
             for name, level in source.levels.items():
                 if name not in self._handlers:
                     self._handlers[name] = _CaptureHandler(name)
-                self._handlers[name].add_level(level)
+                self._handlers[name].add_worker(level if source.sets_levels else None)
 
     def remove(self, source: _Source) -> None:
         """Stops capturing what a worker logs."""
         with self._lock:
             self._sources.discard(source)
             for name, level in source.levels.items():
-                if self._handlers[name].remove_level(level):
+                if self._handlers[name].remove_worker(level if source.sets_levels else None):
                     del self._handlers[name]
 
     def source_of(self, record: logging.LogRecord) -> _Source | None:

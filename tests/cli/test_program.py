@@ -53,6 +53,7 @@ async def test_row_7_commands_run_in_a_shell_each_with_its_loop_and_arguments(
     assert not any("HOME" in errors for _, errors in ends)
     tasks = await rush.fetch_finished_tasks()
     assert tasks["second"].drop_nulls().to_list() == ["2"]
+    assert (await rush.read_log()).select("level", "msg").rows() == [("WARNING", "noted")]  # without `log_levels`
     shown = tasks.drop_nulls("when")
     assert shown.height == 2
     assert {name: shown[name][0] for name in args} == {name: repr(value) for name, value in args.items()}

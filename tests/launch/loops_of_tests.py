@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,15 @@ async def shout(rush: RushWorker) -> None:
     await do_some(rush, 1)
 
 
+async def talk(rush: RushWorker) -> None:
+    print("printed")  # noqa: T201
+    warnings.warn("an old way", stacklevel=1)
+    logging.getLogger("my.logger").info("not shown")
+    logging.getLogger("my.logger").warning("careful")
+    sys.stderr.write("\r10 %\r20 %\n")
+    sys.stdout.write("x" * 3_000_000)  # no newline, and more than any pipe takes
+
+
 async def fork_and_hold(rush: RushWorker) -> None:
     pid = os.fork()
     if pid == 0:  # keeps all files and sockets of this process open
@@ -176,6 +186,7 @@ async def die_talking(rush: RushWorker) -> None:
 
 
 async def note_arguments(rush: RushWorker, **arguments: Any) -> None:
+    logging.getLogger("my.logger").warning("noted")
     await rush.push_finished_tasks([{name: str(value) for name, value in arguments.items()}], [{"y": 0}])
 
 

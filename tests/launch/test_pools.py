@@ -91,6 +91,10 @@ async def test_row_4_each_call_has_its_own_loop_and_arguments(rush: Rush, pool: 
     first = await rush.start_workers(note_arguments, 2, on=pool, args={"who": "the first"})
     await rush.wait_for_workers(2, timeout=30)
     assert [how.state for how in await rush.join_workers(first, timeout=30)] == ["terminated"] * 2
+    log = await rush.read_log()  # without `log_levels`
+    assert sorted(zip(log["worker_id"], log["level"], log["msg"], strict=True)) == [
+        (worker_id, "WARNING", "noted") for worker_id in sorted(first)
+    ]
 
     def twice(x: int) -> int:
         return x * 2

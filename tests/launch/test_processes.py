@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -15,7 +16,8 @@ import psutil
 import pytest
 
 from rush_async import Processes, Rush, RushWorker
-from tests.launch.loops_of_tests import die_talking, fork_and_hold, hold, print_and_end, serve
+from tests.launch import loops_of_tests
+from tests.launch.loops_of_tests import die_talking, fork_and_hold, hold, print_and_end, serve, talk
 
 
 async def pids_of_tasks(rush: Rush, name: str) -> list[int]:
@@ -134,6 +136,27 @@ async def test_the_output_of_a_worker_is_complete_after_join_workers(rush: Rush,
     )
     for worker_id in ids:
         assert (logs / f"{worker_id}.stdout").read_text() == f"worker {worker_id} was here"
+
+
+async def test_the_output_of_a_process_is_shown_under_its_name(
+    rush: Rush, directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hidden = await rush.start_workers(print_and_end, 1, on=Processes(show_output=False))
+    (alone,) = await rush.start_workers(talk, 1, on=Processes(), log_dir=directory, log_levels={"my.logger": "WARNING"})
+    await rush.start_workers(print_and_end, 2, on=Processes(1))
+    await rush.join_workers(timeout=60)
+    out, errors = capsys.readouterr()
+    begin = f"[{alone}] "
+    assert [line for line in errors.splitlines() if not line.startswith(f"{begin}  ")] == [
+        f"{begin}{loops_of_tests.__file__}:{talk.__code__.co_firstlineno + 2}: UserWarning: an old way",
+        f"{begin}WARNING my.logger: careful",
+        f"{begin}20 %",
+    ]
+    pieces = [line.removeprefix(begin) for line in out.splitlines() if line.startswith(begin)]
+    assert (pieces[0], "".join(pieces[1:])) == ("printed", "x" * 3_000_000)
+    assert hidden[0] not in out
+    assert len(re.findall(r"\[process \d+\] .*was here", out)) == 1  # the two wrote one line together
+    assert (directory / f"{alone}.stdout").read_text() == "printed\n" + "x" * 3_000_000
 
 
 async def test_output_without_log_dir_is_deleted_with_the_process(

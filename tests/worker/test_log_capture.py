@@ -11,7 +11,7 @@ import pytest
 
 from rush_async import Coroutines, Launcher, Processes, Rush, RushWorker
 from rush_async.store.worker_log import LogEntry
-from rush_async.worker.log_capture import capture
+from rush_async.worker.log_capture import WARNINGS, capture
 from rush_async.worker.worker import membership_of
 from tests.launch.loops_of_tests import log_some
 
@@ -251,6 +251,36 @@ async def test_workers_with_one_id_in_two_networks_capture_only_their_own_record
 
     await asyncio.gather(live(sink, "one"), live(other_sink, "two"))
     assert (sink.messages, other_sink.messages) == (["one"], ["two"])
+
+
+def test_the_default_of_pools_and_the_command_leaves_all_levels_alone(sink: Sink, other: OtherHandler) -> None:
+    root, logger = logging.getLogger(), logging.getLogger("by.default")
+    before = root.level
+    root.setLevel("INFO")
+    with capture("a", WARNINGS, sink), capture("b", {"by.default": "DEBUG"}, sink):
+        assert (root.level, logger.level) == (logging.INFO, logging.DEBUG)
+    with capture("a", WARNINGS, sink):
+        logger.info("only for the program")
+        logger.warning("captured")
+    assert (root.level, logger.level) == (logging.INFO, logging.NOTSET)
+    root.setLevel(before)
+    assert sink.messages == ["captured"]
+    assert other.messages == ["only for the program", "captured"]
+
+
+def test_warnings_of_a_program_without_handlers_still_reach_standard_error(
+    sink: Sink, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    logger = logging.getLogger("without.handlers")
+    with capture("a", {"": "INFO", "without": "DEBUG"}, sink):
+        logger.info("for the network")
+        logger.warning("for both")
+        logger.addHandler(handler := OtherHandler())
+        logger.warning("for the handler")
+        logger.removeHandler(handler)
+    assert capsys.readouterr().err == "for both\n"
+    assert sink.messages == ["for the network", "for both", "for the handler"]
 
 
 def test_a_worker_without_levels_changes_no_logger(sink: Sink) -> None:
