@@ -46,6 +46,7 @@ from rush_async.launch.pools import Pool
 from rush_async.launch.processes import Processes
 from rush_async.launch.standalone import run_worker
 from rush_async.manager.manager import Rush, rsh
+from rush_async.manager.run import run
 from rush_async.model import Counts, Failure, FailureKind, StopReason, StopRule, Task, TaskState, WorkerExit, WorkerState
 from rush_async.plan import Plan, current_plan, rush_plan
 from rush_async.store.malformed import MalformedRecord
@@ -112,6 +113,7 @@ __all__ = [
     "fetch_tasks_as_of",
     "replay",
     "rsh",
+    "run",
     "run_worker",
     "rush_plan",
 ]

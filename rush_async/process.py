@@ -8,7 +8,7 @@ import os
 from typing import Any, Generic, Protocol, TypeVar, cast
 from weakref import WeakSet
 
-__all__ = ["LoopValue", "forget_in_child", "process_generation"]
+__all__ = ["LoopValue", "forget_in_child", "is_in_event_loop", "process_generation"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,15 @@ def _forget_all() -> None:
             owner.forget()
         except Exception:
             logger.exception("a forked process could not give up what is its parent's")
+
+
+def is_in_event_loop() -> bool:
+    """Whether an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 os.register_at_fork(after_in_child=_forget_all)

@@ -100,13 +100,13 @@ class Supervisor:
         """
         if self._group is None or self._closing.is_set():
             raise RuntimeError(f"{self.name} is not open")
-        task = self._group.create_task(self._run_and_log(work, args), name=name)
+        task = self._group.create_task(self._run_and_log(work(*args)), name=name)
         self._started.add(task)
         task.add_done_callback(self._started.discard)
 
-    async def _run_and_log(self, work: Callable[..., Awaitable[Any]], args: tuple[object, ...]) -> None:
+    async def _run_and_log(self, work: Awaitable[Any]) -> None:
         try:
-            await work(*args)
+            await work
         except Exception:
             logger.exception("background work of %s failed", self.name)
 

@@ -12,6 +12,7 @@ from rush_async.config import RushConfig, with_heartbeat
 from rush_async.errors import NetworkStateError, RushConfigError
 from rush_async.model import WorkerExit
 from rush_async.plan import resolve_config
+from rush_async.process import is_in_event_loop
 from rush_async.worker.limits import Limits
 from rush_async.worker.loop import bind_loop
 from rush_async.worker.names import worker_name
@@ -72,7 +73,7 @@ def run_worker(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RushConfigError(f"worker_ids names {twice[0]!r} twice: each worker has a name of its own")
     resolved = with_heartbeat(resolve_config(config), heartbeat_period, heartbeat_expire)
-    if _is_in_event_loop():
+    if is_in_event_loop():
         raise NetworkStateError(
             "run_worker runs an event loop of its own, and one is running here: "
             "`await rush.start_workers(loop)`, or `await asyncio.to_thread(run_worker, loop, network_id)`"
@@ -85,11 +86,3 @@ def run_worker(
 
 
 _OPTIONS = frozenset(inspect.signature(run_worker).parameters) - {"kwargs"}
-
-
-def _is_in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

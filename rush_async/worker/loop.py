@@ -50,7 +50,7 @@ def bind_loop(
     """Checks a loop and its arguments before a worker is started.
 
     Args:
-        function: the loop.
+        function: the loop, perhaps bound already.
         args: its arguments by name.
         further: more of its arguments, given as keywords of the call that starts workers.
         options: the names of that call's own parameters.
@@ -62,6 +62,8 @@ def bind_loop(
     Raises:
         TypeError: the loop is not `async def`, an argument is missing or unknown, or a parameter has the name of an option.
     """
+    if isinstance(function, WorkerLoop):
+        function, args = function.function, {**function.arguments, **(args or {})}
     if not callable(function):
         raise TypeError(f"a worker loop is a coroutine function, not {type(function).__name__}: {function!r:.80}")
     if not _is_async(function):
