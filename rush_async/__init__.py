@@ -1,5 +1,6 @@
 """Asynchronous, decentralised optimisation: many workers, one Redis or Valkey database, no central controller."""
 
+from rush_async.client.arguments import Schema
 from rush_async.client.client import RushClient
 from rush_async.client.draw import Draw
 from rush_async.client.event_stream import EventStream
@@ -41,20 +42,35 @@ from rush_async.events import (
     WorkerStopped,
 )
 from rush_async.launch.coroutines import Coroutines
-from rush_async.launch.handle import Launcher
-from rush_async.launch.pools import Pool
+from rush_async.launch.handle import Launch, Launcher, WorkerHandle
+from rush_async.launch.pools import Pool, Submitter
 from rush_async.launch.processes import Processes
 from rush_async.launch.standalone import run_worker
 from rush_async.manager.manager import Rush, rsh
 from rush_async.manager.run import run
-from rush_async.model import Counts, Failure, FailureKind, StopReason, StopRule, Task, TaskState, WorkerExit, WorkerState
-from rush_async.plan import Plan, current_plan, rush_plan
+from rush_async.model import (
+    Catch,
+    Counts,
+    Failure,
+    FailureKind,
+    StopReason,
+    StopRule,
+    Task,
+    TaskState,
+    WorkerExit,
+    WorkerState,
+)
+from rush_async.plan import Plan, PlanBlock, current_plan, rush_plan
 from rush_async.store.malformed import MalformedRecord
+from rush_async.store.points import Unique
+from rush_async.worker.loop import WorkerLoop, bound
+from rush_async.worker.task_block import TaskBlock
 from rush_async.worker.worker import RushWorker
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Catch",
     "Coroutines",
     "Counts",
     "DecodeError",
@@ -67,6 +83,7 @@ __all__ = [
     "EventsMissed",
     "Failure",
     "FailureKind",
+    "Launch",
     "Launcher",
     "MalformedRecord",
     "NetworkReset",
@@ -75,6 +92,7 @@ __all__ = [
     "NetworkStopped",
     "NetworkStoppedError",
     "Plan",
+    "PlanBlock",
     "Pool",
     "Processes",
     "Ranking",
@@ -87,12 +105,15 @@ __all__ = [
     "RushError",
     "RushTimeoutError",
     "RushWorker",
+    "Schema",
     "SchemaError",
     "ServerFullError",
     "ServerStartError",
     "StopReason",
     "StopRule",
+    "Submitter",
     "Task",
+    "TaskBlock",
     "TaskReported",
     "TaskState",
     "TasksFailed",
@@ -100,8 +121,11 @@ __all__ = [
     "TasksNotDoneError",
     "TasksQueued",
     "TasksStarted",
+    "Unique",
     "WireError",
     "WorkerExit",
+    "WorkerHandle",
+    "WorkerLoop",
     "WorkerLoopError",
     "WorkerLost",
     "WorkerLostError",
@@ -109,6 +133,7 @@ __all__ = [
     "WorkerState",
     "WorkerStopped",
     "WorkersNotReadyError",
+    "bound",
     "current_plan",
     "fetch_tasks_as_of",
     "replay",

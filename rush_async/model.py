@@ -6,7 +6,9 @@ import traceback as tracebacks
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, cast
+from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeAlias, cast
+
+from typing_extensions import TypeVar  # `typing` has defaults from Python 3.13 on
 
 from rush_async.errors import NetworkStateError
 
@@ -26,7 +28,12 @@ __all__ = [
     "TaskState",
     "WorkerExit",
     "WorkerState",
+    "X",
+    "Y",
 ]
+
+X = TypeVar("X", default=dict[str, Any])
+Y = TypeVar("Y", default=Any)
 
 TaskState: TypeAlias = Literal["queued", "running", "finished", "failed"]
 TASK_STATES: tuple[TaskState, ...] = ("queued", "running", "finished", "failed")
@@ -35,6 +42,7 @@ FailureKind: TypeAlias = Literal["error", "killed", "lost", "removed", "cancelle
 FAILURE_KINDS: tuple[FailureKind, ...] = ("error", "killed", "lost", "removed", "cancelled", "timeout")
 
 Catch: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
+"""Exceptions that fail a task in its block and are suppressed."""
 
 WorkerState: TypeAlias = Literal["starting", "running", "terminated", "failed", "killed", "lost"]
 
@@ -131,16 +139,19 @@ CANCELLED = Failure("cancelled", None, "Task was cancelled")
 class TaskHolder(Protocol):
     """The worker that holds a task, and ends it with its block."""
 
-    def enter_block(self, task: Task) -> None: ...
+    def enter_block(self, task: Task[Any, Any]) -> None: ...
 
-    async def leave_block(self, task: Task, error: BaseException | None) -> bool: ...
+    async def leave_block(self, task: Task[Any, Any], error: BaseException | None) -> bool: ...
 
-    async def report(self, task: Task, values: Any) -> None: ...
+    async def report(self, task: Task[Any, Any], values: Any) -> None: ...
 
 
 @dataclass(slots=True)
-class Task:
+class Task(Generic[X, Y]):
     """One evaluation: a unique key, a state, an input `xs` and an output `ys`.
+
+    For type checkers `Task[X, Y]` has an input of type `X`, such as a `TypedDict`, and an output of type `Y`. By default the
+    input is a `dict[str, Any]`, and the output anything.
 
     A task that a worker popped is also an async context manager, `async with task: task.ys = ...`: the end of the block
     finishes the task, or fails it with the exception that left the block.
@@ -163,9 +174,9 @@ class Task:
 
     key: str
     state: TaskState
-    xs: dict[str, Any]
+    xs: X
     xs_extra: dict[str, Any] | None = None
-    ys: Any = None
+    ys: Y = None  # pyright: ignore[reportAssignmentType]  # type: ignore[assignment]
     ys_extra: Any = None
     failure: Failure | None = None
     attempt: int = 0

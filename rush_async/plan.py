@@ -66,7 +66,11 @@ _context_plan: ContextVar[Plan] = ContextVar("rush_plan", default=_NO_PLAN)
 
 
 class PlanBlock:
-    """The result of `rush_plan`: as a context manager it limits the plan to its block."""
+    """The result of `rush_plan`: as a context manager it limits the plan to its block.
+
+    Attributes:
+        plan: the plan that the call set.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan

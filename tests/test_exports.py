@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 
@@ -58,6 +61,16 @@ PROMISED = [
     "WorkerLoopError",
 ]
 
+OF_MODULES = {
+    name
+    for module in pkgutil.walk_packages(rush_async.__path__, "rush_async.")
+    for name in getattr(sys.modules.get(module.name), "__all__", ())
+}
+# Their constructors are not for users.
+MADE_BY_THE_LIBRARY = {"EventStream", "Ranking", "Task", "TaskBlock"}
+# A launcher of one's own gets it from `start_workers`, and its parts are the library's.
+NOT_FOR_USERS = {"Launch"}
+
 ERRORS: dict[str, tuple[str, type[BaseException]]] = {
     "RushConfigError": ("RushError", ValueError),
     "RushConnectionError": ("RushError", ConnectionError),
@@ -80,6 +93,37 @@ ERRORS: dict[str, tuple[str, type[BaseException]]] = {
 def test_promised_names_can_be_imported(name: str) -> None:
     assert name in rush_async.__all__
     assert hasattr(rush_async, name)
+
+
+def signatures(name: str) -> Iterator[tuple[str, Any]]:
+    """Yields what annotates a public function, or the public methods, properties and fields of a public class."""
+    value = getattr(rush_async, name)
+    if inspect.isfunction(value):
+        yield name, value
+    elif inspect.isclass(value) and name not in NOT_FOR_USERS:
+        for each in [each for each in value.__mro__ if each.__module__.startswith("rush_async.")]:
+            yield name, each
+            for member, found in vars(each).items():
+                is_constructor = member == "__init__" and name not in MADE_BY_THE_LIBRARY
+                if is_constructor or not member.startswith("_"):
+                    function = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
+                    if inspect.isfunction(function):
+                        yield f"{name}.{member}", function
+
+
+@pytest.mark.parametrize("name", rush_async.__all__)
+def test_every_type_of_a_public_signature_can_be_imported_from_the_package(name: str) -> None:
+    missing: set[str] = set()
+    for where, annotated in signatures(name):
+        module = sys.modules[annotated.__module__]
+        for field, annotation in inspect.get_annotations(annotated).items():
+            names = {node.id for node in ast.walk(ast.parse(str(annotation), mode="eval")) if isinstance(node, ast.Name)}
+            for used in names - set(rush_async.__all__):
+                found = getattr(module, used, None)
+                is_ours = used in OF_MODULES or (getattr(found, "__module__", None) or "").startswith("rush_async")
+                if is_ours and not field.startswith("_") and not isinstance(found, TypeVar | ParamSpec):
+                    missing.add(f"{where}: {used}")
+    assert missing == set()
 
 
 def test_all_is_sorted_and_complete() -> None:

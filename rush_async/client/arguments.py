@@ -11,7 +11,8 @@ from rush_async.model import TASK_STATES, Failure, Task, TaskState
 
 __all__ = ["Schema", "as_failures", "as_keys", "as_number", "as_states", "as_text", "check_kinds", "check_lengths"]
 
-Schema: TypeAlias = Mapping[str, Any]  # the dtypes of columns that frames always have
+Schema: TypeAlias = Mapping[str, Any]
+"""Columns that frames always have, with their polars dtypes."""
 
 
 def as_number(value: Any, what: str, most: int = 2**53) -> int:

@@ -44,7 +44,8 @@ _SECOND_RUN = Failure(
 class Submitter(Protocol):
     """A pool: `submit(function, argument)` runs the function in one of its places and returns a future."""
 
-    def submit(self, *args: Any, **kwargs: Any) -> Any: ...
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        """Starts a job, and returns its future."""
 
 
 # in the pool

@@ -42,7 +42,7 @@ def run_worker(
     It is a plain function that runs an event loop of its own.
 
     Args:
-        loop: `async def loop(rush: RushWorker, ...)`.
+        loop: `async def loop(rush: RushWorker, ...)`, or a loop with its arguments by `bound(loop, ...)`.
         network_id: the network to work in.
         config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else the embedded server.
         n_workers: how many workers, as coroutines of one event loop. Has no effect if `worker_ids` are given.

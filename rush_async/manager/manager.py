@@ -28,6 +28,7 @@ from rush_async.model import WorkerExit
 from rush_async.plan import check_levels, current_plan
 from rush_async.store.workers import WorkerEntry
 from rush_async.worker.loop import bind_loop
+from rush_async.worker.worker import RushWorker, with_worker_class
 
 if TYPE_CHECKING:
     import polars as pl
@@ -105,6 +106,7 @@ class Rush(RushClient):
         *,
         on: Launcher | Submitter | None = None,
         args: Mapping[str, Any] | None = None,
+        worker_class: type[RushWorker] | None = None,
         log_levels: Mapping[str, str | int] | None = None,
         log_dir: str | os.PathLike[str] | None = None,
         heartbeat_period: float | None = None,
@@ -114,12 +116,13 @@ class Rush(RushClient):
         """Starts workers and returns at once; `wait_for_workers` waits until they run. Each call may start another loop.
 
         Args:
-            loop: `async def loop(rush: RushWorker, ...)`.
+            loop: `async def loop(rush: RushWorker, ...)`, or a loop with its arguments by `bound(loop, ...)`.
             n_workers: how many workers to start; by default that of the plan, else 1.
             on: where they run: `Coroutines()` (this event loop), `Processes(n)`, or a pool, which is anything with `submit()`;
                 by default that of the plan, else coroutines.
             args: the loop's arguments by name. Coroutines get the objects themselves, processes and pools get copies by
                 cloudpickle.
+            worker_class: a subclass of `RushWorker` for the workers, with the arguments of `RushWorker`.
             log_levels: the loggers whose records the network keeps for `read_log`, with their levels:
                 `{"my.logger": "DEBUG"}`; by default none of coroutines and processes, and of pools all records at WARNING and
                 above.
@@ -133,14 +136,15 @@ class Rush(RushClient):
             The ids of the workers, in the order they were started.
 
         Raises:
-            TypeError: the loop is not `async def` or does not take these arguments, or `on` starts no workers.
+            TypeError: the loop is not `async def` or does not take these arguments, `worker_class` is another class, or `on`
+                starts no workers.
             ValueError: `n_workers` is below 1.
             EncodeError: the loop or an argument cannot be sent to another process, or is too large.
             RushConfigError: a log level or a heartbeat is invalid, or `large_objects_path` cannot be written.
             ServerFullError: the server has no memory left to register the workers.
         """
         group, plan = self._worker_group, current_plan()
-        bound = bind_loop(loop, args, kwargs, _OPTIONS)
+        bound = with_worker_class(bind_loop(loop, args, kwargs, _OPTIONS), worker_class)
         n_workers = (plan.n_workers or 1) if n_workers is None else as_number(n_workers, "n_workers")
         if n_workers < 1:
             raise ValueError(f"n_workers must be at least 1, not {n_workers}")

@@ -18,6 +18,7 @@ from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
 from rush_async.process import is_in_event_loop
 from rush_async.worker.loop import bind_loop
+from rush_async.worker.worker import RushWorker, with_worker_class
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,6 +42,7 @@ def run(
     seed: int | None = None,
     finished: int | None = None,
     args: Mapping[str, Any] | None = None,
+    worker_class: type[RushWorker] | None = None,
     **kwargs: Any,
 ) -> pl.DataFrame:
     """Starts workers, waits until they have ended, and returns all finished tasks. It is a plain function, without `await`.
@@ -53,7 +55,7 @@ def run(
     `KeyboardInterrupt` at once.
 
     Args:
-        loop: `async def loop(rush: RushWorker, ...)`.
+        loop: `async def loop(rush: RushWorker, ...)`, or a loop with its arguments by `bound(loop, ...)`.
         n_workers: how many workers to start; by default that of the plan, else 1.
         on: where they run, as for `Rush.start_workers`.
         network_id: the network; a random one by default.
@@ -64,6 +66,7 @@ def run(
         finished: how many tasks finish, those of earlier runs included: a stop rule, by which `rush.proposals(...)` and
             `rush.terminated` end the loops. It lifts the stop of an earlier run.
         args: the loop's arguments by name.
+        worker_class: a subclass of `RushWorker` for the workers.
         kwargs: further arguments of the loop.
 
     Returns:
@@ -75,7 +78,7 @@ def run(
         TypeError: the loop is not `async def` or does not take these arguments.
         ValueError: a number is too small.
     """
-    bound = bind_loop(loop, args, kwargs, _OPTIONS, of="run")
+    bound = with_worker_class(bind_loop(loop, args, kwargs, _OPTIONS, of="run"), worker_class)
     if finished is not None and as_number(finished, "finished") < 1:
         raise ValueError(f"finished must be at least 1, not {finished}")
     if is_in_event_loop():

@@ -12,8 +12,8 @@ from rush_async.store.codec import as_mapping, to_msgpack, to_plain
 
 __all__ = ["Unique", "as_unique", "canonical", "point_of", "points_of"]
 
-# Whether each point is to be there once; or the names of the inputs that make it.
 Unique: TypeAlias = bool | str | Iterable[str]
+"""Whether each point is to be there once; or the names of the inputs that make it."""
 
 _BYTES = 16  # of a digest
 _SAME: frozenset[type] = frozenset({str, bytes, bool, type(None)})  # what is stored as it is, and is equal to no other type

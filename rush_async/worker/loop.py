@@ -7,22 +7,26 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, cast
 
-__all__ = ["WorkerLoop", "bind_loop"]
+__all__ = ["WorkerLoop", "bind_loop", "bound"]
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoop:
-    """A loop and its arguments; call it with a worker.
+    """A loop and its arguments, as `bound` returns it; call it with a worker.
 
     Attributes:
         function: the coroutine function.
         arguments: its arguments by name, without the worker.
+        worker_class: the class of its workers; None for `RushWorker`.
     """
 
     function: Callable[..., Awaitable[Any]]
     arguments: Mapping[str, Any]
+    worker_class: type[Any] | None = None
 
     @property
     def name(self) -> str:
@@ -37,6 +41,36 @@ def name_of(function: object) -> str:
     """Returns the name of a loop, for messages."""
     function = _unwrapped(function)
     return getattr(function, "__qualname__", None) or type(function).__qualname__
+
+
+def bound(loop: Callable[Concatenate[Any, P], Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs) -> WorkerLoop:
+    """Binds a loop to its arguments, which type checkers compare with its parameters.
+
+    What it returns is accepted wherever a loop is:
+
+    ```python
+    await rush.start_workers(bound(loop, evals=3), n_workers=4)
+    ```
+
+    Args:
+        loop: `async def loop(rush: RushWorker, ...)`.
+        args: its arguments after the worker.
+        kwargs: its arguments by name; names that are options of `start_workers`, too.
+
+    Returns:
+        The loop with its arguments.
+
+    Raises:
+        TypeError: the loop is not `async def`, or does not take these arguments.
+    """
+    named: dict[str, Any] = {}
+    if args:
+        first, *parameters = inspect.signature(loop).parameters.values()
+        names = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+        if len(args) > len(names):
+            raise TypeError(f"the worker loop {name_of(loop)} takes {len(names)} arguments after {first.name}, not {len(args)}")
+        named = dict(zip(names, args, strict=False))
+    return bind_loop(loop, named, kwargs, of="bound")
 
 
 def bind_loop(

@@ -58,7 +58,7 @@ async def run_loop(worker: object, membership: Membership, loop: WorkerLoop) -> 
 async def _end_of_loop(worker: object, membership: Membership, loop: WorkerLoop) -> WorkerExit:
     """Runs the loop and returns how it ended, also for an error."""
     try:
-        await loop(worker)
+        await loop.function(worker, **loop.arguments)
     except WorkerLostError as error:
         if not membership.is_shut_out:  # the error of another worker that the loop opened
             return WorkerExit(membership.worker_id, "failed", Failure.of(error))

@@ -39,7 +39,7 @@ class TaskBlocks:
         self.membership = membership
         self.encoder = encoder
 
-    async def pop(self, network: Network) -> Task | None:
+    async def pop(self, network: Network) -> Task[Any, Any] | None:
         """Pops the next queued task, if there is one.
 
         Raises:
@@ -63,7 +63,7 @@ class TaskBlocks:
             network.lines.found_empty(n_arrivals)
         return None
 
-    async def pop_named(self, network: Network, key: str, timeout: float | None) -> Task | None:
+    async def pop_named(self, network: Network, key: str, timeout: float | None) -> Task[Any, Any] | None:
         """Pops the task with a key if it is queued. While the network is full it waits for a place.
 
         Args:
@@ -96,7 +96,7 @@ class TaskBlocks:
             raise membership.lost_error()
         return self._hold(network, pop.tasks[0], mark) if pop.tasks else None
 
-    def _hold(self, network: Network, popped: Popped, mark: Mark) -> Task:
+    def _hold(self, network: Network, popped: Popped, mark: Mark) -> Task[Any, Any]:
         network.lines.places_taken(1, mark)
         key, record = popped
         try:
@@ -108,7 +108,7 @@ class TaskBlocks:
         task._holder = self  # pyright: ignore[reportPrivateUsage]
         return task
 
-    async def look_in_queue(self, network: Network) -> Task | None:
+    async def look_in_queue(self, network: Network) -> Task[Any, Any] | None:
         """The next queued task, without waiting for one."""
         return None if self.membership.terminated else await self.pop(network)
 

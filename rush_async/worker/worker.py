@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, as_text, check_lengths
@@ -13,7 +14,7 @@ from rush_async.client.client import RushClient
 from rush_async.client.draw import Draw
 from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError, WorkerIdTakenError
-from rush_async.model import Catch, Failure, Task, TaskState, WorkerExit
+from rush_async.model import Catch, Failure, Task, TaskState, WorkerExit, X, Y
 from rush_async.network.network import Network
 from rush_async.store.keys import check_worker_id
 from rush_async.store.points import Unique, as_unique, points_of
@@ -31,7 +32,7 @@ from rush_async.worker.registration import deregister, register
 from rush_async.worker.run import end_of, run_loop
 from rush_async.worker.task_block import Place, TaskBlock, TaskBlocks
 
-__all__ = ["Runner", "RushWorker", "live", "membership_of"]
+__all__ = ["Runner", "RushWorker", "live", "membership_of", "with_worker_class"]
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +257,7 @@ class RushWorker(RushClient):
         check_lengths("keys", keys, "reports", packed)
         await self._membership.report(keys, packed)
 
-    async def pop_task(self, timeout: float | None = 1.0, *, key: str | None = None) -> Task | None:
+    async def pop_task(self, timeout: float | None = 1.0, *, key: str | None = None) -> Task[X, Y] | None:
         """Takes the next queued task, or the one with this key.
 
         Args:
@@ -285,7 +286,7 @@ class RushWorker(RushClient):
             raise membership.lost_error()
         return task
 
-    async def _wait_for_task(self, network: Network, timeout: float | None) -> Task | None:
+    async def _wait_for_task(self, network: Network, timeout: float | None) -> Task[Any, Any] | None:
         membership = self._membership
         # A client that receives events knows whether the queue is empty; any other has to ask the server.
         if not network.feed.is_watching:
@@ -413,7 +414,7 @@ class RushWorker(RushClient):
         retries: int = 0,
         catch: Catch = (),
         schema: Schema | None = None,
-    ) -> AsyncIterator[Task]:
+    ) -> AsyncIterator[Task[X, Y]]:
         """Proposes tasks one after the other, until the network stops or the budget is spent.
 
         ```python
@@ -470,7 +471,7 @@ class RushWorker(RushClient):
         while (task := await proposals.next()) is not None:
             yield task
 
-    async def tasks(self, *, timeout: float | None = None, catch: Catch = ()) -> AsyncIterator[Task]:
+    async def tasks(self, *, timeout: float | None = None, catch: Catch = ()) -> AsyncIterator[Task[X, Y]]:
         """Takes queued tasks one after the other, until this worker is asked to stop.
 
         ```python
@@ -489,7 +490,10 @@ class RushWorker(RushClient):
         Raises:
             WorkerLostError: this worker was declared lost or was killed.
         """
-        while (task := await self.pop_task(timeout)) is not None:
+        while True:
+            task: Task[X, Y] | None = await self.pop_task(timeout)
+            if task is None:
+                return
             task._catch = catch  # pyright: ignore[reportPrivateUsage]
             yield task
 
@@ -531,6 +535,19 @@ async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, st
     return end
 
 
+def with_worker_class(loop: WorkerLoop, worker_class: type[RushWorker] | None) -> WorkerLoop:
+    """Returns the loop with the class of its workers.
+
+    Raises:
+        TypeError: this is no subclass of `RushWorker`.
+    """
+    if worker_class is None:
+        return loop
+    if not (isinstance(worker_class, type) and issubclass(worker_class, RushWorker)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"worker_class is a subclass of RushWorker, not {worker_class!r:.80}")
+    return replace(loop, worker_class=worker_class)
+
+
 class Runner:
     """Runs workers in this event loop, each until its end. Coroutines, child processes, pools and the command all use it.
 
@@ -561,7 +578,8 @@ class Runner:
         event_loop = asyncio.get_running_loop()
         self.ended: dict[str, asyncio.Future[WorkerExit]] = {}
         self.refused: set[str] = set()
-        self._workers = {name: RushWorker(network_id, config, worker_id=name) for name in worker_ids}
+        worker_class: type[RushWorker] = loop.worker_class or RushWorker
+        self._workers = {name: worker_class(network_id, config, worker_id=name) for name in worker_ids}
         self._tasks: dict[str, asyncio.Task[WorkerExit]] = {}
         for name, worker in self._workers.items():
             if limits is not None:

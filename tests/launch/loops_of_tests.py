@@ -264,3 +264,13 @@ async def propose_points(rush: RushWorker, n_points: int, n_coroutines: int) -> 
 
     await asyncio.gather(*(run_tasks() for _ in range(n_coroutines)))
     await rush.set_attrs({rush.worker_id: told})
+
+
+class OwnWorker(RushWorker):
+    async def push_own(self) -> None:
+        await self.push_finished_tasks([{"x": 1}], [{"y": type(self).__name__}])
+
+
+async def push_own(rush: OwnWorker, n: int) -> None:
+    for _ in range(n):
+        await rush.push_own()

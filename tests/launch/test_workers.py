@@ -26,15 +26,18 @@ from rush_async import (
     TasksFinished,
     WorkerLoopError,
     WorkersNotReadyError,
+    bound,
     run_worker,
 )
 from rush_async.testing import wait_until
 from tests.launch.loops_of_tests import (
     CannotBeUnpickled,
+    OwnWorker,
     block_as_the_third,
     do_some,
     hold,
     note_arguments,
+    push_own,
     raise_holding,
     serve,
     shout,
@@ -47,6 +50,17 @@ BOTH = pytest.mark.parametrize("on", [Coroutines(), Processes()], ids=["coroutin
 async def states(rush: Rush) -> dict[str, str]:
     info = await rush.worker_info()
     return dict(zip(info["worker_id"], info["state"], strict=True))
+
+
+async def test_workers_of_a_subclass_run_a_bound_loop_anywhere(rush: Rush) -> None:
+    for on in (Coroutines(), Processes()):
+        await rush.start_workers(bound(push_own, 2), on=on, worker_class=OwnWorker)
+        await rush.join_workers()
+    assert (await rush.fetch_finished_tasks())["y"].to_list() == ["OwnWorker"] * 4
+    wrong: Any
+    for wrong in (Rush, OwnWorker("net"), "OwnWorker"):
+        with pytest.raises(TypeError, match="worker_class is a subclass of RushWorker, not"):
+            await rush.start_workers(bound(push_own, 2), worker_class=wrong)
 
 
 @BOTH

@@ -1,14 +1,12 @@
-"""The types that users rely on: pyright checks this file, and no test runs it."""
-
-# pyright: reportUnnecessaryTypeIgnoreComment=true
+"""The types that users rely on: pyright and mypy check this file, and no test runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, assert_type
+from typing import Any, TypedDict, assert_type
 
 import polars as pl
 
@@ -32,9 +30,12 @@ from rush_async import (
     TasksFinished,
     TaskState,
     WorkerExit,
+    WorkerLoop,
     WorkerLost,
+    bound,
     current_plan,
     rsh,
+    run,
     run_worker,
     rush_plan,
 )
@@ -152,6 +153,33 @@ def nouns(task: Task) -> None:
         assert_type(task.failure.traceback, str | None)
 
 
+class Xs(TypedDict):
+    x1: float
+    x2: float
+
+
+class Ys(TypedDict):
+    y: float
+
+
+async def typed_tasks(rush: Rush, worker: RushWorker) -> None:
+    def as_typed(task: Task[Xs, Ys]) -> Ys:
+        assert_type(task.xs, Xs)
+        return {"y": evaluate(**task.xs)}
+
+    popped: Task[Xs, Ys] | None = await worker.pop_task()
+    if popped is not None:
+        async with popped:
+            popped.ys = as_typed(popped)
+    tasks: AsyncIterator[Task[Xs, Ys]] = worker.tasks()
+    async for task in tasks:
+        assert_type(task.xs["x1"], float)
+    done: list[Task[Xs, Ys]] = await rush.wait_for_tasks("key")
+    assert_type(done[0].ys, Ys)
+    only_input: Task[Xs] = done[0]
+    assert_type(only_input.ys, Any)
+
+
 async def reading(rush: Rush) -> None:
     assert_type(await rush.fetch_finished_tasks(times=True), pl.DataFrame)
     assert_type(await rush.fetch_new_tasks(timeout=1.0), pl.DataFrame)
@@ -167,10 +195,12 @@ async def listening(rush: Rush) -> None:
         async for event in events:
             assert_type(event, Event)
             assert_type(event.seq, int)
+    async with rush.events(TasksFinished, results=True) as one:
+        async for finished in one:
+            assert_type(finished, TasksFinished | EventsMissed)
     async with rush.events(TasksFinished, WorkerLost, results=True, buffer=10) as some:
-        async for event in some:
-            assert_type(event, TasksFinished | WorkerLost | EventsMissed)
-            match event:
+        async for each in some:
+            match each:
                 case TasksFinished(keys=keys, tasks=found):
                     assert_type(keys, tuple[str, ...])
                     assert_type(found, tuple[Task, ...] | None)
@@ -178,6 +208,8 @@ async def listening(rush: Rush) -> None:
                     assert_type(worker_id, str)
                 case EventsMissed(seq=seq):
                     assert_type(seq, int)
+                case _:  # pyright knows the union of several kinds, mypy only what they have in common
+                    pass
 
 
 async def listening_to_reports(rush: Rush, task: Task) -> None:
@@ -192,6 +224,26 @@ async def listening_to_reports(rush: Rush, task: Task) -> None:
 
 
 async def loop(rush: RushWorker, n: int = 10) -> None: ...
+
+
+class Worker(RushWorker):
+    """A worker with a method of its own."""
+
+    def own(self) -> int:
+        return 1
+
+
+async def loop_of_own(rush: Worker, evals: int, rate: float = 0.5) -> None:
+    assert_type(rush.own(), int)
+
+
+async def bound_loops(rush: Rush, pool: ProcessPoolExecutor) -> None:
+    assert_type(bound(loop), WorkerLoop)
+    await rush.start_workers(bound(loop_of_own, 3), 2, worker_class=Worker)
+    await rush.start_workers(bound(loop_of_own, evals=3, rate=0.1), on=pool, worker_class=Worker)
+    assert_type(run(bound(loop, n=3), 4, finished=100), pl.DataFrame)
+    assert_type(run(loop, n_workers=4, on=Processes(show_output=False), seed=1, data_dir="data", n=3), pl.DataFrame)
+    assert_type(rush.worker_command(bound(loop, n=3)), str)
 
 
 async def workers(rush: Rush) -> None:
@@ -210,17 +262,6 @@ async def workers(rush: Rush) -> None:
     assert_type(rush.n_running_workers, int)
     assert_type(await rush.join_workers(check=False), list[WorkerExit])
     assert_type(await rush.reset(workers=False), None)
-
-
-def misuse(rush: Rush, worker: RushWorker, keys: Sequence[str]) -> None:
-    """What pyright must refuse: an ignore that is not needed would be an error itself."""
-    rush.keys_with_state("done")  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
-    rush.stop_workers(mode="gently")  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
-    rush.push_tasks(7)  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
-    rush.n_tasks = 7  # pyright: ignore[reportAttributeAccessIssue]
-    worker.task({"x1": 1.0}, max_failed=3)  # pyright: ignore[reportArgumentType]
-    rush.ranking("rung 1", True)  # pyright: ignore[reportCallIssue]
-    worker.get_tasks(7)  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
 
 
 async def workers_anywhere(rush: Rush, pool: ProcessPoolExecutor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rush_async.worker.loop import bind_loop, name_of
+from rush_async.worker.loop import bind_loop, bound, name_of
 
 
 async def with_rate(rush: object, rate: float, steps: int = 3) -> tuple[object, float, int]:
@@ -35,9 +35,9 @@ class Loop:
     ],
 )
 async def test_every_callable_that_returns_an_awaitable_is_a_loop(loop: Callable[..., Any], name: str, given: Any) -> None:
-    bound = bind_loop(loop, {"rate": 0.5}, {})
-    assert bound.name == name
-    assert await bound("worker") == given
+    found = bind_loop(loop, {"rate": 0.5}, {})
+    assert found.name == name
+    assert await found("worker") == given
 
 
 async def test_args_and_keywords_are_combined() -> None:
@@ -117,3 +117,32 @@ def test_the_workers_parameter_may_have_the_name_of_an_option() -> None:
 
     assert bind_loop(loop, None, {}, {"on"}).name.endswith("loop")
     assert name_of(functools.partial(with_rate, rate=1)) == "with_rate"
+
+
+# bound
+
+
+async def test_bound_takes_arguments_by_position_and_by_name() -> None:
+    for each in (bound(with_rate, 0.5, steps=9), bound(with_rate, rate=0.5, steps=9)):
+        assert each.arguments == {"rate": 0.5, "steps": 9}
+        assert await each("worker") == ("worker", 0.5, 9)
+
+
+async def test_a_bound_loop_is_a_loop_whose_arguments_may_have_the_names_of_options() -> None:
+    async def with_option(rush: Any, on: str, n: int = 0) -> tuple[str, int]:
+        return on, n
+
+    again = bind_loop(bound(with_option, on="there"), {"n": 1}, {}, {"on"})
+    assert await again("worker") == ("there", 1)
+
+
+def test_wrong_arguments_of_bound_are_refused() -> None:
+    wrong: Any = bound
+    with pytest.raises(TypeError, match=r"with_rate takes \d arguments after rush, not 9"):
+        wrong(with_rate, *range(9))
+    with pytest.raises(TypeError, match=r"missing .*'rate'"):
+        wrong(with_rate)
+    with pytest.raises(TypeError, match="'rate' is given twice"):
+        wrong(with_rate, 0.5, rate=0.5)
+    with pytest.raises(TypeError, match="is not `async def`"):
+        wrong(len)
