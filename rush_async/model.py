@@ -28,12 +28,11 @@ __all__ = [
     "TaskState",
     "WorkerExit",
     "WorkerState",
-    "X",
-    "Y",
 ]
 
 X = TypeVar("X", default=dict[str, Any])
 Y = TypeVar("Y", default=Any)
+_NO_OUTPUT: Any = None  # a plain None would be the type of the output
 
 TaskState: TypeAlias = Literal["queued", "running", "finished", "failed"]
 TASK_STATES: tuple[TaskState, ...] = ("queued", "running", "finished", "failed")
@@ -150,8 +149,8 @@ class TaskHolder(Protocol):
 class Task(Generic[X, Y]):
     """One evaluation: a unique key, a state, an input `xs` and an output `ys`.
 
-    For type checkers `Task[X, Y]` has an input of type `X`, such as a `TypedDict`, and an output of type `Y`. By default the
-    input is a `dict[str, Any]`, and the output anything.
+    For type checkers `Task[X, Y]` has an input of type `X`, such as a `TypedDict`, and an output of type `Y`. By default, and
+    where a call returns a task, the input is a `dict[str, Any]` and the output anything; `cast("Task[X, Y]", task)` says more.
 
     A task that a worker popped is also an async context manager, `async with task: task.ys = ...`: the end of the block
     finishes the task, or fails it with the exception that left the block.
@@ -176,7 +175,7 @@ class Task(Generic[X, Y]):
     state: TaskState
     xs: X
     xs_extra: dict[str, Any] | None = None
-    ys: Y = None  # pyright: ignore[reportAssignmentType]  # type: ignore[assignment]
+    ys: Y = _NO_OUTPUT
     ys_extra: Any = None
     failure: Failure | None = None
     attempt: int = 0

@@ -99,29 +99,29 @@ async def test_the_block_of_a_task_reports_its_end_to_the_holder() -> None:
 
 async def test_a_holder_may_suppress_the_error_of_a_block() -> None:
     holder = Holder(suppresses=True)
-    async with Task("key", "running", {}, _holder=holder):
+    async with Task("key", "running", {"x": 1}, _holder=holder):
         raise ValueError("diverged")
     assert len(holder.left) == 1
 
 
 async def test_a_report_goes_to_the_holder_of_the_task() -> None:
     holder = Holder()
-    await Task("key", "running", {}, _holder=holder).report({"loss": 0.5})
+    await Task("key", "running", {"x": 1}, _holder=holder).report({"loss": 0.5})
     assert holder.reported == [("key", {"loss": 0.5})]
 
 
 async def test_a_task_without_a_holder_takes_no_report() -> None:
     with pytest.raises(NetworkStateError, match="task 'key' is not held by a worker in this process: only the worker"):
-        await Task("key", "queued", {}).report({"loss": 0.5})
+        await Task("key", "queued", {"x": 1}).report({"loss": 0.5})
 
 
 async def test_a_task_without_a_holder_cannot_be_used_as_a_block() -> None:
     with pytest.raises(NetworkStateError, match="task 'key' is not held by a worker in this process: only a task from"):
-        async with Task("key", "queued", {}):
+        async with Task("key", "queued", {"x": 1}):
             pytest.fail("the block was entered")
 
 
 def test_the_holder_is_not_part_of_the_repr_and_the_equality_of_a_task() -> None:
-    task = Task("key", "running", {}, _holder=Holder())
-    assert task == Task("key", "running", {})
+    task = Task("key", "running", {"x": 1}, _holder=Holder())
+    assert task == Task("key", "running", {"x": 1})
     assert "_holder" not in repr(task)

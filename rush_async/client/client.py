@@ -21,7 +21,7 @@ from rush_async.client.stopping import Stopping
 from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError
 from rush_async.events import Event, EventsMissed
-from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState, X, Y
+from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.network.network import Network
 from rush_async.network.waiting import describe
 from rush_async.plan import locate
@@ -286,7 +286,7 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         """Reads from the server how many tasks are in each state, in one round trip."""
         return (await self._net.tasks.read_position()).counts
 
-    async def get_tasks(self, keys: str | Sequence[str]) -> list[Task[X, Y] | None]:
+    async def get_tasks(self, keys: str | Sequence[str]) -> list[Task | None]:
         """Reads tasks by key, in the order of `keys`; None for a key that the network does not know."""
         keys = as_keys(keys)
         found = await self._net.find(keys)
@@ -324,7 +324,7 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
 
     async def wait_for_tasks(
         self, keys: str | Sequence[str], *, timeout: float | None = None, need_workers: bool = True
-    ) -> list[Task[X, Y]]:
+    ) -> list[Task]:
         """Waits until all these tasks are finished or failed.
 
         Args:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar
 from weakref import WeakSet
 
 import anyio
@@ -80,6 +80,13 @@ class Session(Generic[N]):
         """Is called before the network is released: a worker deregisters, a manager stops its workers."""
 
     # opening and closing
+
+    if not TYPE_CHECKING:  # a checker would accept `with`, too
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(f"{self._name} is opened by `async with`, inside of a coroutine, not by `with`")
+
+        def __exit__(self, *_: object) -> None: ...
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.__aenter__().__await__()
@@ -172,6 +179,10 @@ class Session(Generic[N]):
             self._waiting.add(scope)
             try:
                 yield
+            except asyncio.CancelledError as error:
+                if not error.args:  # of `Task.cancel()`, as where a notebook interrupts a cell; anyio's has a text
+                    error.args = (f"interrupted while it waited; workers and tasks of network {self._network_id!r} continue",)
+                raise
             finally:
                 self._waiting.discard(scope)
         if scope.cancelled_caught:

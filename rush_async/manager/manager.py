@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import anyio
 
@@ -74,6 +74,17 @@ class Rush(RushClient):
         super().__init__(network_id, config, schema=schema, seed=seed)
         self._workers: WorkerGroup | None = None
         self._log_place = "0"  # the last log entry that was printed
+
+    if not TYPE_CHECKING:  # a checker would accept every name
+
+        def __getattr__(self, name: str) -> NoReturn:
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if not name.startswith("_") and hasattr(RushWorker, name):
+                text += (
+                    ": this is a manager, and only workers run tasks. Start a loop that does, `async def loop(rush): ...` by "
+                    f"`start_workers(loop)`, or open a worker here: `async with RushWorker({self._network_id!r}, rush.config)`"
+                )
+            raise AttributeError(text, name=name, obj=self)
 
     @property
     def _worker_group(self) -> WorkerGroup:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -321,7 +320,7 @@ class Network:
                 return counts
             raise RushTimeoutError(f"the condition did not hold within {timeout:g} s: there are {describe(counts)}") from None
 
-    async def wait_for_ends(self, keys: Sequence[str], timeout: float | None, *, need_workers: bool) -> list[Task[Any, Any]]:
+    async def wait_for_ends(self, keys: Sequence[str], timeout: float | None, *, need_workers: bool) -> list[Task]:
         """Waits until all these tasks are finished or failed; the tasks in the order of `keys`.
 
         Raises:

@@ -86,7 +86,7 @@ class Proposals:
         self._schema = schema
         self._worker_seed = secrets.randbits(63)
 
-    async def next(self) -> Task[Any, Any] | None:
+    async def next(self) -> Task | None:
         """Returns the next task, which the worker now runs. None once the network has stopped or the budget is spent, or the
         worker was asked to stop."""
         network, membership = self._network, self._membership

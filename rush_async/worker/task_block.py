@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import fields
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
@@ -23,6 +24,10 @@ __all__ = ["Place", "TaskBlock", "TaskBlocks"]
 
 _PATIENCE = 5.0  # seconds that ending the task of a cancelled block may take
 
+# What Python says where a block without a task uses its task, and where an output is set before there is one.
+_ATTRIBUTES_OF_NONE = {f"'NoneType' object has no attribute {field.name!r}" for field in fields(Task)}
+_ITEM_OF_NONE = "'NoneType' object does not support item assignment"
+
 Opened = TypeVar("Opened", covariant=True)
 Caught = TypeVar("Caught", covariant=True)
 
@@ -39,7 +44,7 @@ class TaskBlocks:
         self.membership = membership
         self.encoder = encoder
 
-    async def pop(self, network: Network) -> Task[Any, Any] | None:
+    async def pop(self, network: Network) -> Task | None:
         """Pops the next queued task, if there is one.
 
         Raises:
@@ -63,7 +68,7 @@ class TaskBlocks:
             network.lines.found_empty(n_arrivals)
         return None
 
-    async def pop_named(self, network: Network, key: str, timeout: float | None) -> Task[Any, Any] | None:
+    async def pop_named(self, network: Network, key: str, timeout: float | None) -> Task | None:
         """Pops the task with a key if it is queued. While the network is full it waits for a place.
 
         Args:
@@ -96,7 +101,7 @@ class TaskBlocks:
             raise membership.lost_error()
         return self._hold(network, pop.tasks[0], mark) if pop.tasks else None
 
-    def _hold(self, network: Network, popped: Popped, mark: Mark) -> Task[Any, Any]:
+    def _hold(self, network: Network, popped: Popped, mark: Mark) -> Task:
         network.lines.places_taken(1, mark)
         key, record = popped
         try:
@@ -108,7 +113,7 @@ class TaskBlocks:
         task._holder = self  # pyright: ignore[reportPrivateUsage]
         return task
 
-    async def look_in_queue(self, network: Network) -> Task[Any, Any] | None:
+    async def look_in_queue(self, network: Network) -> Task | None:
         """The next queued task, without waiting for one."""
         return None if self.membership.terminated else await self.pop(network)
 
@@ -181,6 +186,8 @@ class TaskBlocks:
         if not isinstance(error, Exception):
             await self._fail_shielded(task, error)
             return False  # `catch` never suppresses a cancellation
+        if task.ys is None and isinstance(error, TypeError) and str(error) == _ITEM_OF_NONE:
+            error.add_note('`task.ys` is None until the block sets it. Set the whole output: `task.ys = {"y": ...}`')
         is_caught = isinstance(error, catch)
         try:
             await self._fail(task, Failure.of(error, kind))
@@ -382,6 +389,11 @@ class TaskBlock(Generic[Opened, Caught]):
         trace: TracebackType | None,
     ) -> bool:
         if task is None:
+            if isinstance(error, AttributeError) and str(error) in _ATTRIBUTES_OF_NONE:
+                error.add_note(
+                    "The block has no task: its budget is spent, or the worker was asked to stop. Begin it with "
+                    "`if task is None: break`, or `return` where there is no loop"
+                )
             return False
         if timeout is not None:
             try:

@@ -14,7 +14,7 @@ from rush_async.client.client import RushClient
 from rush_async.client.draw import Draw
 from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError, WorkerIdTakenError
-from rush_async.model import Catch, Failure, Task, TaskState, WorkerExit, X, Y
+from rush_async.model import Catch, Failure, Task, TaskState, WorkerExit
 from rush_async.network.network import Network
 from rush_async.store.keys import check_worker_id
 from rush_async.store.points import Unique, as_unique, points_of
@@ -257,7 +257,7 @@ class RushWorker(RushClient):
         check_lengths("keys", keys, "reports", packed)
         await self._membership.report(keys, packed)
 
-    async def pop_task(self, timeout: float | None = 1.0, *, key: str | None = None) -> Task[X, Y] | None:
+    async def pop_task(self, timeout: float | None = 1.0, *, key: str | None = None) -> Task | None:
         """Takes the next queued task, or the one with this key.
 
         Args:
@@ -286,7 +286,7 @@ class RushWorker(RushClient):
             raise membership.lost_error()
         return task
 
-    async def _wait_for_task(self, network: Network, timeout: float | None) -> Task[Any, Any] | None:
+    async def _wait_for_task(self, network: Network, timeout: float | None) -> Task | None:
         membership = self._membership
         # A client that receives events knows whether the queue is empty; any other has to ask the server.
         if not network.feed.is_watching:
@@ -414,7 +414,7 @@ class RushWorker(RushClient):
         retries: int = 0,
         catch: Catch = (),
         schema: Schema | None = None,
-    ) -> AsyncIterator[Task[X, Y]]:
+    ) -> AsyncIterator[Task]:
         """Proposes tasks one after the other, until the network stops or the budget is spent.
 
         ```python
@@ -471,7 +471,7 @@ class RushWorker(RushClient):
         while (task := await proposals.next()) is not None:
             yield task
 
-    async def tasks(self, *, timeout: float | None = None, catch: Catch = ()) -> AsyncIterator[Task[X, Y]]:
+    async def tasks(self, *, timeout: float | None = None, catch: Catch = ()) -> AsyncIterator[Task]:
         """Takes queued tasks one after the other, until this worker is asked to stop.
 
         ```python
@@ -490,10 +490,7 @@ class RushWorker(RushClient):
         Raises:
             WorkerLostError: this worker was declared lost or was killed.
         """
-        while True:
-            task: Task[X, Y] | None = await self.pop_task(timeout)
-            if task is None:
-                return
+        while (task := await self.pop_task(timeout)) is not None:
             task._catch = catch  # pyright: ignore[reportPrivateUsage]
             yield task
 

@@ -62,7 +62,7 @@ def test_keys_that_are_no_strings_are_refused() -> None:
     with pytest.raises(TypeError, match="a key is a string, not int"):
         as_keys(["a", 7])  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"task\.key"):
-        as_keys(Task("a", "queued", {}))  # pyright: ignore[reportArgumentType]
+        as_keys(Task("a", "queued", {"x": 1}))  # pyright: ignore[reportArgumentType]
 
 
 def test_states_come_once_each_and_none_means_all() -> None:

@@ -963,3 +963,19 @@ async def test_clients_that_were_closed_are_forgotten(rush: Rush) -> None:
             del other
         gc.collect()
         assert [ref() for ref in gone] == [None] * 5
+
+
+async def test_a_with_statement_says_async_with() -> None:
+    rush: Any = Rush("net")
+    with pytest.raises(TypeError, match=r"Rush\('net'\) is opened by `async with`"):
+        with rush:
+            pass
+
+
+async def test_a_cancelled_wait_says_that_the_work_continues(rush: Rush) -> None:
+    for wait in (rush.wait_until(lambda _: False), rush.wait_until_stopped(need_workers=False)):
+        waiting = asyncio.create_task(wait)
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError, match=f"workers and tasks of network {rush.network_id!r} continue"):
+            await waiting

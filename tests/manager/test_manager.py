@@ -245,3 +245,15 @@ async def rsh_and_start(rush: Rush) -> Rush:
     await other.start_workers(serve, 1, on=Processes())
     await other.wait_for_workers(2)
     return other
+
+
+# misuse
+
+
+async def test_a_call_of_workers_on_a_manager_says_who_runs_tasks(rush: Rush) -> None:
+    manager: Any = rush
+    for name in ("task", "tasks", "proposals", "pop_task", "terminated"):
+        with pytest.raises(AttributeError, match=r"this is a manager.*start_workers\(loop\).*async with RushWorker\('"):
+            getattr(manager, name)
+    with pytest.raises(AttributeError, match=r"^'Rush' object has no attribute 'nonsense'$"):
+        _ = manager.nonsense

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypedDict, assert_type
+from typing import Any, TypedDict, assert_type, cast
 
 import polars as pl
 
@@ -162,22 +161,20 @@ class Ys(TypedDict):
     y: float
 
 
-async def typed_tasks(rush: Rush, worker: RushWorker) -> None:
-    def as_typed(task: Task[Xs, Ys]) -> Ys:
-        assert_type(task.xs, Xs)
-        return {"y": evaluate(**task.xs)}
+def evaluate_typed(task: Task[Xs, Ys]) -> Ys:
+    assert_type(task.xs, Xs)
+    return {"y": evaluate(**task.xs)}
 
-    popped: Task[Xs, Ys] | None = await worker.pop_task()
-    if popped is not None:
-        async with popped:
-            popped.ys = as_typed(popped)
-    tasks: AsyncIterator[Task[Xs, Ys]] = worker.tasks()
-    async for task in tasks:
-        assert_type(task.xs["x1"], float)
-    done: list[Task[Xs, Ys]] = await rush.wait_for_tasks("key")
-    assert_type(done[0].ys, Ys)
-    only_input: Task[Xs] = done[0]
-    assert_type(only_input.ys, Any)
+
+async def typed_tasks(worker: RushWorker) -> None:
+    async for task in worker.tasks():
+        async with task:
+            task.ys = evaluate_typed(cast("Task[Xs, Ys]", task))
+
+
+def typed_input(task: Task[Xs]) -> None:
+    assert_type(task.xs["x1"], float)
+    assert_type(task.ys, Any)
 
 
 async def reading(rush: Rush) -> None:

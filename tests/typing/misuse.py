@@ -36,10 +36,14 @@ async def workers(rush: RushWorker) -> None:
     rush.task({"x1": 1.0}, max_failed=3)  # type: ignore[call-overload]
     async with rush.task({"x1": 1.0}, budget=9) as task:
         task.ys = {"y": 1.0}  # type: ignore[union-attr]
-    popped: Task[Xs] | None = await rush.pop_task()
-    assert popped is not None
-    popped.xs["x2"]  # type: ignore[typeddict-item]
-    popped.key = 7  # type: ignore[assignment]
+    async for popped in rush.tasks():
+        popped.xs.update(popped.xs.x1)  # type: ignore[attr-defined]
+        popped.key = 7  # type: ignore[assignment]
+
+
+def typed(task: Task[Xs, float]) -> None:
+    task.xs["x2"]  # type: ignore[typeddict-item]
+    task.ys = "good"  # type: ignore[assignment]
 
 
 async def loops(rush: Rush) -> None:

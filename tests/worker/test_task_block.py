@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -576,6 +577,26 @@ async def test_row_22_a_budget_of_0_or_max_failed_of_0_opens_no_block(rush: Rush
     async with rush_worker.task(XS, budget=10, max_failed=0) as task:
         assert task is None
     assert await rush.counts() == Counts()
+
+
+async def test_a_forgotten_check_for_a_task_is_named(rush_worker: RushWorker) -> None:
+    with pytest.raises(AttributeError) as raised:
+        async with rush_worker.task({"x": 1}, budget=0) as task:
+            task.ys = {"y": 1}  # pyright: ignore[reportOptionalMemberAccess]
+    assert "Begin it with `if task is None: break`" in "".join(traceback.format_exception(raised.value))
+    with pytest.raises(AttributeError) as raised:
+        async with rush_worker.task({"x": 1}, budget=0) as task:
+            assert getattr(task, "no_field")  # noqa: B009
+    assert not hasattr(raised.value, "__notes__")
+
+
+async def test_an_output_that_is_set_item_by_item_is_named(rush_worker: RushWorker) -> None:
+    with pytest.raises(TypeError) as raised:
+        async with rush_worker.task({"x": 1}) as task:
+            task.ys["y"] = 1
+    assert raised.value.__notes__ == ['`task.ys` is None until the block sets it. Set the whole output: `task.ys = {"y": ...}`']
+    (failed,) = (await rush_worker.fetch_failed_tasks())["condition"]
+    assert "Set the whole output" in failed["traceback"]
 
 
 async def test_row_22_a_failed_task_gives_its_place_back(rush: Rush) -> None:

@@ -25,7 +25,7 @@ def test_bytes_become_base64_and_nan_becomes_null() -> None:
 
 
 def test_the_traceback_of_a_failure_is_not_sent() -> None:
-    task = Task(key="k", state="failed", xs={}, failure=Failure("error", "ValueError", "broken", "line 1"))
+    task = Task(key="k", state="failed", xs={"x": 1}, failure=Failure("error", "ValueError", "broken", "line 1"))
     assert TaskView.model_validate(task).model_dump()["failure"] == {"kind": "error", "type": "ValueError", "message": "broken"}
 
 
