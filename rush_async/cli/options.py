@@ -54,7 +54,7 @@ def _add_arguments(worker: argparse.ArgumentParser) -> None:
         metavar="LOGGER=LEVEL",
         type=_level,
         action="append",
-        help="a logger whose records Rush.read_log() is to show; may be given several times",
+        help="a logger whose records Rush.read_log() shows; may be given several times (default: all from WARNING on)",
     )
     worker.add_argument("--heartbeat-period", metavar="S", type=_seconds, help="seconds between two heartbeats")
     worker.add_argument("--heartbeat-expire", metavar="S", type=_seconds, help="seconds after which silent workers are lost")

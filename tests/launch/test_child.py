@@ -118,13 +118,14 @@ async def test_a_child_confirms_a_cancel_request_before_it_reports_the_end(rush:
     await wait_until(lambda: child.has_ended)
 
 
-async def test_a_loop_that_cannot_be_loaded_fails_every_worker_of_the_child(rush: Rush, start: Start) -> None:
+async def test_a_loop_that_cannot_be_loaded_fails_every_worker_of_the_child(rush: Rush, start: Start, directory: Path) -> None:
     child = start()
     child.send(job_of(rush, note_arguments, "a", "b", thing=CannotBeUnpickled()))
     await wait_until(lambda: child.has_ended, timeout=30)
     ends = [report for report in child.reports if isinstance(report, WorkerExit)]
     assert [(end.worker_id, end.state) for end in ends] == [("a", "failed"), ("b", "failed")]
     assert all(end.failure is not None and "missing_package" in end.failure.message for end in ends)
+    assert (directory / "stderr").read_text() == ""  # the manager shows the traceback
 
 
 async def test_workers_deregister_when_the_manager_closes_the_pipe(rush: Rush, start: Start) -> None:

@@ -47,6 +47,11 @@ def test_a_start_has_all_of_the_job_except_network_server_and_names() -> None:
     assert not {"a", "b", "c"} & set(job.worker_ids)
 
 
+@pytest.mark.parametrize("log_levels", [None, {}])
+def test_a_start_tells_no_levels_from_the_default(log_levels: dict[str, str | int] | None) -> None:
+    assert read(replace(job_of(serve), log_levels=log_levels).to_start()).log_levels == log_levels
+
+
 def test_each_run_of_a_start_draws_new_names() -> None:
     start = job_of(serve).to_start()
     assert not set(read(start).worker_ids) & set(read(start).worker_ids)
