@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, cast
 
-__all__ = ["WorkerLoop", "bind_loop", "bound"]
+__all__ = ["WorkerLoop", "bind_loop", "bound", "is_async"]
 
 P = ParamSpec("P")
 
@@ -100,7 +100,7 @@ def bind_loop(
         function, args = function.function, {**function.arguments, **(args or {})}
     if not callable(function):
         raise TypeError(f"a worker loop is a coroutine function, not {type(function).__name__}: {function!r:.80}")
-    if not _is_async(function):
+    if not is_async(function):
         if inspect.isasyncgenfunction(_unwrapped(function)):
             raise TypeError(f"the worker loop {name_of(function)} has a `yield`: it pushes its results, it does not yield them")
         own_name = name_of(function).rpartition(".")[2].replace("<lambda>", "loop")
@@ -153,7 +153,8 @@ def _is_given(function: object, name: str) -> bool:
     return isinstance(function, functools.partial) and name in function.keywords
 
 
-def _is_async(function: object) -> bool:
+def is_async(function: object) -> bool:
+    """Returns whether a function is `async def`, also within a `functools.partial` or as the `__call__` of an object."""
     function = _unwrapped(function)
     if isinstance(function, type):
         return False

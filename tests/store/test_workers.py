@@ -166,3 +166,16 @@ async def test_a_worker_that_never_ran_has_no_number(rush: Rush) -> None:
     worker = RushWorker(rush.network_id, rush.config, worker_id="b")
     with pytest.raises(NetworkStateError, match="no number before it is opened"):
         worker.number  # noqa: B018
+
+
+async def test_networks_with_workers_are_found_by_the_beginning_of_their_ids(rush: Rush) -> None:
+    ids = [f"{rush.network_id}{rest}" for rest in ("[*].a", "[*].b é", "x.c")]
+    for network_id in ids:
+        async with RushWorker(network_id, rush.config):
+            pass
+    workers = rush._net.workers  # pyright: ignore[reportPrivateUsage]
+    assert await workers.networks(f"{rush.network_id}[*].") == ids[:2]
+    assert await workers.networks(f"{rush.network_id}?") == []
+    for network_id in ids:
+        async with Rush(network_id, rush.config) as other:
+            await other.reset()

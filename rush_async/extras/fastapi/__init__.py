@@ -26,6 +26,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any
 
+import anyio
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import AwareDatetime
@@ -43,29 +44,23 @@ from rush_async.extras.fastapi.bodies import (
     RunId,
     RunRequest,
     RunStatus,
+    RunSummary,
     StopRequest,
     TasksRequest,
     TaskView,
     Value,
-    WorkersRequest,
     event_view,
 )
-from rush_async.extras.fastapi.service import (
-    Objective,
-    RunLoop,
-    Service,
-    events_until_end,
-    living_workers,
-    read_reports,
-    read_status,
-)
+from rush_async.extras.fastapi.runs import START, events_until_end, living_workers, read_reports, read_status
+from rush_async.extras.fastapi.service import Objective, RunLoop, Service
 from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, ErrorRoute, input_errors
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
 from rush_async.supervisor import Supervisor
+from rush_async.worker.loop import bind_loop
 
-__all__ = ["RushDep", "rush_lifespan", "rush_router"]
+__all__ = ["RushDep", "rush_config", "rush_lifespan", "rush_router"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +84,17 @@ def _get_rush(service: _ServiceDep) -> Rush:
 
 RushDep = Annotated[Rush, Depends(_get_rush)]
 """The `Rush` that the lifespan opened, for endpoints of your own: `async def endpoint(rush: RushDep)`."""
+
+
+def rush_config(service: _ServiceDep) -> RushConfig | str | None:
+    """The configuration of the service, as a dependency. An override of it holds for the lifespan too:
+
+    ```python
+    app.dependency_overrides[rush_config] = lambda: RushConfig(data_dir=tmp_path)
+    with TestClient(app) as client: ...
+    ```
+    """
+    return service.rush.config
 
 
 @asynccontextmanager
@@ -122,8 +128,11 @@ async def _open_events(
     if last_event_id == "end":
         raise HTTPException(204)  # stops an EventSource from connecting again
     with service.streaming(run):
-        async with run.events(*(EVENT_KINDS if reports else ()), results=results) as events:
-            yield events
+        try:
+            async with run.events(*(EVENT_KINDS if reports else ()), results=results) as events:
+                yield events
+        except* anyio.BrokenResourceError:
+            pass  # FastAPI closes the stream of a client that left while it still writes to it
 
 
 _EventsDep = Annotated[EventStream[Event], Depends(_open_events)]
@@ -156,10 +165,15 @@ def rush_router(
 
     Returns:
         A router for an application whose lifespan is that of `rush_lifespan`.
+
+    Raises:
+        TypeError: a loop is not `async def`, or takes no `evals`.
     """
+    for loop in loops.values():
+        bind_loop(loop, {"evals": 1}, {}, of="rush_router")
     problems: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 409, 503)}
     router = APIRouter(tags=["rush"], route_class=ErrorRoute, responses=problems)
-    _add_run_routes(router, loops, best, maximize, on)
+    _add_run_routes(router, _Loops(loops), best, maximize, on)
     _add_state_routes(router)
     _add_task_routes(router, xs)
     return router
@@ -172,24 +186,34 @@ def rush_lifespan(
     objective: Objective | None = None,
     n_evaluators: int = 4,
     drain: float = 10.0,
+    run_ttl: float | None = None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]:
     """The lifespan of an application: opens one `Rush`, and drains the workers at the end.
 
     Args:
         network_id: the service's own network. Its runs are networks beside it.
         config: as for `Rush`. All processes of one service need the same URL, or the same `data_dir`.
-        objective: `async def objective(xs) -> ys` evaluates the service's own queue. An exception fails only its task.
+        objective: `async def objective(xs) -> ys` evaluates the service's own queue; one with `def` runs in a thread, which a
+            cancelled task does not end. An exception fails only its task.
         n_evaluators: how many tasks of that queue this process evaluates at once.
         drain: seconds that workers have to finish their tasks when the process ends. Then they are killed.
+        run_ttl: seconds after which an ended run is deleted with its results; None keeps all.
 
     Returns:
         What FastAPI takes as `lifespan`.
+
+    Raises:
+        TypeError: `objective` is no function.
     """
 
+    if objective is not None and not callable(objective):
+        raise TypeError(f"objective is a function of one input, not {type(objective).__name__}: {objective!r:.80}")
+
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[Mapping[str, Any]]:
-        async with Rush(network_id, config) as rush:
-            service = Service(rush, drain, objective, n_evaluators)
+    async def lifespan(app: FastAPI) -> AsyncGenerator[Mapping[str, Any]]:
+        override = app.dependency_overrides.get(rush_config)
+        async with Rush(network_id, config if override is None else override()) as rush:
+            service = Service(rush, drain, objective, n_evaluators, run_ttl=run_ttl)
             try:
                 await service.open()
                 with service.stop_on_signals():
@@ -203,23 +227,23 @@ def rush_lifespan(
 # the routes
 
 
+class _Loops(dict[str, RunLoop]):
+    def __missing__(self, name: str) -> RunLoop:
+        raise HTTPException(422, f"there is no loop {name!r}: choose from {', '.join(sorted(self))}")
+
+
 def _add_run_routes(
     router: APIRouter, loops: Mapping[str, RunLoop], best: str, maximize: bool, on: Launcher | Submitter | None
 ) -> None:
     async def status_of(run: Rush) -> RunStatus:
         return await read_status(run, best, maximize=maximize)
 
-    def loop_of(body: WorkersRequest) -> RunLoop:
-        if body.loop not in loops:
-            raise HTTPException(422, f"there is no loop {body.loop!r}: choose from {', '.join(sorted(loops))}")
-        return loops[body.loop]
-
     @router.post("/runs", status_code=201)
     async def start_run(body: RunRequest, service: _ServiceDep, request: Request, response: Response) -> RunStatus:
         """Starts the workers of a run in this process. They share the budget."""
         rules = None if body.stop_when is None else body.stop_when.arguments()
         run_id = secrets.token_hex(8)
-        await service.start_workers(run_id, loop_of(body), body.evals, body.n_workers, on, rules)
+        await service.start_workers(run_id, loops[body.loop], body, on, rules)
         response.headers["Location"] = f"{request.url.path}/{run_id}"
         async with service.client(run_id) as run:
             return await status_of(run)
@@ -239,16 +263,18 @@ def _add_run_routes(
     async def resume_network(run_id: RunId, run: _RunDep, service: _ServiceDep, body: ResumeRequest | None = None) -> RunStatus:
         """Lifts the stop of the run, replaces its rules, and may start workers in this process."""
         asked = body or ResumeRequest()
-        loop = None if asked.workers is None else loop_of(asked.workers)
+        loop = None if asked.workers is None else loops[asked.workers.loop]
         with input_errors():
             await run.resume(**({} if asked.stop_when is None else asked.stop_when.arguments()))
         if asked.workers is not None and loop is not None:
-            await service.start_workers(run_id, loop, asked.workers.evals, asked.workers.n_workers, on)
+            await service.start_workers(run_id, loop, asked.workers, on)
         return await status_of(run)
 
     @router.delete("/runs/{run_id}")
     async def stop_run(run: _RunDep, timeout: Annotated[float, Query(ge=0, le=60)] = 10, forget: bool = False) -> RunStatus:
-        """Stops the workers of any process, and kills them after `timeout` seconds. With `forget` it deletes the run."""
+        """Stops the run, and kills workers that still run after `timeout` seconds. With `forget` it deletes the run."""
+        if await living_workers(run):
+            await run.stop()
         await run.stop_workers(timeout=timeout)
         status = await status_of(run)
         if forget:
@@ -269,14 +295,22 @@ def _add_run_routes(
 
 
 def _add_state_routes(router: APIRouter) -> None:
+    @router.get("/runs")
+    async def list_runs(service: _ServiceDep, limit: Annotated[int, Query(ge=1, le=10_000)] = 100) -> list[RunSummary]:
+        """Returns the runs of all processes, the last started first."""
+        return (await service.runs())[:limit]
+
     @router.get("/runs/{run_id}/attrs")
     async def get_attrs(run: _RunDep, name: Annotated[list[str] | None, Query(max_length=1_000)] = None) -> dict[str, Value]:
         """Returns the attributes of the run, all or those named; one that was never set is left out."""
-        return await run.attrs(*(name or ()))
+        found = await run.attrs(*(name or ()))
+        return {name: value for name, value in found.items() if name != START}
 
     @router.put("/runs/{run_id}/attrs", status_code=204)
     async def set_attrs(run: _RunDep, body: dict[str, Any]) -> None:
         """Sets attributes of the run, all in one step. Others stay as they are."""
+        if START in body:
+            raise HTTPException(422, f"the attribute {START!r} is the service's own: choose another name")
         with input_errors():
             await run.set_attrs(body)
 
@@ -310,10 +344,12 @@ def _add_task_routes(router: APIRouter, xs: Any) -> None:
         finally:
             disconnected.cancel()
             await asyncio.wait([disconnected])
-        if (failure := task.failure) is not None:
-            why = f"{failure.type}: {failure.message}" if failure.type else failure.message
-            raise HTTPException(STATUS_OF_FAILURE[failure.kind], f"task {task.key} failed ({failure.kind}): {why}")
-        return TaskView.model_validate(task)
+        shown = TaskView.model_validate(task)
+        if (failure := shown.failure) is None:
+            return shown
+        logger.info("task %s failed: %s", task.key, task.failure)
+        why = f"{failure.type}: {failure.message}" if failure.type else failure.message
+        raise HTTPException(STATUS_OF_FAILURE[failure.kind], f"task {task.key} failed ({failure.kind}): {why}")
 
     # The type of a body depends on the type of the inputs, which a static annotation cannot express.
     push_tasks.__annotations__["body"] = TasksRequest.__class_getitem__(xs)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from dataclasses import fields
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeAlias, TypeVar
 
 from fastapi.encoders import jsonable_encoder
 from fastapi.sse import ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PlainSerializer, field_validator, model_validator
 
+from rush_async import errors
 from rush_async.events import Event, TaskReported
+from rush_async.extras.fastapi.statuses import HIDDEN
 from rush_async.model import FailureKind, StopRule, TaskState
 
 __all__ = [
+    "RUN_ID",
+    "EndReason",
+    "EndView",
     "EvaluateRequest",
     "FailureView",
     "OwnOrRun",
@@ -24,6 +30,7 @@ __all__ = [
     "RunId",
     "RunRequest",
     "RunStatus",
+    "RunSummary",
     "StopReasonView",
     "StopRequest",
     "StopRules",
@@ -35,7 +42,8 @@ __all__ = [
 ]
 
 X = TypeVar("X")
-RunId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+RUN_ID = re.compile("[0-9a-f]{16}")
+RunId = Annotated[str, Field(pattern=f"^{RUN_ID.pattern}$")]
 OwnOrRun = Annotated[RunId | None, Field(description="the id of a run; without it, the service's own queue")]
 Retries = Annotated[int, Field(ge=0, le=127, description="how often a task is queued again when its worker is lost")]
 
@@ -112,12 +120,18 @@ Value = Annotated[Any, PlainSerializer(_plain, when_used="json")]  # bytes becom
 
 
 class FailureView(BaseModel):
-    """Why a task failed. The traceback stays in the database."""
+    """Why a task or a worker failed. The traceback stays in the database, and so does the message of an error of rush_async."""
 
     model_config = ConfigDict(from_attributes=True)
     kind: FailureKind
     type: str | None
     message: str
+
+    @model_validator(mode="after")
+    def _hide_database(self) -> Self:
+        if self.type in errors.__all__:
+            self.message = HIDDEN
+        return self
 
 
 class TaskView(BaseModel):
@@ -152,14 +166,37 @@ class StopReasonView(BaseModel):
     detail: str
 
 
-class RunStatus(BaseModel):
-    """The state of a run."""
+EndReason: TypeAlias = Literal["budget", "rule", "stopped", "failed", "left", "deleted"]
+
+
+class EndView(BaseModel):
+    """Why a run has ended."""
+
+    why: EndReason = Field(
+        description="`budget`: it is spent; `rule`: a stop rule became true; `stopped`: by a request; `failed`: a loop raised, "
+        "or a worker was lost; `left`: the workers ended earlier, as when their process ends; `deleted`: the run is gone"
+    )
+    detail: str = Field(description="the reason in words")
+    at: datetime | None = Field(description="when the last worker ended")
+
+
+class RunSummary(BaseModel):
+    """A run in a list of runs."""
 
     id: RunId
     state: Literal["running", "ended"] = Field(description="`running` while a worker starts or runs")
+    ended: EndView | None = Field(description="why it has ended; null while it runs")
+    loop: str | None = Field(description="the name of its loop")
+    evals: int | None = Field(description="its budget")
+    started_at: datetime | None
     workers: dict[str, int] = Field(description="how many workers are in each state")
-    failures: list[str] = Field(description="why workers failed, each message once")
     counts: dict[TaskState, int]
+
+
+class RunStatus(RunSummary):
+    """The state of a run."""
+
+    failures: list[str] = Field(description="why workers failed, each message once")
     best: TaskView | None = Field(description="the finished task with the best output")
     stopped: StopReasonView | None = Field(description="why no task starts any more; null while tasks may start")
     stop_when: StopRules | None = Field(description="the stop rules that hold")

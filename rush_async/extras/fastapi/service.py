@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from types import FrameType
 from typing import Any, Protocol, TypeAlias
 
 import anyio
 
-from rush_async.client.event_stream import EventStream
 from rush_async.errors import (
     NetworkStateError,
     RushConnectionError,
@@ -23,34 +22,27 @@ from rush_async.errors import (
     ServerFullError,
     WorkerLostError,
 )
-from rush_async.events import Event, EventsMissed, NetworkReset, WorkerLost, WorkerStarted, WorkerStopped
-from rush_async.extras.fastapi.bodies import ReportView, RunStatus, StopReasonView, StopRules, TaskView
+from rush_async.extras.fastapi.bodies import RUN_ID, RunSummary, WorkersRequest
+from rush_async.extras.fastapi.runs import START, read_summary
 from rush_async.extras.fastapi.statuses import ShuttingDownError
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
 from rush_async.model import Task
 from rush_async.supervisor import Supervisor, run_to_completion
+from rush_async.worker.loop import is_async
 from rush_async.worker.worker import RushWorker
 
-__all__ = [
-    "Objective",
-    "RunLoop",
-    "Service",
-    "events_until_end",
-    "living_workers",
-    "read_reports",
-    "read_status",
-]
+__all__ = ["Objective", "RunLoop", "Service"]
 
 logger = logging.getLogger(__name__)
 
 _PAUSE = 1.0  # seconds until an evaluator that ended is replaced
 _GRACE = 1.0  # seconds that streams have to send the last events of drained runs
-_REPORT = ("keys", "worker_id", "at", "attempt", "step")  # columns of each report
+_AT_ONCE = 16  # runs that are read at once
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-Objective: TypeAlias = Callable[[dict[str, Any]], Awaitable[Any]]
+Objective: TypeAlias = Callable[[dict[str, Any]], Any]
 
 
 class RunLoop(Protocol):
@@ -70,13 +62,23 @@ class Service:
         drain: seconds that workers have to finish their tasks when the service stops.
         objective: evaluates the tasks of the service's own queue; None if this process evaluates none.
         n_evaluators: how many of these tasks it evaluates at once.
+        run_ttl: seconds after which an ended run is deleted; None if none is.
     """
 
-    def __init__(self, rush: Rush, drain: float, objective: Objective | None = None, n_evaluators: int = 0) -> None:
+    def __init__(
+        self,
+        rush: Rush,
+        drain: float,
+        objective: Objective | None = None,
+        n_evaluators: int = 0,
+        *,
+        run_ttl: float | None = None,
+    ) -> None:
         self.rush = rush
         self._drain_time = drain
         self._objective = objective
         self._n_evaluators = n_evaluators
+        self._run_ttl = run_ttl
         self._supervisor = Supervisor(f"service {rush.network_id}")
         self._runs: set[Rush] = set()  # the managers of the workers that this process started
         self._evaluators: set[str] = set()
@@ -87,13 +89,15 @@ class Service:
     # opening and closing
 
     async def open(self) -> None:
-        """Starts the evaluators."""
+        """Starts the evaluators, and the timer that deletes ended runs."""
         await self._supervisor.open()
         with contextlib.suppress(ServerFullError):
             await self.rush.worker_info()  # imports polars now, so that the first request does not wait for it
         if self._objective is not None:
             for _ in range(self._n_evaluators):
                 self._supervisor.start(self._keep_evaluator)
+        if self._run_ttl is not None:
+            self._supervisor.start(self._delete_ended_runs, self._run_ttl)
 
     async def _keep_evaluator(self) -> None:
         """Runs one evaluator. Replaces it when it was lost, or when it failed because the server was away."""
@@ -108,15 +112,21 @@ class Service:
 
     async def _evaluate_queue(self, rush: RushWorker) -> None:
         """The worker loop of an evaluator. An objective that raises fails its task, not the evaluator."""
-        assert self._objective is not None
         async for task in rush.tasks():
             try:
                 async with task:
-                    task.ys = await self._objective(task.xs)
+                    task.ys = await self._evaluated(task.xs)
             except (RushConnectionError, WorkerLostError):
                 raise
             except Exception as error:
                 logger.info("task %s failed: %s: %s", task.key, type(error).__name__, error)
+
+    async def _evaluated(self, xs: dict[str, Any]) -> Any:
+        assert self._objective is not None
+        if is_async(self._objective):
+            return await self._objective(xs)
+        ys = await asyncio.to_thread(self._objective, xs)
+        return await ys if inspect.isawaitable(ys) else ys
 
     @contextlib.contextmanager
     def stop_on_signals(self) -> Generator[None]:
@@ -201,9 +211,8 @@ class Service:
         self,
         run_id: str,
         loop: RunLoop,
-        evals: int,
-        n_workers: int,
-        on: Launcher | Submitter | None,
+        asked: WorkersRequest,
+        on: Launcher | Submitter | None = None,
         stop_when: Mapping[str, Any] | None = None,
     ) -> None:
         """Starts workers of a run in this process. For a new run, `stop_when` has the stop rules that it begins with."""
@@ -212,7 +221,8 @@ class Service:
         try:
             if stop_when:
                 await run.stop_when(**stop_when)
-            await run.start_workers(loop, n_workers, on=on, args={"evals": evals})
+            await run.start_workers(loop, asked.n_workers, on=on, args={"evals": asked.evals})
+            await run.set_attrs({START: {"loop": asked.loop, "evals": asked.evals}})
             self._check_open()  # the service may have begun to stop meanwhile
         except BaseException:
             await run_to_completion(run.aclose())
@@ -227,6 +237,42 @@ class Service:
         finally:
             self._runs.discard(run)
             await run.aclose()
+
+    async def runs(self) -> list[RunSummary]:
+        """Reads all runs of the service, those of other processes too, the last started first."""
+        prefix, at_once = f"{self.rush.network_id}.", asyncio.Semaphore(_AT_ONCE)
+        names = await self.rush._net.workers.networks(prefix)  # pyright: ignore[reportPrivateUsage]
+
+        async def read(run_id: str) -> RunSummary:
+            async with at_once, self.client(run_id) as run:
+                return await read_summary(run)
+
+        ids = [name.removeprefix(prefix) for name in names]
+        found = await asyncio.gather(*[read(run_id) for run_id in ids if RUN_ID.fullmatch(run_id)])
+        started = [(run.started_at, run) for run in found if run.started_at is not None]  # others were deleted meanwhile
+        return [run for _, run in sorted(started, key=lambda pair: pair[0], reverse=True)]
+
+    async def _delete_ended_runs(self, ttl: float) -> None:
+        """Deletes each run `ttl` seconds after its end. One that is running cannot be due sooner than in `ttl` seconds."""
+
+        async def sweep() -> float:
+            seconds, micros = await link.connection.ask("TIME")
+            now, pause = int(seconds) + int(micros) / 1e6, ttl
+            for run in await self.runs():
+                if run.ended is None or run.ended.at is None:
+                    continue
+                if (left := run.ended.at.timestamp() + ttl - now) > 0:
+                    pause = min(pause, left)
+                    continue
+                logger.info("run %s is deleted: it ended at %s", run.id, run.ended.at)
+                async with self.client(run.id) as client:
+                    await client.reset()
+            return pause
+
+        link = self.rush._net.link  # pyright: ignore[reportPrivateUsage]
+        while True:
+            pause = await link.retry_until_reachable(sweep)
+            await anyio.sleep(pause)
 
     # evaluations
 
@@ -279,93 +325,3 @@ class Service:
 
     async def _wait_until_drained(self) -> None:
         await self._drained.wait()
-
-
-# the state and the events of a run
-
-
-async def read_status(run: Rush, output: str, *, maximize: bool = False) -> RunStatus:
-    """Reads the state of a run. A run that does not exist has ended and has no workers.
-
-    Args:
-        run: a client of the run.
-        output: the numeric output that ranks the tasks.
-        maximize: whether the best task has the largest output, not the smallest.
-    """
-    info = await run.worker_info()
-    names = info.filter(info["state"].is_in(["failed", "lost", "killed"]))["worker_id"].to_list()
-    exits = await run.join_workers(names, check=False)
-    workers: dict[str, int] = dict(info["state"].value_counts().sort("state").iter_rows())
-    best = await _read_best(run, output, maximize)
-    rules = await run.stop_rules()
-    counts = await run.counts()  # read last, so that they include the best task; tells of a stop, too
-    # Reading `run.stop_reason` would begin to follow the events of the run.
-    reason = run._net.position.stop  # pyright: ignore[reportPrivateUsage]
-    return RunStatus(
-        id=run.network_id.rpartition(".")[2],
-        state="running" if workers.get("starting") or workers.get("running") else "ended",
-        workers=workers,
-        failures=sorted({how.failure.message for how in exits if how.failure is not None}),
-        counts={"queued": counts.queued, "running": counts.running, "finished": counts.finished, "failed": counts.failed},
-        best=None if best is None else TaskView.model_validate(best),
-        stopped=None if reason is None else StopReasonView.model_validate(reason),
-        stop_when=StopRules.model_validate(rules) if rules else None,
-    )
-
-
-async def _read_best(run: Rush, output: str, maximize: bool) -> Task | None:
-    frame = await run.fetch_finished_tasks()
-    if output not in frame.columns or not frame.schema[output].is_numeric():
-        return None
-    column = frame[output].cast(float).fill_nan(None)
-    at = column.arg_max() if maximize else column.arg_min()
-    return None if at is None else (await run.get_tasks(frame["keys"][at]))[0]
-
-
-async def read_reports(run: Rush, keys: list[str] | None, since: datetime | None, limit: int) -> list[ReportView]:
-    """Reads reports on tasks, oldest first.
-
-    Args:
-        run: a client of the run.
-        keys: the tasks; None for all.
-        since: only reports later than this.
-        limit: how many. The reports of one instant stay together, so that none is missed by the next `since`.
-    """
-    frame = await run.fetch_reports(keys)
-    if since is not None:
-        frame = frame.filter(frame["at"] > since.astimezone(UTC))
-    if frame.height > limit:
-        frame = frame.filter(frame["at"] <= frame["at"][limit - 1])
-    reports: list[ReportView] = []
-    for row in frame.iter_rows(named=True):
-        values = {name: value for name, value in row.items() if name not in _REPORT and value is not None}
-        reports.append(ReportView(key=row["keys"], values=values, **{name: row[name] for name in _REPORT[1:]}))
-    return reports
-
-
-async def events_until_end(run: Rush, events: EventStream[Event], living: set[str]) -> AsyncIterator[Event]:
-    """Yields the events of a stream until the last worker of the run has ended.
-
-    Args:
-        run: a client of the run.
-        events: the stream.
-        living: the living workers, read when the stream was open.
-    """
-    while living:
-        event = await anext(events)
-        yield event
-        match event:
-            case WorkerStarted():
-                living.add(event.worker_id)
-            case WorkerStopped() | WorkerLost():
-                living.discard(event.worker_id)
-            case EventsMissed() | NetworkReset():
-                living = await living_workers(run)
-            case _:
-                pass
-
-
-async def living_workers(run: Rush) -> set[str]:
-    """Reads which workers start or run."""
-    info = await run.worker_info()
-    return set(info.filter(info["state"].is_in(["starting", "running"]))["worker_id"])

@@ -21,7 +21,7 @@ from rush_async.errors import (
 )
 from rush_async.model import FailureKind
 
-__all__ = ["STATUS_OF_FAILURE", "ErrorRoute", "ShuttingDownError", "input_errors"]
+__all__ = ["HIDDEN", "STATUS_OF_FAILURE", "ErrorRoute", "ShuttingDownError", "input_errors"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,13 @@ _STATUSES: dict[type[BaseException], int] = {
     ShuttingDownError: 503,
     TasksNotDoneError: 503,  # there is no worker
     RushTimeoutError: 504,
+}
+_PUBLIC = (EncodeError, NetworkStateError, RushTimeoutError)  # their messages are for clients
+HIDDEN = "the service failed: its log says why"  # in place of a message that may have the database's address, or its records
+_DETAILS: dict[type[BaseException], str] = {
+    RushConnectionError: "the database does not answer: try again",
+    ServerFullError: "the database is full: try again later",
+    TasksNotDoneError: "no worker will run the task: start workers, or resume the run",
 }
 STATUS_OF_FAILURE: dict[FailureKind, int] = {
     "error": 500,
@@ -62,8 +69,7 @@ class ErrorRoute(APIRoute):
             except RushError as error:
                 status = next((_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES), 500)
                 logger.warning("%s %s: %s", request.method, request.url.path, error)
-                is_unreachable = isinstance(error, RushConnectionError)  # its message names the address of the database
-                detail = "the database does not answer: try again" if is_unreachable else str(error)
+                detail = _DETAILS.get(type(error)) or (str(error) if isinstance(error, _PUBLIC) else HIDDEN)
                 raise HTTPException(status, detail) from error
 
         return handle_errors

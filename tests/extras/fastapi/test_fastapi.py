@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import anyio
 import httpx
 import psutil
 import pytest
@@ -22,7 +23,7 @@ import pytest_asyncio
 import redis
 from fastapi import FastAPI
 
-from rush_async import Rush, RushConfig
+from rush_async import DecodeError, Rush, RushConfig
 from rush_async.extras.fastapi import RushDep, rush_lifespan, rush_router
 from rush_async.testing import wait_until
 from tests.extras.fastapi.service_of_tests import LOOPS, create_app, objective, orderly
@@ -213,6 +214,10 @@ async def test_any_process_shows_and_stops_the_run_of_another(
     assert rest[-1] == "end"
     assert rest.count("WorkerStopped") == 2
     assert (ended["state"], ended["workers"]) == ("ended", {"terminated": 2})
+    assert (ended["ended"]["why"], ended["ended"]["detail"]) == ("stopped", "stopped by hand")
+    for client in (client_a, client_b):
+        (listed,) = [found for found in (await client.get("/runs")).json() if found["id"] == run]
+        assert listed == {name: ended[name] for name in listed}
     assert (ended["counts"]["running"], ended["counts"]["failed"]) == (0, 0)
     assert (await stop(client_a, run, forget=True))["counts"] == ended["counts"]
     for client in (client_a, client_b):
@@ -457,7 +462,7 @@ async def test_an_evaluation_may_use_the_workers_of_a_run(client_a: httpx.AsyncC
     await stop(client_a, run)
     late = await client_b.post("/evaluate", json={"xs": {"x": 5}, "run": run})
     assert late.status_code == 503
-    assert "no worker" in late.json()["detail"]
+    assert late.json()["detail"] == "no worker will run the task: start workers, or resume the run"
     assert (await status_of(client_a, run))["counts"]["queued"] == 0  # it was cancelled
 
 
@@ -720,10 +725,8 @@ async def test_an_evaluation_without_evaluators_is_a_503(rush: Rush) -> None:
     app.include_router(rush_router(LOOPS), prefix="/v1")
     async with client_of(app) as client:
         answer = await client.post("/v1/evaluate", json={"xs": {"x": 1}})
-        assert (answer.status_code, answer.json()["detail"].partition(":")[0]) == (
-            503,
-            "no worker is starting or running, and 1 of these tasks have not ended",
-        )
+        detail = "no worker will run the task: start workers, or resume the run"
+        assert (answer.status_code, answer.json()) == (503, {"detail": detail})
     assert (await rush.counts()).failed == 1
 
 
@@ -736,6 +739,59 @@ async def test_an_unreachable_database_is_a_503_without_its_address(rush: Rush, 
         answer = await client.get(f"/runs/{UNKNOWN}")
         proxy.refuse(False)
         assert (answer.status_code, answer.json()) == (503, {"detail": "the database does not answer: try again"})
+
+
+async def test_an_error_of_the_library_in_an_objective_shows_no_address(rush: Rush) -> None:
+    async def reads_elsewhere(xs: dict[str, Any]) -> dict[str, Any]:
+        raise DecodeError("redis://host:6379 has \xff\xfe")
+
+    app = FastAPI(lifespan=rush_lifespan(rush.network_id, rush.config, objective=reads_elsewhere))
+    app.include_router(rush_router(LOOPS))
+    async with client_of(app) as client:
+        answer = await client.post("/evaluate", json={"xs": {"x": 1}})
+        assert answer.status_code == 500
+        assert answer.json()["detail"].partition("(")[2] == "error): DecodeError: the service failed: its log says why"
+
+
+async def test_a_client_that_leaves_a_stream_with_unsent_events_raises_nothing(rush: Rush) -> None:
+    first_sent, may_leave = asyncio.Event(), asyncio.Event()
+    app = FastAPI(lifespan=rush_lifespan(rush.network_id, rush.config))
+    app.include_router(rush_router(LOOPS))
+
+    async def send(message: Any) -> None:
+        if message.get("body"):
+            first_sent.set()
+            await asyncio.Future()  # the client reads nothing
+
+    async def receive() -> Any:
+        await may_leave.wait()
+        return {"type": "http.disconnect"}
+
+    async with app.router.lifespan_context(app) as state:
+
+        async def with_state(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, "state": dict(state or {})}, receive, send)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://service") as client:
+            run = await start(client, "queue")
+            scope: dict[str, Any] = {
+                "type": "http",
+                "asgi": {"spec_version": "2.3"},
+                "http_version": "1.1",
+                "method": "GET",
+                "headers": [],
+            }
+            scope |= {"path": f"/runs/{run}/events", "raw_path": b"", "query_string": b"", "root_path": "", "scheme": "http"}
+            streaming = asyncio.create_task(with_state(scope, receive, send))
+            await first_sent.wait()
+            async with Rush(f"{rush.network_id}.{run}", rush.config) as of_run, of_run.events() as events:
+                for x in range(4):
+                    await of_run.push_finished_tasks([{"x": x}], [{"y": x}])
+                    await anext(events)
+            await anyio.wait_all_tasks_blocked()
+            may_leave.set()
+            await streaming
+            await stop(client, run, forget=True)
 
 
 async def test_the_best_task_is_the_largest_of_the_output_that_the_router_names(rush: Rush) -> None:
@@ -765,7 +821,7 @@ async def test_the_error_of_a_router_without_the_lifespan_names_the_remedy() -> 
 def test_the_schema_describes_every_endpoint() -> None:
     schema = create_app().openapi()
     assert {path: sorted(methods) for path, methods in schema["paths"].items() if path != "/n-tasks"} == {
-        "/runs": ["post"],
+        "/runs": ["get", "post"],
         "/runs/{run_id}": ["delete", "get"],
         "/runs/{run_id}/stop": ["post"],
         "/runs/{run_id}/resume": ["post"],

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from pathlib import Path
 from typing import Any, ClassVar
 
 import anyio
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
-from rush_async import Coroutines, NetworkStateError, Rush, RushWorker
-from rush_async.extras.fastapi.service import Service, read_status
+from rush_async import Coroutines, NetworkStateError, Rush, RushConfig, RushWorker
+from rush_async.extras.fastapi import rush_lifespan, rush_router
+from rush_async.extras.fastapi.bodies import WorkersRequest
+from rush_async.extras.fastapi.service import Service
 from rush_async.launch.handle import Launch, WorkerHandle
 from rush_async.testing import wait_until
+
+ONE = WorkersRequest(loop="loop", evals=1, n_workers=1)
 
 
 async def until_stopped(rush: RushWorker, evals: int) -> None:
     await rush.pop_task(None)
+
+
+async def leaves(rush: RushWorker, evals: int) -> None:
+    """Ends before its budget is spent."""
 
 
 async def objective(xs: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +51,7 @@ class SlowStart:
 async def test_a_service_that_stops_while_a_run_starts_leaves_no_worker_running(rush: Rush) -> None:
     service, slowly = Service(rush, 0.5), SlowStart()
     await service.open()
-    starting = asyncio.ensure_future(service.start_workers("0" * 16, until_stopped, 1, 1, slowly))
+    starting = asyncio.ensure_future(service.start_workers("0" * 16, until_stopped, ONE, slowly))
     await slowly.begun.wait()
     await service.aclose()
     slowly.may_start.set()
@@ -111,7 +123,43 @@ async def test_an_evaluation_whose_caller_disconnects_is_cancelled(rush: Rush, r
     await service.aclose()
 
 
-async def test_a_run_that_does_not_exist_has_ended(rush: Rush) -> None:
-    async with Service(rush, 0.5).client("0123456789abcdef") as run:
-        status = await read_status(run, "y")
-    assert (status.id, status.state, status.workers, status.best) == ("0123456789abcdef", "ended", {}, None)
+async def test_ended_runs_are_deleted_after_their_time_to_live_and_running_ones_are_not(rush: Rush) -> None:
+    service = Service(rush, 0.5, run_ttl=0.3)
+    await service.open()
+    ended, running = "0" * 16, "1" * 16
+    await service.start_workers(running, until_stopped, ONE)
+    await service.start_workers(ended, leaves, ONE)
+    assert [run.id for run in await service.runs()] == [ended, running]
+
+    async def only_the_older_one() -> bool:
+        return [run.id for run in await service.runs()] == [running]
+
+    await wait_until(only_the_older_one)
+    await service.aclose()
+    async with service.client(running) as run:
+        await run.reset()
+    assert await networks(rush) == []
+
+
+def blocking(xs: dict[str, Any]) -> dict[str, Any]:
+    return {"y": xs["x"], "thread": threading.get_ident()}
+
+
+def test_a_plain_function_is_an_objective_in_a_thread_and_other_values_are_refused(directory: Path) -> None:
+    app = FastAPI(lifespan=rush_lifespan("plain", RushConfig(data_dir=directory), objective=blocking))
+
+    @app.get("/thread")
+    async def thread() -> int:
+        return threading.get_ident()
+
+    app.include_router(rush_router({}))
+    with TestClient(app) as client:
+        ys = client.post("/evaluate", json={"xs": {"x": 2}}).json()["ys"]
+        assert ys["y"] == 2
+        assert ys["thread"] != client.get("/thread").json()
+    with pytest.raises(TypeError, match="objective is a function of one input, not int: 3"):
+        rush_lifespan("plain", objective=3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="the worker loop blocking is not `async def`"):
+        rush_router({"blocking": blocking})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"cannot be called with \['evals'\]"):
+        rush_router({"no-evals": objective})  # pyright: ignore[reportArgumentType]

@@ -11,6 +11,7 @@ import pytest_asyncio
 from fastapi import APIRouter, FastAPI, HTTPException
 
 from rush_async import (
+    DecodeError,
     EncodeError,
     NetworkStateError,
     RushConnectionError,
@@ -19,7 +20,7 @@ from rush_async import (
     ServerFullError,
     TasksNotDoneError,
 )
-from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, ErrorRoute, ShuttingDownError, input_errors
+from rush_async.extras.fastapi.statuses import HIDDEN, STATUS_OF_FAILURE, ErrorRoute, ShuttingDownError, input_errors
 from rush_async.model import FailureKind
 
 ERRORS = {
@@ -31,6 +32,15 @@ ERRORS = {
     TasksNotDoneError: 503,
     RushTimeoutError: 504,
     RushError: 500,
+    DecodeError: 500,
+}
+
+HIDING: dict[type[RushError], str] = {  # their messages may have the address of the database, or bytes of records
+    RushConnectionError: "the database does not answer: try again",
+    ServerFullError: "the database is full: try again later",
+    TasksNotDoneError: "no worker will run the task: start workers, or resume the run",
+    RushError: HIDDEN,
+    DecodeError: HIDDEN,
 }
 
 
@@ -54,8 +64,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 async def test_each_error_has_its_status(client: httpx.AsyncClient, error: type[RushError]) -> None:
     answer = await client.get(f"/{error.__name__}")
     assert answer.status_code == ERRORS[error]
-    hidden = error is RushConnectionError  # whose message names the address of the database
-    assert answer.json() == {"detail": "the database does not answer: try again" if hidden else "the reason"}
+    assert answer.json() == {"detail": HIDING.get(error, "the reason")}
 
 
 def test_every_kind_of_failure_has_a_status() -> None:
