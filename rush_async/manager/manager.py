@@ -441,8 +441,8 @@ class Rush(RushClient):
                 a heartbeat); `pid` and `hostname` are null until the worker has registered, and of a shared worker;
             - `state` (String): starting, running, terminated, failed, killed or lost;
             - `started_at` (Datetime in UTC, microseconds);
-            - `last_seen` (Datetime in UTC, microseconds): when the event loop of a running worker last answered its
-                heartbeat; when any other worker ended or was started;
+            - `last_seen` (Datetime in UTC, microseconds): when the event loop of a running worker, or of one that was lost
+                because its heartbeats stopped, last answered; when any other worker ended or was started;
             - `number` (Int64): 0, 1, 2 ... in the order of registering; null until the worker has registered.
 
         Raises:
@@ -460,7 +460,7 @@ class Rush(RushClient):
                 entry.info.get("heartbeat"),
                 entry.state,
                 entry.started_at,
-                entry.ended_at or max(entry.started_at, seen.get(entry.worker_id, entry.started_at)),
+                max(entry.started_at, entry.seen_at or entry.ended_at or seen.get(entry.worker_id, entry.started_at)),
                 entry.number,
             )
             for entry in entries

@@ -55,6 +55,7 @@ class WorkerEntry:
         failure: the failure of its loop, once it has ended.
         ended_at: when it ended.
         is_clearing: whether it was shut out and may still have running tasks.
+        seen_at: when the event loop of a lost worker last answered, where its lease expired.
     """
 
     worker_id: str
@@ -65,6 +66,7 @@ class WorkerEntry:
     failure: Failure | None = None
     ended_at: datetime | None = None
     is_clearing: bool = False
+    seen_at: datetime | None = None
 
     @property
     def has_run(self) -> bool:
@@ -272,7 +274,9 @@ def _decode_entry(name: bytes, raw: bytes) -> WorkerEntry:
         if state not in get_args(WorkerState):
             raise ValueError(f"no state of a worker: {state!r:.80}")
         info, started_at, number, *end = values
-        failure, ended_at = (*end, None, None)[:2]
+        failure, *times = end or [None]
+        is_clearing = word.startswith(b"clearing-")
+        ended_at = None if is_clearing or not times else times.pop()
         return WorkerEntry(
             name.decode(),
             cast("WorkerState", state),
@@ -281,7 +285,8 @@ def _decode_entry(name: bytes, raw: bytes) -> WorkerEntry:
             number,
             None if failure is None else failure_of(failure),
             datetime.fromtimestamp(ended_at, UTC) if ended_at is not None else None,
-            word.startswith(b"clearing-"),
+            is_clearing,
+            datetime.fromtimestamp(times[0], UTC) if times else None,
         )
     except (TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
         raise DecodeError(f"the entry of worker {name!r} is malformed: {raw!r:.200}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -120,6 +121,23 @@ async def test_last_seen_is_when_the_loop_of_a_worker_answered(rush: Rush) -> No
         assert abs((seen[worker.worker_id] - entry.started_at).total_seconds()) < 60
         assert not membership_of(worker).is_shut_out
     assert await store_of(rush).last_seen() == {}
+
+
+async def test_a_lost_worker_was_last_seen_when_its_loop_answered_not_when_it_was_declared_lost(rush: Rush, raw: Any) -> None:
+    store, keys = store_of(rush), store_of(rush).keys
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        (lease,) = raw.zrange(keys.leases, 0, -1)
+        (entry,) = await store.read()
+        seen = entry.started_at + timedelta(seconds=2)  # later than its start, and not the time of the judgement
+        await store.judge()  # where no process beat before, leases are renewed and none is judged
+        raw.hset(keys.processes, lease, f"20 5 {seen.timestamp()}")
+        raw.zadd(keys.leases, {lease: 1})
+        assert await store.judge() == [worker.worker_id]
+        (entry,) = await store.read()
+        assert (entry.state, entry.is_clearing, entry.seen_at) == ("lost", False, seen)
+        assert entry.ended_at is not None
+        assert entry.ended_at < seen
+        assert (await rush.worker_info())["last_seen"].to_list() == [seen]
 
 
 async def test_the_job_of_a_command_is_kept_under_its_name(rush: Rush) -> None:

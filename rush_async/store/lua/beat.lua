@@ -64,7 +64,8 @@ else
           call('HDEL', place, all[i]) -- its end cannot be recorded
         elseif #fenced < MOST_JUDGED then
           fenced[#fenced + 1] = all[i]
-          fence(all[i], entry, 'lost', FAILURE)
+          local seen = tonumber(string.match(call('HGET', PROCESSES, lease) or '', '(%S+)$'))
+          fence(all[i], entry, 'lost', FAILURE .. (place == ALIVE and seen and cmsgpack.pack(seen) or ''))
         else
           is_over[lease], more = false, '1' -- its other workers are for the next call
         end
