@@ -129,7 +129,11 @@ class Failure:
             case None:
                 return cls(kind)
             case _:
-                raise TypeError(f"a failure is an exception, a string or a Failure, not {type(reason).__name__}: {reason!r}")
+                given, shown = cast("object", reason), f"{reason!r:.80}"
+                if isinstance(given, dict) and given.keys() <= set(cls.__slots__):
+                    values = cast("dict[str, object]", given)
+                    shown = f"write Failure({', '.join(f'{name}={value!r:.80}' for name, value in values.items())})"
+                raise TypeError(f"a failure is an exception, a string or a Failure, not {type(reason).__name__}: {shown}")
 
 
 CANCELLED = Failure("cancelled", None, "Task was cancelled")

@@ -54,6 +54,14 @@ def test_any_other_reason_is_refused(reason: Any) -> None:
         Failure.of(reason)
 
 
+def test_the_error_of_a_failure_given_as_a_dict_says_what_to_write() -> None:
+    reason: Any = {"kind": "error", "message": "diverged"}
+    with pytest.raises(TypeError, match=r"not dict: write Failure\(kind='error', message='diverged'\)"):
+        Failure.of(reason)
+    with pytest.raises(TypeError, match=r"not dict: \{'reason': 'diverged'\}"):
+        Failure.of({"reason": "diverged"})  # pyright: ignore[reportArgumentType]
+
+
 def test_a_failure_and_the_end_of_a_worker_cannot_be_changed() -> None:
     failure: Any = Failure()
     with pytest.raises(FrozenInstanceError):
