@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 __all__ = ["frame_of_log", "log_again"]
+
+# without tab and line feed; with separators of lines, and with what turns the direction of writing
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def frame_of_log(entries: Sequence[LogEntry], *, time_difference: bool) -> pl.DataFrame:
@@ -43,12 +47,18 @@ def frame_of_log(entries: Sequence[LogEntry], *, time_difference: bool) -> pl.Da
 
 
 def log_again(entry: LogEntry) -> None:
-    """Logs an entry through the logger it came from, with the worker's id in front of the message."""
+    """Logs an entry through the logger it came from, with the worker's id in front of the message. Control characters are
+    escaped, and further lines begin with `| `: a message cannot command the terminal or look like another record."""
     logger = logging.getLogger("" if entry.logger == "root" else entry.logger)
     level = logging.getLevelNamesMapping().get(entry.level, logging.INFO)
     caller, _, line = entry.caller.rpartition(":")
     line_number = int(line) if line.isdecimal() else 0
-    record = logger.makeRecord(entry.logger, level, caller, line_number, "%s: %s", (entry.worker_id, entry.msg), None, caller)
+    texts = (_harmless(entry.worker_id), _harmless(entry.msg))
+    record = logger.makeRecord(entry.logger, level, caller, line_number, "%s: %s", texts, None, caller)
     record.created = entry.timestamp.timestamp()
     record.msecs = entry.timestamp.microsecond / 1000
     logger.handle(record)
+
+
+def _harmless(text: str) -> str:
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text).replace("\n", "\n| ")

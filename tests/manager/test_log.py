@@ -128,3 +128,9 @@ def test_an_entry_that_is_logged_again_keeps_time_caller_and_level(root: Records
     assert (first.created, first.msecs) == (when.timestamp(), 250)
     assert (first.name, first.levelname, first.funcName, first.lineno) == ("some.logger", "WARNING", "module.function", 17)
     assert (second.name, second.levelname, second.lineno) == ("root", "INFO", 0)
+
+
+def test_control_characters_of_an_entry_that_is_logged_again_are_harmless(root: Records) -> None:
+    message = "done\x1b[2J\x07\r\u202e\tüß\nCRITICAL root: forged\n"
+    log_again(LogEntry("a\x1b]0;b", "INFO", datetime.now(UTC), "x", "a.b:1", message))
+    assert root.records[0].getMessage() == ("a\\x1b]0;b: done\\x1b[2J\\x07\\r\\u202e\tüß\n| CRITICAL root: forged\n| ")
