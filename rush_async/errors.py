@@ -7,7 +7,7 @@ RushError
 ├── RushConfigError         (ValueError)       a setting, URL, id or name that cannot be used
 ├── RushConnectionError     (ConnectionError)  the server cannot be reached, or refuses us
 ├── ServerStartError                           the embedded server did not start
-├── ServerFullError                            the server is at its `maxmemory`; nothing was done
+├── ServerFullError                            the server's memory or disk is full; nothing was done
 ├── WireError
 │   ├── EncodeError         (TypeError)        a value that cannot be serialised
 │   └── DecodeError         (ValueError)       bytes in the database of another program or version
@@ -84,7 +84,7 @@ class ServerStartError(RushError):
 
 
 class ServerFullError(RushError):
-    """The server is at its `maxmemory` and refused a write.
+    """The server is at its `maxmemory`, or cannot write to its disk, and refused a write.
 
     Attributes:
         keys: the keys of the tasks that the same call had written before the server refused; empty unless the call

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -34,6 +35,11 @@ __all__ = ["ServerOpener", "connection_options", "url_db"]
 logger = logging.getLogger(__name__)
 
 _PAUSE = 0.05  # seconds between two looks at a server that loads its data
+_MOST_CLIENTS = "max number of clients reached"
+_TLS_ADVICE = (
+    ". Check tls_ca_file (certificates to trust), tls_cert_file and tls_key_file (this client's) and tls_check_hostname; "
+    "a server without TLS is named by redis://"
+)
 _OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 
 
@@ -87,7 +93,7 @@ def connection_options(config: RushConfig) -> dict[str, Any]:
         "socket_connect_timeout": config.connect_timeout,
         "driver_info": None,
     }
-    if config.url.startswith("rediss:"):
+    if _is_tls(config):
         options |= {
             "ssl_ca_certs": config.tls_ca_file,
             "ssl_certfile": config.tls_cert_file,
@@ -169,15 +175,36 @@ class ServerOpener:
                     ": write them as redis://user:password@host",
                     is_password_refused=True,
                 ) from error
+            if _MOST_CLIENTS in str(error):
+                raise _too_many_clients(config, error) from error
             raise RushConnectionError(
                 f"cannot reach {config.where}: {str(error).rstrip('.')}",
-                ". Start a Redis or Valkey server there, "
+                _TLS_ADVICE
+                if _is_tls(config) and _is_tls_error(error)
+                else ". Start a Redis or Valkey server there, "
                 "name another with the url, or leave the url out to use the embedded server",
             ) from error
         except BaseException:
             transport.drop()
             raise
         return transport
+
+
+def _too_many_clients(config: RushConfig, error: Exception) -> RushConnectionError:
+    return RushConnectionError(f"{config.where} takes no further client ({error})", ": close others, or raise its maxclients")
+
+
+def _is_tls(config: RushConfig) -> bool:
+    return config.url is not None and config.url.startswith("rediss:")
+
+
+def _is_tls_error(error: BaseException | None) -> bool:
+    while error is not None:
+        # A file of `tls_*` that cannot be read is an error of the system.
+        if isinstance(error, ssl.SSLError | FileNotFoundError | PermissionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _is_loading(error: BaseException | None) -> bool:
@@ -198,7 +225,14 @@ async def _greet(transport: Transport, config: RushConfig, scripts: Sequence[str
         command.future.add_done_callback(_retrieve)
     # An old server stops understanding at the second command, so the first one is answered before the others leave.
     transport.write(commands[:1])
-    _check_version(await commands[0].future, config)
+    try:
+        hello = await commands[0].future
+    except RushConnectionError as error:
+        if not _is_tls(config):
+            raise
+        # A TLS server that refuses a certificate closes the connection before it answers.
+        raise RushConnectionError(error.problem, _TLS_ADVICE) from error
+    _check_version(hello, config)
     transport.write(commands[1:])
     for command in commands[2:]:
         reply = await command.future
@@ -221,7 +255,9 @@ def _check_version(hello: Any, config: RushConfig) -> None:
                 ": write them as redis://user:password@host",
                 is_password_refused=True,
             )
-        if code != "ERR":
+        if _MOST_CLIENTS in str(hello):
+            raise _too_many_clients(config, hello)
+        if "unknown command" not in str(hello):
             raise RushConnectionError(f"{config.where} answers {hello}")
         raise RushConnectionError(f"{config.where} is older than Redis 7.0, the oldest server supported: {hello}")
     try:

@@ -19,7 +19,12 @@ def acl_remedy(network_id: str = "") -> str:
 def refusal(reply: Exception, where: str) -> RushError:
     """Returns the error for an error reply of the server at `where`."""
     text = str(reply).rstrip(".")
-    if text.startswith(("OOM", "MISCONF")):
+    if text.startswith("MISCONF"):
+        return ServerFullError(
+            f"{where} cannot write to its disk and refused the call, nothing of it was done: "
+            f"make room on that disk, or see its log for another reason ({text})"
+        )
+    if text.startswith("OOM"):
         return ServerFullError(
             f"{where} is full and refused the call, nothing of it was done: "
             f"raise its maxmemory, or reset networks that are not needed ({text})"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,64 @@ async def test_a_server_that_accepts_the_connection_and_never_replies_is_an_erro
         async with asyncio.timeout(2):
             await Rush(config=replace(rush_server.at(proxy.url), connect_timeout=0.2))
     await wait_until(lambda: proxy.n_connections == 1)
+
+
+@pytest.mark.parametrize("password", ["", ":secret@"])  # redis-py sends a password before our first command
+async def test_the_error_of_a_server_with_too_many_clients_says_so(raw: Any, password: str) -> None:
+    before = {name: raw.config_get(name)[name] for name in ("maxclients", "port")}
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    raw.config_set("port", port)
+    raw.config_set("maxclients", 1)
+    try:
+        with pytest.raises(RushConnectionError, match=r"takes no further client \(.*\): close others, or raise its maxclients"):
+            await Rush(config=f"redis://{password}127.0.0.1:{port}")
+    finally:
+        for name, value in before.items():
+            raw.config_set(name, value)
+
+
+# A self-signed certificate of `localhost` until 2126, and its key.
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBlTCCATugAwIBAgIUGYHlRZETZxFEqONLxQluvFOA3bswCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyODA1MjcyN1oYDzIxMjYxMTA0
+MDUyNzI3WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAAQC8D4xvdbEFPPHNEe0Jvqd3yLmZ4p5Alv+mPlU54uNq0d1vODqm1lN
+C9BKF1qgx6Z9NI11E6ibSrYVlNt7Rx48o2kwZzAdBgNVHQ4EFgQUdfYF7AzZS+G3
+zNq3nGw+28PGdLgwHwYDVR0jBBgwFoAUdfYF7AzZS+G3zNq3nGw+28PGdLgwDwYD
+VR0TAQH/BAUwAwEB/zAUBgNVHREEDTALgglsb2NhbGhvc3QwCgYIKoZIzj0EAwID
+SAAwRQIhAM7qVe7oh1vIPj0Ta29wisrTRhrmNEHERDNp7VnlNmhuAiAYtuoqgXBE
+wdNz951MqTV17zamuJxIOeuLg4MJsQJDQw==
+-----END CERTIFICATE-----
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgAMv9WZHsNGY1Jw/x
+dedpJUPKbHdmqHGioOQWqcB6h26hRANCAAQC8D4xvdbEFPPHNEe0Jvqd3yLmZ4p5
+Alv+mPlU54uNq0d1vODqm1lNC9BKF1qgx6Z9NI11E6ibSrYVlNt7Rx48
+-----END PRIVATE KEY-----
+"""
+
+
+async def test_errors_of_tls_name_its_settings(directory: Path) -> None:
+    own = directory / "own.pem"
+    own.write_text(CERTIFICATE)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=own)
+    context.load_cert_chain(own)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(serve, "localhost", 0, ssl=context)
+    async with server:
+        url = f"rediss://localhost:{server.sockets[0].getsockname()[1]}"
+        settings: list[dict[str, Any]] = [
+            {},  # the certificate of the server is not trusted
+            {"tls_ca_file": str(directory / "missing.pem")},
+            {"tls_ca_file": str(own)},  # the server wants a certificate of the client
+        ]
+        for setting in settings:
+            with pytest.raises(
+                RushConnectionError, match=r"tls_ca_file .* tls_cert_file and tls_key_file .* tls_check_hostname"
+            ):
+                await Rush(config=RushConfig(url, **setting))

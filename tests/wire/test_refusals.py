@@ -8,17 +8,26 @@ from rush_async import RushConnectionError, RushError, ServerFullError
 from rush_async.wire.refusals import acl_remedy, broken, gave_up, refusal
 
 
+def test_a_full_server_is_an_error_of_its_own() -> None:
+    error = refusal(Exception("OOM command not allowed when used memory > 'maxmemory'."), "redis://host")
+    assert isinstance(error, ServerFullError)
+    assert str(error).startswith("redis://host is full and refused the call, nothing of it was done: raise its maxmemory")
+
+
 @pytest.mark.parametrize(
     "reply",
     [
-        "OOM command not allowed when used memory > 'maxmemory'.",
         "MISCONF Valkey is configured to save RDB snapshots, but it is unable to persist on disk.",
+        "MISCONF Errors writing to the AOF file: No space left on device",
     ],
 )
-def test_a_full_server_is_an_error_of_its_own(reply: str) -> None:
+def test_the_error_of_a_full_disk_says_to_make_room_on_the_disk(reply: str) -> None:
     error = refusal(Exception(reply), "redis://host")
     assert isinstance(error, ServerFullError)
-    assert str(error).startswith("redis://host is full and refused the call, nothing of it was done: raise its maxmemory")
+    assert str(error).startswith(
+        "redis://host cannot write to its disk and refused the call, nothing of it was done: make room"
+    )
+    assert "maxmemory" not in str(error)
 
 
 @pytest.mark.parametrize(
