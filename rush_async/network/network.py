@@ -218,7 +218,7 @@ class Network:
             await self.log_writer.aclose()
             await self.heartbeat.aclose()
             # The calls of cancelled callers are compensated before the connection may close.
-            with anyio.move_on_after(_PATIENCE, shield=True):
+            with anyio.move_on_after(self.link.connection.patience(_PATIENCE), shield=True):
                 await self.tasks.calls.quiet()
                 if leases := self.heartbeat.leases:
                     with suppress(RushError):  # then they expire

@@ -56,6 +56,7 @@ class Connection:
         self._postponed: dict[Filler, None] = {}  # called when the server takes bytes again
         self._is_flush_due = False
         self._silence_timer: asyncio.TimerHandle | None = None
+        self._lost_at = 0.0  # when the last connection that was lost had last received something
         self._is_closed = False
         self._gone = asyncio.Event()  # set when the transport of a closed connection has ended
         self._n_refusals = 0  # in a row
@@ -73,6 +74,16 @@ class Connection:
     def is_ready(self) -> bool:
         """Whether a command that is sent now is written at the end of this tick. While it is not, further calls are merged."""
         return self._transport is not None and self._transport.is_open and self._transport.is_writable
+
+    def patience(self, limit: float) -> float:
+        """Returns what is left of `limit` seconds, less those for which the server has answered nothing while calls wait. So
+        workers that close one by one wait for a frozen server together no longer than one of them."""
+        transport, since = self._transport, self._loop.time()
+        if transport is None:
+            since = self._lost_at
+        elif transport.unanswered:
+            since = transport.last_received
+        return max(limit - (self._loop.time() - since), 0.0)
 
     def send(self, command: Command, since: float | None = None) -> None:
         """Sends a command at the end of this tick, or once the server is reached again.
@@ -181,7 +192,7 @@ class Connection:
         if transport is not self._transport:  # it broke while it was being opened
             transport.fail_unanswered(broken(self.config.where, error))
             return
-        self._transport = None
+        self._transport, self._lost_at = None, transport.last_received
         for command in transport.unanswered:
             command.n_seen = 0
         self._waiting.extendleft(reversed(transport.unanswered))

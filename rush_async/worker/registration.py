@@ -82,7 +82,7 @@ async def deregister(network: Network, membership: Membership, error: BaseExcept
     has_left = False
     try:
         # The limit keeps a worker from delaying the close of its manager.
-        with anyio.move_on_after(_PATIENCE, shield=True):
+        with anyio.move_on_after(network.link.connection.patience(_PATIENCE), shield=True):
             if membership.has_logged:
                 await network.log_writer.flush()
             if not membership.is_shut_out:
@@ -92,7 +92,7 @@ async def deregister(network: Network, membership: Membership, error: BaseExcept
                 await network.workers.deregister(membership.worker_id, state, failure)
             has_left = True
         if not has_left:
-            logger.warning("worker %s could not deregister within %g s", membership.worker_id, _PATIENCE)
+            logger.warning("worker %s could not deregister: no answer within %g s", membership.worker_id, _PATIENCE)
     except RushConnectionError as reason:
         logger.warning("worker %s could not deregister: %s", membership.worker_id, reason)
     finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -21,6 +23,7 @@ from rush_async import (
 )
 from rush_async.errors import WorkerIdTakenError
 from rush_async.testing import wait_until
+from tests.proxy import Proxy
 
 TIMEOUT = 10.0
 
@@ -205,3 +208,17 @@ async def test_a_cancelled_opening_of_a_shared_worker_does_not_end_it(rush: Rush
 async def test_the_number_of_running_workers_counts_a_shared_one_once(rush: Rush, pair: tuple[RushWorker, RushWorker]) -> None:
     assert rush.n_running_workers >= 0  # begins to follow the network
     await wait_until(lambda: rush.n_running_workers == 1)
+
+
+async def test_workers_that_close_one_by_one_wait_for_a_frozen_server_as_long_as_one(
+    rush: Rush, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("worker.registration", "network.network"):
+        monkeypatch.setattr(f"rush_async.{module}._PATIENCE", 0.5)
+    async with contextlib.AsyncExitStack() as closing:
+        for _ in range(5):
+            await closing.enter_async_context(RushWorker(rush.network_id, rush.config.at(proxy.url)))
+        proxy.freeze()
+        start = time.monotonic()
+    assert time.monotonic() - start < 1.5
+    proxy.thaw()
