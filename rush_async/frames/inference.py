@@ -217,9 +217,10 @@ class Layout:
     def build(self, values: Values, n: int) -> pl.DataFrame:
         """The frame of `n` records."""
         keys = values.get(_KEY, [])
-        return pl.DataFrame(
-            [column.series(values[column.slot], keys) if column.slot in values else column.nulls(n) for column in self.columns]
-        )
+        series = [
+            column.series(values[column.slot], keys) if column.slot in values else column.nulls(n) for column in self.columns
+        ]
+        return pl.DataFrame({each.name: each for each in series})  # of a list, polars replaces the name '' by one of its own
 
     def extended(self, *, times: bool, schema: Mapping[str, Column]) -> Layout:
         """This layout as a caller asks for it.

@@ -62,7 +62,7 @@ class _Block:
             frames = [part.build(values_of(rows, "finished"), len(rows) // FIELDS) for rows in windows]
             again = pl.concat(frames, rechunk=True)
             done |= {column.name: again[column.name] for column in unsure}
-        return pl.DataFrame([done[column.name] for column in layout.columns])
+        return pl.DataFrame({column.name: done[column.name] for column in layout.columns})
 
 
 class Table:

@@ -168,6 +168,15 @@ def test_a_snapshot_may_have_fewer_rows_and_another_order_of_states() -> None:
     assert archive.frame()["x"].dtype == pl.Int64
 
 
+def test_an_empty_name_is_a_column_beside_names_that_polars_makes_up() -> None:
+    archive = Archive()
+    archive.extend([finished(f"k{at}", {"": at, "column_1": -at}, {"y": 1.0}) for at in range(3)])
+    for frame in (archive.frame(), archive.frame(), archive.frame(1), archive.frame(schema={"z": pl.Int64}, times=True)):
+        assert frame.columns[:4] == ["worker_id", "", "column_1", "y"]
+        assert frame[""].to_list() == list(range(3))[-frame.height :]
+    assert frame_of([("queued", [queued("k", {"": 5}) + b"\xc0" * 6])], with_state=True)[""].to_list() == [5]
+
+
 def test_a_caller_owns_its_frame() -> None:
     archive = Archive()
     archive.extend(rows_of_y([1.0] * 64))
