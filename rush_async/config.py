@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, fields, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_plus, urlsplit
@@ -13,6 +15,9 @@ from rush_async.errors import RushConfigError
 
 __all__ = [
     "RushConfig",
+    "as_number",
+    "as_real",
+    "as_seconds",
     "connection_part",
     "redact",
     "url_of_environment",
@@ -92,22 +97,19 @@ class RushConfig:
                 raise RushConfigError(
                     "url and data_dir exclude each other: data_dir is for the embedded server, which has no url"
                 )
-        if not self.heartbeat_period > 0:
-            raise RushConfigError(f"heartbeat_period must be more than 0 seconds, not {self.heartbeat_period}")
-        if not self.heartbeat_expire >= 2 * self.heartbeat_period:
+        for name in (*_SECONDS, *_WHOLE):
+            if (value := getattr(self, name)) is not None or name != "max_loop_stall":
+                object.__setattr__(self, name, _as_setting(name, value))
+        if self.heartbeat_expire < 2 * self.heartbeat_period:
             raise RushConfigError(
                 f"heartbeat_expire must be at least twice the heartbeat_period of {self.heartbeat_period} s, "
                 f"not {self.heartbeat_expire}"
             )
-        for name in ("connect_timeout", "response_timeout", "max_record_size", "max_start_args_size", "max_loop_stall"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise RushConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
-        if not isinstance(self.max_reports, int) or self.max_reports < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise RushConfigError(f"max_reports must be a whole number of at least 1, not {self.max_reports}")
-        if not self.wait_replicas >= 0:
-            raise RushConfigError(f"wait_replicas must not be negative, not {self.wait_replicas}")
-        if not self.retry_deadline >= 0:
-            raise RushConfigError(f"retry_deadline must not be negative, not {self.retry_deadline}")
+        for name in ("tls_ca_file", "tls_cert_file", "tls_key_file", "large_objects_path"):
+            if (value := getattr(self, name)) is not None and not isinstance(value, str | os.PathLike):
+                raise RushConfigError(f"{name} must be a path, not {type(value).__name__}: {value!r:.80}")
+        if not isinstance(self.tls_check_hostname, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RushConfigError(f"tls_check_hostname must be True or False, not {self.tls_check_hostname!r:.80}")
         if self.appendfsync not in ("always", "everysec", "no"):
             raise RushConfigError(f"appendfsync must be 'always', 'everysec' or 'no', not {self.appendfsync!r}")
 
@@ -155,6 +157,67 @@ class RushConfig:
         return f"embedded server in {Path(self.data_dir)}" if self.data_dir is not None else "embedded server"
 
 
+_SECONDS = ("heartbeat_period", "heartbeat_expire", "max_loop_stall", "connect_timeout", "response_timeout", "retry_deadline")
+_WHOLE = ("max_record_size", "max_reports", "max_start_args_size", "wait_replicas")
+_MAY_BE_0 = ("retry_deadline", "wait_replicas")
+_LONGEST = 1e9  # seconds; a thread cannot wait much longer
+
+
+def _as_setting(name: str, value: Any) -> float:
+    try:
+        number = as_number(value, name) if name in _WHOLE else as_real(value, name)
+    except (TypeError, ValueError) as error:
+        raise RushConfigError(str(error)) from None
+    if number < 0 or (number == 0 and name not in _MAY_BE_0):
+        raise RushConfigError(f"{name} must be {'at least' if name in _MAY_BE_0 else 'more than'} 0, not {value}")
+    if name in _SECONDS and number > _LONGEST:
+        raise RushConfigError(f"{name} must be at most {_LONGEST:,.0f} seconds, not {value}")
+    return value if type(value) in (int, float) else number
+
+
+# numbers that callers pass: a wrong one is refused where it comes in, and numbers of other packages become those of Python
+
+
+def as_number(value: Any, what: str, most: int = 2**53) -> int:
+    """Returns the argument `what` as a whole number from 0 to `most`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be a whole number, not {type(value).__name__}: {value!r:.80}") from None
+    if not 0 <= number <= most:
+        raise ValueError(f"{what} must be 0 to {most:,}, not {number:,}")
+    return number
+
+
+def as_real(value: Any, what: str) -> float:
+    """Returns the argument `what` as a finite float."""
+    number = _as_float(value, what)
+    if not math.isfinite(number):
+        raise ValueError(f"{what} must be finite, not {number}")
+    return number
+
+
+def as_seconds(value: Any, what: str = "timeout") -> float | None:
+    """Returns a time to wait, at least 0; None for None and for infinity, which set no limit."""
+    number = math.inf if value is None else _as_float(value, what)
+    if math.isnan(number):
+        raise ValueError(f"{what} must be a number of seconds, not nan")
+    return None if number == math.inf else max(number, 0.0)
+
+
+def _as_float(value: Any, what: str) -> float:
+    try:
+        if isinstance(value, bool | str | bytes) or type(value).__name__ == "bool":  # that of numpy, too
+            raise TypeError
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{what} is beyond the largest float") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} must be a number, not {type(value).__name__}: {value!r:.80}") from None
+
+
 def with_heartbeat(config: RushConfig, period: float | None, expire: float | None) -> RushConfig:
     """Returns settings with another heartbeat; None keeps the period, or the expiry, that they have."""
     if period is None and expire is None:
@@ -181,6 +244,8 @@ _NOT_OF_CONNECTION = frozenset(
 
 
 def _check_url(url: str) -> None:
+    if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+        raise RushConfigError(f"url must be a string, not {type(url).__name__}")
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, fields, replace
-from operator import index
 from types import TracebackType
 from typing import Any, cast
 
-from rush_async.config import RushConfig, url_of_environment
+from rush_async.config import RushConfig, as_number, as_seconds, url_of_environment
 from rush_async.errors import NetworkStateError, RushConfigError
 
 __all__ = ["Plan", "PlanBlock", "check_levels", "current_plan", "locate", "resolve_config", "rush_plan"]
@@ -140,14 +139,21 @@ def rush_plan(
         RushConfigError: a value cannot be used.
         TypeError: a value is of the wrong type.
     """
+    try:
+        number = None if n_workers is None else as_number(n_workers, "n_workers")
+        seconds = as_seconds(start_worker_timeout, "start_worker_timeout")
+    except ValueError as error:
+        raise RushConfigError(str(error)) from None
+    if number == 0:
+        raise RushConfigError("n_workers must be at least 1, not 0")
     block = PlanBlock(
         Plan(
-            n_workers=None if n_workers is None else _checked_number(n_workers),
+            n_workers=number,
             config=_checked_config(config),
             on=_checked_place(on),
             log_levels=check_levels(log_levels),
             large_objects_path=None if large_objects_path is None else _checked_path(large_objects_path),
-            start_worker_timeout=None if start_worker_timeout is None else _checked_timeout(start_worker_timeout),
+            start_worker_timeout=seconds,
         )
     )
     _process_calls.append(block)
@@ -167,16 +173,6 @@ def _process_plan() -> Plan:
 
 
 # checks of the values
-
-
-def _checked_number(value: Any) -> int:
-    try:
-        number = index(value)
-    except TypeError:
-        raise TypeError(f"n_workers must be a whole number, not {type(value).__name__}: {value!r:.80}") from None
-    if number < 1:
-        raise RushConfigError(f"n_workers must be at least 1, not {number}")
-    return number
 
 
 def _checked_config(value: Any) -> RushConfig | None:
@@ -228,14 +224,6 @@ def _checked_path(value: Any) -> str | os.PathLike[str]:
         raise TypeError(f"large_objects_path is a str or a Path, not {type(value).__name__}: {value!r:.80}")
     if not path or "\0" in path:
         raise RushConfigError(f"large_objects_path names no directory: {path!r}")
-    return value
-
-
-def _checked_timeout(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"start_worker_timeout is a number of seconds, not {type(value).__name__}: {value!r:.80}")
-    if not value >= 0:  # also refuses nan
-        raise RushConfigError(f"start_worker_timeout must be 0 or more seconds, not {value}")
     return value
 
 

@@ -16,7 +16,7 @@ import anyio
 import pytest
 import pytest_asyncio
 
-from rush_async.config import RushConfig
+from rush_async.config import RushConfig, as_real
 from rush_async.embedded.server import acquire
 from rush_async.manager.manager import Rush
 from rush_async.worker.worker import RushWorker
@@ -66,7 +66,7 @@ async def wait_until(condition: Callable[[], T | Awaitable[T]], *, timeout: floa
     Raises:
         AssertionError: the condition returned none within `timeout` seconds. The message shows the last value.
     """
-    deadline, pause = time.monotonic() + timeout, 0.001
+    deadline, pause = time.monotonic() + as_real(timeout, "timeout"), 0.001
     while True:
         result = condition()
         value = cast("T", await result if inspect.isawaitable(result) else result)

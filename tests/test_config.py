@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy
 import pytest
 
 from rush_async import RushConfig, RushConfigError
 from rush_async.config import (
+    as_number,
+    as_real,
+    as_seconds,
     connection_part,
     redact,
     redact_url,
@@ -53,6 +61,19 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"max_loop_stall": 0}, ["max_loop_stall", "0"]),
         ({"max_start_args_size": 0}, ["max_start_args_size", "0"]),
         ({"wait_replicas": -1}, ["wait_replicas", "-1"]),
+        ({"heartbeat_period": True}, ["heartbeat_period", "bool"]),
+        ({"heartbeat_period": "5"}, ["heartbeat_period", "str"]),
+        ({"heartbeat_expire": float("inf")}, ["heartbeat_expire", "inf"]),
+        ({"heartbeat_expire": 1e12}, ["heartbeat_expire", "at most 1,000,000,000 seconds"]),
+        ({"retry_deadline": None}, ["retry_deadline", "NoneType"]),
+        ({"max_loop_stall": True}, ["max_loop_stall", "bool"]),
+        ({"max_record_size": 1e6}, ["max_record_size", "whole number", "float"]),
+        ({"max_reports": True}, ["max_reports", "bool"]),
+        ({"wait_replicas": 1.5}, ["wait_replicas", "float"]),
+        ({"url": 6379}, ["url", "int"]),
+        ({"tls_ca_file": 1}, ["tls_ca_file", "int"]),
+        ({"large_objects_path": 1}, ["large_objects_path", "int"]),
+        ({"tls_check_hostname": "no"}, ["tls_check_hostname", "True or False", "no"]),
         ({"appendfsync": "sometimes"}, ["appendfsync", "everysec", "sometimes"]),
     ],
     ids=str,
@@ -195,3 +216,56 @@ def test_only_settings_of_the_connection_keep_clients_from_sharing_one() -> None
     other = RushConfig(URL, heartbeat_period=1, heartbeat_expire=2, max_loop_stall=3, max_record_size=4, max_start_args_size=5)
     assert connection_part(other) == connection_part(config)
     assert connection_part(RushConfig(URL, response_timeout=1)) != connection_part(config)
+
+
+# numbers that callers pass
+
+
+@pytest.mark.parametrize(("value", "number"), [(0, 0), (7, 7), (numpy.int8(7), 7), (2**53, 2**53)])
+def test_whole_numbers_are_taken(value: Any, number: int) -> None:
+    assert as_number(value, "budget") == number
+
+
+@pytest.mark.parametrize("value", [1.0, "7", None, True, numpy.True_])
+def test_what_is_no_whole_number_is_a_type_error(value: Any) -> None:
+    with pytest.raises(TypeError, match="budget must be a whole number"):
+        as_number(value, "budget")
+
+
+@pytest.mark.parametrize("value", [-1, 128])
+def test_a_number_out_of_range_is_a_value_error(value: int) -> None:
+    with pytest.raises(ValueError, match="retries must be 0 to 127"):
+        as_number(value, "retries", 127)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [(7, 7.0), (0.5, 0.5), (Fraction(1, 4), 0.25), (Decimal("0.5"), 0.5), (numpy.float32(0.5), 0.5)]
+)
+def test_real_numbers_become_floats(value: Any, number: float) -> None:
+    assert as_real(value, "target") == number
+    assert as_seconds(value) == number
+    assert type(as_real(value, "target")) is float
+
+
+@pytest.mark.parametrize("value", ["1", b"1", True, numpy.True_, None, 1j, timedelta(seconds=1)])
+def test_what_is_no_real_number_is_a_type_error(value: Any) -> None:
+    with pytest.raises(TypeError, match=f"target must be a number, not {type(value).__name__}"):
+        as_real(value, "target")
+
+
+def test_a_time_to_wait_is_not_nan_and_infinity_is_no_limit() -> None:
+    assert [as_seconds(value) for value in (None, math.inf, 0, -1)] == [None, None, 0, 0]
+    for value, words in ((math.nan, "timeout must be a number of seconds, not nan"), (10**400, "beyond the largest float")):
+        with pytest.raises(ValueError, match=words):
+            as_seconds(value)
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="target must be finite"):
+            as_real(value, "target")
+
+
+def test_numbers_of_other_packages_become_those_of_python() -> None:
+    periods: dict[str, Any] = {"heartbeat_period": numpy.float64(2), "heartbeat_expire": Fraction(9, 2)}
+    config = RushConfig(**periods, max_reports=cast("int", numpy.int64(7)), retry_deadline=0)
+    numbers = (config.heartbeat_period, config.heartbeat_expire, config.max_reports, config.retry_deadline)
+    assert numbers == (2.0, 4.5, 7, 0)
+    assert [type(number) for number in numbers] == [float, float, int, int]

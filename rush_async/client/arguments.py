@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from operator import index
 from typing import Any, TypeAlias, cast
 
+from rush_async.config import as_number, as_real, as_seconds
 from rush_async.events import EVENT_KINDS
 from rush_async.model import TASK_STATES, Failure, Task, TaskState
 
-__all__ = ["Schema", "as_failures", "as_keys", "as_number", "as_states", "as_text", "check_kinds", "check_lengths"]
+__all__ = [
+    "Schema",
+    "as_failures",
+    "as_keys",
+    "as_number",
+    "as_real",
+    "as_seconds",
+    "as_states",
+    "as_text",
+    "check_kinds",
+    "check_lengths",
+]
 
 Schema: TypeAlias = Mapping[str, Any]
 """Columns that frames always have, with their polars dtypes."""
-
-
-def as_number(value: Any, what: str, most: int = 2**53) -> int:
-    """Returns the argument `what` as a whole number from 0 to `most`."""
-    try:
-        number = index(value)
-    except TypeError:
-        raise TypeError(f"{what} must be a whole number, not {type(value).__name__}: {value!r:.80}") from None
-    if not 0 <= number <= most:
-        raise ValueError(f"{what} must be 0 to {most:,}, not {number:,}")
-    return number
 
 
 def as_text(value: Any, what: str) -> str:

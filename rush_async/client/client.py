@@ -10,7 +10,16 @@ from contextlib import suppress
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, check_kinds, check_lengths
+from rush_async.client.arguments import (
+    Schema,
+    as_failures,
+    as_keys,
+    as_number,
+    as_seconds,
+    as_states,
+    check_kinds,
+    check_lengths,
+)
 from rush_async.client.event_stream import EventStream
 from rush_async.client.malformed import Repairs
 from rush_async.client.reports import ReportCache, Reports
@@ -320,7 +329,7 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         """
         network = self._net
         with self._until_closed():
-            return await network.wait_for_counts(predicate, timeout)
+            return await network.wait_for_counts(predicate, as_seconds(timeout))
 
     async def wait_for_tasks(
         self, keys: str | Sequence[str], *, timeout: float | None = None, need_workers: bool = True
@@ -342,7 +351,7 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         keys = as_keys(keys)
         network = self._net
         with self._until_closed():
-            return await network.wait_for_ends(keys, timeout, need_workers=need_workers)
+            return await network.wait_for_ends(keys, as_seconds(timeout), need_workers=need_workers)
 
     # reading
 
@@ -377,7 +386,7 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
             times: as in `fetch_finished_tasks`.
             schema: as in `fetch_finished_tasks`.
         """
-        network = self._net
+        network, timeout = self._net, as_seconds(timeout)
         loop = asyncio.get_running_loop()
         deadline = math.inf if timeout is None else loop.time() + timeout
         archive = _archive_of(network.results)
@@ -484,7 +493,7 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
             buffer: how many events may wait for a slow listener before the rest is reported as missed.
         """
         check_kinds(kinds)
-        if buffer < 1:
+        if as_number(buffer, "buffer") < 1:
             raise ValueError(f"buffer must be at least 1, not {buffer}")
         return EventStream(self, kinds, buffer, has_results=results)
 

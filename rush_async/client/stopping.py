@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, cast
 
-from rush_async.client.arguments import as_number
+from rush_async.client.arguments import as_number, as_real, as_seconds
 from rush_async.client.session import Session, Shared
 from rush_async.errors import NetworkStateError
 from rush_async.model import StopReason
@@ -181,7 +180,7 @@ class Stopping(Session[S]):
         """
         network = self._net
         with cast("AbstractContextManager[None]", self._until_closed()):
-            return await network.wait_for_stop(timeout, need_workers=need_workers)
+            return await network.wait_for_stop(as_seconds(timeout), need_workers=need_workers)
 
     @property
     def stop_reason(self) -> StopReason | None:
@@ -212,7 +211,7 @@ def _rules(finished: Any, failed: Any, seconds: Any, target: Any, patience: Any,
         if not (isinstance(target, Mapping) and len(cast("Mapping[Any, Any]", target)) == 1):
             raise TypeError(f'target must be a mapping of one output to its value, as in {{"y": 0.4}}, not {target!r:.80}')
         ((output, value),) = cast("Mapping[Any, Any]", target).items()
-        limit = _as_real(value, f"target of {output!r:.80}")
+        limit = as_real(value, f"target of {output!r:.80}")
     if patience is not None:
         if isinstance(patience, str) or not isinstance(patience, Sequence) or len(cast("Sequence[Any]", patience)) != 2:
             raise TypeError(f'patience must be an output and a number of tasks, as in ("y", 100), not {patience!r:.80}')
@@ -224,7 +223,7 @@ def _rules(finished: Any, failed: Any, seconds: Any, target: Any, patience: Any,
     if output is not None and not (isinstance(output, str) and 1 <= len(output) <= _LONGEST_OUTPUT):
         raise ValueError(f"an output has a name of 1 to {_LONGEST_OUTPUT} characters, not {output!r:.80}")
     if seconds is not None:
-        seconds = _as_real(seconds, "seconds")
+        seconds = as_real(seconds, "seconds")
         if seconds <= 0:
             raise ValueError(f"seconds must be positive, not {seconds:g}")
     return StopRules(
@@ -242,16 +241,4 @@ def _as_limit(value: Any, what: str) -> int:
     number = as_number(value, what)
     if number == 0:
         raise ValueError(f"{what} must be at least 1, not 0")
-    return number
-
-
-def _as_real(value: Any, what: str) -> float:
-    if isinstance(value, bool | str):
-        raise TypeError(f"{what} must be a number, not {type(value).__name__}: {value!r:.80}")
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{what} must be a number, not {type(value).__name__}: {value!r:.80}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{what} must be finite, not {number}")
     return number

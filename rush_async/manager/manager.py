@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import anyio
 
-from rush_async.client.arguments import Schema, as_keys, as_number
+from rush_async.client.arguments import Schema, as_keys, as_number, as_seconds
 from rush_async.client.client import RushClient
 from rush_async.config import RushConfig, with_heartbeat
 from rush_async.errors import RushConnectionError, RushTimeoutError, WorkersNotReadyError, listed
@@ -255,12 +255,12 @@ class Rush(RushClient):
         wanted = None if worker_ids is None else list(dict.fromkeys(as_keys(worker_ids)))
         if n is None and wanted is None:
             raise ValueError("say how many workers to wait for, n=..., or which, worker_ids=[...]")
-        if n is not None and wanted is not None and n > len(wanted):
-            raise ValueError(f"n is {n} and only {len(wanted)} worker_ids are given: they can never be that many")
         needed = as_number(n, "n") if n is not None else len(wanted or ())
+        if wanted is not None and needed > len(wanted):
+            raise ValueError(f"n is {n} and only {len(wanted)} worker_ids are given: they can never be that many")
         network = self._net
-        timeout = current_plan().start_worker_timeout if timeout is None else timeout
-        once = timeout is not None and timeout <= 0
+        timeout = as_seconds(current_plan().start_worker_timeout if timeout is None else timeout)
+        once = timeout == 0
         n_ready = 0
         try:
             with self._until_closed(), network.feed, network.feed.end_wait(()) as wait:
@@ -321,6 +321,7 @@ class Rush(RushClient):
         """
         group = self._worker_group
         wanted = group.worker_ids if worker_ids is None else as_keys(worker_ids)
+        timeout = as_seconds(timeout)
         with group.failures.joined(wanted if check else ()):
             with self._until_closed():
                 ends = await self._wait_for_ends(wanted, timeout)
@@ -390,7 +391,7 @@ class Rush(RushClient):
         """
         if mode not in ("terminate", "kill"):
             raise ValueError(f"mode is 'terminate' or 'kill', not {mode!r}")
-        network = self._net
+        network, timeout = self._net, as_seconds(timeout)
         # The group also knows workers that have not registered yet or have just deregistered.
         living = set(self._worker_group.living)
         entries = [entry for entry in await network.workers.read() if entry.state in ("starting", "running")]

@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rush_async.client.arguments import as_number
+from rush_async.client.arguments import as_number, as_real
 
 __all__ = ["Limiter", "Limits"]
 
@@ -30,19 +30,16 @@ class Limits:
     idle_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        _check_seconds(self.max_time, "max_time")
-        _check_seconds(self.idle_timeout, "idle_timeout")
+        for name in ("max_time", "idle_timeout"):
+            object.__setattr__(self, name, _as_limit(getattr(self, name), name))
         if self.max_tasks is not None and as_number(self.max_tasks, "max_tasks") < 1:
             raise ValueError(f"max_tasks must be at least 1, not {self.max_tasks}: leave it out for no limit")
 
 
-def _check_seconds(seconds: Any, what: str) -> None:
-    if seconds is None:
-        return
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"{what} is a number of seconds, not {type(seconds).__name__}: {seconds!r:.80}")
-    if not 0 < seconds <= threading.TIMEOUT_MAX:  # also refuses nan
+def _as_limit(seconds: Any, what: str) -> float | None:
+    if seconds is not None and not 0 < as_real(seconds, what) <= threading.TIMEOUT_MAX:
         raise ValueError(f"{what} must be more than 0 seconds and finite, not {seconds}: leave it out for no limit")
+    return None if seconds is None else as_real(seconds, what)
 
 
 class LimitedWorker(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from dataclasses import replace
 from typing import Any, Literal, overload
 
-from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_states, as_text, check_lengths
+from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_seconds, as_states, as_text, check_lengths
 from rush_async.client.client import RushClient
 from rush_async.client.draw import Draw
 from rush_async.config import RushConfig
@@ -272,7 +272,7 @@ class RushWorker(RushClient):
         Raises:
             WorkerLostError: this worker was declared lost or was killed.
         """
-        network, membership = self._net, self._membership
+        network, membership, timeout = self._net, self._membership, as_seconds(timeout)
         key = None if key is None else as_text(key, "key")
         if not membership.terminated and timeout == 0 and key is None:
             return await self._blocks.look_in_queue(network)
@@ -400,7 +400,7 @@ class RushWorker(RushClient):
         budget = None if budget is None else as_number(budget, "budget")
         max_failed = None if max_failed is None else as_number(max_failed, "max_failed")
         place = Place(self._net, self._blocks, xs, xs_extra, budget, max_failed)
-        return TaskBlock(self._blocks, place, catch, timeout)
+        return TaskBlock(self._blocks, place, catch, as_seconds(timeout))
 
     async def proposals(
         self,

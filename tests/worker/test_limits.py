@@ -251,14 +251,14 @@ async def test_waiting_for_a_place_within_a_budget_is_idle(rush: Rush, rush_work
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, 1e300])
 def test_a_time_that_is_no_limit_is_refused(seconds: float) -> None:
     for name in ("max_time", "idle_timeout"):
-        with pytest.raises(ValueError, match=f"{name} must be more than 0 seconds and finite, not .*: leave it out"):
+        with pytest.raises(ValueError, match=f"{name} must be (more than 0 seconds and )?finite, not"):
             Limits(**{name: seconds})  # pyright: ignore[reportArgumentType]
 
 
 def test_what_is_no_number_is_refused() -> None:
     no_numbers: list[Any] = ["60", True]
     for value in no_numbers:
-        with pytest.raises(TypeError, match="idle_timeout is a number of seconds, not"):
+        with pytest.raises(TypeError, match="idle_timeout must be a number, not"):
             Limits(idle_timeout=value)
     with pytest.raises(TypeError, match="max_tasks must be a whole number, not float"):
         Limits(max_tasks=1.5)  # pyright: ignore[reportArgumentType]

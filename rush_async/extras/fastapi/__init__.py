@@ -32,7 +32,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import AwareDatetime
 
 from rush_async.client.event_stream import EventStream
-from rush_async.config import RushConfig
+from rush_async.config import RushConfig, as_number, as_real
 from rush_async.errors import NetworkStateError, RushConnectionError
 from rush_async.events import EVENT_KINDS, Event
 from rush_async.extras.fastapi.bodies import (
@@ -203,11 +203,15 @@ def rush_lifespan(
         What FastAPI takes as `lifespan`.
 
     Raises:
-        TypeError: `objective` is no function.
+        TypeError: `objective` is no function, or a number is none.
+        ValueError: a number is out of its range.
     """
 
     if objective is not None and not callable(objective):
         raise TypeError(f"objective is a function of one input, not {type(objective).__name__}: {objective!r:.80}")
+    n_evaluators, drain = as_number(n_evaluators, "n_evaluators"), as_real(drain, "drain")
+    if run_ttl is not None and as_real(run_ttl, "run_ttl") <= 0:
+        raise ValueError(f"run_ttl must be more than 0 seconds, not {run_ttl}: None keeps all runs")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[Mapping[str, Any]]:

@@ -82,7 +82,7 @@ class WorkersRequest(BaseModel):
     """Workers to start."""
 
     loop: str = Field(description="the name under which the router has the loop")
-    evals: int = Field(gt=0, description="the budget: how many tasks the workers finish together")
+    evals: Limit = Field(description="the budget: how many tasks the workers finish together")
     n_workers: int = Field(1, gt=0, le=256)
 
 

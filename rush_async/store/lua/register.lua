@@ -10,6 +10,13 @@ require('create')
 require('workers')
 if known then return repeated() end
 
+for at = FIRST, #ARGV, ITEM_SIZE do
+  local period, expire = tonumber(ARGV[at + PERIOD]), tonumber(ARGV[at + EXPIRE])
+  if ARGV[at + LEASE] ~= '' and not (period and expire and expire < math.huge) then
+    return redis.error_reply('ERR the times of a lease must be finite numbers')
+  end
+end
+
 local answer, entries, alive, starting, leases = {}, {}, {}, {}, {}
 local seen = {}
 for at = FIRST, #ARGV, ITEM_SIZE do

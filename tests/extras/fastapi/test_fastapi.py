@@ -536,6 +536,7 @@ async def test_an_unknown_run_is_not_found(client_a: httpx.AsyncClient, method: 
     [
         ("/runs", {"loop": "unheard", "evals": 1}, "choose from broken, orderly, queue, reporting, search, stuck"),
         ("/runs", {"loop": "search", "evals": 0}, "greater than 0"),
+        ("/runs", {"loop": "search", "evals": 2**53 + 1}, "less than or equal to"),
         ("/runs", {"loop": "search", "evals": 1, "n_workers": 1_000}, "less than or equal to 256"),
         (
             "/runs",

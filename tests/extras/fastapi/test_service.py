@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from pathlib import Path
 from typing import Any, ClassVar
@@ -159,6 +160,9 @@ def test_a_plain_function_is_an_objective_in_a_thread_and_other_values_are_refus
         assert ys["thread"] != client.get("/thread").json()
     with pytest.raises(TypeError, match="objective is a function of one input, not int: 3"):
         rush_lifespan("plain", objective=3)  # pyright: ignore[reportArgumentType]
+    for arguments in ({"drain": "5"}, {"n_evaluators": True}, {"run_ttl": 0}, {"run_ttl": math.nan}):
+        with pytest.raises((TypeError, ValueError), match=f"{next(iter(arguments))} must be"):
+            rush_lifespan("plain", **arguments)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="the worker loop blocking is not `async def`"):
         rush_router({"blocking": blocking})  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"cannot be called with \['evals'\]"):
