@@ -197,7 +197,7 @@ async def test_what_is_no_kind_of_event_is_refused(rush: Rush, bad: Any) -> None
 
 @pytest.mark.parametrize("buffer", [0, -1])
 async def test_a_buffer_of_nothing_is_refused(rush: Rush, buffer: int) -> None:
-    with pytest.raises(ValueError, match=f"buffer must be at least 1, not {buffer}"):
+    with pytest.raises(ValueError, match=f"buffer must be .*, not {buffer}"):
         rush.events(buffer=buffer)
 
 

@@ -253,9 +253,11 @@ def _add_run_routes(
             return await status_of(run)
 
     @router.get("/runs/{run_id}")
-    async def get_run(run: _RunDep) -> RunStatus:
+    async def get_run(run: _RunDep, service: _ServiceDep) -> RunStatus:
         """Returns counts, workers, and the best task so far."""
-        return await status_of(run)
+        status = await status_of(run)
+        service.watch(status)
+        return status
 
     @router.post("/runs/{run_id}/stop")
     async def stop_network(run: _RunDep, body: StopRequest | None = None) -> RunStatus:

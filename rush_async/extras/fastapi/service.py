@@ -81,6 +81,7 @@ class Service:
         self._run_ttl = run_ttl
         self._supervisor = Supervisor(f"service {rush.network_id}")
         self._runs: set[Rush] = set()  # the managers of the workers that this process started
+        self._watched: set[str] = set()  # runs whose leases this process judges for a while
         self._evaluators: set[str] = set()
         self._streaming: set[Rush] = set()
         self._is_stopping = False
@@ -249,8 +250,24 @@ class Service:
 
         ids = [name.removeprefix(prefix) for name in names]
         found = await asyncio.gather(*[read(run_id) for run_id in ids if RUN_ID.fullmatch(run_id)])
+        for run in found:
+            self.watch(run)
         started = [(run.started_at, run) for run in found if run.started_at is not None]  # others were deleted meanwhile
         return [run for _, run in sorted(started, key=lambda pair: pair[0], reverse=True)]
+
+    def watch(self, run: RunSummary) -> None:
+        """Keeps a client of a running run open for a while: its process may be gone, and then no other judges its leases."""
+        if run.state == "running" and run.id not in self._watched:
+            self._watched.add(run.id)
+            self._supervisor.start(self._judge_leases, run.id)
+
+    async def _judge_leases(self, run_id: str) -> None:
+        try:
+            with contextlib.suppress(RushConnectionError):  # the next look at the run tries again
+                async with self.client(run_id) as run:
+                    await anyio.sleep(2 * run.config.heartbeat_expire)
+        finally:
+            self._watched.discard(run_id)
 
     async def _delete_ended_runs(self, ttl: float) -> None:
         """Deletes each run `ttl` seconds after its end. One that is running cannot be due sooner than in `ttl` seconds."""

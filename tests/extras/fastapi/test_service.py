@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from rush_async.extras.fastapi import rush_lifespan, rush_router
 from rush_async.extras.fastapi.bodies import WorkersRequest
 from rush_async.extras.fastapi.service import Service
 from rush_async.launch.handle import Launch, WorkerHandle
+from rush_async.store.leases import Lease
 from rush_async.testing import wait_until
 
 ONE = WorkersRequest(loop="loop", evals=1, n_workers=1)
@@ -140,6 +142,25 @@ async def test_ended_runs_are_deleted_after_their_time_to_live_and_running_ones_
     async with service.client(running) as run:
         await run.reset()
     assert await networks(rush) == []
+
+
+async def test_a_run_whose_process_is_gone_is_found_lost_after_one_look_at_it(rush: Rush, raw: Any) -> None:
+    run_id = "2" * 16
+    async with Rush(rush.network_id, replace(rush.config, heartbeat_period=0.1, heartbeat_expire=0.3)) as quick:
+        service = Service(quick, 0.5)
+        await service.open()
+        async with service.client(run_id) as run:
+            workers = run._net.workers  # pyright: ignore[reportPrivateUsage]
+            await workers.register("ghost", Lease("of-a-process-that-is-gone", 0.1, 0.3), {"pid": 1})
+        assert [run.state for run in await service.runs()] == ["running"]
+        entries = f"rush:{{{rush.network_id}.{run_id}}}:workers"
+        await wait_until(lambda: raw.hget(entries, "ghost").startswith(b"lost "))
+        (found,) = await service.runs()
+        assert found.ended is not None
+        assert (found.ended.why, found.ended.detail) == ("failed", "Worker has crashed or was killed")
+        async with service.client(run_id) as run:
+            await run.reset()
+        await service.aclose()
 
 
 def blocking(xs: dict[str, Any]) -> dict[str, Any]:
