@@ -70,13 +70,17 @@ class RushConnectionError(RushError, ConnectionError):
         problem: what happened.
         advice: what to do about it in Python code; the command has advice of its own. It may be empty.
         is_password_refused: whether the server demands a user or password, or refuses the one it got.
+        is_final: whether the server cannot come back: an embedded one that has ended.
     """
 
-    def __init__(self, problem: str = "", advice: str = "", *, is_password_refused: bool = False) -> None:
+    def __init__(
+        self, problem: str = "", advice: str = "", *, is_password_refused: bool = False, is_final: bool = False
+    ) -> None:
         super().__init__(f"{problem}{advice}")
         self.problem = problem
         self.advice = advice
         self.is_password_refused = is_password_refused
+        self.is_final = is_final
 
 
 class ServerStartError(RushError):

@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 import anyio
 
-from rush_async.errors import NetworkStateError
+from rush_async.errors import NetworkStateError, RushConnectionError
 from rush_async.process import forget_in_child
 from rush_async.supervisor import run_to_completion
 
@@ -19,7 +19,17 @@ __all__ = ["Session", "Shared"]
 
 
 class Shared(Protocol):
-    """The view of a network, which several clients share."""
+    """The view of a network, which several clients share.
+
+    Attributes:
+        waits: what waits for changes of the network.
+        ended: why its server cannot come back; None while it can.
+    """
+
+    waits: set[anyio.CancelScope]
+
+    @property
+    def ended(self) -> RushConnectionError | None: ...
 
     async def release(self) -> None:
         """Releases the view; the last user closes it."""
@@ -171,12 +181,14 @@ class Session(Generic[N]):
 
     @contextmanager
     def _until_closed(self) -> Generator[None]:
-        """What waits in this block ends with `NetworkStateError` when the client is closed, or was before: no event would wake
-        it any more."""
-        if self._network is None:
+        """What waits in this block ends with `NetworkStateError` when the client is closed, or was before, and with
+        `RushConnectionError` when the server has ended: no event would wake it any more."""
+        network = self._network
+        if network is None:
             raise NetworkStateError(self._why_not_open)
         with anyio.CancelScope() as scope:
             self._waiting.add(scope)
+            network.waits.add(scope)
             try:
                 yield
             except asyncio.CancelledError as error:
@@ -185,5 +197,8 @@ class Session(Generic[N]):
                 raise
             finally:
                 self._waiting.discard(scope)
+                network.waits.discard(scope)
         if scope.cancelled_caught:
+            if self._network is not None and network.ended is not None:
+                raise RushConnectionError(network.ended.problem, network.ended.advice, is_final=True)
             raise NetworkStateError(self._why_not_open)

@@ -14,7 +14,7 @@ from pathlib import Path
 from rush_async.embedded.locks import is_locked, lock_exclusive, open_private
 from rush_async.errors import ServerStartError
 
-__all__ = ["DataDirectory", "RuntimeDirectory", "network_file_system"]
+__all__ = ["DataDirectory", "RuntimeDirectory", "has_ended", "network_file_system"]
 
 _LONGEST_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 _PREFIX = "rush-"
@@ -80,6 +80,13 @@ class RuntimeDirectory:
                 os.unlink(self.path / name)
         with contextlib.suppress(OSError):
             os.rmdir(self.path)
+
+
+def has_ended(url: str) -> bool:
+    """Whether a URL names the socket of an embedded server that has ended for good: its runtime directory is gone."""
+    socket = Path(url.removeprefix("unix://"))
+    is_embedded = socket.name == _FILES[0] and socket.parent.name.startswith(_PREFIX)
+    return is_embedded and not socket.parent.exists()
 
 
 def _base() -> str:

@@ -2,7 +2,8 @@
 
 Each process that uses a server has a shared lock on its lease file. A watchdog (see `watchdog.py`) waits for the exclusive
 lock, and then stops the server. So the server survives the process that started it while another one uses it, and ends with
-the last one, however that ends. `directories.py` lists the files of a server.
+the last one, however that ends. A server with a data directory that dies earlier is started again by the watchdog, on the same
+socket: clients need no new address. `directories.py` lists the files of a server.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class _Servers:
         with self.lock:
             self._reap()
             server = self._servers.get(key)
-            if server is not None and not server.is_listening():
+            # The watchdog of a server with a data directory may just be starting it again.
+            deadline = time.monotonic() + ready_timeout
+            if server is not None and not server.is_listening() and not server.wait_until_ready(deadline):
                 logger.warning("the embedded server (process %d) has died; starting another", server.pid)
                 # Its lease file must be gone: `_join_or_start` would open and close it, which releases our lock.
                 server.discard()

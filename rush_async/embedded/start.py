@@ -116,7 +116,7 @@ class Server:
         try:
             # Waits while the last user stops the server; then the directory is gone.
             lock_shared(lease)
-            if directory.lease.exists() and server._wait_until_ready(deadline):
+            if directory.lease.exists() and server.wait_until_ready(deadline):
                 return server
         except BaseException:
             os.close(lease)
@@ -154,7 +154,7 @@ class Server:
             raise
         server = cls(data, directory, lease, watchdog)
         try:
-            if not server._wait_until_ready(deadline):
+            if not server.wait_until_ready(deadline):
                 server.close()
                 end = os.pread(log, 1 << 16, n_old).decode("utf-8", "replace").splitlines()[-5:]
                 raise ServerStartError(
@@ -223,7 +223,7 @@ class Server:
         except OSError:
             return True  # unknown; `_wait_for_end` looks at the directory too
 
-    def _wait_until_ready(self, deadline: float) -> bool:
+    def wait_until_ready(self, deadline: float) -> bool:
         """Waits until the server answers, also with an error while it loads its data; returns whether it did in time."""
         pause = 0.001
         while True:

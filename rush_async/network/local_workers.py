@@ -50,8 +50,8 @@ class LocalWorker(Protocol):
 
     def request_stop(self) -> None: ...
 
-    def end_waits(self) -> None:
-        """Ends its waits for a task or a place."""
+    def end_waits(self, error: Exception | None = None) -> None:
+        """Ends its waits for a task or a place, with an error where one is given."""
 
     def shut_out(self, why: str) -> None: ...
 
@@ -137,6 +137,11 @@ class LocalWorkers:
                 worker.shut_out(_RESET)
             else:
                 worker.shut_out("killed" if ends[worker_id] == "killed" else "lost")
+
+    def server_ended(self, error: Exception) -> None:
+        """Ends the waits of all workers with an error: the server has ended."""
+        for worker in self.by_id.values():
+            worker.end_waits(error)
 
     def drop_ended(self, keys: Sequence[str], running: set[str]) -> None:
         """Cancels those of the tasks `keys` that workers hold and that are not running any more."""

@@ -17,6 +17,7 @@ from rush_async.errors import (
     DecodeError,
     NetworkStateError,
     RushConfigError,
+    RushConnectionError,
     RushError,
     RushTimeoutError,
     TasksNotDoneError,
@@ -85,6 +86,7 @@ class Network:
         local_workers: the workers that live in this event loop.
         heartbeat: renews the leases of this event loop's workers.
         log_writer: writes what they log.
+        waits: what waits for changes of the network; ended when the server has ended.
     """
 
     def __init__(self, network_id: str, link: Link) -> None:
@@ -109,6 +111,8 @@ class Network:
         self.local_workers = LocalWorkers(network_id, self.position)
         self.heartbeat = Heartbeat(link.config, self.keys, self, self.local_workers.by_id)
         self.log_writer = LogWriter(link.config, self.keys, self)
+        self.waits: set[anyio.CancelScope] = set()
+        link.connection.watchers.add(self)
         self._users = 0
         self._seed_read_at: tuple[int, int | None, int] | None = None  # epoch, the seed given, and changes of the rules
         self._is_open = False
@@ -212,6 +216,7 @@ class Network:
         if networks.get((self.link.config, self.network_id)) is self:
             del networks[self.link.config, self.network_id]
         self._is_open = False
+        self.link.connection.watchers.discard(self)
         self.feed.close()
         self.link.subscription.unsubscribe(self.keys.control)
         try:
@@ -226,6 +231,18 @@ class Network:
                 await self.tasks.forget_answers()
         finally:
             await self.link.release()
+
+    @property
+    def ended(self) -> RushConnectionError | None:
+        """Why its server cannot come back; None while it can."""
+        return self.link.connection.ended
+
+    def server_ended(self, error: RushConnectionError) -> None:
+        """Ends all waits: nothing is heard of the network any more."""
+        self.feed.close()
+        self.local_workers.server_ended(error)
+        for wait in tuple(self.waits):
+            wait.cancel()
 
     # its tasks
 

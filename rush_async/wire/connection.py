@@ -17,7 +17,7 @@ from rush_async.supervisor import Supervisor
 from rush_async.wire.refusals import broken, gave_up, refusal
 from rush_async.wire.transport import Command, FutureCommand, Opener, Transport, Word, pack
 
-__all__ = ["Connection", "Filler"]
+__all__ = ["Connection", "Filler", "ServerWatcher"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,13 @@ class Filler(Protocol):
         """Is called after each failed attempt to reconnect, while this filler waits for the server."""
 
 
+class ServerWatcher(Protocol):
+    """Waits for what the server tells."""
+
+    def server_ended(self, error: RushConnectionError) -> None:
+        """Is called when the server has ended and cannot come back."""
+
+
 class Connection:
     """The one command connection of an event loop to a server: it reconnects, and sends again what was not answered.
 
@@ -43,9 +50,15 @@ class Connection:
         config: the server.
         supervisor: runs the reconnecting.
         opener: opens connections to the server.
+
+    Attributes:
+        ended: why the server cannot come back; None while it can.
+        watchers: are called when it cannot.
     """
 
     def __init__(self, config: RushConfig, supervisor: Supervisor, opener: Opener) -> None:
+        self.ended: RushConnectionError | None = None
+        self.watchers: set[ServerWatcher] = set()
         self.config = config
         self.supervisor = supervisor
         self._opener = opener
@@ -64,6 +77,8 @@ class Connection:
         self.n_reconnects = 0
 
     def _closed_error(self) -> RushConnectionError:
+        if self.ended is not None:
+            return RushConnectionError(self.ended.problem, self.ended.advice, is_final=True)
         return RushConnectionError(f"the connection to {self.config.where} is closed")
 
     async def open(self) -> None:
@@ -72,8 +87,9 @@ class Connection:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a command that is sent now is written at the end of this tick. While it is not, further calls are merged."""
-        return self._transport is not None and self._transport.is_open and self._transport.is_writable
+        """Whether a command that is sent now is written, or fails, at the end of this tick. While it is not, further calls are
+        merged."""
+        return self._is_closed or (self._transport is not None and self._transport.is_open and self._transport.is_writable)
 
     def patience(self, limit: float) -> float:
         """Returns what is left of `limit` seconds, less those for which the server has answered nothing while calls wait. So
@@ -168,6 +184,8 @@ class Connection:
         for filler in due:
             filler.fill()
         self._is_flush_due = False
+        if self._due:  # a command failed at once, and its filler has more to send
+            self._flush_soon()
         transport = self._transport
         if self._waiting and transport is not None and transport.is_open and transport.is_writable:
             commands = list(self._waiting)
@@ -225,6 +243,9 @@ class Connection:
                         raise RushConnectionError(f"{self.config.where} closed the connection at once")
                     self._transport = transport
                 except RushConnectionError as reason:
+                    if reason.is_final:
+                        self._end(reason)
+                        break
                     failures += 1
                     self._fail_waiting(reason, self.config.retry_deadline)
                     await asyncio.sleep(backoff.compute(failures))
@@ -239,6 +260,15 @@ class Connection:
                 self._fail_waiting(self._closed_error(), 0)
             elif self._is_closed:
                 self._transport.drop()
+
+    def _end(self, reason: RushConnectionError) -> None:
+        """The server has ended and cannot come back."""
+        logger.error("%s", reason)
+        self.ended, self._is_closed = reason, True
+        self._fail_waiting(reason, 0)
+        self.writable()
+        for watcher in tuple(self.watchers):
+            watcher.server_ended(self._closed_error())
 
     def _fail_waiting(self, reason: Exception, patience: float) -> None:
         now = self._loop.time()

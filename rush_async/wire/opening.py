@@ -26,6 +26,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
 from rush_async.config import RushConfig
+from rush_async.embedded.directories import has_ended
 from rush_async.errors import RushConfigError, RushConnectionError
 from rush_async.wire.refusals import acl_remedy
 from rush_async.wire.transport import FutureCommand, Transport, TransportOwner, pack
@@ -177,6 +178,13 @@ class ServerOpener:
                 ) from error
             if _MOST_CLIENTS in str(error):
                 raise _too_many_clients(config, error) from error
+            if has_ended(config.url or ""):
+                raise RushConnectionError(
+                    f"the embedded server on {config.where} has ended, and what it had in memory is lost",
+                    ". Open new clients. To keep results name a directory, as in Rush('valley', data_dir='results'); such a "
+                    "server is started again when it dies",
+                    is_final=True,
+                ) from None
             raise RushConnectionError(
                 f"cannot reach {config.where}: {str(error).rstrip('.')}",
                 _TLS_ADVICE

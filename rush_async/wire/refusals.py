@@ -39,7 +39,8 @@ def gave_up(after: float, reason: Exception, *, was_sent: bool) -> RushConnectio
     """Returns the error for a call that was given up after some seconds."""
     error = RushConnectionError(
         f"gave up after {after:.3g} s: {reason}"
-        + (" (it was sent, so it may have been executed)" if was_sent else " (it was never sent)")
+        + (" (it was sent, so it may have been executed)" if was_sent else " (it was never sent)"),
+        is_final=isinstance(reason, RushConnectionError) and reason.is_final,
     )
     error.__cause__ = reason
     return error

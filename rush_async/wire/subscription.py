@@ -142,6 +142,9 @@ class Subscription:
                 try:
                     transport = await self._opener.open(self, listens=True)
                 except RushConnectionError as error:
+                    if error.is_final:
+                        self._fail(error)
+                        break
                     failures += 1
                     logger.debug("cannot listen yet: %s", error)
                     await asyncio.sleep(backoff.compute(failures))
@@ -160,6 +163,13 @@ class Subscription:
             self._is_running = False
             if self._transport is not None:
                 self._transport.drop()
+
+    def _fail(self, error: RushConnectionError) -> None:
+        """The server has ended: no channel is ever confirmed."""
+        for channel in self._channels.values():
+            if not channel.confirmed.done():
+                channel.confirmed.set_exception(error)
+                channel.confirmed.exception()  # nothing may wait for it
 
     async def aclose(self) -> None:
         """Stops listening on all channels and closes the connection."""

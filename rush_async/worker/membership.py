@@ -170,11 +170,14 @@ class Membership:
             self._limiter.close()
         self.end_waits()
 
-    def end_waits(self) -> None:
-        """Ends the worker's waits."""
+    def end_waits(self, error: Exception | None = None) -> None:
+        """Ends the worker's waits, with an error where one is given."""
         for future in list(self.waits):
             if not future.done():
-                future.set_result(False)
+                if error is None:
+                    future.set_result(False)
+                else:
+                    future.set_exception(error)
 
     def shut_out(self, why: str) -> None:
         """Notes that the network has shut the worker out, and why."""

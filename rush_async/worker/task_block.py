@@ -158,6 +158,8 @@ class TaskBlocks:
                 await network.feed.watch()
         finally:
             self.membership.waits.discard(stop)
+        if stop.done():
+            stop.result()  # raises the error that ended the wait
 
     def enter_block(self, task: Task) -> None:
         """Opens a task's block."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rush_async import ServerStartError
-from rush_async.embedded.directories import DataDirectory, RuntimeDirectory, network_file_system
+from rush_async.embedded.directories import DataDirectory, RuntimeDirectory, has_ended, network_file_system
 from rush_async.embedded.server import acquire
 from tests.embedded.users import User, ask, directory_of
 
@@ -51,6 +51,16 @@ def test_a_runtime_directory_with_another_file_is_not_removed(base: Path) -> Non
     (directory.path / "results.csv").write_text("precious")
     directory.remove()
     assert (directory.path / "results.csv").read_text() == "precious"
+
+
+def test_a_server_has_ended_for_good_when_its_directory_is_gone(base: Path) -> None:
+    directory = RuntimeDirectory.create()
+    url = f"unix://{directory.socket}"
+    assert not has_ended(url)
+    directory.remove()
+    assert has_ended(url)
+    for other in ("unix:///run/redis/socket", f"unix://{directory.path}/redis.sock", "redis://host:6379"):
+        assert not has_ended(other)
 
 
 @pytest.mark.parametrize("kind", ["other files", "no lease", "open to others", "symbolic link", "file", "missing"])

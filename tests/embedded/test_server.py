@@ -112,7 +112,7 @@ def test_a_process_that_ends_without_release_leaves_nothing_behind() -> None:
 
 def test_the_next_acquire_replaces_a_dead_server(tmp_path: Path) -> None:
     old = acquire(tmp_path)
-    os.kill(old.pid, signal.SIGKILL)
+    os.kill(watchdog_of(old.url), signal.SIGTERM)  # which would start it again
     wait_for(lambda: refuses(old.url))  # its threads may keep the socket a little longer than its process seems to live
     new = acquire(tmp_path)
     assert new.pid != old.pid
@@ -124,6 +124,19 @@ def test_the_next_acquire_replaces_a_dead_server(tmp_path: Path) -> None:
     new.release()
     assert not directory_of(old.url).exists()
     assert not directory_of(new.url).exists()
+
+
+def test_a_server_that_starts_again_is_waited_for(tmp_path: Path) -> None:
+    old = acquire(tmp_path)
+    os.kill(old.pid, signal.SIGKILL)
+    wait_for(lambda: refuses(old.url))
+    new, other = acquire(tmp_path), User(tmp_path)
+    assert old.url == new.url == other.url
+    assert other.pid == new.pid != old.pid
+    other.close()
+    new.release()
+    old.release()
+    assert not directory_of(old.url).exists()
 
 
 def test_a_frozen_server_is_not_taken_for_a_dead_one(lease: ServerLease, tmp_path: Path) -> None:

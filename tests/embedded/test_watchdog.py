@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from rush_async.embedded import watchdog
+from rush_async.embedded.directories import RuntimeDirectory
 from rush_async.embedded.locks import lock_shared
 from rush_async.embedded.server import ServerLease, acquire
-from tests.embedded.users import User, directory_of, is_gone, wait_for, watchdog_of
+from tests.embedded.users import User, ask, directory_of, is_gone, refuses, wait_for, wait_until_loaded, watchdog_of
 
 
 @pytest.mark.parametrize("with_data", [False, True])
@@ -24,12 +25,49 @@ def test_a_killed_user_leaves_nothing_behind(tmp_path: Path, with_data: bool) ->
     wait_for(lambda: is_gone(user.pid) and is_gone(watchdog) and not directory_of(user.url).exists())
 
 
-def test_a_dead_server_leaves_nothing_behind_when_its_users_are_killed_later(tmp_path: Path) -> None:
-    user = User(tmp_path)
+def test_a_dead_server_leaves_nothing_behind_when_its_users_are_killed_later() -> None:
+    user = User(None)
     watchdog = watchdog_of(user.url)
     os.kill(user.pid, signal.SIGKILL)
     wait_for(lambda: is_gone(watchdog) and not directory_of(user.url).exists())
     user.kill()
+
+
+def test_a_server_with_data_that_is_killed_starts_again_on_its_socket_with_its_data(tmp_path: Path) -> None:
+    user = User(tmp_path)
+    watchdog = watchdog_of(user.url)
+
+    def next_server(last: int) -> int:
+        wait_for(lambda: is_gone(last) and not refuses(user.url))
+        wait_until_loaded(user.url)
+        return RuntimeDirectory(directory_of(user.url)).server_pid()
+
+    server = user.pid
+    for n in range(2):
+        ask(user.url, "SET", f"k{n}", "kept")
+        os.kill(server, signal.SIGKILL)
+        server = next_server(server)
+        assert b"kept" in ask(user.url, "GET", f"k{n}")
+    ask(user.url, "SHUTDOWN")  # by another program
+    server = next_server(server)
+    assert (tmp_path / "rush.log").read_text().count("while it was in use: starting it again") == 3
+    user.kill()
+    wait_for(lambda: is_gone(server) and is_gone(watchdog) and not directory_of(user.url).exists())
+
+
+def test_a_server_that_ends_with_an_error_is_not_started_again(directory: Path) -> None:
+    runtime = directory / "rush-refusing"
+    runtime.mkdir()
+    (directory / "rush.runtime").touch()
+    command = [sys.executable, "-c", "import sys; print('started', flush=True); sys.exit(1)"]
+    with open(runtime / "lease", "wb+") as lease:
+        lock_shared(lease.fileno())
+        arguments = [str(runtime / "lease"), str(directory / "rush.runtime"), *command]
+        ended = subprocess.run(
+            [sys.executable, watchdog.__file__, *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    assert ended.stdout == "started\n"
+    assert not runtime.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

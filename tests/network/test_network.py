@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from rush_async import Counts, Rush, RushConfig, RushConfigError, RushTimeoutError, RushWorker, TasksNotDoneError
+from rush_async import (
+    Counts,
+    Processes,
+    Rush,
+    RushConfig,
+    RushConfigError,
+    RushConnectionError,
+    RushTimeoutError,
+    RushWorker,
+    TasksNotDoneError,
+)
+from rush_async.embedded.directories import RuntimeDirectory
 from rush_async.network.network import Network
 
 
@@ -84,3 +98,58 @@ async def test_the_embedded_server_is_started_for_a_config_without_a_url(directo
 async def test_the_embedded_server_has_no_replicas_to_wait_for(directory: Path) -> None:
     with pytest.raises(RushConfigError, match="the embedded server has no replicas"):
         await Network.acquire("embedded", RushConfig(data_dir=directory, wait_replicas=1))
+
+
+def runtime_of(client: Rush) -> RuntimeDirectory:
+    assert client.config.url is not None
+    return RuntimeDirectory(Path(client.config.url.removeprefix("unix://")).parent)
+
+
+async def work(rush: RushWorker) -> None:
+    while not rush.terminated:
+        async with rush.task({"x": 1}) as task:
+            await asyncio.sleep(0.001)
+            task.ys = {"y": 1}
+
+
+async def test_row_23_a_killed_server_with_a_data_dir_is_back_and_everything_continues(directory: Path) -> None:
+    async with Rush("net", RushConfig(data_dir=directory)) as rush:
+        await rush.start_workers(work, 2)
+        (process,) = await rush.start_workers(work, on=Processes())
+        await rush.wait_for_workers(3)
+        known: list[str] = []
+        for n in (50, 300):
+            known += await rush.push_finished_tasks([{"x": 2}] * 10, [{"y": 2}] * 10)
+            waiting = asyncio.ensure_future(rush.wait_until(lambda counts, n=n: counts.finished > n))
+            os.kill(runtime_of(rush).server_pid(), signal.SIGKILL)
+            await waiting
+        await rush.stop_workers()
+        ends = await rush.join_workers()
+        assert {end.state for end in ends} == {"terminated"}
+        found = await rush.fetch_finished_tasks()
+        assert set(known) <= set(found["keys"])
+        assert found["keys"].is_unique().all()
+        assert process in set(found["worker_id"])
+        assert (await rush.counts()).running == 0
+
+
+async def test_what_waits_ends_with_an_error_when_the_server_has_ended_for_good(directory: Path) -> None:
+    async def pop(rush: RushWorker) -> None:
+        await rush.pop_task(None)
+
+    async with Rush("net", RushConfig(data_dir=directory)) as rush:
+        await rush.start_workers(pop, 1)
+        await rush.start_workers(pop, 1, on=Processes())
+        await rush.wait_for_workers(2)
+        waiting = asyncio.ensure_future(rush.wait_until(lambda counts: counts.finished > 0))
+        await rush.counts()
+        os.kill(int(runtime_of(rush).pids.read_text().split()[0]), signal.SIGTERM)  # its watchdog
+        with pytest.raises(RushConnectionError, match=r"has ended, and what it had in memory is lost\. Open new clients"):
+            await waiting
+        with pytest.raises(RushConnectionError, match="has ended"):
+            await rush.counts()
+        for end in await rush.join_workers(check=False):
+            assert end.failure is not None
+            assert "has ended, and what it had in memory is lost" in end.failure.message
+        closed_at = time.monotonic()
+    assert time.monotonic() - closed_at < 2
