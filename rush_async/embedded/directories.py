@@ -7,18 +7,21 @@ import os
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rush_async.embedded.locks import is_locked, lock_exclusive, open_private
+from rush_async.embedded.locks import is_locked, lock_exclusive, make_private, open_private
 from rush_async.errors import ServerStartError
 
 __all__ = ["DataDirectory", "RuntimeDirectory", "has_ended", "network_file_system"]
 
 _LONGEST_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 _PREFIX = "rush-"
-_FILES = ("socket", "pids", "log", "lease")  # `lease` is removed last: it marks the directory as one of ours
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILES = ("socket", "pids", "log", "lease", "data")  # `data` is removed last: it marks the directory as one of ours
+_LOCK_TIMEOUT = 20.0  # seconds for other processes to join or start the server of a data directory
 
 # File systems that several machines share. A lock there may not reach the others, and two servers would write the same files.
 _NETWORK_FILE_SYSTEMS = (
@@ -34,37 +37,52 @@ class RuntimeDirectory:
         path: the directory.
         socket: where the server listens.
         lease: the file on which each process that uses the server has a shared lock.
+        data: names the data directory by device and inode, which a copy of that directory does not have; empty without one.
         pids: the process ids of the watchdog and the server.
         log: the log of a server without a data directory.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.socket, self.pids, self.log, self.lease = (path / name for name in _FILES)
+        self.socket, self.pids, self.log, self.lease, self.data = (path / name for name in _FILES)
 
     @classmethod
-    def create(cls) -> RuntimeDirectory:
+    def create(cls, data: DataDirectory | None = None) -> RuntimeDirectory:
         """Makes a directory whose path is short enough for a socket.
+
+        Args:
+            data: the data directory of its server.
 
         Raises:
             ServerStartError: no such directory can be made.
         """
         try:
-            return cls(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base())))
+            directory = cls(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base())))
+            try:
+                directory.data.write_text("" if data is None else data.identity, "ascii")
+            except BaseException:
+                directory.remove()
+                raise
+            return directory
         except OSError as error:
             raise ServerStartError(
                 f"no directory for the server's socket can be made: {error}. Set TMPDIR to a directory you may write to"
             ) from None
 
-    def is_ours(self) -> bool:
-        """Whether this user made the directory for a server: a file that names it may name any other directory."""
+    def belongs_to(self, data: DataDirectory) -> bool:
+        """Whether this user made it for the server of a data directory: a file that names it may name any other directory, also
+        that of the server of another one, of which this one is a copy."""
         try:
             found = os.lstat(self.path)
-            names = set(os.listdir(self.path))
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            is_private = stat.S_ISDIR(found.st_mode) and found.st_mode & 0o777 == 0o700 and found.st_uid == os.geteuid()
+            return (
+                is_private
+                and set(os.listdir(self.path)) <= set(_FILES)
+                and stat.S_ISREG(os.lstat(self.data).st_mode)
+                and self.data.read_text("ascii") == data.identity
+            )
+        except (FileNotFoundError, NotADirectoryError, PermissionError, UnicodeDecodeError):
             return False
-        is_private = stat.S_ISDIR(found.st_mode) and found.st_mode & 0o777 == 0o700 and found.st_uid == os.geteuid()
-        return is_private and names <= set(_FILES) and ("lease" in names or not names)
 
     def server_pid(self) -> int:
         """The process id of the server."""
@@ -112,12 +130,15 @@ class DataDirectory:
 
     Attributes:
         path: the directory.
+        identity: device and inode of the directory.
         runtime_file: names the runtime directory. The watchdog has a lock on it as long as the server lives.
         log: the server's log.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        found = path.stat()
+        self.identity = f"{found.st_dev} {found.st_ino}"
         self.runtime_file = path / "rush.runtime"
         self.log = path / "rush.log"
 
@@ -148,16 +169,31 @@ class DataDirectory:
         """Turns an `OSError` about a file of the directory into a `ServerStartError` with a remedy."""
         try:
             yield
+        except TimeoutError:
+            raise
         except OSError as error:
             raise ServerStartError(
                 f"data_dir {str(self.path)!r} cannot be used: {error}. It must be writable and on a local file system"
             ) from None
 
     @contextmanager
-    def locked(self) -> Generator[None]:
-        """Keeps other processes from joining or starting a server at the same time."""
-        with self.usable():
-            file = lock_exclusive(self.path / "rush.lock")
+    def locked(self, given_up: threading.Event | None = None) -> Generator[None]:
+        """Keeps other processes from joining or starting a server at the same time.
+
+        Args:
+            given_up: ends the wait for another process that does, when it is set.
+
+        Raises:
+            ServerStartError: another process has the lock for too long, or the wait was ended.
+        """
+        try:
+            with self.usable():
+                file = lock_exclusive(self.path / "rush.lock", _LOCK_TIMEOUT, given_up)
+        except TimeoutError:
+            raise ServerStartError(
+                f"data_dir {str(self.path)!r}: another process has kept rush.lock locked for {_LOCK_TIMEOUT:g} s, so no server "
+                "can be joined or started. Is that process frozen? End it, or use another data_dir"
+            ) from None
         try:
             yield
         finally:
@@ -175,6 +211,22 @@ class DataDirectory:
         path = Path(os.fsdecode(name))
         is_usable = b"\0" not in name and path.is_absolute() and path.name.startswith(_PREFIX)
         return RuntimeDirectory(path) if is_usable else None
+
+    def make_private(self) -> None:
+        """Takes the rights of others from data that an older program has left, and refuses a link to another place."""
+        with self.usable():
+            try:
+                folder = os.open(self.path / "appendonlydir", _FOLDER)
+            except FileNotFoundError:
+                return
+            try:
+                make_private(folder)
+                for name in os.listdir(folder):
+                    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+                    make_private(file)
+                    os.close(file)
+            finally:
+                os.close(folder)
 
     def record(self, directory: RuntimeDirectory) -> None:
         """Writes down the runtime directory of the server that is to use this directory."""

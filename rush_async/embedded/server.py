@@ -8,6 +8,7 @@ socket: clients need no new address. `directories.py` lists the files of a serve
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import os
@@ -15,12 +16,15 @@ import threading
 import time
 from pathlib import Path
 
+import anyio.to_thread
+
 from rush_async.embedded.directories import DataDirectory, RuntimeDirectory
 from rush_async.embedded.start import END_TIMEOUT, Child, Server, find_server, server_options
 from rush_async.errors import ServerStartError
 from rush_async.process import forget_in_child
+from rush_async.supervisor import run_to_completion
 
-__all__ = ["ServerLease", "acquire", "find_server"]
+__all__ = ["ServerLease", "acquire", "acquire_in_thread", "find_server"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ def acquire(
     appendfsync: str = "everysec",
     maxmemory: int | None = None,
     ready_timeout: float = 5.0,
+    given_up: threading.Event | None = None,
 ) -> ServerLease:
     """Takes a lease on this process's embedded server, or on that of a data directory; starts one if none runs. Blocks.
 
@@ -60,6 +65,7 @@ def acquire(
         appendfsync: how a server with a `data_dir` writes: `always`, `everysec` or `no`; a server that runs keeps its own.
         maxmemory: the most bytes of data; a server that runs keeps its own.
         ready_timeout: seconds the server may take to answer; with data to load, to begin loading.
+        given_up: ends the wait for another process that starts the same server, when it is set.
 
     Returns:
         The lease. `release` it to let the server end.
@@ -68,7 +74,43 @@ def acquire(
         ServerStartError: the server did not start; the message quotes the end of its log.
     """
     data = None if data_dir is None else DataDirectory.prepare(data_dir)
-    return ServerLease(_servers.acquire(data, server_options(data, appendfsync, maxmemory), ready_timeout))
+    return ServerLease(_servers.acquire(data, server_options(data, appendfsync, maxmemory), ready_timeout, given_up))
+
+
+async def acquire_in_thread(data_dir: Path | None, appendfsync: str) -> ServerLease:
+    """Takes a lease as `acquire` does, without blocking the event loop. Cancelled, it keeps none."""
+    attempt = _Attempt()
+    try:
+        return await anyio.to_thread.run_sync(attempt.take, data_dir, appendfsync, abandon_on_cancel=True)
+    except asyncio.CancelledError:
+        await run_to_completion(anyio.to_thread.run_sync(attempt.give_up))
+        raise
+
+
+class _Attempt:
+    """A thread takes a lease, for a caller that may give up meanwhile."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._given_up = threading.Event()
+        self._lease: ServerLease | None = None
+
+    def take(self, data_dir: Path | None, appendfsync: str) -> ServerLease:
+        """Takes the lease, unless the caller has given up."""
+        lease = acquire(data_dir, appendfsync=appendfsync, given_up=self._given_up)
+        with self._lock:
+            if not self._given_up.is_set():
+                self._lease = lease
+                return lease
+        lease.release()
+        raise ServerStartError("the client that wanted the server was cancelled")
+
+    def give_up(self) -> None:
+        """Releases the lease, now or when it is taken."""
+        with self._lock:
+            self._given_up.set()
+        if self._lease is not None:
+            self._lease.release()
 
 
 class _Servers:
@@ -79,7 +121,9 @@ class _Servers:
         self._servers: dict[Path | None, Server] = {}
         self._watchdogs: list[Child] = []  # children of this process whose server has not ended yet
 
-    def acquire(self, data: DataDirectory | None, options: list[str], ready_timeout: float) -> Server:
+    def acquire(
+        self, data: DataDirectory | None, options: list[str], ready_timeout: float, given_up: threading.Event | None
+    ) -> Server:
         key = None if data is None else data.path
         with self.lock:
             self._reap()
@@ -93,7 +137,7 @@ class _Servers:
                 del self._servers[key]
                 server = None
             if server is None:
-                server = self._servers[key] = _join_or_start(data, options, ready_timeout)
+                server = self._servers[key] = _join_or_start(data, options, ready_timeout, given_up)
             server.n_users += 1
             return server
 
@@ -132,18 +176,20 @@ class _Servers:
         self._watchdogs = [watchdog for watchdog in self._watchdogs if not watchdog.has_ended()]
 
 
-def _join_or_start(data: DataDirectory | None, options: list[str], ready_timeout: float) -> Server:
+def _join_or_start(
+    data: DataDirectory | None, options: list[str], ready_timeout: float, given_up: threading.Event | None
+) -> Server:
     """Joins the server of a data directory, or starts one. Other processes wait meanwhile."""
     if data is None:
         server = Server.start(None, RuntimeDirectory.create(), options, ready_timeout)
         logger.info("started a private server on %s", server.url)
         return server
-    deadline = time.monotonic() + ready_timeout
-    with data.locked():
+    with data.locked(given_up):
+        deadline = time.monotonic() + ready_timeout
         while True:
             directory, server = data.runtime_directory(), None
             with data.usable():
-                is_ours = directory is not None and directory.is_ours()
+                is_ours = directory is not None and directory.belongs_to(data)
                 if directory is not None and is_ours:
                     server = Server.join(data, directory, deadline)
             if server is not None:
@@ -161,7 +207,8 @@ def _join_or_start(data: DataDirectory | None, options: list[str], ready_timeout
             time.sleep(0.005)
         if directory is not None and is_ours:
             directory.remove()  # of a server that ended with its machine
-        directory = RuntimeDirectory.create()
+        data.make_private()
+        directory = RuntimeDirectory.create(data)
         try:
             data.record(directory)
         except ServerStartError:

@@ -32,7 +32,7 @@ def main(lease_file: str, runtime_file: str, command: list[str]) -> None:
     os.umask(0o077)  # the data directory may be open to others, the data is not
     os.closerange(3, 1024)  # inheritable descriptors of the process that started us
     if runtime_file:
-        runtime = os.open(runtime_file, os.O_RDWR)
+        runtime = os.open(runtime_file, os.O_RDWR | os.O_NOFOLLOW)
         fcntl.lockf(runtime, fcntl.LOCK_EX | fcntl.LOCK_NB)
     lease = os.open(lease_file, os.O_RDWR)
     # The server may end before the handlers are set.

@@ -9,10 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 
 from rush_async.config import RushConfig
-from rush_async.embedded.server import ServerLease, acquire
+from rush_async.embedded.server import ServerLease, acquire_in_thread
 from rush_async.errors import (
     DecodeError,
     NetworkStateError,
@@ -136,14 +135,9 @@ class Network:
             RushError: the network is written in a newer wire version.
         """
         leases: list[ServerLease] = []
-        try:
-            if config.url is None:
-                await run_to_completion(_start_server(config, leases))
-                config = config.at(leases[0].url)
-        except BaseException:
-            for lease in leases:
-                lease.release()
-            raise
+        if config.url is None:
+            leases.append(await _start_server(config))
+            config = config.at(leases[0].url)
         link = await Link.acquire(config, SOURCES, leases)
         networks = _networks.get()
         network = networks.get((link.config, network_id))
@@ -489,9 +483,9 @@ class Network:
         self.feed.expect(beat.position)
 
 
-async def _start_server(config: RushConfig, leases: list[ServerLease]) -> None:
-    """Adds a lease of the embedded server to `leases`."""
+async def _start_server(config: RushConfig) -> ServerLease:
+    """Returns a lease of the embedded server."""
     if config.wait_replicas:
         raise RushConfigError("the embedded server has no replicas: leave wait_replicas out, or name a server with the url")
     data_dir = Path(config.data_dir) if config.data_dir is not None else None
-    leases.append(await anyio.to_thread.run_sync(lambda: acquire(data_dir, appendfsync=config.appendfsync)))
+    return await acquire_in_thread(data_dir, config.appendfsync)

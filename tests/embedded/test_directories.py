@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from rush_async import ServerStartError
 from rush_async.embedded.directories import DataDirectory, RuntimeDirectory, has_ended, network_file_system
 from rush_async.embedded.server import acquire
-from tests.embedded.users import User, ask, directory_of
+from tests.embedded.users import User, ask, directory_of, wait_until_loaded
 
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,9 +39,8 @@ def test_a_runtime_directory_is_private_and_removed_with_its_files(base: Path) -
     directory = RuntimeDirectory.create()
     assert directory.path.parent == base
     assert directory.path.stat().st_mode & 0o777 == 0o700
-    for file in (directory.lease, directory.log, directory.pids, directory.socket):
+    for file in (directory.lease, directory.log, directory.pids, directory.socket, directory.data):
         file.touch()
-    assert directory.is_ours()
     directory.remove()
     assert not directory.path.exists()
     directory.remove()
@@ -63,34 +63,79 @@ def test_a_server_has_ended_for_good_when_its_directory_is_gone(base: Path) -> N
         assert not has_ended(other)
 
 
-@pytest.mark.parametrize("kind", ["other files", "no lease", "open to others", "symbolic link", "file", "missing"])
-def test_only_a_private_directory_with_files_of_a_server_is_recognised(directory: Path, kind: str) -> None:
+@pytest.fixture
+def data(directory: Path) -> DataDirectory:
+    return DataDirectory.prepare(directory / "data")
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "other files", "no data", "other data", "no text", "open to others", "symbolic link", "file", "missing"]
+)
+def test_only_a_private_directory_made_for_the_data_is_recognised(directory: Path, data: DataDirectory, kind: str) -> None:
     path = directory / "rush-project"
+    if kind not in ("symbolic link", "file", "missing"):
+        path.mkdir(mode=0o755 if kind == "open to others" else 0o700)
     match kind:
-        case "other files":
-            path.mkdir(mode=0o700)
+        case "empty":
+            pass
+        case "no data":
             (path / "lease").touch()
-            (path / "results.csv").touch()
-        case "no lease":
-            path.mkdir(mode=0o700)
-            (path / "log").touch()
-        case "open to others":
-            path.mkdir(mode=0o755)
+        case "other data":
+            (path / "data").write_text("1 2")
+        case "no text":
+            (path / "data").write_bytes(b"\xff")
         case "symbolic link":
             (directory / "elsewhere").mkdir(mode=0o700)
+            (directory / "elsewhere" / "data").write_text(data.identity)
             path.symlink_to(directory / "elsewhere")
         case "file":
             path.touch(mode=0o700)
-        case _:
+        case "missing":
             pass
-    assert not RuntimeDirectory(path).is_ours()
+        case _:
+            (path / "data").write_text(data.identity)
+            if kind == "other files":
+                (path / "results.csv").touch()
+    assert not RuntimeDirectory(path).belongs_to(data)
 
 
-def test_a_directory_of_another_user_is_not_recognised(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = RuntimeDirectory.create()
-    assert directory.is_ours()
+def test_a_directory_of_another_user_is_not_recognised(
+    base: Path, data: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RuntimeDirectory.create(data)
+    assert directory.belongs_to(data)
     monkeypatch.setattr(os, "geteuid", lambda: directory.path.stat().st_uid + 1)
-    assert not directory.is_ours()
+    assert not directory.belongs_to(data)
+
+
+def test_a_copy_of_a_data_directory_has_a_server_of_its_own(tmp_path: Path) -> None:
+    user = User(tmp_path / "results")
+    ask(user.url, "SET", "k", "original")
+    shutil.copytree(tmp_path / "results", tmp_path / "copy")
+    lease = acquire(tmp_path / "copy")
+    assert lease.url != user.url
+    wait_until_loaded(lease.url)
+    ask(lease.url, "SET", "k", "copy")
+    assert b"original" in ask(user.url, "GET", "k")
+    lease.release()
+    assert directory_of(user.url).exists()
+    user.close()
+
+
+def test_data_of_an_older_program_is_made_private_and_no_link_is_followed(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    acquire(data).release()
+    files = list(data.rglob("*"))
+    for file in files:
+        file.chmod(0o755 if file.is_dir() else 0o644)
+    acquire(data).release()
+    assert [file for file in files if file.stat().st_mode & 0o077] == []
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "appendonlydir").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(ServerStartError, match="appendonlydir"):
+        acquire(linked)
 
 
 def test_a_data_dir_that_names_a_directory_of_another_program_does_not_delete_it(tmp_path: Path) -> None:
@@ -105,9 +150,9 @@ def test_a_data_dir_that_names_a_directory_of_another_program_does_not_delete_it
 
 
 def test_the_directory_of_a_server_that_ended_with_its_machine_is_removed(directory: Path, base: Path) -> None:
-    stale = RuntimeDirectory.create()
-    stale.lease.touch()
     data = DataDirectory.prepare(directory / "data")
+    stale = RuntimeDirectory.create(data)
+    stale.lease.touch()
     data.record(stale)
     lease = acquire(data.path)
     assert not stale.path.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rush_async.embedded.locks import is_locked, lock_exclusive, lock_shared, op
 
 HOLDER = """
 import sys
+import threading
 from pathlib import Path
 from rush_async.embedded.locks import lock_exclusive, lock_shared, open_private
 file = lock_exclusive(Path(sys.argv[2])) if sys.argv[1] == "exclusive" else open_private(Path(sys.argv[2]))
@@ -67,6 +69,19 @@ def test_an_exclusive_lock_excludes_other_processes(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
+def test_a_wait_for_a_lock_ends_after_its_time_and_when_it_is_given_up(tmp_path: Path) -> None:
+    holder = Holder("exclusive", tmp_path / "lock")
+    with pytest.raises(TimeoutError, match="another process has lock locked"):
+        lock_exclusive(tmp_path / "lock", 0.01)
+    given_up = threading.Event()
+    given_up.set()
+    with pytest.raises(TimeoutError):
+        lock_exclusive(tmp_path / "lock", given_up=given_up)
+    threading.Timer(0.01, holder.process.kill).start()
+    os.close(lock_exclusive(tmp_path / "lock", 10))
+    holder.kill()
+
+
 def test_a_file_that_does_not_exist_is_not_locked_and_not_made(tmp_path: Path) -> None:
     assert not is_locked(tmp_path / "lock")
     assert list(tmp_path.iterdir()) == []
@@ -78,6 +93,10 @@ def test_a_file_that_cannot_be_opened_is_not_taken_for_an_unlocked_one(tmp_path:
 
 
 def test_files_are_private_and_no_symbolic_link_is_followed(tmp_path: Path) -> None:
+    file = open_private(tmp_path / "private")
+    assert os.fstat(file).st_mode & 0o777 == 0o600
+    os.fchmod(file, 0o644)  # as by an older program
+    os.close(file)
     file = open_private(tmp_path / "private")
     assert os.fstat(file).st_mode & 0o777 == 0o600
     os.close(file)

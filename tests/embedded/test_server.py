@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
+import anyio
 import psutil
 import pytest
 
 from rush_async import ServerStartError
-from rush_async.embedded.server import ServerLease, acquire
+from rush_async.embedded import server
+from rush_async.embedded.server import ServerLease, acquire, acquire_in_thread
+from rush_async.testing import wait_until
+from tests.embedded.test_locks import Holder
 from tests.embedded.users import User, ask, directory_of, is_gone, refuses, wait_for, wait_until_loaded, watchdog_of
 
 
@@ -264,3 +270,34 @@ def test_a_server_that_did_not_start_is_forgotten(tmp_path: Path, base: Path) ->
     assert list(base.iterdir()) == []
     (tmp_path / "appendonlydir").unlink()
     acquire(tmp_path).release()
+
+
+async def test_opening_is_cancelled_while_another_process_has_the_lock(directory: Path) -> None:
+    holder = Holder("exclusive", directory / "rush.lock")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(acquire_in_thread(directory, "everysec"), 0.05)
+    with pytest.raises(TimeoutError), anyio.fail_after(0.05):
+        await acquire_in_thread(directory, "everysec")
+    holder.kill()
+    lease = await acquire_in_thread(directory, "everysec")
+    lease.release()
+
+
+async def test_a_lease_taken_for_a_cancelled_caller_is_released(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_end, urls = threading.Event(), threading.Event(), list[str]()
+
+    def slow(*args: Any, **settings: Any) -> ServerLease:
+        begun.set()
+        may_end.wait(5)
+        lease = acquire(*args, **settings)
+        urls.append(lease.url)
+        return lease
+
+    monkeypatch.setattr(server, "acquire", slow)
+    opening = asyncio.ensure_future(acquire_in_thread(directory, "everysec"))
+    await asyncio.to_thread(begun.wait)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    may_end.set()
+    await wait_until(lambda: urls and not directory_of(urls[0]).exists())

@@ -56,8 +56,9 @@ def test_without_a_binary_the_error_names_remedies(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_error_of_a_server_that_did_not_start_quotes_the_end_of_its_log(tmp_path: Path, base: Path) -> None:
-    (tmp_path / "appendonlydir").write_text("in the way")
-    with pytest.raises(ServerStartError, match=r"The end of its log: .*appendonly"):
+    (tmp_path / "appendonlydir").mkdir()
+    (tmp_path / "appendonlydir" / "appendonly.aof.manifest").write_text("garbage")
+    with pytest.raises(ServerStartError, match=r"The end of its log: .*AOF MANIFEST FILE ERROR"):
         acquire(tmp_path)
     assert list(base.iterdir()) == []
 
