@@ -132,7 +132,7 @@ def run(checkout: Path, words: Sequence[str]) -> list[Row]:
     Raises:
         RunError: the process failed.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL")}
+    environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL", "RUSH_DATA_DIR")}
     environment["PYTHONPATH"] = str(checkout)
     with tempfile.TemporaryDirectory(prefix="pairs-") as directory:
         figures = Path(directory, "figures.json")

@@ -44,7 +44,16 @@ _FENCE = re.compile(r'(?P<fence>`{3,})(?P<language>\w+)(?: +title="(?P<title>[^"
 _ELSEWHERE = re.compile(r"<!-- (?P<language>sh|python) is run by (?P<test>\S+) -->")
 _FILE_NAME = re.compile(r"\w[\w/-]*\.\w+")  # in the directory of the page, or below
 _PATIENCE = 180.0  # seconds that a block may take: the first `pip install` of a page downloads what it needs
-_UNWANTED = ("RUSH_URL", "REDIS_URL", "RUSH_PASSWORD", "PYTHONPATH", "PYTHONHOME", "PYTHONWARNINGS", "VIRTUAL_ENV")
+_UNWANTED = (
+    "RUSH_URL",
+    "REDIS_URL",
+    "RUSH_DATA_DIR",
+    "RUSH_PASSWORD",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONWARNINGS",
+    "VIRTUAL_ENV",
+)
 
 # What `python -m asyncio` does with what is typed, without a terminal: lines in, a report a block out.
 _CONSOLE = """

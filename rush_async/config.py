@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, fields, replace
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, unquote_plus, urlsplit
 
 from rush_async.errors import RushConfigError
@@ -16,11 +16,13 @@ from rush_async.errors import RushConfigError
 __all__ = [
     "RushConfig",
     "as_number",
+    "as_path",
     "as_real",
     "as_seconds",
     "connection_part",
     "redact",
-    "url_of_environment",
+    "with_address_of_environment",
+    "with_data_dir",
     "with_heartbeat",
     "with_password_of_environment",
     "without_password",
@@ -48,7 +50,8 @@ class RushConfig:
 
     Attributes:
         url: `redis://`, `rediss://` (TLS) or `unix://`; None starts a private embedded server.
-        data_dir: where the embedded server keeps its data for the next run; other processes with the same directory join it.
+        data_dir: where the embedded server keeps its data for the next run; other processes with the same directory join it. A
+            leading `~` is your home directory.
         heartbeat_period: the time between two heartbeats, with which a process renews the leases of its workers.
         heartbeat_expire: how long the lease of a worker lasts after a heartbeat; at least twice the period.
         max_loop_stall: how long an event loop may hang before its workers count as lost; None sets no limit while their process
@@ -91,6 +94,8 @@ class RushConfig:
     appendfsync: str = "everysec"
 
     def __post_init__(self) -> None:
+        if self.data_dir is not None:
+            _check_data_dir(self.data_dir)
         if self.url is not None:
             _check_url(self.url)
             if self.data_dir is not None:
@@ -123,7 +128,8 @@ class RushConfig:
 
     @classmethod
     def from_env(cls) -> RushConfig:
-        """The configuration with the URL in `RUSH_URL`, else in `REDIS_URL`, else that of the embedded server.
+        """The configuration with the URL in `RUSH_URL`, else in `REDIS_URL`, else with the data directory in `RUSH_DATA_DIR`,
+        else that of a private embedded server.
 
         A URL without a password gets the one in `RUSH_PASSWORD`, which is not quoted.
 
@@ -133,7 +139,7 @@ class RushConfig:
         Raises:
             RushConfigError: the variable holds no URL that can be used.
         """
-        return cls(url=url_of_environment()[0])
+        return with_address_of_environment(cls())[0]
 
     def at(self, url: str) -> RushConfig:
         """Returns the same settings for another server.
@@ -243,6 +249,36 @@ _NOT_OF_CONNECTION = frozenset(
 )
 
 
+def with_data_dir(config: RushConfig | str | None, data_dir: str | os.PathLike[str]) -> RushConfig:
+    """Returns settings with a data directory that was given beside them.
+
+    Raises:
+        RushConfigError: they have an address of their own, or the directory cannot be used.
+    """
+    if isinstance(config, str) or (config is not None and config.url is not None):
+        raise RushConfigError(
+            "data_dir is for the embedded server, and a URL names a server that keeps its data itself: leave one of the two out"
+        )
+    if config is not None and config.data_dir is not None:
+        raise RushConfigError("the config has a data_dir already: leave the one beside it out")
+    return replace(config or RushConfig(), data_dir=data_dir)
+
+
+def as_path(data_dir: str | os.PathLike[str]) -> Path:
+    """Returns a data directory as an absolute path."""
+    return Path(data_dir).expanduser().absolute()
+
+
+def _check_data_dir(value: object) -> None:
+    path: object = os.fspath(cast("os.PathLike[str]", value)) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise RushConfigError(f"data_dir is a str or a Path, not {type(path).__name__}")
+    if any(path.startswith(f"{scheme}://") for scheme in SCHEMES):
+        raise RushConfigError("data_dir is a directory, not a URL: give the URL as the config, Rush('name', 'redis://host')")
+    if not path or "\0" in path:
+        raise RushConfigError(f"data_dir names no directory: {path!r}")
+
+
 def _check_url(url: str) -> None:
     if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
         raise RushConfigError(f"url must be a string, not {type(url).__name__}")
@@ -267,23 +303,26 @@ def _check_url(url: str) -> None:
         raise RushConfigError(f"the URL {redact_url(url)!r} has port 0: name the server's port")
 
 
-def url_of_environment() -> tuple[str, str] | tuple[None, None]:
-    """The URL in `RUSH_URL`, else in `REDIS_URL`; an empty variable counts as unset.
+def with_address_of_environment(settings: RushConfig) -> tuple[RushConfig, str | None]:
+    """Completes settings by the address in `RUSH_URL`, else in `REDIS_URL`, else by the data directory in `RUSH_DATA_DIR`; an
+    empty variable counts as unset.
 
     Returns:
-        The URL, with the password in `RUSH_PASSWORD` if it has none itself, and the name of the variable; else two None.
+        The settings, and the variable; None where none is set. A URL without a password has the one in `RUSH_PASSWORD`.
 
     Raises:
-        RushConfigError: the variable holds no URL that can be used.
+        RushConfigError: the variable holds no address that can be used.
     """
-    for name in ("RUSH_URL", "REDIS_URL"):
-        if url := os.environ.get(name):
+    for name in ("RUSH_URL", "REDIS_URL", "RUSH_DATA_DIR"):
+        if value := os.environ.get(name):
             try:
-                _check_url(url)
+                if name == "RUSH_DATA_DIR":
+                    return replace(settings, data_dir=value), name
+                _check_url(value)
             except RushConfigError as error:
                 raise RushConfigError(f"the environment variable {name}: {error}") from None
-            return with_password_of_environment(url), name
-    return None, None
+            return settings.at(with_password_of_environment(value)), name
+    return settings, None
 
 
 _PARTS = re.compile(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any, cast
 
-from rush_async.config import RushConfig, as_number, as_seconds, url_of_environment
+from rush_async.config import RushConfig, as_number, as_seconds, with_address_of_environment, with_data_dir
 from rush_async.errors import NetworkStateError, RushConfigError
 
 __all__ = ["Plan", "PlanBlock", "check_levels", "current_plan", "locate", "resolve_config", "rush_plan"]
@@ -101,6 +101,7 @@ def rush_plan(
     *,
     n_workers: int | None = None,
     config: RushConfig | str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     on: Any = None,
     log_levels: Mapping[str, str | int] | None = None,
     large_objects_path: str | os.PathLike[str] | None = None,
@@ -126,7 +127,9 @@ def rush_plan(
 
     Args:
         n_workers: how many workers `start_workers` starts.
-        config: a URL or a `RushConfig`, for clients that are opened without one; `RUSH_URL` and `REDIS_URL` are then not read.
+        config: a URL or a `RushConfig`, for clients that are opened without one; the variables `RUSH_URL`, `REDIS_URL` and
+            `RUSH_DATA_DIR` are then not read.
+        data_dir: a directory where the embedded server keeps its data, instead of a `config`.
         on: where `start_workers` starts workers: `Coroutines()`, `Processes(n)`, or a pool with `submit()`.
         log_levels: the loggers of workers whose records are kept, with their levels: `{"my.logger": "DEBUG"}`.
         large_objects_path: directory that all workers see, for start arguments over `max_start_args_size`.
@@ -149,7 +152,7 @@ def rush_plan(
     block = PlanBlock(
         Plan(
             n_workers=number,
-            config=_checked_config(config),
+            config=_checked_config(config, data_dir),
             on=_checked_place(on),
             log_levels=check_levels(log_levels),
             large_objects_path=None if large_objects_path is None else _checked_path(large_objects_path),
@@ -175,12 +178,12 @@ def _process_plan() -> Plan:
 # checks of the values
 
 
-def _checked_config(value: Any) -> RushConfig | None:
-    if isinstance(value, str):
-        return RushConfig(url=value)
-    if value is not None and not isinstance(value, RushConfig):
+def _checked_config(value: Any, data_dir: str | os.PathLike[str] | None = None) -> RushConfig | None:
+    if value is not None and not isinstance(value, RushConfig | str):
         raise _no_config(value)
-    return value
+    if data_dir is not None:
+        return with_data_dir(value, data_dir)
+    return RushConfig(url=value) if isinstance(value, str) else value
 
 
 def _checked_place(value: Any) -> Any:
@@ -230,16 +233,17 @@ def _checked_path(value: Any) -> str | os.PathLike[str]:
 # the address of the server
 
 
-def resolve_config(config: RushConfig | str | None) -> RushConfig:
+def resolve_config(config: RushConfig | str | None, data_dir: str | os.PathLike[str] | None = None) -> RushConfig:
     """Returns the configuration of a client: see `locate`."""
-    return locate(config)[0]
+    return locate(config, data_dir)[0]
 
 
-def locate(config: RushConfig | str | None) -> tuple[RushConfig, str | None]:
-    """Finds the configuration of a client that is opened with `config`.
+def locate(config: RushConfig | str | None, data_dir: str | os.PathLike[str] | None = None) -> tuple[RushConfig, str | None]:
+    """Finds the configuration of a client that is opened with `config`, or with a `data_dir` instead.
 
-    The argument wins over the plan, the plan over `RUSH_URL`, that over `REDIS_URL`, and these over the embedded server. A
-    `RushConfig` without `url` and `data_dir` keeps its settings and takes only the address from the plan or the environment.
+    The argument wins over the plan, the plan over `RUSH_URL`, that over `REDIS_URL`, that over `RUSH_DATA_DIR`, and that over
+    the private embedded server. A `RushConfig` without `url` and `data_dir` keeps its settings and takes only the address from
+    the plan or the environment.
 
     Returns:
         The configuration, and where its address came from: None for the argument and for the embedded server.
@@ -247,21 +251,15 @@ def locate(config: RushConfig | str | None) -> tuple[RushConfig, str | None]:
     Raises:
         RushConfigError: `config` or an environment variable cannot be used.
     """
-    if isinstance(config, str):
-        return RushConfig(url=config), None
-    if config is not None and not isinstance(config, RushConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise _no_config(config)
+    config = _checked_config(config, data_dir)
     if config is not None and _has_address(config):
         return config, None
     planned = current_plan().config
     if planned is not None and _has_address(planned):
         found = planned if config is None else replace(config, url=planned.url, data_dir=planned.data_dir)
         return found, "rush_plan"
-    settings = config or planned or RushConfig()
-    url, variable = url_of_environment()
-    if url is None:
-        return settings, None
-    return settings.at(url), f"the environment variable {variable}"
+    found, variable = with_address_of_environment(config or planned or RushConfig())
+    return found, None if variable is None else f"the environment variable {variable}"
 
 
 def _has_address(config: RushConfig) -> bool:

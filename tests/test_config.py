@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -15,12 +16,14 @@ import pytest
 from rush_async import RushConfig, RushConfigError
 from rush_async.config import (
     as_number,
+    as_path,
     as_real,
     as_seconds,
     connection_part,
     redact,
     redact_url,
-    url_of_environment,
+    with_address_of_environment,
+    with_data_dir,
     with_heartbeat,
     with_password_of_environment,
     without_password,
@@ -31,7 +34,7 @@ URL = "redis://user:hidden@host:6379/2"
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RUSH_URL", "REDIS_URL", "RUSH_PASSWORD"):
+    for name in ("RUSH_URL", "REDIS_URL", "RUSH_DATA_DIR", "RUSH_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -131,16 +134,57 @@ def test_the_repr_of_settings_shows_what_was_set() -> None:
 # the environment
 
 
-def test_rush_url_is_preferred_to_redis_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert url_of_environment() == (None, None)
+def test_rush_url_is_preferred_to_redis_url_and_that_to_rush_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RushConfig(connect_timeout=3)
+
+    def found() -> tuple[RushConfig, str | None]:
+        return with_address_of_environment(settings)
+
+    assert found() == (settings, None)
     assert RushConfig.from_env() == RushConfig()
+    monkeypatch.setenv("RUSH_DATA_DIR", "results")
+    assert found() == (replace(settings, data_dir="results"), "RUSH_DATA_DIR")
+    assert RushConfig.from_env() == RushConfig(data_dir="results")
     monkeypatch.setenv("REDIS_URL", "redis://redis-url")
-    assert url_of_environment() == ("redis://redis-url", "REDIS_URL")
+    assert found() == (settings.at("redis://redis-url"), "REDIS_URL")
     monkeypatch.setenv("RUSH_URL", "")
-    assert url_of_environment() == ("redis://redis-url", "REDIS_URL")
+    assert found() == (settings.at("redis://redis-url"), "REDIS_URL")
     monkeypatch.setenv("RUSH_URL", "redis://rush-url")
-    assert url_of_environment() == ("redis://rush-url", "RUSH_URL")
+    assert found() == (settings.at("redis://rush-url"), "RUSH_URL")
     assert RushConfig.from_env() == RushConfig("redis://rush-url")
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "words"),
+    [
+        ("", "data_dir names no directory: ''"),
+        ("a\0b", "data_dir names no directory"),
+        ("redis://host", r"data_dir is a directory, not a URL: give the URL as the config"),
+        (7, "data_dir is a str or a Path, not int"),
+    ],
+)
+def test_what_is_no_data_dir_is_refused(data_dir: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RushConfigError, match=words):
+        RushConfig(data_dir=data_dir)
+    monkeypatch.setenv("RUSH_DATA_DIR", "unix:///socket")
+    with pytest.raises(RushConfigError, match="the environment variable RUSH_DATA_DIR: data_dir is a directory, not a URL"):
+        RushConfig.from_env()
+
+
+def test_a_data_dir_beside_another_address_is_refused() -> None:
+    assert with_data_dir(None, "a") == RushConfig(data_dir="a")
+    assert with_data_dir(RushConfig(connect_timeout=3), "a") == RushConfig(data_dir="a", connect_timeout=3)
+    for config in ("redis://host", RushConfig("redis://host")):
+        with pytest.raises(RushConfigError, match="a URL names a server that keeps its data itself: leave one of the two out"):
+            with_data_dir(config, "a")
+    with pytest.raises(RushConfigError, match="the config has a data_dir already"):
+        with_data_dir(RushConfig(data_dir="a"), "a")
+
+
+def test_a_data_dir_may_be_in_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("~/results") == tmp_path / "results"
+    assert as_path("results") == Path.cwd() / "results"
 
 
 def test_an_unusable_url_names_its_variable_and_hides_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 async def run(*words: str) -> str:
     """Runs a program and returns what it prints. The program must exit with 0 and write nothing to stderr."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL")}
+    environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL", "RUSH_DATA_DIR")}
     environment |= {"PYTHONWARNINGS": "error", "POLARS_TABLE_WIDTH": "200"}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *words),

@@ -41,6 +41,7 @@ OTHER = "redis://other:6379"
 def no_plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("RUSH_URL", raising=False)
     monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.delenv("RUSH_DATA_DIR", raising=False)
     yield
     rush_plan()
 
@@ -262,6 +263,9 @@ def test_a_child_process_does_not_inherit_the_plan() -> None:
         ({"config": ""}, RushConfigError, "redis://"),
         ({"config": 7}, RushConfigError, "a URL, a RushConfig or None, not int"),
         ({"config": RushConfig}, RushConfigError, "a URL, a RushConfig or None, not type"),
+        ({"config": 7, "data_dir": "results"}, RushConfigError, "a URL, a RushConfig or None, not int"),
+        ({"config": URL, "data_dir": "results"}, RushConfigError, "leave one of the two out"),
+        ({"data_dir": ""}, RushConfigError, "names no directory"),
         ({"n_workers": 0}, RushConfigError, "at least 1, not 0"),
         ({"n_workers": -1}, RushConfigError, "n_workers must be 0 to .*, not -1"),
         ({"n_workers": "4"}, TypeError, "whole number, not str: '4'"),
@@ -314,6 +318,18 @@ def test_row_2_an_argument_wins_over_the_plan_and_that_over_the_environment(monk
     assert locate(None) == (RushConfig(url=URL), "rush_plan")
     assert locate(OTHER) == locate(RushConfig(url=OTHER)) == (RushConfig(url=OTHER), None)
     assert resolve_config(None) == RushConfig(url=URL)
+    assert locate(None, "results") == (RushConfig(data_dir="results"), None)
+    with pytest.raises(RushConfigError, match="leave one of the two out"):
+        locate(OTHER, "results")
+
+
+def test_row_2_a_data_dir_of_the_plan_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSH_DATA_DIR", "of-environment")
+    assert locate(None) == (RushConfig(data_dir="of-environment"), "the environment variable RUSH_DATA_DIR")
+    monkeypatch.setenv("RUSH_URL", "redis://rush-url")
+    assert locate(None) == (RushConfig(url="redis://rush-url"), "the environment variable RUSH_URL")
+    rush_plan(data_dir="of-plan", config=RushConfig(connect_timeout=3))
+    assert locate(None) == (RushConfig(data_dir="of-plan", connect_timeout=3), "rush_plan")
 
 
 def test_row_2_settings_without_an_address_take_only_the_address(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

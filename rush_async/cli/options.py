@@ -32,8 +32,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         help="run workers of a network until they end or are asked to stop",
         description="Runs workers in this process until they end or are asked to stop. On SIGTERM and SIGINT the workers "
         "finish their tasks and take no new ones. The loop may be in a module of the current directory.",
-        epilog="The server is named by RUSH_URL, else REDIS_URL, in the environment, and its password by RUSH_PASSWORD where "
-        "the URL has none. Exit codes: 0 all workers ended, 1 a loop failed, 2 wrong usage, 3 a worker was killed or lost, "
+        epilog="The server is named by RUSH_URL, else REDIS_URL, else RUSH_DATA_DIR, in the environment, and its password by "
+        "RUSH_PASSWORD where the URL has none. Exit codes: 0 all workers ended, 1 a loop failed, 2 wrong usage, 3 a worker was "
+        "killed or lost, "
         "69 the server cannot be reached, 78 the loop, start or configuration is refused, 130 or 143 ended before it was "
         "drained.",
         allow_abbrev=False,
@@ -48,6 +49,7 @@ def _add_arguments(worker: argparse.ArgumentParser) -> None:
     worker.add_argument("--start", metavar="ID", help="what Rush.worker_command() prepared, instead of MODULE:FUNCTION")
     worker.add_argument("-n", "--workers", metavar="N", type=_count, help="how many workers (default: as prepared, else 1)")
     worker.add_argument("--url", help="the server; leave out its password, which every user of this machine could see here")
+    worker.add_argument("--data-dir", metavar="DIR", help="the data directory of an embedded server, instead of a URL")
     worker.add_argument("--args", metavar="JSON", type=_arguments, help="arguments of the loop, as a JSON object")
     worker.add_argument(
         "--log-level",
@@ -90,6 +92,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         worker.error(f"unrecognized arguments: {' '.join(rest)}")
     if (options.loop is None) is (options.start is None):
         worker.error("name the loop by MODULE:FUNCTION, or what was prepared by --start ID: one of the two")
+    if options.url and options.data_dir:
+        worker.error("name the server by --url, or an embedded one by --data-dir: one of the two")
     return options
 
 

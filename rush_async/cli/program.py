@@ -39,7 +39,7 @@ from typing import Any
 
 from rush_async.cli.drain import Drain
 from rush_async.cli.options import parse
-from rush_async.config import RushConfig, url_of_environment, with_heartbeat, with_password_of_environment, without_password
+from rush_async.config import RushConfig, with_heartbeat, with_password_of_environment, without_password
 from rush_async.errors import RushConfigError, RushConnectionError, RushError
 from rush_async.heartbeat.heartbeat import own_this_process
 from rush_async.launch.job import Job
@@ -107,17 +107,20 @@ def _advice(error: RushConnectionError) -> str:
 
 
 def _config(options: argparse.Namespace) -> RushConfig:
+    if options.data_dir is not None:
+        return RushConfig(data_dir=options.data_dir)
     url: str | None = options.url
-    environment = url_of_environment()[0]
-    if url is None or (environment is not None and without_password(environment) == url):
-        url = environment
-    else:
+    found = RushConfig.from_env()
+    if url is not None and (found.url is None or without_password(found.url) != url):
         RushConfig(url)  # checked before a password is written into it
-        url = with_password_of_environment(url)
-    if url is None:
-        raise RushConfigError("no server is named: set RUSH_URL in the environment, or add --url")
-    return RushConfig(
-        url,
+        found = RushConfig(with_password_of_environment(url))
+    if found == RushConfig():
+        raise RushConfigError(
+            "no server is named: set RUSH_URL in the environment or add --url; for an embedded server on this machine, set "
+            "RUSH_DATA_DIR or add --data-dir"
+        )
+    return replace(
+        found,
         tls_ca_file=options.tls_ca_file,
         tls_cert_file=options.tls_cert_file,
         tls_key_file=options.tls_key_file,

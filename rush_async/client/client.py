@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from html import escape
@@ -28,7 +29,7 @@ from rush_async.client.snapshot import Snapshot, take_snapshot
 from rush_async.client.status import status_html, status_text
 from rush_async.client.stopping import Stopping
 from rush_async.config import RushConfig
-from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError
+from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError, ServerStartError
 from rush_async.events import Event, EventsMissed
 from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.network.network import Network
@@ -62,12 +63,14 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         network_id: str | None = None,
         config: RushConfig | str | None = None,
         *,
+        data_dir: str | os.PathLike[str] | None = None,
         schema: Schema | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__(random_network_id() if network_id is None else check_network_id(network_id))
         self._seed = None if seed is None else as_number(seed, "seed", 2**63 - 1)
-        self._config, self._origin = locate(config)
+        self._config, self._origin = locate(config, data_dir)
+        self._data_dir = self._config.data_dir
         self._schema = dict(schema) if schema else None
         self._encoder = RecordEncoder(self._config.max_record_size)
         self._n_seen = 0
@@ -76,10 +79,10 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
     async def _acquire(self) -> Network:
         try:
             network = await Network.acquire(self._network_id, self._config, self._seed)
-        except RushConnectionError as error:
+        except (RushConnectionError, ServerStartError) as error:
             if self._origin is None:
                 raise
-            raise RushConnectionError(f"{str(error).rstrip('.')}. The address came from {self._origin}") from error.__cause__
+            raise type(error)(f"{str(error).rstrip('.')}. The address came from {self._origin}") from error.__cause__
         assert network.link.config.url is not None
         self._config = self._config.at(network.link.config.url)
         network.heartbeat.watch(self._config.heartbeat_period, self._config.max_loop_stall)

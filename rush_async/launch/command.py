@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from rush_async.config import RushConfig, redact_url, without_password
 from rush_async.launch.job import Job, digest_of
@@ -45,7 +46,8 @@ def prepare_command(
     log_levels: Mapping[str, str | int] | None = None,
     with_password: bool = False,
     allow_pickle: bool = False,
-    is_embedded: bool = False,
+    data_dir: Path | None = None,
+    is_private: bool = False,
 ) -> Command:
     """Returns the command that starts workers on other machines, and its start. Logs the command without its password.
 
@@ -57,7 +59,8 @@ def prepare_command(
         log_levels: the loggers whose records the network keeps, with their levels.
         with_password: whether the command sets `RUSH_URL` with the password; otherwise the environment must contain it.
         allow_pickle: whether loop and arguments are sent as a pickle; the command then has `--allow-pickle`.
-        is_embedded: whether the server is an embedded one.
+        data_dir: the data directory of an embedded server, which the command names instead of a URL.
+        is_private: whether the server is an embedded one without a data directory.
 
     Raises:
         TypeError: the loop has no name to import it by.
@@ -70,25 +73,27 @@ def prepare_command(
     names = [worker_name() for _ in range(n_workers)]  # only their number counts: each run of the command draws new names
     start = Job(network_id, config, names, pack(loop, network_id, config), log_levels).to_start()
     start_id = digest_of(start)
-    words = _words(network_id, start_id, config, n_workers, with_password, allow_pickle)
+    with_password = with_password and data_dir is None
+    words = ["--start", start_id]
+    if data_dir is not None:
+        words += ["--data-dir", str(data_dir)]
+    elif not with_password:
+        words += ["--url", without_password(config.url)]
+    words = _words(network_id, words, config, n_workers, allow_pickle)
     shown = _line(words, redact_url(config.url) if with_password else None)
     logger.info("this command starts workers of network %r: %s", network_id, shown)
     if not with_password and without_password(config.url) != config.url:
         logger.info("the command does not contain the password: set RUSH_PASSWORD or RUSH_URL where you run it")
-    if is_embedded:
+    if is_private or data_dir is not None:
         logger.warning(
-            "the command works on this machine only, and only while this process or another client of the server lives, "
-            "because the server is an embedded one. For workers elsewhere, give Rush the URL of a server that they reach"
+            "the command works on this machine only%s, because the server is an embedded one. For workers elsewhere, give Rush "
+            "the URL of a server that they reach",
+            ", and only while this process or another client of the server lives" if is_private else "",
         )
     return Command(start_id, start, _line(words, config.url if with_password else None))
 
 
-def _words(
-    network_id: str, start_id: str, config: RushConfig, n_workers: int, with_password: bool, allow_pickle: bool
-) -> list[str]:
-    words = ["--start", start_id]
-    if not with_password:
-        words += ["--url", without_password(config.url or "")]
+def _words(network_id: str, words: list[str], config: RushConfig, n_workers: int, allow_pickle: bool) -> list[str]:
     for field, option in _TLS.items():
         if (value := getattr(config, field)) is not None:
             words += [option, os.fspath(value)]

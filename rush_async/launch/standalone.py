@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ def run_worker(
     network_id: str,
     config: RushConfig | str | None = None,
     *,
+    data_dir: str | os.PathLike[str] | None = None,
     n_workers: int = 1,
     worker_ids: Sequence[str] | None = None,
     args: Mapping[str, Any] | None = None,
@@ -44,7 +46,8 @@ def run_worker(
     Args:
         loop: `async def loop(rush: RushWorker, ...)`, or a loop with its arguments by `bound(loop, ...)`.
         network_id: the network to work in.
-        config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else the embedded server.
+        config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else `RUSH_DATA_DIR`, else a private server.
+        data_dir: a directory where the embedded server keeps its data for the next run, instead of a `config`.
         n_workers: how many workers, as coroutines of one event loop. Has no effect if `worker_ids` are given.
         worker_ids: the ids of the workers, new in the network; random by default.
         args: the loop's arguments by name.
@@ -72,7 +75,7 @@ def run_worker(
     limits = Limits(max_time, max_tasks, idle_timeout)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RushConfigError(f"worker_ids names {twice[0]!r} twice: each worker has a name of its own")
-    resolved = with_heartbeat(resolve_config(config), heartbeat_period, heartbeat_expire)
+    resolved = with_heartbeat(resolve_config(config, data_dir), heartbeat_period, heartbeat_expire)
     if is_in_event_loop():
         raise NetworkStateError(
             "run_worker runs an event loop of its own, and one is running here: "

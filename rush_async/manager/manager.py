@@ -15,7 +15,7 @@ import anyio
 
 from rush_async.client.arguments import Schema, as_keys, as_number, as_seconds
 from rush_async.client.client import RushClient
-from rush_async.config import RushConfig, with_heartbeat
+from rush_async.config import RushConfig, as_path, with_heartbeat
 from rush_async.errors import RushConnectionError, RushTimeoutError, WorkersNotReadyError, listed
 from rush_async.launch.command import prepare_command
 from rush_async.launch.coroutines import Coroutines
@@ -59,7 +59,8 @@ class Rush(RushClient):
 
     Args:
         network_id: the network; a random one by default.
-        config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else the embedded server.
+        config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else `RUSH_DATA_DIR`, else a private server.
+        data_dir: a directory where the embedded server keeps its data for the next run, instead of a `config`.
         schema: columns that frames always have, with their dtypes.
     """
 
@@ -68,10 +69,11 @@ class Rush(RushClient):
         network_id: str | None = None,
         config: RushConfig | str | None = None,
         *,
+        data_dir: str | os.PathLike[str] | None = None,
         schema: Schema | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__(network_id, config, schema=schema, seed=seed)
+        super().__init__(network_id, config, data_dir=data_dir, schema=schema, seed=seed)
         self._workers: WorkerGroup | None = None
         self._log_place = "0"  # the last log entry that was printed
 
@@ -228,7 +230,8 @@ class Rush(RushClient):
             log_levels=check_levels(plan.log_levels if log_levels is None else log_levels),
             with_password=with_password,
             allow_pickle=allow_pickle,
-            is_embedded=network.link.is_embedded,
+            data_dir=None if self._data_dir is None else as_path(self._data_dir),
+            is_private=network.link.is_embedded and self._data_dir is None,
         )
         # The start is sent in this tick, long before the command can be run.
         network.link.supervisor.start(network.workers.prepare, command.start_id, command.start)
@@ -528,7 +531,13 @@ _OPTIONS = frozenset(inspect.signature(Rush.start_workers).parameters) - {"self"
 _COMMAND_OPTIONS = frozenset(inspect.signature(Rush.worker_command).parameters) - {"self", "kwargs"}
 
 
-async def rsh(network_id: str | None = None, config: RushConfig | str | None = None, *, schema: Schema | None = None) -> Rush:
+async def rsh(
+    network_id: str | None = None,
+    config: RushConfig | str | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    schema: Schema | None = None,
+) -> Rush:
     """Opens a manager without a block, for notebooks, and returns it. Close it with `await rush.aclose()`.
 
     The arguments are those of `Rush`.
@@ -536,4 +545,4 @@ async def rsh(network_id: str | None = None, config: RushConfig | str | None = N
     Raises:
         RushConnectionError: the server cannot be reached, or refuses the connection.
     """
-    return await Rush(network_id, config, schema=schema)
+    return await Rush(network_id, config, data_dir=data_dir, schema=schema)

@@ -6,11 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import anyio
 
-from rush_async.config import RushConfig
+from rush_async.config import RushConfig, as_path
 from rush_async.embedded.server import ServerLease, acquire_in_thread
 from rush_async.errors import (
     DecodeError,
@@ -487,5 +486,5 @@ async def _start_server(config: RushConfig) -> ServerLease:
     """Returns a lease of the embedded server."""
     if config.wait_replicas:
         raise RushConfigError("the embedded server has no replicas: leave wait_replicas out, or name a server with the url")
-    data_dir = Path(config.data_dir) if config.data_dir is not None else None
+    data_dir = None if config.data_dir is None else as_path(config.data_dir)
     return await acquire_in_thread(data_dir, config.appendfsync)

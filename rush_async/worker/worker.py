@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, overload
@@ -54,7 +55,8 @@ class RushWorker(RushClient):
 
     Args:
         network_id: the network to work in.
-        config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else the embedded server.
+        config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else `RUSH_DATA_DIR`, else a private server.
+        data_dir: a directory where the embedded server keeps its data for the next run, instead of a `config`.
         worker_id: the worker's id, new in this network; a random name by default.
         schema: columns that frames always have, with their dtypes.
         seed: the seed of the network's proposals, 0 to 2**63 - 1; that of the network by default.
@@ -72,11 +74,12 @@ class RushWorker(RushClient):
         config: RushConfig | str | None = None,
         *,
         worker_id: str | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
         schema: Schema | None = None,
         seed: int | None = None,
         shared: bool = False,
     ) -> None:
-        super().__init__(network_id, config, schema=schema, seed=seed)
+        super().__init__(network_id, config, data_dir=data_dir, schema=schema, seed=seed)
         if shared and worker_id is None:
             raise ValueError("a shared worker needs a worker_id, the same in each process: give both")
         worker_id = worker_name() if worker_id is None else check_worker_id(worker_id)

@@ -44,7 +44,11 @@ Run = Callable[..., Awaitable[Program]]
 
 @asynccontextmanager
 async def running() -> AsyncGenerator[Run]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL", "RUSH_PASSWORD")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RUSH_URL", "REDIS_URL", "RUSH_DATA_DIR", "RUSH_PASSWORD")
+    }
     programs: list[Program] = []
 
     async def run(*words: str, cwd: Path = ROOT, **more: str) -> Program:

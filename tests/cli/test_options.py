@@ -44,6 +44,7 @@ def test_a_network_that_begins_with_a_dash_follows_two_dashes() -> None:
         ("worker net nonsense", "not of the form module:function"),
         ("worker net ./good.py:loop", "write good:loop"),
         ("worker net --start 1 extra:loop", "one of the two"),
+        ("worker net a:b --url redis://h --data-dir d", "by --url, or an embedded one by --data-dir: one of the two"),
         ("worker net a:b c:d", "unrecognized arguments: c:d"),
         ("worker net a:b --heartbeat-expire soon", "not a number of seconds"),
         ("worker {} a:b", "network_id '{}' contains '{'"),

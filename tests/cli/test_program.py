@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from rush_async import Rush, RushConfig
 from tests.cli.programs import LOOPS, Run
-from tests.launch.loops_of_tests import note_arguments, raise_holding, show_arguments
+from tests.launch.loops_of_tests import note_arguments, raise_holding, serve, show_arguments
 
 PASSWORD = 'it\'s $HOME `id` \\ "a" %41 & ; ü €@:/?#'
 
@@ -160,4 +160,20 @@ async def test_a_server_must_be_named(rush: Rush, run: Run) -> None:
     program = await run(sys.executable, "-m", "rush_async", "worker", rush.network_id, f"{LOOPS}:serve")
     code, errors = await program.ended()
     assert code == 78
-    assert "no server is named: set RUSH_URL in the environment, or add --url" in errors
+    assert "no server is named: set RUSH_URL in the environment or add --url; for an embedded server on this machine" in errors
+
+
+async def test_a_data_dir_names_the_embedded_server_of_other_programs(run: Run, directory: Path) -> None:
+    data_dir = str(directory / "results")
+    async with Rush("net", data_dir=data_dir) as rush:
+        await rush.push_tasks([{"x": 1}, {"x": 2}])
+        words = shlex.split(rush.worker_command(serve))
+    assert words[5:7] == ["--data-dir", data_dir]
+    program = [sys.executable, "-m", "rush_async"]
+    programs = [  # the server of the manager has ended
+        await run(*program, *words[1:], "--max-tasks", "1"),
+        await run(*program, "worker", "net", f"{LOOPS}:serve", "--max-tasks", "1", RUSH_DATA_DIR=data_dir),
+    ]
+    assert [await each.ended() for each in programs] == [(0, ""), (0, "")]
+    async with Rush("net", data_dir=data_dir) as rush:
+        assert (await rush.fetch_finished_tasks())["y"].sort().to_list() == [2, 4]

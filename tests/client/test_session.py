@@ -29,6 +29,7 @@ from rush_async import (
     RushConfigError,
     RushConnectionError,
     RushWorker,
+    ServerStartError,
     TaskReported,
     rsh,
 )
@@ -122,6 +123,7 @@ def in_another_loop(call: Callable[[], Awaitable[Any]]) -> Any:
 async def test_row_1_a_manager_without_config_or_id_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RUSH_URL", raising=False)
     monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.delenv("RUSH_DATA_DIR", raising=False)
     async with Rush() as rush, Rush() as other:
         assert rush.network_id != other.network_id
         assert rush.config.url is not None
@@ -219,6 +221,25 @@ async def test_row_2_rush_url_wins_over_redis_url_and_that_over_the_embedded_ser
         monkeypatch.setenv("RUSH_URL", "")  # as if it were not set
         async with Rush("net") as rush:
             assert rush.config.url == f"unix://{socket}"
+
+
+async def test_row_2_a_data_dir_keeps_the_data_for_the_next_program(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSH_URL", f"redis://127.0.0.1:{free_port()}")
+    data_dir = directory / "results"
+    async with Rush("net", data_dir=data_dir) as rush, RushWorker("net", data_dir=str(data_dir)) as worker:
+        assert worker.config.url == rush.config.url
+        (key,) = await worker.push_running_tasks([XS])
+        await worker.finish_tasks(key, [{"y": 1}])
+    rush = await rsh("net", data_dir=data_dir)
+    assert (await rush.counts()).finished == 1
+    await rush.aclose()
+    with pytest.raises(RushConfigError, match="leave one of the two out"):
+        Rush("net", "redis://host", data_dir=data_dir)
+    monkeypatch.delenv("RUSH_URL")
+    (directory / "file").touch()
+    monkeypatch.setenv("RUSH_DATA_DIR", str(directory / "file"))
+    with pytest.raises(ServerStartError, match=r"cannot be used.*The address came from the environment variable RUSH_DATA_DIR"):
+        await Rush("net")
 
 
 def test_row_2_a_bad_address_names_the_variable_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:

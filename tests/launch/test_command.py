@@ -98,8 +98,19 @@ def test_row_7_the_log_shows_the_command_without_the_password(caplog: Any) -> No
 def test_row_7_a_command_for_an_embedded_server_logs_a_warning(caplog: Any) -> None:
     prepare(serve, RushConfig("unix:///tmp/socket"))
     assert not caplog.records
-    prepare(serve, RushConfig("unix:///tmp/socket"), is_embedded=True)
-    assert "works on this machine only" in caplog.text
+    prepare(serve, RushConfig("unix:///tmp/socket"), is_private=True)
+    assert "works on this machine only, and only while this process or another client of the server lives" in caplog.text
+    caplog.clear()
+    prepare(serve, RushConfig("unix:///tmp/socket"), data_dir=Path("/my results"))
+    assert "works on this machine only, because the server is an embedded one" in caplog.text
+
+
+def test_row_7_a_command_names_the_data_dir_of_an_embedded_server(shell: Any) -> None:
+    for with_password in (False, True):
+        config = RushConfig("unix:///tmp/socket")
+        command = prepare(serve, config, data_dir=Path("/my results"), with_password=with_password)
+        assert shell(command.line)[5:7] == ["--data-dir", "/my results"]
+        assert "socket" not in command.line
 
 
 def test_an_odd_network_id_is_one_word_of_the_command(shell: Any) -> None:

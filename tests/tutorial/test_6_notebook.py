@@ -76,7 +76,9 @@ class Kernel:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Kernel]:
-        environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL")}
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL", "RUSH_DATA_DIR")
+        }
         environment |= {"IPYTHONDIR": str(self._directory / "ipython")}
         async with self._runner.async_setup_kernel(cleanup_kc=True, env=environment, cwd=str(self._directory)):
             client = self._manager.client()

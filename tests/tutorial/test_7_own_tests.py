@@ -17,7 +17,7 @@ async def run_tests(source: str, directory: Path, *words: str) -> str:
     (directory / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n", "utf-8")
     (directory / "test_my_loop.py").write_text(source, "utf-8")
     command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL")}
+    environment = {name: value for name, value in os.environ.items() if name not in ("RUSH_URL", "REDIS_URL", "RUSH_DATA_DIR")}
     process = await asyncio.create_subprocess_exec(
         *command, cwd=directory, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

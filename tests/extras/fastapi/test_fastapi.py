@@ -41,7 +41,7 @@ class Server:
     ):
         self.socket = directory / f"{name}.sock"
         self.log = directory / f"{name}.log"
-        left_out = ("RUSH_URL", "REDIS_URL", "RUSH_PASSWORD")
+        left_out = ("RUSH_URL", "REDIS_URL", "RUSH_DATA_DIR", "RUSH_PASSWORD")
         environment = {key: value for key, value in os.environ.items() if key not in left_out} | env
         factory = ["--factory"] if app.endswith(":create_app") else []
         with self.log.open("wb") as log:
