@@ -23,6 +23,7 @@ from rush_async.launch.handle import Launcher
 from rush_async.launch.payload import remove_payloads
 from rush_async.launch.pools import Pool, Submitter
 from rush_async.manager.log import frame_of_log, log_again
+from rush_async.manager.unsaved import warn_of_unsaved
 from rush_async.manager.worker_group import WorkerGroup
 from rush_async.model import WorkerExit
 from rush_async.plan import check_levels, current_plan
@@ -96,6 +97,11 @@ class Rush(RushClient):
         return self._workers
 
     async def _on_close(self, error: BaseException | None) -> None:
+        await self._dismiss_workers()
+        if error is not None and self._net.link.is_embedded and self._data_dir is None:
+            await warn_of_unsaved(self._net, error)
+
+    async def _dismiss_workers(self) -> None:
         if (group := self._workers) is None:
             return
         try:
