@@ -176,7 +176,7 @@ async def _work(job: Job, loop: WorkerLoop, limits: Limits, drain: Drain) -> int
     try:
         teller = _StopTeller(network)
         log_levels = WARNINGS if job.log_levels is None else job.log_levels
-        runner = Runner(job.network_id, job.config, job.worker_ids, loop, log_levels, limits)
+        runner = Runner(*(job.network_id, job.config, job.worker_ids, loop, log_levels, limits), schema=job.frame_schema)
         drain.attend(runner)
         ends = await runner.run()
         teller.position_changed()  # a loop that never awaited kept the event loop from hearing of it

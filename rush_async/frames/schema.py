@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Context, Decimal, Inexact, InvalidOperation
+from io import BytesIO
 from typing import Any, NoReturn, TypeAlias, cast
 
 import polars as pl
@@ -15,7 +16,7 @@ from rush_async.errors import SchemaError
 from rush_async.frames.column import NO_FIELD, Column, text
 from rush_async.model import RESERVED_NAMES
 
-__all__ = ["Schema", "SchemaColumn", "schema_columns"]
+__all__ = ["Schema", "SchemaColumn", "pack_schema", "schema_columns", "unpack_schema"]
 
 Schema: TypeAlias = Mapping[str, Any]
 
@@ -39,6 +40,22 @@ def schema_columns(schema: Schema | None) -> dict[str, Column]:
         if name in RESERVED_NAMES:
             raise SchemaError(f"the schema names {name!r}, a reserved column whose dtype is fixed: remove it from the schema")
     return {name: SchemaColumn((NO_FIELD, name), name, _supported(dtype, name)) for name, dtype in dtypes.items()}
+
+
+def pack_schema(schema: Schema) -> bytes:
+    """Packs a schema as an empty Arrow file, which another process can read without running code of the sender.
+
+    Raises:
+        SchemaError: as `schema_columns`.
+    """
+    packed = BytesIO()
+    pl.DataFrame(schema={name: column.dtype for name, column in schema_columns(schema).items()}).write_ipc(packed)
+    return packed.getvalue()
+
+
+def unpack_schema(packed: bytes) -> Schema:
+    """Returns the schema that `pack_schema` packed."""
+    return pl.read_ipc_schema(BytesIO(packed))  # which starts no thread: a process that was forked could hang
 
 
 def _instance(dtype: Any) -> Any:

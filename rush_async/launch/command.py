@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rush_async.client.arguments import Schema
 from rush_async.config import RushConfig, redact_url, without_password
-from rush_async.launch.job import Job, digest_of
+from rush_async.launch.job import Job, digest_of, packed_schema
 from rush_async.launch.packed_loop import PackedLoop
 from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.names import worker_name
@@ -44,6 +45,7 @@ def prepare_command(
     *,
     n_workers: int = 1,
     log_levels: Mapping[str, str | int] | None = None,
+    schema: Schema | None = None,
     with_password: bool = False,
     allow_pickle: bool = False,
     data_dir: Path | None = None,
@@ -57,6 +59,7 @@ def prepare_command(
         config: the server, and the settings that the workers get.
         n_workers: how many workers the command starts, in one process.
         log_levels: the loggers whose records the network keeps, with their levels.
+        schema: columns that frames of the workers always have, with their dtypes.
         with_password: whether the command sets `RUSH_URL` with the password; otherwise the environment must contain it.
         allow_pickle: whether loop and arguments are sent as a pickle; the command then has `--allow-pickle`.
         data_dir: the data directory of an embedded server, which the command names instead of a URL.
@@ -71,7 +74,7 @@ def prepare_command(
     assert config.url is not None
     pack = PackedLoop.pickled if allow_pickle else PackedLoop.named
     names = [worker_name() for _ in range(n_workers)]  # only their number counts: each run of the command draws new names
-    start = Job(network_id, config, names, pack(loop, network_id, config), log_levels).to_start()
+    start = Job(network_id, config, names, pack(loop, network_id, config), log_levels, packed_schema(schema)).to_start()
     start_id = digest_of(start)
     with_password = with_password and data_dir is None
     words = ["--start", start_id]

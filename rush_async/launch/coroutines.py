@@ -36,5 +36,7 @@ class Coroutines:
 
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
         """Starts the workers and returns at once."""
-        runner = Runner(launch.network.network_id, launch.config, launch.worker_ids, launch.loop, launch.log_levels)
+        runner = Runner(
+            *(launch.network.network_id, launch.config, launch.worker_ids, launch.loop, launch.log_levels), schema=launch.schema
+        )
         return [_Coroutine(worker_id, runner) for worker_id in launch.worker_ids]

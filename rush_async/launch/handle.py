@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from rush_async.client.arguments import Schema
 from rush_async.config import RushConfig
-from rush_async.launch.job import Job
+from rush_async.launch.job import Job, packed_schema
 from rush_async.launch.packed_loop import PackedLoop
 from rush_async.model import WorkerExit
 from rush_async.network.network import Network
@@ -29,6 +30,7 @@ class Launch:
         worker_ids: the workers, registered as starting.
         log_levels: the loggers whose records the network keeps, with their levels.
         log_dir: where processes write their output; None for a temporary directory.
+        schema: columns that frames of the workers always have, with their dtypes.
     """
 
     network: Network
@@ -37,6 +39,7 @@ class Launch:
     worker_ids: Sequence[str]
     log_levels: Mapping[str, str | int] | None
     log_dir: Path | None
+    schema: Schema | None = None
 
     async def pack(self) -> Job:
         """Packs the job for other processes.
@@ -44,10 +47,12 @@ class Launch:
         Raises:
             EncodeError: the loop or one of its arguments cannot be pickled, or is too large.
             RushConfigError: `large_objects_path` cannot be written.
+            SchemaError: the schema has a dtype that no value of a task fits.
         """
+        schema = packed_schema(self.schema)
         network_id = self.network.network_id
         loop = await PackedLoop.pickled_in_thread(self.loop, network_id, self.config)
-        return Job(network_id, self.config, self.worker_ids, loop, self.log_levels)
+        return Job(network_id, self.config, self.worker_ids, loop, self.log_levels, schema)
 
 
 class WorkerHandle:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias, cast
 
+from rush_async.client.arguments import Schema
 from rush_async.config import RushConfig
 from rush_async.errors import DecodeError, RushConfigError
 from rush_async.launch.packed_loop import PackedLoop
@@ -22,7 +23,7 @@ from rush_async.model import WorkerExit
 from rush_async.store.codec import decode, encode
 from rush_async.worker.names import worker_name
 
-__all__ = ["LENGTH", "Job", "Report", "digest_of", "frame", "pack_report", "take_frames", "unpack_report"]
+__all__ = ["LENGTH", "Job", "Report", "digest_of", "frame", "pack_report", "packed_schema", "take_frames", "unpack_report"]
 
 LENGTH = 8  # bytes of a frame that say how long the rest is
 
@@ -46,6 +47,7 @@ class Job:
         worker_ids: the workers.
         loop: their loop with its arguments.
         log_levels: the loggers whose records the network keeps, with their levels; None for the default.
+        schema: columns that frames of the workers always have, packed; None for none.
     """
 
     network_id: str
@@ -53,6 +55,16 @@ class Job:
     worker_ids: Sequence[str]
     loop: PackedLoop
     log_levels: Mapping[str, str | int] | None
+    schema: bytes | None = None
+
+    @property
+    def frame_schema(self) -> Schema | None:
+        """The schema, unpacked."""
+        if self.schema is None:
+            return None
+        from rush_async.frames.schema import unpack_schema
+
+        return unpack_schema(self.schema)
 
     def to_pickle(self) -> bytes:
         """Returns the form for a pipe or a pool."""
@@ -72,7 +84,8 @@ class Job:
             start = {"loop": self.loop.name, "args": payload}
         settings = {field.name: getattr(self.config, field.name) for field in fields(self.config) if field.name in _SETTINGS}
         log_levels = None if self.log_levels is None else dict(self.log_levels)
-        return encode(start | {"n_workers": len(self.worker_ids), "log_levels": log_levels, "settings": settings}, "start")
+        start |= {"n_workers": len(self.worker_ids), "log_levels": log_levels, "settings": settings, "schema": self.schema}
+        return encode(start, "start")
 
     @classmethod
     def of_start(cls, packed: bytes, start_id: str, network_id: str, config: RushConfig, *, allow_pickle: bool) -> Job:
@@ -98,7 +111,7 @@ class Job:
         start: Any = decode(packed)  # a manager wrote it, as the digest proves; another form comes from another version
         try:
             names = [worker_name() for _ in range(start["n_workers"])]
-            log_levels, settings = start["log_levels"], dict(start["settings"])
+            log_levels, settings, schema = start["log_levels"], dict(start["settings"]), start.get("schema")
             is_pickle = "pickle" in start
             payload = Payload.of_record(start["pickle" if is_pickle else "args"])
             loop = PackedLoop(payload, None if is_pickle else start["loop"])
@@ -111,7 +124,20 @@ class Job:
             raise RushConfigError(
                 f"start {start_id} has the unknown setting {unknown[0]!r}: install the manager's version of rush_async here"
             )
-        return cls(network_id, replace(config, **settings), names, loop, log_levels)
+        return cls(network_id, replace(config, **settings), names, loop, log_levels, schema)
+
+
+def packed_schema(schema: Schema | None) -> bytes | None:
+    """Returns a schema as a job has it.
+
+    Raises:
+        SchemaError: it is not a schema, or has a dtype that no value of a task fits.
+    """
+    if not schema:
+        return None
+    from rush_async.frames.schema import pack_schema
+
+    return pack_schema(schema)
 
 
 def digest_of(start: bytes) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from rush_async.client.arguments import as_keys, as_number
+from rush_async.client.arguments import Schema, as_keys, as_number
 from rush_async.config import RushConfig, with_heartbeat
 from rush_async.errors import NetworkStateError, RushConfigError
 from rush_async.model import WorkerExit
@@ -37,6 +37,7 @@ def run_worker(
     max_time: float | None = None,
     max_tasks: int | None = None,
     idle_timeout: float | None = None,
+    schema: Schema | None = None,
     **kwargs: Any,
 ) -> list[WorkerExit]:
     """Runs workers in this process until their loops have ended. Any scheduler or pool can call it to start workers.
@@ -59,6 +60,7 @@ def run_worker(
             stop does: the worker finishes what it runs and takes no new task.
         max_tasks: how many tasks each worker finishes or fails.
         idle_timeout: for how many seconds, since its last task, each worker waits for another or for a place within a budget.
+        schema: columns that frames of the workers always have, with their dtypes.
         kwargs: further arguments of the loop.
 
     Returns:
@@ -83,7 +85,7 @@ def run_worker(
         )
 
     async def run_all() -> list[WorkerExit]:
-        return await Runner(network_id, resolved, names, bound, log_levels, limits).run()
+        return await Runner(network_id, resolved, names, bound, log_levels, limits, schema).run()
 
     return asyncio.run(run_all())
 

@@ -62,7 +62,7 @@ class Rush(RushClient):
         network_id: the network; a random one by default.
         config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else `RUSH_DATA_DIR`, else a private server.
         data_dir: a directory where the embedded server keeps its data for the next run, instead of a `config`.
-        schema: columns that frames always have, with their dtypes.
+        schema: columns that frames always have, with their dtypes; also those of the workers that it starts.
     """
 
     def __init__(
@@ -130,6 +130,7 @@ class Rush(RushClient):
         log_dir: str | os.PathLike[str] | None = None,
         heartbeat_period: float | None = None,
         heartbeat_expire: float | None = None,
+        schema: Schema | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """Starts workers and returns at once; `wait_for_workers` waits until they run. Each call may start another loop.
@@ -149,6 +150,7 @@ class Rush(RushClient):
             heartbeat_period: seconds between two heartbeats; by default that of the configuration.
             heartbeat_expire: seconds without a heartbeat after which a process counts as lost; by default that of the
                 configuration.
+            schema: columns that frames of the workers always have, with their dtypes; by default the manager's.
             kwargs: further arguments of the loop.
 
         Returns:
@@ -160,6 +162,7 @@ class Rush(RushClient):
             ValueError: `n_workers` is below 1.
             EncodeError: the loop or an argument cannot be sent to another process, or is too large.
             RushConfigError: a log level or a heartbeat is invalid, or `large_objects_path` cannot be written.
+            SchemaError: the schema has a dtype that no value of a task fits.
             ServerFullError: the server has no memory left to register the workers.
         """
         group, plan = self._worker_group, current_plan()
@@ -170,7 +173,8 @@ class Rush(RushClient):
         config = self._for_workers(heartbeat_period, heartbeat_expire)
         launcher = _as_launcher(on if on is not None else plan.on)
         levels = check_levels(plan.log_levels if log_levels is None else log_levels)
-        return await group.start(launcher, bound, n_workers, config, levels, Path(log_dir) if log_dir is not None else None)
+        directory = Path(log_dir) if log_dir is not None else None
+        return await group.start(launcher, bound, n_workers, config, levels, directory, schema or self._schema)
 
     def _for_workers(self, heartbeat_period: float | None, heartbeat_expire: float | None) -> RushConfig:
         config = with_heartbeat(self.config, heartbeat_period, heartbeat_expire)
@@ -196,6 +200,7 @@ class Rush(RushClient):
         log_levels: Mapping[str, str | int] | None = None,
         heartbeat_period: float | None = None,
         heartbeat_expire: float | None = None,
+        schema: Schema | None = None,
         with_password: bool = False,
         allow_pickle: bool = False,
         **kwargs: Any,
@@ -212,6 +217,7 @@ class Rush(RushClient):
             log_levels: as for `start_workers`; by default all records at WARNING and above.
             heartbeat_period: as for `start_workers`.
             heartbeat_expire: as for `start_workers`.
+            schema: as for `start_workers`.
             with_password: whether the command contains the password, as an assignment of `RUSH_URL` before it, which other
                 users of the machine do not see. Otherwise set `RUSH_PASSWORD` or `RUSH_URL` where the command is run.
             allow_pickle: whether loop and arguments are sent as a pickle. The command names them by their digest, so write
@@ -226,6 +232,7 @@ class Rush(RushClient):
             ValueError: `n_workers` is below 1.
             EncodeError: an argument cannot be stored, or the arguments are larger than `max_start_args_size`.
             RushConfigError: a log level or a heartbeat is invalid, or `large_objects_path` cannot be written.
+            SchemaError: the schema has a dtype that no value of a task fits.
         """
         network, plan = self._net, current_plan()
         command = prepare_command(
@@ -234,6 +241,7 @@ class Rush(RushClient):
             self._for_workers(heartbeat_period, heartbeat_expire),
             n_workers=(plan.n_workers or 1) if n_workers is None else as_number(n_workers, "n_workers"),
             log_levels=check_levels(plan.log_levels if log_levels is None else log_levels),
+            schema=schema or self._schema,
             with_password=with_password,
             allow_pickle=allow_pickle,
             data_dir=None if self._data_dir is None else as_path(self._data_dir),

@@ -31,8 +31,8 @@ async def warn_of_unsaved(network: Network, error: BaseException) -> None:
     if n := network.position.counts.finished:
         name = network.network_id
         logger.warning(
-            "network %r: its block was left by %s, and %d finished %s lost when this program ends, because only a private server "
-            "has them. To keep results give a directory, Rush(%r, data_dir='results'), or set RUSH_DATA_DIR",
+            "network %r: its block was left by %s, and %d finished %s lost when this program ends, because only a private "
+            "server has them. To keep results give a directory, Rush(%r, data_dir='results'), or set RUSH_DATA_DIR",
             name,
             type(error).__name__,
             n,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio
 
+from rush_async.client.arguments import Schema
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError, RushError, listed
 from rush_async.launch.handle import Launch, Launcher, WorkerHandle
@@ -68,12 +69,13 @@ class WorkerGroup:
         config: RushConfig,
         log_levels: Mapping[str, str | int] | None,
         log_dir: Path | None,
+        schema: Schema | None = None,
     ) -> list[str]:
         """Registers and starts workers. An error or a cancellation leaves no worker registered."""
         worker_ids: list[str] = []
         try:
             await run_to_completion(self._register(n_workers, config, worker_ids, is_local=launcher.is_local))
-            handles = await launcher.launch(Launch(self._network, config, loop, worker_ids, log_levels, log_dir))
+            handles = await launcher.launch(Launch(self._network, config, loop, worker_ids, log_levels, log_dir, schema))
         except BaseException as error:
             await run_to_completion(self._report_failed_start(worker_ids, error))
             raise

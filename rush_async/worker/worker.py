@@ -560,6 +560,7 @@ class Runner:
         loop: their loop with its arguments.
         log_levels: the loggers whose records the network keeps, with their levels.
         limits: when each of them stops by itself; None for no limit.
+        schema: columns that their frames always have, with their dtypes.
 
     Attributes:
         ended: how each worker ended; set when it has ended.
@@ -574,12 +575,13 @@ class Runner:
         loop: WorkerLoop,
         log_levels: Mapping[str, str | int] | None,
         limits: Limits | None = None,
+        schema: Schema | None = None,
     ) -> None:
         event_loop = asyncio.get_running_loop()
         self.ended: dict[str, asyncio.Future[WorkerExit]] = {}
         self.refused: set[str] = set()
         worker_class: type[RushWorker] = loop.worker_class or RushWorker
-        self._workers = {name: worker_class(network_id, config, worker_id=name) for name in worker_ids}
+        self._workers = {name: worker_class(network_id, config, worker_id=name, schema=schema) for name in worker_ids}
         self._tasks: dict[str, asyncio.Task[WorkerExit]] = {}
         for name, worker in self._workers.items():
             if limits is not None:

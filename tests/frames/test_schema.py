@@ -14,7 +14,7 @@ import pytest
 from rush_async.errors import SchemaError
 from rush_async.frames.archive import Archive
 from rush_async.frames.column import text
-from rush_async.frames.schema import schema_columns
+from rush_async.frames.schema import pack_schema, schema_columns, unpack_schema
 from tests.frames.records import finished, frame_of_y, rows_of_y
 
 
@@ -140,6 +140,24 @@ def test_a_schema_that_does_not_map_names_to_dtypes_is_refused(schema: Any) -> N
 def test_a_dtype_that_no_value_of_a_task_fits_is_refused(dtype: Any) -> None:
     with pytest.raises(SchemaError, match="asks for Object in column 'y'"):
         schema_columns({"y": dtype})
+
+
+def test_a_packed_schema_is_read_as_it_was_written() -> None:
+    schema = {
+        "text": pl.String,
+        "number": pl.Int128(),
+        "when": pl.Datetime("ns", "Europe/Berlin"),
+        "span": pl.Duration("ms"),
+        "price": pl.Decimal(10, 2),
+        "kind": pl.Enum(["a", "b"]),
+        "label": pl.Categorical,
+        "nested": pl.Struct({"points": pl.List(pl.Array(pl.Int8, 2)), "raw": pl.Binary}),
+        "nothing": pl.Null,
+    }
+    expected = {name: column.dtype for name, column in schema_columns(schema).items()}
+    assert unpack_schema(pack_schema(schema)) == expected
+    with pytest.raises(SchemaError, match="reserved column"):
+        pack_schema({"keys": pl.String})
 
 
 def test_without_a_schema_there_are_no_columns() -> None:

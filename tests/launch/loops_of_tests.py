@@ -274,3 +274,10 @@ class OwnWorker(RushWorker):
 async def push_own(rush: OwnWorker, n: int) -> None:
     for _ in range(n):
         await rush.push_own()
+
+
+async def name_dtype(rush: RushWorker) -> None:
+    """Tells the dtype that a column has in the frames of this worker."""
+    dtype = (await rush.fetch_finished_tasks()).schema.get("loss")
+    async with rush.task({"x": 1}) as task:
+        task.ys = {"dtype": str(dtype)}

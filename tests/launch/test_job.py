@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+import polars as pl
 import pytest
 
 from rush_async import DecodeError, Failure, RushConfig, RushConfigError, WorkerExit
-from rush_async.launch.job import Job, digest_of, frame, pack_report, take_frames, unpack_report
+from rush_async.frames.schema import unpack_schema
+from rush_async.launch.job import Job, digest_of, frame, pack_report, packed_schema, take_frames, unpack_report
 from rush_async.launch.packed_loop import PackedLoop
 from rush_async.store.codec import encode
 from rush_async.worker.loop import WorkerLoop, bind_loop
@@ -50,6 +52,15 @@ def test_a_start_has_all_of_the_job_except_network_server_and_names() -> None:
 @pytest.mark.parametrize("log_levels", [None, {}])
 def test_a_start_tells_no_levels_from_the_default(log_levels: dict[str, str | int] | None) -> None:
     assert read(replace(job_of(serve), log_levels=log_levels).to_start()).log_levels == log_levels
+
+
+def test_a_job_keeps_its_schema_in_both_forms() -> None:
+    schema = {"loss": pl.Float32, "tags": pl.List(pl.String)}
+    job = replace(job_of(serve), schema=packed_schema(schema))
+    for each in (Job.of_pickle(job.to_pickle()), read(job.to_start())):
+        assert each.schema is not None
+        assert unpack_schema(each.schema) == pl.Schema({"loss": pl.Float32(), "tags": pl.List(pl.String())})
+    assert packed_schema({}) is packed_schema(None) is None
 
 
 def test_each_run_of_a_start_draws_new_names() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,21 @@ import polars as pl
 import pytest
 
 from rush_async import (
+    Coroutines,
     NetworkStateError,
     Processes,
     Rush,
     RushTimeoutError,
     RushWorker,
+    SchemaError,
     WorkerExit,
     WorkerLoopError,
     WorkersNotReadyError,
     rsh,
+    run_worker,
 )
 from rush_async.testing import wait_until
-from tests.launch.loops_of_tests import CannotBeUnpickled, do_some, hold, note_arguments, raise_holding, serve
+from tests.launch.loops_of_tests import CannotBeUnpickled, do_some, hold, name_dtype, note_arguments, raise_holding, serve
 from tests.proxy import Proxy
 
 
@@ -245,6 +249,24 @@ async def rsh_and_start(rush: Rush) -> Rush:
     await other.start_workers(serve, 1, on=Processes())
     await other.wait_for_workers(2)
     return other
+
+
+async def test_workers_of_every_kind_inherit_the_schema_unless_they_have_one(rush: Rush) -> None:
+    config = rush.config
+    with ThreadPoolExecutor(1) as threads:
+        async with Rush(rush.network_id, config, schema={"loss": pl.Float32}) as manager:
+            for on in (Coroutines(), threads, Processes()):
+                await manager.start_workers(name_dtype, on=on)
+            own = await manager.start_workers(name_dtype, schema={"loss": pl.Int8})
+            await manager.join_workers()
+            command = manager.worker_command(name_dtype)
+            assert command != manager.worker_command(name_dtype, schema={"loss": pl.Int8})
+            with pytest.raises(SchemaError, match="reserved column"):
+                await manager.start_workers(name_dtype, on=Processes(), schema={"keys": pl.String})
+    await asyncio.to_thread(run_worker, name_dtype, rush.network_id, config, schema={"loss": pl.Int64})
+    found = (await rush.fetch_finished_tasks()).sort("dtype")
+    assert found["dtype"].to_list() == ["Float32", "Float32", "Float32", "Int64", "Int8"]
+    assert found["worker_id"].to_list()[-1:] == own
 
 
 # misuse

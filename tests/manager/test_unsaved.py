@@ -36,8 +36,8 @@ async def leave(rush: Rush, error: BaseException | None, *, n: int = 2) -> None:
 async def test_a_block_left_by_an_error_tells_what_is_lost_and_how_to_keep_it(caplog: pytest.LogCaptureFixture) -> None:
     await leave(Rush("valley"), ValueError())
     assert (
-        "network 'valley': its block was left by ValueError, and 2 finished tasks are lost when this program ends, because only a "
-        "private server has them. To keep results give a directory, Rush('valley', data_dir='results'), or set "
+        "network 'valley': its block was left by ValueError, and 2 finished tasks are lost when this program ends, because "
+        "only a private server has them. To keep results give a directory, Rush('valley', data_dir='results'), or set "
         "RUSH_DATA_DIR"
     ) in caplog.text
     caplog.clear()
