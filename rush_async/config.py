@@ -29,19 +29,24 @@ __all__ = [
 ]
 
 SCHEMES = ("redis", "rediss", "unix")
-_PASSWORD = re.compile(r"(?P<head>://[^/?#@\s:]*:)(?P<password>[^/?#\s]*)(?=@)")
+_PASSWORD = re.compile(r"(?P<head>://[^/?#@\s:]*:)(?P<password>\S*)(?=@)")
 _PASSWORD_OF_URL = re.compile(r"^(?P<head>([^:/]*:?//)?[^:@]*:).*(?=@)", re.DOTALL)
-_PASSWORD_QUERY = re.compile(r"(?P<head>[?&](?:ssl_)?password=)[^&#\s]*")
+_OPTION = re.compile(r"(?P<head>[?&](?P<name>[^=&#\s]*)=)[^&\s]*")
+_SECRETS = ("password", "ssl_password")
 
 
 def redact(text: str) -> str:
     """Replaces the password of every URL in a text by `***`."""
-    return _PASSWORD_QUERY.sub(r"\g<head>***", _PASSWORD.sub(r"\g<head>***", text))
+    return _redact_options(_PASSWORD.sub(r"\g<head>***", text))
+
+
+def _redact_options(text: str) -> str:
+    return _OPTION.sub(lambda option: option["head"] + "***" if unquote_plus(option["name"]) in _SECRETS else option[0], text)
 
 
 def redact_url(url: str) -> str:
     """Replaces the password of a URL by `***`, also in a text that cannot be parsed as a URL."""
-    return _PASSWORD_QUERY.sub(r"\g<head>***", _PASSWORD_OF_URL.sub(r"\g<head>***", url))
+    return _redact_options(_PASSWORD_OF_URL.sub(r"\g<head>***", url))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -282,18 +287,26 @@ def _check_data_dir(value: object) -> None:
 def _check_url(url: str) -> None:
     if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
         raise RushConfigError(f"url must be a string, not {type(url).__name__}")
+    known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+    if "://" not in url:
+        raise RushConfigError(
+            f"the URL must start with one of {known}, and what was given does not (it is not shown, as it may be a password)"
+        )
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        # The error of urllib is not shown: it may quote a part of the password.
-        raise RushConfigError(
-            f"{redact_url(url)!r} cannot be used as a URL: the port must be a number up to 65535, and special characters of "
-            "a password must be quoted with urllib.parse.quote(password, safe='')"
-        ) from None
+        raise _unquoted(url) from None  # the error of urllib is not shown: it may quote a part of the password
     if parts.scheme not in SCHEMES:
-        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise RushConfigError(f"the URL {redact_url(url)!r} must start with one of {known}")
+    # A password with one of `/?#` ends the part before the host there, and its `@` is left behind.
+    if parts.scheme == "unix" and parts.netloc and not parts.netloc.endswith("@"):
+        raise RushConfigError(
+            f"{redact_url(url)!r} cannot be used as a URL: the path of a socket begins with a slash, unix:///path/to/socket, "
+            f"and {_QUOTING}"
+        )
+    if parts.scheme != "unix" and "@" in parts.path + parts.query.partition("=")[0] + parts.fragment:
+        raise _unquoted(url)
     if parts.scheme == "unix":
         if not parts.path:
             raise RushConfigError(f"the URL {redact_url(url)!r} names no socket: write unix:///path/to/socket")
@@ -301,6 +314,15 @@ def _check_url(url: str) -> None:
         raise RushConfigError(f"the URL {redact_url(url)!r} names no host: write {parts.scheme}://host:6379/0")
     elif port == 0:
         raise RushConfigError(f"the URL {redact_url(url)!r} has port 0: name the server's port")
+
+
+_QUOTING = "special characters of a password must be quoted with urllib.parse.quote(password, safe='')"
+
+
+def _unquoted(url: str) -> RushConfigError:
+    return RushConfigError(
+        f"{redact_url(url)!r} cannot be used as a URL: the port must be a number up to 65535, and {_QUOTING}"
+    )
 
 
 def with_address_of_environment(settings: RushConfig) -> tuple[RushConfig, str | None]:
@@ -328,7 +350,6 @@ def with_address_of_environment(settings: RushConfig) -> tuple[RushConfig, str |
 _PARTS = re.compile(
     r"(?P<scheme>[^:]*:)(?://(?P<authority>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<rest>.*)", re.DOTALL
 )
-_SECRETS = ("password", "ssl_password")
 
 
 def with_password_of_environment(url: str) -> str:

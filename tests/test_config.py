@@ -102,6 +102,18 @@ def test_limits_themselves_are_accepted() -> None:
 @pytest.mark.parametrize(
     "url",
     [
+        *("redis://:p@ss/w0rd@host", "redis://:1/2@host", "redis://user:1?2@host", "redis://:1#2@host"),
+        *("unix://:1/2@/socket", "unix://user:a/b@/socket"),
+    ],
+)
+def test_the_error_of_a_password_that_is_not_quoted_says_how_to_quote_it(url: str) -> None:
+    with pytest.raises(RushConfigError, match=r"must be quoted with urllib\.parse\.quote\(password, safe=''\)"):
+        RushConfig(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
         "redis://user:hid/den@host:6379",
         "redis://user:hid?den@host",
         "redis://user:hid#den@host",
@@ -112,6 +124,16 @@ def test_limits_themselves_are_accepted() -> None:
         "unix:///socket?password=hidden&x=y",
         "redis://host:x?password=hidden",
         "user:hidden@host:6379",
+        "hidden",
+        "hidden@host",
+        "hidden:6379",
+        "redis://:hid@den/x@host",
+        "redis://user:1?hidden@host",
+        "redis://:1#hidden@host",
+        "unix://user:hid/den@/socket",
+        "unix://:1/hidden@/socket",
+        "redis://host?p%61ssword=hidden",
+        "rediss://host?ssl%5Fpassword=hid#den&db=1",
         "redis//user:hidden@host:6379",
     ],
 )
@@ -220,8 +242,12 @@ def test_passwords_are_removed_from_a_url(url: str, bare: str) -> None:
 
 
 def test_the_passwords_of_all_urls_in_a_text_are_hidden() -> None:
-    text = "from redis://a:one@h to rediss://:two@h and unix:///s?password=three&db=1"
-    assert redact(text) == "from redis://a:***@h to rediss://:***@h and unix:///s?password=***&db=1"
+    text = (
+        "from redis://a:one@h to rediss://:two@h and unix:///s?password=three&db=1, unix://:fo/ur@/s or redis://h?p%61ssword=x"
+    )
+    assert redact(text) == (
+        "from redis://a:***@h to rediss://:***@h and unix:///s?password=***&db=1, unix://:***@/s or redis://h?p%61ssword=***"
+    )
     assert redact_url("redis://user:with@sign@host") == "redis://user:***@host"
 
 

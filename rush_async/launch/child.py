@@ -97,7 +97,11 @@ class _Child:
 
     async def _run(self, job: Job, loop: WorkerLoop) -> None:
         self._event_loop = asyncio.get_running_loop()
-        self._runner = Runner(job.network_id, job.config, job.worker_ids, loop, job.log_levels, schema=job.frame_schema)
+        self._runner = Runner(
+            *(job.network_id, job.config, job.worker_ids, loop, job.log_levels),
+            schema=job.frame_schema,
+            waits_for_server=True,
+        )
         # A thread notices that the manager is gone even while the event loop is blocked.
         threading.Thread(target=self._take_requests, daemon=True).start()
         for ended in asyncio.as_completed(self._runner.ended.values()):

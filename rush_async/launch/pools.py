@@ -70,7 +70,11 @@ def run_job(packed: bytes) -> bytes:
 
 async def _run(job: Job, loop: WorkerLoop) -> WorkerExit:
     log_levels = WARNINGS if job.log_levels is None else job.log_levels
-    runner = Runner(job.network_id, job.config, job.worker_ids, loop, log_levels, schema=job.frame_schema)
+    runner = Runner(
+        *(job.network_id, job.config, job.worker_ids, loop, log_levels),
+        schema=job.frame_schema,
+        waits_for_server=True,
+    )
     (end,) = await runner.run()
     return WorkerExit(end.worker_id, "lost", _SECOND_RUN) if end.worker_id in runner.refused else end
 

@@ -129,6 +129,8 @@ class WorkerGroup:
     async def _report(self) -> None:
         """Reports ends to the network, which takes only those of workers that have not deregistered."""
         ends, self._unreported = self._unreported, []
+        if self._network.link.connection.is_away:
+            self._tell(ends)  # workers have waited for the server before they ended: who joins them does not wait again
         lost: dict[Failure | None, list[str]] = {}
         for end in ends:
             if end.state == "lost":
@@ -142,7 +144,11 @@ class WorkerGroup:
             workers = listed([end.worker_id for end in ends])
             logger.warning("the ends of workers cannot be reported to the network: %s: %s", workers, error)
         finally:
-            for end in ends:
+            self._tell(ends)
+
+    def _tell(self, ends: Sequence[WorkerExit]) -> None:
+        for end in ends:
+            if not self.ends[end.worker_id].done():
                 self.ends[end.worker_id].set_result(end)
 
     async def _report_lost(self, worker_ids: Sequence[str], failure: Failure | None) -> None:

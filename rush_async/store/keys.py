@@ -66,7 +66,9 @@ def check_worker_id(worker_id: object) -> str:
 def _check_id(value: object, what: str, forbidden: str, longest: int) -> str:
     if not isinstance(value, str):
         raise RushConfigError(f"{what} must be a string, not {type(value).__name__}: {value!r:.80}")
-    if not 1 <= len(value) <= longest:
+    if not value:
+        raise RushConfigError(f"{what} is empty: give a name of 1 to {longest} characters, or leave it out for a random one")
+    if len(value) > longest:
         raise RushConfigError(
             f"{what} must have 1 to {longest} characters, not {len(value):,}: {value[:40]!r}; choose a shorter name"
         )

@@ -101,6 +101,11 @@ class Connection:
             since = transport.last_received
         return max(limit - (self._loop.time() - since), 0.0)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the connection is lost and was not opened again yet."""
+        return self._transport is None
+
     def send(self, command: Command, since: float | None = None) -> None:
         """Sends a command at the end of this tick, or once the server is reached again.
 

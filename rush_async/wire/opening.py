@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
+import os
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
-from rush_async.config import RushConfig
+from rush_async.config import RushConfig, without_password
 from rush_async.embedded.directories import has_ended
 from rush_async.errors import RushConfigError, RushConnectionError
 from rush_async.wire.refusals import acl_remedy
@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 _PAUSE = 0.05  # seconds between two looks at a server that loads its data
 _MOST_CLIENTS = "max number of clients reached"
 _TLS_ADVICE = (
-    ". Check tls_ca_file (certificates to trust), tls_cert_file and tls_key_file (this client's) and tls_check_hostname; "
-    "a server without TLS is named by redis://"
+    ". rediss:// speaks TLS: check that the server does on this port (redis:// is without), tls_ca_file (certificates to trust), "
+    "tls_cert_file and tls_key_file (this client's) and tls_check_hostname"
 )
 _OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 
@@ -155,7 +155,7 @@ class ServerOpener:
                 ) from loading
             raise RushConnectionError(
                 f"no answer from {config.where} within {config.connect_timeout:g} s: is a Redis or Valkey server there? "
-                "connect_timeout sets how long to wait"
+                f"connect_timeout sets how long to wait{_tls_advice(config)}"
             ) from error
 
     async def _open(self, owner: TransportOwner, listens: bool) -> Transport:
@@ -173,7 +173,7 @@ class ServerOpener:
             if any(isinstance(each, AuthenticationError) for each in (error, error.__cause__, error.__context__)):
                 raise RushConnectionError(
                     f"{config.where} refuses this user or password ({error})",
-                    ": write them as redis://user:password@host",
+                    _password_advice(config),
                     is_password_refused=True,
                 ) from error
             if _MOST_CLIENTS in str(error):
@@ -187,10 +187,8 @@ class ServerOpener:
                 ) from None
             raise RushConnectionError(
                 f"cannot reach {config.where}: {str(error).rstrip('.')}",
-                _TLS_ADVICE
-                if _is_tls(config) and _is_tls_error(error)
-                else ". Start a Redis or Valkey server there, "
-                "name another with the url, or leave the url out to use the embedded server",
+                ". Start a Redis or Valkey server there, name another with the url, or leave the url out to use the embedded "
+                f"server{_TLS_ADVICE if (config.url or '').startswith('rediss:') else ''}",
             ) from error
         except BaseException:
             transport.drop()
@@ -202,17 +200,14 @@ def _too_many_clients(config: RushConfig, error: Exception) -> RushConnectionErr
     return RushConnectionError(f"{config.where} takes no further client ({error})", ": close others, or raise its maxclients")
 
 
-def _is_tls(config: RushConfig) -> bool:
-    return config.url is not None and config.url.startswith("rediss:")
-
-
-def _is_tls_error(error: BaseException | None) -> bool:
-    while error is not None:
-        # A file of `tls_*` that cannot be read is an error of the system.
-        if isinstance(error, ssl.SSLError | FileNotFoundError | PermissionError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _password_advice(config: RushConfig) -> str:
+    url = config.url or ""
+    if os.environ.get("RUSH_PASSWORD") and without_password(url) == url:
+        return (
+            ": RUSH_PASSWORD counts only for a URL in RUSH_URL or REDIS_URL, not for one in the code. Leave the URL in the "
+            "code out, or write the password into it, redis://user:password@host"
+        )
+    return ": write them as redis://user:password@host"
 
 
 def _is_loading(error: BaseException | None) -> bool:
@@ -259,9 +254,7 @@ def _check_version(hello: Any, config: RushConfig) -> None:
         code = str(hello).partition(" ")[0]
         if code in ("NOAUTH", "WRONGPASS"):
             raise RushConnectionError(
-                f"{config.where} wants a user or password ({hello})",
-                ": write them as redis://user:password@host",
-                is_password_refused=True,
+                f"{config.where} wants a user or password ({hello})", _password_advice(config), is_password_refused=True
             )
         if _MOST_CLIENTS in str(hello):
             raise _too_many_clients(config, hello)

@@ -37,10 +37,13 @@ def refusal(reply: Exception, where: str) -> RushError:
 
 def gave_up(after: float, reason: Exception, *, was_sent: bool) -> RushConnectionError:
     """Returns the error for a call that was given up after some seconds."""
+    cause = reason if isinstance(reason, RushConnectionError) else RushConnectionError(str(reason))
+    sent = "it was sent, so it may have been executed" if was_sent else "it was never sent"
     error = RushConnectionError(
-        f"gave up after {after:.3g} s: {reason}"
-        + (" (it was sent, so it may have been executed)" if was_sent else " (it was never sent)"),
-        is_final=isinstance(reason, RushConnectionError) and reason.is_final,
+        f"gave up after {after:.3g} s: {cause.problem} ({sent})",
+        cause.advice,
+        is_password_refused=cause.is_password_refused,
+        is_final=cause.is_final,
     )
     error.__cause__ = reason
     return error

@@ -14,7 +14,7 @@ from rush_async.client.arguments import Schema, as_failures, as_keys, as_number,
 from rush_async.client.client import RushClient
 from rush_async.client.draw import Draw
 from rush_async.config import RushConfig
-from rush_async.errors import NetworkStateError, WorkerIdTakenError
+from rush_async.errors import NetworkStateError, RushConnectionError, WorkerIdTakenError
 from rush_async.model import Catch, Failure, Task, TaskState, WorkerExit
 from rush_async.network.network import Network
 from rush_async.store.keys import check_worker_id
@@ -36,6 +36,8 @@ from rush_async.worker.task_block import Place, TaskBlock, TaskBlocks
 __all__ = ["Runner", "RushWorker", "live", "membership_of", "with_worker_class"]
 
 logger = logging.getLogger(__name__)
+
+_PAUSE = 0.2  # seconds between two tries to open a worker whose server cannot be reached
 
 
 def membership_of(worker: RushWorker) -> Membership:
@@ -85,6 +87,7 @@ class RushWorker(RushClient):
         worker_id = worker_name() if worker_id is None else check_worker_id(worker_id)
         self._membership = Membership(self.network_id, worker_id, is_shared=shared)
         self._blocks = TaskBlocks(self._membership, self._encoder)
+        self._opening_patience = 0.0
 
     @property
     def worker_id(self) -> str:
@@ -109,6 +112,17 @@ class RushWorker(RushClient):
         return self._membership.terminated
 
     # registering and deregistering
+
+    async def _acquire(self) -> Network:
+        deadline = asyncio.get_running_loop().time() + self._opening_patience
+        while True:
+            try:
+                return await super()._acquire()
+            except RushConnectionError as error:
+                if error.is_final or error.is_password_refused or asyncio.get_running_loop().time() > deadline:
+                    raise
+                logger.debug("worker %s waits for the server: %s", self.worker_id, error)
+                await asyncio.sleep(_PAUSE)
 
     async def _on_open(self, network: Network) -> None:
         await register(network, self._membership, self._config)
@@ -561,6 +575,8 @@ class Runner:
         log_levels: the loggers whose records the network keeps, with their levels.
         limits: when each of them stops by itself; None for no limit.
         schema: columns that their frames always have, with their dtypes.
+        waits_for_server: whether they wait for a server that cannot be reached, up to the `retry_deadline`: a manager that
+            has reached it started them, so it may be restarting.
 
     Attributes:
         ended: how each worker ended; set when it has ended.
@@ -576,6 +592,8 @@ class Runner:
         log_levels: Mapping[str, str | int] | None,
         limits: Limits | None = None,
         schema: Schema | None = None,
+        *,
+        waits_for_server: bool = False,
     ) -> None:
         event_loop = asyncio.get_running_loop()
         self.ended: dict[str, asyncio.Future[WorkerExit]] = {}
@@ -584,6 +602,8 @@ class Runner:
         self._workers = {name: worker_class(network_id, config, worker_id=name, schema=schema) for name in worker_ids}
         self._tasks: dict[str, asyncio.Task[WorkerExit]] = {}
         for name, worker in self._workers.items():
+            if waits_for_server:
+                worker._opening_patience = config.retry_deadline  # pyright: ignore[reportPrivateUsage]
             if limits is not None:
                 membership_of(worker).limit(limits)
             self.ended[name] = event_loop.create_future()

@@ -293,6 +293,14 @@ async def test_what_is_no_redis_is_refused(answer: bytes) -> None:
             await Rush("net", RushConfig(url=f"redis://127.0.0.1:{port}", connect_timeout=0.5))
 
 
+@pytest.mark.parametrize("answers", [(), (b"-ERR unknown command\r\n",)], ids=["silent", "plain"])
+async def test_the_error_of_a_server_without_tls_names_it(answers: tuple[bytes, ...]) -> None:
+    async with stub(*answers) as port:
+        config = RushConfig(f"rediss://127.0.0.1:{port}", connect_timeout=0.2)
+        with pytest.raises(RushConnectionError, match="rediss:// speaks TLS: check that the server does on this port"):
+            await Rush("net", config)
+
+
 async def test_a_server_that_hangs_up_is_an_error() -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
@@ -309,7 +317,8 @@ async def test_a_server_that_hangs_up_is_an_error() -> None:
 # who may come in
 
 
-async def test_a_password_that_is_wrong_missing_or_right(directory: Path) -> None:
+async def test_a_password_that_is_wrong_missing_or_right(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUSH_PASSWORD", raising=False)
     with server_at(directory, "--requirepass", PASSWORD) as socket:
         for url in (f"unix://:wrongpass@{socket}", f"unix://nobody:{QUOTED}@{socket}"):
             with pytest.raises(RushConnectionError, match="refuses this user or password") as caught:
@@ -317,6 +326,9 @@ async def test_a_password_that_is_wrong_missing_or_right(directory: Path) -> Non
             assert "wrongpass" not in str(caught.value)
             assert QUOTED not in str(caught.value)
         with pytest.raises(RushConnectionError, match=r"wants a user or password.*redis://user:password@host"):
+            await Rush("net", f"unix://{socket}")
+        monkeypatch.setenv("RUSH_PASSWORD", PASSWORD)
+        with pytest.raises(RushConnectionError, match="RUSH_PASSWORD counts only for a URL in RUSH_URL or REDIS_URL"):
             await Rush("net", f"unix://{socket}")
         for url in (f"unix://:{QUOTED}@{socket}", f"unix://default:{QUOTED}@{socket}"):
             async with Rush("net", url) as rush:

@@ -9,15 +9,18 @@ import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from rush_async import Processes, Rush, RushWorker
+from rush_async import Processes, Rush, RushConfig, RushWorker
+from rush_async.testing import wait_until
 from tests.launch import loops_of_tests
-from tests.launch.loops_of_tests import die_talking, fork_and_hold, hold, print_and_end, serve, talk
+from tests.launch.loops_of_tests import die_talking, do_some, fork_and_hold, hold, print_and_end, serve, talk
+from tests.proxy import Proxy
 
 
 async def pids_of_tasks(rush: Rush, name: str) -> list[int]:
@@ -229,3 +232,17 @@ async def test_workers_are_spread_evenly_over_the_processes(rush: Rush) -> None:
     assert sorted(info["worker_id"]) == sorted(ids)
     assert sorted(info.group_by("pid").len()["len"]) == [2, 3]
     assert os.getpid() not in info["pid"]
+
+
+async def test_workers_that_start_while_the_server_restarts_wait_for_it(proxy: Proxy) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        async with Rush("restarting", RushConfig(proxy.url)) as rush:
+            proxy.refuse()  # the manager's connection stays open
+            for on in (Processes(), threads):
+                await rush.start_workers(do_some, 1, on=on)
+                n = proxy.n_refused
+                await wait_until(lambda n=n: proxy.n_refused >= n + 2, timeout=20)
+            proxy.refuse(False)
+            assert [how.state for how in await rush.join_workers()] == ["terminated", "terminated"]
+            assert (await rush.counts()).finished == 6
+            await rush.reset()

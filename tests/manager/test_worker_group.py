@@ -10,12 +10,13 @@ from typing import ClassVar
 import pytest
 import pytest_asyncio
 
-from rush_async import Coroutines, Failure, Rush, RushWorker, WorkerExit
+from rush_async import Coroutines, Failure, Rush, RushConfig, RushWorker, WorkerExit
 from rush_async.launch.handle import Launch, WorkerHandle
 from rush_async.manager.worker_group import WorkerGroup
 from rush_async.testing import wait_until
 from rush_async.worker.loop import WorkerLoop
 from tests.launch.loops_of_tests import do_some, hold, serve
+from tests.proxy import Proxy
 
 
 class Handle(WorkerHandle):
@@ -100,6 +101,25 @@ async def test_an_end_is_known_to_the_network_before_it_is_known_to_the_group(ru
     end = await group.ends[a.worker_id]
     assert (end.state, await states(rush)) == ("failed", {a.worker_id: "failed", b.worker_id: "starting"})
     assert group.living == group.to_dismiss == [b.worker_id]
+
+
+async def test_ends_are_known_at_once_while_the_server_is_away_and_reported_when_it_is_back(proxy: Proxy) -> None:
+    async with Rush("away", RushConfig(proxy.url)) as rush:
+        group = WorkerGroup(rush._net)  # pyright: ignore[reportPrivateUsage]
+        (a,) = await start(group, rush, ByHand(), 1)
+        proxy.refuse()
+        proxy.cut_all()
+        await wait_until(lambda: proxy.n_refused)
+        a.end(WorkerExit(a.worker_id, "failed", Failure("error", "ValueError", "the loop broke")))
+        async with asyncio.timeout(1):
+            assert (await group.ends[a.worker_id]).state == "failed"
+        proxy.refuse(False)
+
+        async def is_reported() -> bool:
+            return await states(rush) == {a.worker_id: "failed"}
+
+        await wait_until(is_reported)
+        await rush.reset()
 
 
 async def test_a_failed_loop_is_logged_with_its_traceback(

@@ -34,7 +34,7 @@ def test_an_id_that_can_name_a_network_is_returned(name: str) -> None:
     ("name", "words"),
     [
         (5, "must be a string, not int"),
-        ("", "1 to 200 characters, not 0"),
+        ("", "is empty: give a name of 1 to 200 characters, or leave it out for a random one"),
         ("x" * 201, "1 to 200 characters, not 201"),
         ("a{b", "contains '{'"),
         ("a\nb", r"contains '\\n'"),

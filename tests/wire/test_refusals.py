@@ -63,6 +63,15 @@ def test_the_error_of_a_call_that_was_given_up_says_whether_it_was_sent() -> Non
     assert sent.__cause__ is reason
 
 
+def test_the_error_of_a_call_that_was_given_up_keeps_problem_and_advice_apart() -> None:
+    reason = RushConnectionError("cannot reach redis://host", ". Start one", is_password_refused=True, is_final=True)
+    error = gave_up(30, reason, was_sent=False)
+    assert error.problem == "gave up after 30 s: cannot reach redis://host (it was never sent)"
+    assert error.advice == ". Start one"  # in code; the command has advice of its own
+    assert str(error) == f"{error.problem}{error.advice}"
+    assert (error.is_password_refused, error.is_final) == (True, True)
+
+
 def test_the_error_of_a_broken_connection_has_its_cause() -> None:
     reason = OSError("reset by peer")
     error = broken("redis://host", reason)
