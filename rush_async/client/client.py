@@ -70,7 +70,6 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         super().__init__(random_network_id() if network_id is None else check_network_id(network_id))
         self._seed = None if seed is None else as_number(seed, "seed", 2**63 - 1)
         self._config, self._origin = locate(config, data_dir)
-        self._data_dir = self._config.data_dir
         self._schema = dict(schema) if schema else None
         self._encoder = RecordEncoder(self._config.max_record_size)
         self._n_seen = 0

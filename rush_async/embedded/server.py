@@ -34,10 +34,12 @@ class ServerLease:
 
     Attributes:
         url: where the server listens.
-        pid: the server's process.
+        pid: the server's process, which is another one after it died and was started again.
+        data_dir: where the server keeps its data; None if it keeps nothing.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, data_dir: Path | None) -> None:
+        self.data_dir = data_dir
         self.url = server.url
         self.pid = server.pid
         self._server: Server | None = server
@@ -74,7 +76,8 @@ def acquire(
         ServerStartError: the server did not start; the message quotes the end of its log.
     """
     data = None if data_dir is None else DataDirectory.prepare(data_dir)
-    return ServerLease(_servers.acquire(data, server_options(data, appendfsync, maxmemory), ready_timeout, given_up))
+    server = _servers.acquire(data, server_options(data, appendfsync, maxmemory), ready_timeout, given_up)
+    return ServerLease(server, None if data is None else data.path)
 
 
 async def acquire_in_thread(data_dir: Path | None, appendfsync: str) -> ServerLease:

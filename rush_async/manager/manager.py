@@ -15,7 +15,7 @@ import anyio
 
 from rush_async.client.arguments import Schema, as_keys, as_number, as_seconds
 from rush_async.client.client import RushClient
-from rush_async.config import RushConfig, as_path, with_heartbeat
+from rush_async.config import RushConfig, with_heartbeat
 from rush_async.errors import RushConnectionError, RushTimeoutError, WorkersNotReadyError, listed
 from rush_async.launch.command import prepare_command
 from rush_async.launch.coroutines import Coroutines
@@ -98,7 +98,7 @@ class Rush(RushClient):
 
     async def _on_close(self, error: BaseException | None) -> None:
         await self._dismiss_workers()
-        if error is not None and self._net.link.is_embedded and self._data_dir is None:
+        if error is not None:
             await warn_of_unsaved(self._net, error)
 
     async def _dismiss_workers(self) -> None:
@@ -244,8 +244,8 @@ class Rush(RushClient):
             schema=schema or self._schema,
             with_password=with_password,
             allow_pickle=allow_pickle,
-            data_dir=None if self._data_dir is None else as_path(self._data_dir),
-            is_private=network.link.is_embedded and self._data_dir is None,
+            data_dir=network.link.data_dir,
+            is_private=network.link.is_embedded and network.link.data_dir is None,
         )
         # The start is sent in this tick, long before the command can be run.
         network.link.supervisor.start(network.workers.prepare, command.start_id, command.start)

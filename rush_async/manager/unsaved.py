@@ -18,14 +18,15 @@ _PATIENCE = 1.0  # seconds for the server to tell how many tasks have finished
 
 
 async def warn_of_unsaved(network: Network, error: BaseException) -> None:
-    """Logs how many finished tasks of a private server are lost with the program, which an error ends.
+    """Logs how many finished tasks of a private server, one without a data directory, are lost with the program.
 
     Args:
-        network: the network, on a server without a data directory.
+        network: the network.
         error: what its manager's block was left by.
     """
-    if network.ended is not None:
-        return  # the log and the errors of its calls say so
+    is_private = network.link.is_embedded and network.link.data_dir is None
+    if not is_private or network.ended is not None:  # then errors and the log say so
+        return
     with suppress(RushError), anyio.move_on_after(_PATIENCE, shield=True):
         await network.tasks.read_position()
     if n := network.position.counts.finished:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 import anyio
@@ -32,6 +33,11 @@ _links = LoopValue[dict[RushConfig, "Link"]](dict)
 
 class ServerHold(Protocol):
     """Keeps a server running until it is released."""
+
+    @property
+    def data_dir(self) -> Path | None:
+        """Where the server keeps its data; None if it keeps nothing."""
+        ...
 
     def release(self) -> None:
         """Releases the server. Blocks."""
@@ -97,6 +103,11 @@ class Link:
     def is_embedded(self) -> bool:
         """Whether the server is one that this process keeps running."""
         return bool(self._holds)
+
+    @property
+    def data_dir(self) -> Path | None:
+        """Where such a server keeps its data; None if it keeps nothing, or for any other server."""
+        return self._holds[0].data_dir if self._holds else None
 
     @property
     def is_over(self) -> bool:

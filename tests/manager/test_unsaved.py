@@ -54,6 +54,7 @@ async def test_there_is_no_warning_where_nothing_is_lost(
     assert "lost" not in caplog.text
     with pytest.raises(ZeroDivisionError):
         async with Rush("valley", data_dir=directory) as rush:
+            await leave(Rush("valley", rush.config), ValueError())
             await rush.push_finished_tasks(XSS, YSS)
             raise ZeroDivisionError
     assert "lost" not in caplog.text

@@ -90,6 +90,8 @@ async def test_the_embedded_server_is_started_for_a_config_without_a_url(directo
         assert network.link.is_embedded
         assert network.link.config.url is not None
         assert network.link.config.data_dir is None
+        assert network.link.data_dir is not None
+        assert network.link.data_dir.name == directory.name
         assert network.link.db == 0
     finally:
         await network.release()

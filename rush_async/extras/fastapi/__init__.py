@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -183,6 +184,7 @@ def rush_lifespan(
     network_id: str,
     config: RushConfig | str | None = None,
     *,
+    data_dir: str | os.PathLike[str] | None = None,
     objective: Objective | None = None,
     n_evaluators: int = 4,
     drain: float = 10.0,
@@ -193,6 +195,7 @@ def rush_lifespan(
     Args:
         network_id: the service's own network. Its runs are networks beside it.
         config: as for `Rush`. All processes of one service need the same URL, or the same `data_dir`.
+        data_dir: as for `Rush`.
         objective: `async def objective(xs) -> ys` evaluates the service's own queue; one with `def` runs in a thread, which a
             cancelled task does not end. An exception fails only its task.
         n_evaluators: how many tasks of that queue this process evaluates at once.
@@ -216,7 +219,8 @@ def rush_lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[Mapping[str, Any]]:
         override = app.dependency_overrides.get(rush_config)
-        async with Rush(network_id, config if override is None else override()) as rush:
+        given = (config, data_dir) if override is None else (override(), None)
+        async with Rush(network_id, given[0], data_dir=given[1]) as rush:
             service = Service(rush, drain, objective, n_evaluators, run_ttl=run_ttl)
             try:
                 await service.open()

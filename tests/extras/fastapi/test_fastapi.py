@@ -836,3 +836,9 @@ def test_the_schema_describes_every_endpoint() -> None:
     assert sorted(answers) == ["200", "404", "409", "422", "500", "503", "504"]
     assert answers["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/TaskView"}
     assert "text/event-stream" in schema["paths"]["/runs/{run_id}/events"]["get"]["responses"]["200"]["content"]
+
+
+async def test_a_service_keeps_its_data_in_a_directory(directory: Path) -> None:
+    app = FastAPI(lifespan=rush_lifespan("service", data_dir=directory / "data"))
+    async with app.router.lifespan_context(app):
+        assert (directory / "data" / "rush.runtime").exists()
