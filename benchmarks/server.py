@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from benchmarks.measure import facts, timed
@@ -16,7 +18,11 @@ from rush_async.wire.link import Link
 
 __all__ = ["measure_deaf_subscribers", "measure_stalls", "measure_start"]
 
-START, STALLS, DEAF = "Opening", "The longest that one call keeps the server", "8 subscribers that stopped reading"
+START, STALLS, DEAF = (
+    "Opening",
+    "The longest that one call keeps the server",
+    "8 subscribers and a manager that stopped reading",
+)
 
 _IMPORT = "import time; t = time.perf_counter(); import redis.asyncio; print(time.perf_counter() - t)"
 _OPEN = """
@@ -94,11 +100,34 @@ async def measure_stalls(table: Table, n: int) -> None:
         await link.release()
 
 
+@contextmanager
+def blocked_manager(network_id: str, url: str) -> Generator[None]:
+    """A manager in a thread, whose event loop is blocked for the block: it reads nothing of what it follows."""
+    begun, end = threading.Event(), threading.Event()
+
+    async def manage() -> None:
+        async with Rush(network_id, url) as rush:
+            await rush.wait_until(lambda _: True)
+            begun.set()
+            end.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(manage()))
+    thread.start()
+    begun.wait()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
 async def measure_deaf_subscribers(table: Table, n: int) -> None:
-    """The server's memory for subscribers of events that read nothing, while n tasks are done, twice."""
+    """The server's memory for subscribers of events that read nothing, one of them a blocked manager, while n tasks are done,
+    twice."""
     async with Rush() as rush, RushWorker(rush.network_id, rush.config) as worker:
         link = await Link.acquire(rush.config)
         deaf = ExitStack()
+        await asyncio.to_thread(deaf.enter_context, blocked_manager(rush.network_id, str(rush.config.url)))
         for _ in range(8):
             deaf.enter_context(subscriber(rush))
 
@@ -115,7 +144,7 @@ async def measure_deaf_subscribers(table: Table, n: int) -> None:
 
         before = await held()
         first, second = await work(), await work()
-        deaf.close()
+        await asyncio.to_thread(deaf.close)
         await link.release()
         await rush.reset()
     table.add(Row(DEAF, "memory of all connections before", [before], "MiB"))

@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
-from rush_async import Rush, RushWorker, TasksFinished
+from rush_async import Counts, Rush, RushConfig, RushWorker, TasksFinished, TasksStarted
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.messages import EventMessage
 from rush_async.testing import wait_until
 from rush_async.wire.transport import pack
+from tests.proxy import Proxy
 
 XS, YS = {"x1": 0.25, "x2": 0.5}, {"y": 0.75}
 
@@ -55,6 +59,15 @@ def costs(raw: Any) -> Costs:
     return Costs(raw)
 
 
+@pytest_asyncio.fixture
+async def lone_worker(rush_server: RushConfig) -> AsyncIterator[RushWorker]:
+    """A worker of a network that no manager follows."""
+    async with RushWorker("lone", rush_server) as worker:
+        yield worker
+    async with Rush("lone", rush_server) as rush:
+        await rush.reset()
+
+
 async def propose_and_report(worker: RushWorker, n: int) -> None:
     for _ in range(n):
         (key,) = await worker.push_running_tasks([XS])
@@ -69,11 +82,11 @@ async def in_blocks(worker: RushWorker, n: int) -> None:
 
 @pytest.mark.parametrize("program", [propose_and_report, in_blocks])
 async def test_a_task_of_one_worker_takes_two_calls_of_few_bytes(
-    rush_worker: RushWorker, costs: Costs, program: Callable[[RushWorker, int], Any]
+    lone_worker: RushWorker, costs: Costs, program: Callable[[RushWorker, int], Any]
 ) -> None:
-    await program(rush_worker, 3)
+    await program(lone_worker, 3)
     costs.restart()
-    await program(rush_worker, 50)
+    await program(lone_worker, 50)
     commands = costs.commands
     assert commands["evalsha"] == 100
     assert not commands.keys() - {"evalsha", "hmget", "llen"}  # the scripts read with the last two
@@ -81,9 +94,34 @@ async def test_a_task_of_one_worker_takes_two_calls_of_few_bytes(
     assert costs.bytes_out / 50 <= 260
 
 
-async def test_tasks_of_many_coroutines_are_merged(rush: Rush, costs: Costs) -> None:
+async def test_a_manager_that_follows_costs_one_message_a_call(
+    rush: Rush, rush_worker: RushWorker, elsewhere: Rush, costs: Costs
+) -> None:
+    """`elsewhere` and the worker's own event loop: two that follow."""
+    for client in (rush, elsewhere):
+        await wait_until(lambda client=client: client._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
+    costs.restart()
+    await propose_and_report(rush_worker, 50)
+    await wait_until(lambda: elsewhere.n_finished_tasks == 50)
+    assert not costs.commands.keys() - {"evalsha", "hmget", "llen"}
+    assert costs.bytes_out / 50 <= 260 + 2 * 240
+
+
+async def test_opening_a_manager_waits_for_two_calls_and_not_for_its_subscription(rush: Rush, proxy: Proxy) -> None:
+    async with Rush(rush.network_id, rush.config.at(proxy.url)) as far:
+        feed = far._net.feed  # pyright: ignore[reportPrivateUsage]
+        assert feed.following is not None
+        assert not feed.is_watching
+        assert proxy.count("EVALSHA") == 1
+        assert proxy.count("SPUBLISH") == 1
+        assert proxy.count("SSUBSCRIBE") == 0
+        await wait_until(lambda: feed.is_watching)
+
+
+async def test_tasks_of_many_coroutines_are_merged(lone_worker: RushWorker, costs: Costs) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        workers = [await stack.enter_async_context(RushWorker(rush.network_id, rush.config)) for _ in range(64)]
+        network_id, config = lone_worker.network_id, lone_worker.config
+        workers = [await stack.enter_async_context(RushWorker(network_id, config)) for _ in range(64)]
         await asyncio.gather(*[propose_and_report(worker, 1) for worker in workers])
         costs.restart()
         await asyncio.gather(*[propose_and_report(worker, 10) for worker in workers])
@@ -181,23 +219,33 @@ async def test_all_clients_of_an_event_loop_share_two_connections(rush: Rush, ra
 
 
 async def test_subscribers_that_stop_reading_are_disconnected_before_they_fill_the_server(
-    rush_worker: RushWorker, raw: Any
+    rush: Rush, rush_worker: RushWorker, raw: Any
 ) -> None:
-    channel = NetworkKeys.of(rush_worker.network_id).events
-    path = str(rush_worker.config.url).removeprefix("unix://")
+    """One of them is the manager: this event loop is blocked while the events are published."""
+    channel = NetworkKeys.of(rush.network_id).events
+    path = str(rush.config.url).removeprefix("unix://")
+    at = datetime(2020, 1, 1, tzinfo=UTC)
+    started = TasksStarted(network_id=rush.network_id, seq=1, at=at, keys=("x" * 1_000,), worker_id="w")
+    message = EventMessage.of(1, Counts(), 0, [started]).encode()  # of an epoch that is over
     with contextlib.ExitStack() as stack:
         for _ in range(8):
             stalled = stack.enter_context(socket.socket(socket.AF_UNIX))
             stalled.connect(path)
             stalled.sendall(pack(("SSUBSCRIBE", channel)))
-        await wait_until(lambda: raw.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1] == 8)
+        await wait_until(lambda: raw.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1] == 9)
+        subscription = rush._net.link.subscription  # pyright: ignore[reportPrivateUsage]
+        transport = subscription._transport  # pyright: ignore[reportPrivateUsage]
         most = 0
         for _ in range(20):  # 5 MB of events for each of them
-            raw.eval("for _ = 1, 250 do redis.call('SPUBLISH', KEYS[1], ARGV[1]) end", 1, channel, "x" * 1_000)
+            raw.eval("for _ = 1, 250 do redis.call('SPUBLISH', KEYS[1], ARGV[1]) end", 1, channel, message)
             most = max(most, raw.info("memory")["mem_clients_normal"])
-        await wait_until(lambda: raw.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1] == 0)
-    assert most <= 8 * 5 * 2**20
+        assert raw.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1] == 0
+    assert most <= 9 * 5 * 2**20
     assert raw.info("memory")["mem_clients_normal"] <= 2**20
+    # The manager reads on: it was disconnected, and knows what it missed.
+    raw.eval("redis.call('HSET', KEYS[1], 'a', 'b')", 1, NetworkKeys.of(rush.network_id).failed)
+    await wait_until(lambda: rush.n_failed_tasks == 1)
+    assert subscription._transport is not transport  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_finished_task_takes_few_bytes_of_the_server(rush_worker: RushWorker, raw: Any) -> None:

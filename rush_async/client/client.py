@@ -105,15 +105,17 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         network = self._network
         if network is None:
             raise NetworkStateError(self._why_not_open)
-        if network.feed.following is None:
-            network.feed.watch_soon()
-        return network.position.counts
+        network.follow()
+        return network.position.latest.counts
 
     @property
     def n_queued_tasks(self) -> int:
         """Number of queued tasks, as this event loop knows it.
 
-        Reading a counter makes no call. The first read of one begins to follow the events of the network.
+        Reading a counter makes no call. A manager follows the events of its network from its opening on, any other client from
+        its first read of a counter, and a counter is behind the server by no more than the way of a message then. It is never
+        behind what this event loop did itself. While the event loop is blocked no message comes: a counter shows what the last
+        heartbeat saw, which is at most `heartbeat_period` old.
         """
         return self._counts()[0]
 
@@ -140,14 +142,14 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
     def __repr__(self) -> str:
         if self._network is None:
             return f"<{type(self).__name__} {self._network_id!r}, not open>"
-        position = self._network.position
-        return status_text(type(self).__name__, self._network_id, self._counts(), position.n_workers, position.stop)
+        self._network.follow()
+        return status_text(type(self).__name__, self._network_id, self._network.position.latest)
 
     def _repr_html_(self) -> str:
         if self._network is None:
             return f"<p>{escape(repr(self))}</p>"
-        position = self._network.position
-        return status_html(type(self).__name__, self._network_id, self._counts(), position.n_workers, position.stop)
+        self._network.follow()
+        return status_html(type(self).__name__, self._network_id, self._network.position.latest)
 
     # tasks
 
@@ -294,7 +296,10 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         return await self._net.tasks.cancel(as_keys(keys), CANCELLED)
 
     async def counts(self) -> Counts:
-        """Reads from the server how many tasks are in each state, in one round trip."""
+        """Reads from the server how many tasks are in each state, in one round trip.
+
+        The counters, such as `n_finished_tasks`, and `repr(rush)` show them without a call.
+        """
         return (await self._net.tasks.read_position()).counts
 
     async def get_tasks(self, keys: str | Sequence[str]) -> list[Task | None]:

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 from html import escape
 
-from rush_async.model import Counts, StopReason
+from rush_async.model import StopReason
+from rush_async.store.position import Position
 
 __all__ = ["status_html", "status_text"]
 
 
-def status_text(kind: str, network_id: str, counts: Counts, n_workers: int, stop: StopReason | None) -> str:
+def status_text(kind: str, network_id: str, position: Position) -> str:
     """Returns the representation of a client as lines of text."""
-    lines = [f"• {name}: {value}" for name, value in _rows(counts, n_workers, stop).items()]
+    lines = [f"• {name}: {value}" for name, value in _rows(position).items()]
     return "\n".join([f"── <{kind}> {network_id} ".ljust(60, "─"), *lines])
 
 
-def status_html(kind: str, network_id: str, counts: Counts, n_workers: int, stop: StopReason | None) -> str:
+def status_html(kind: str, network_id: str, position: Position) -> str:
     """Returns the representation of a client as a table in HTML."""
-    values = _rows(counts, n_workers, stop).items()
+    values = _rows(position).items()
     rows = "".join(f"<tr><td>{name}</td><td>{escape(str(value))}</td></tr>" for name, value in values)
     return f"<b>{kind}</b> {escape(network_id)}<table>{rows}</table>"
 
 
-def _rows(counts: Counts, n_workers: int, stop: StopReason | None) -> dict[str, int | StopReason]:
+def _rows(position: Position) -> dict[str, int | StopReason]:
+    counts = position.counts
     rows: dict[str, int | StopReason] = {
-        "Running Workers": n_workers,
+        "Running Workers": position.n_workers,
         "Queued Tasks": counts.queued,
         "Running Tasks": counts.running,
         "Finished Tasks": counts.finished,
         "Failed Tasks": counts.failed,
     }
-    return rows if stop is None else rows | {"Stopped": stop}
+    return rows if position.stop is None else rows | {"Stopped": position.stop}

@@ -36,7 +36,7 @@ class StoppableNetwork(Shared, Protocol):
         """Waits until the network has stopped."""
         ...
 
-    def watch_soon(self) -> None:
+    def follow(self) -> None:
         """Begins to follow the network."""
 
 
@@ -186,20 +186,20 @@ class Stopping(Session[S]):
     def stop_reason(self) -> StopReason | None:
         """Why the network has stopped, as this event loop knows it; None while it has not.
 
-        Reading it makes no call. The first read begins to follow the events of the network.
+        Reading it makes no call; see `n_queued_tasks` for how up to date it is.
         """
         network = self._net
-        network.watch_soon()
+        network.follow()
         return network.position.stop
 
     @property
     def n_running_workers(self) -> int:
         """Number of running workers, as this event loop knows it; a shared worker counts as one.
 
-        Reading it makes no call. The first read begins to follow the events of the network.
+        Reading it makes no call; see `n_queued_tasks` for how up to date it is.
         """
         network = self._net
-        network.watch_soon()
+        network.follow()
         return network.position.n_workers
 
 

@@ -26,6 +26,7 @@ from rush_async.manager.log import frame_of_log, log_again
 from rush_async.manager.unsaved import warn_of_unsaved
 from rush_async.manager.worker_group import WorkerGroup
 from rush_async.model import WorkerExit
+from rush_async.network.network import Network
 from rush_async.plan import check_levels, current_plan
 from rush_async.store.workers import WorkerEntry
 from rush_async.worker.loop import bind_loop
@@ -95,6 +96,9 @@ class Rush(RushClient):
         if self._workers is None:
             self._workers = WorkerGroup(network)
         return self._workers
+
+    async def _on_open(self, network: Network) -> None:
+        network.follow()
 
     async def _on_close(self, error: BaseException | None) -> None:
         await self._dismiss_workers()

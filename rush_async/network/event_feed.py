@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from rush_async.errors import DecodeError
 from rush_async.events import Event, EventsMissed, NetworkReset, TasksFailed, TasksFinished, TasksQueued, TasksStarted
 from rush_async.network.waiting import Lines
-from rush_async.store.messages import EventMessage, ResetMessage, decode_events
+from rush_async.store.messages import EventMessage, ResetMessage, decode_events, tells_progress
 from rush_async.store.position import Position
 from rush_async.store.task_reads import TaskReads
 from rush_async.supervisor import Supervisor
@@ -47,7 +47,7 @@ class EventFeed:
     """The events of one network in one event loop: it updates the position, and wakes listeners and waits.
 
     Each event costs every process that receives it, so the feed follows the network only while it is needed: in its blocks
-    (`with feed: await feed.watch()`), and for a few seconds after them.
+    (`with feed: await feed.watch()`) and for a few seconds after them; and for good once the counters are needed (`follow`).
 
     Args:
         network_id: the network.
@@ -73,6 +73,8 @@ class EventFeed:
         self._listeners: set[Listener] = set()
         self._end_waits: set[EndWait] = set()
         self.n_users = 0
+        self._follows_for_good = False
+        self._unread: bytes | None = None  # the last message, where only its position matters and nothing has asked for it
         self._unused_since = 0.0
         self._linger: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -81,6 +83,7 @@ class EventFeed:
     # following the network
 
     def __enter__(self) -> None:
+        self.catch_up()
         self.n_users += 1
 
     def __exit__(self, *_: object) -> None:
@@ -105,12 +108,18 @@ class EventFeed:
             await self._link.subscription.confirmed(self._channel)
             await following.wait()
 
-    def watch_soon(self) -> None:
-        """Begins to follow the network without waiting for it. Outside of the event loop, as in a debugger, it does nothing."""
-        with suppress(RuntimeError):
-            if asyncio.get_running_loop() is self._loop:
-                self._start()
-                self._stop_soon()
+    def follow(self) -> None:
+        """Brings the position up to date, and keeps it so until the feed is closed.
+
+        The first call begins to follow the network, without waiting for it. Outside of the event loop, as in a debugger, it
+        does nothing.
+        """
+        self.catch_up()
+        if not self._follows_for_good:
+            with suppress(RuntimeError):
+                if asyncio.get_running_loop() is self._loop:
+                    self._start()
+                    self._follows_for_good = True
 
     def close(self) -> None:
         """Ends the feed."""
@@ -136,7 +145,7 @@ class EventFeed:
         left = self._unused_since + _LINGER - self._loop.time()
         if left > 0:
             self._linger = self._loop.call_later(left, self._stop_if_unused)
-        elif not self.n_users:
+        elif not self.n_users and not self._follows_for_good:
             self._end()
 
     def _end(self) -> None:
@@ -173,6 +182,7 @@ class EventFeed:
             self._link.subscription.renew()
 
     def _are_due(self, position: Position) -> bool:
+        self.catch_up()
         return position.epoch == self._position.epoch and position.seq > self._heard_seq
 
     # what happens
@@ -189,11 +199,25 @@ class EventFeed:
 
     def heard(self, channel: str, message: bytes) -> None:
         """Takes a message of the channel."""
-        if message:  # an empty one only tries whether a client may publish
-            try:
-                self._take(decode_events(self._network_id, message))
-            except DecodeError as error:
-                logger.error("%s", error)
+        if not message:
+            return  # it only tries whether a client may publish
+        if not self.n_users and not self._listeners and tells_progress(message):
+            self._unread = message  # a manager hears what its own workers do, thousands of times a second
+        else:
+            self._unread = None
+            self._decode(message)
+
+    def catch_up(self) -> None:
+        """Takes the position of the last message, where that has not been done yet."""
+        if (message := self._unread) is not None:
+            self._unread = None
+            self._decode(message)
+
+    def _decode(self, message: bytes) -> None:
+        try:
+            self._take(decode_events(self._network_id, message))
+        except DecodeError as error:
+            logger.error("%s", error)
 
     def _take(self, message: EventMessage | ResetMessage) -> None:
         if isinstance(message, ResetMessage):

@@ -266,10 +266,9 @@ class Network:
         values = self.results.records.numbers(output)
         return (max if maximize else min)(values, default=None), len(self.results.records)
 
-    def watch_soon(self) -> None:
-        """Begins to follow the network."""
-        if self.feed.following is None:
-            self.feed.watch_soon()
+    def follow(self) -> None:
+        """Begins to follow the network, until this view is closed."""
+        self.feed.follow()
 
     async def wait_for_stop(self, timeout: float | None, *, need_workers: bool) -> StopReason:
         """Waits until the network has stopped.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -37,6 +38,7 @@ __all__ = [
     "decode_control",
     "decode_events",
     "decode_reports",
+    "tells_progress",
 ]
 
 _TASK_EVENTS = {"S": TasksStarted, "F": TasksFinished, "X": TasksFailed}
@@ -49,6 +51,8 @@ _LETTERS: dict[type[Any], str] = {
     NetworkStopped: _STOPPED,
     NetworkResumed: _RESUMED,
 }
+# What else than the position matters in a message that no client listens to: queued and failed tasks, changed rules, a stop.
+_MATTERS = re.compile(rb"\xa1[QXPRT]")
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
 
 
@@ -270,6 +274,12 @@ def decode_events(network_id: str, data: bytes) -> EventMessage | ResetMessage:
         return EventMessage(network_id, int(epoch), first, at, counts, n_workers, reason, groups)
     except _MALFORMED as error:
         raise _malformed("an event", network_id, data) from error
+
+
+def tells_progress(data: bytes) -> bool:
+    """Whether a message of the channel `events` tells of nothing but workers and tasks that started or finished. Where no
+    client listens to events, only its position matters then. It may say no where this is so."""
+    return data.startswith(b"\x96") and _MATTERS.search(data) is None
 
 
 def decode_reports(network_id: str, data: bytes) -> ReportMessage | ResetMessage:

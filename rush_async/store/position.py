@@ -77,6 +77,17 @@ class NetworkPosition:
         return self.stored_seed if self.seed is None else self.seed
 
     @property
+    def latest(self) -> Position:
+        """The latest position, also where the event loop is blocked and only the heartbeat thread knows it."""
+        noted = self._noted
+        if noted is not None:
+            if noted.epoch > self.highest_epoch:
+                return noted
+            if noted.epoch == self.epoch and noted.seq > self.seq:
+                return noted._replace(stop=self.stop)
+        return Position(self.epoch, self.seq, self.counts, self.n_workers, self.stop)
+
+    @property
     def stop(self) -> StopReason | None:
         """Why the network has stopped; None while it has not. It may turn back: after a resumption, a reset or a rollback."""
         noted = self._noted
@@ -85,7 +96,7 @@ class NetworkPosition:
         return self._stop
 
     def note(self, position: Position) -> None:
-        """Notes a stop for an event loop that is blocked. May be called in any thread."""
+        """Notes the position for an event loop that is blocked. May be called in any thread."""
         self._noted = position
 
     def take_stop(self, epoch: int, seq: int, stop: StopReason | None) -> None:

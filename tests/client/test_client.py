@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -432,13 +435,33 @@ async def test_counters_are_never_behind_what_this_process_did(rush: Rush, rush_
         assert (rush_worker.n_running_tasks, rush_worker.n_finished_tasks, rush_worker.n_tasks) == (0, n, n)
 
 
-async def test_counters_follow_what_other_processes_do(rush: Rush) -> None:
-    assert rush.n_tasks == 0  # the first read begins to follow the network
-    async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
-        await elsewhere.push_tasks([XS] * 3)
-        await wait_until(lambda: rush.n_queued_tasks == 3)
-        await elsewhere.empty_queue()
-        await wait_until(lambda: rush.n_failed_tasks == 3 and rush.n_queued_tasks == 0)
+async def test_counters_of_a_manager_follow_what_other_processes_do_from_its_opening_on(rush: Rush, elsewhere: Rush) -> None:
+    await elsewhere.push_tasks([XS] * 3)
+    position = rush._net.position  # pyright: ignore[reportPrivateUsage]
+    await wait_until(lambda: position.counts.queued == 3)  # without a call, and without the read of a counter
+    assert "Queued Tasks: 3" in repr(rush)
+    assert "<td>3</td>" in rush._repr_html_()  # pyright: ignore[reportPrivateUsage]
+    await elsewhere.empty_queue()
+    await wait_until(lambda: rush.n_failed_tasks == 3 and rush.n_queued_tasks == 0)
+
+
+async def test_counters_follow_the_heartbeat_while_the_event_loop_is_blocked(rush: Rush) -> None:
+    config = replace(rush.config, heartbeat_period=0.05, heartbeat_expire=10)
+
+    async def push() -> None:
+        async with Rush(rush.network_id, rush.config) as other:
+            await other.push_tasks([XS] * 3)
+
+    async with Rush(rush.network_id, config) as blocked:
+        heartbeat = blocked._net.heartbeat  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: heartbeat._thread is not None)  # pyright: ignore[reportPrivateUsage]
+        elsewhere = threading.Thread(target=lambda: asyncio.run(push()))
+        elsewhere.start()
+        deadline = time.monotonic() + 10
+        while blocked.n_queued_tasks != 3 and time.monotonic() < deadline:
+            time.sleep(0.005)  # noqa: ASYNC251 - as in a cell of a notebook
+        assert "Queued Tasks: 3" in repr(blocked)
+        elsewhere.join()
 
 
 async def test_counts_cost_one_round_trip(rush: Rush, raw: Any) -> None:

@@ -19,6 +19,7 @@ import pytest
 from rush_async import Counts, EncodeError, NetworkStateError, Rush, RushConfig, RushWorker, TasksQueued
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.shared_state import CLAIM
+from rush_async.testing import wait_until
 from rush_async.wire.refusals import acl_remedy
 from tests.proxy import Proxy, named
 
@@ -471,6 +472,7 @@ async def test_no_call_raises_an_event(rush: Rush, raw: Any, keys: NetworkKeys) 
 async def test_each_call_is_one_round_trip(rush: Rush, proxy: Proxy, name: str) -> None:
     async with Rush(rush.network_id, rush.config.at(proxy.url)) as far:
         await (WRITES | READS)[name](far)
+        await wait_until(lambda: far._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
         n = n_calls(proxy)
         for _ in range(10):
             await (WRITES | READS)[name](far)

@@ -113,6 +113,7 @@ async def test_a_snapshot_of_nothing_finished_reads_no_archive(rush: Rush, proxy
     await finish(rush, 5_000)
     await rush.push_tasks([XS])
     async with Rush(rush.network_id, proxy.url) as far:
+        await wait_until(lambda: far._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
         before = proxy.bytes_down
         assert (await far.fetch_queued_tasks()).height == 1
         assert (await far.fetch_tasks_with_state("running", "failed")).height == 0

@@ -6,13 +6,14 @@ from datetime import UTC, datetime
 
 from rush_async import Counts, Rush, StopReason
 from rush_async.client.status import status_html, status_text
+from rush_async.store.position import Position
 
-COUNTS = Counts(1, 2, 3, 4)
+POSITION = Position(1, 2, Counts(1, 2, 3, 4), 5)
 STOP = StopReason("manual", datetime(2026, 1, 1, tzinfo=UTC), 7, "y < 0.5")
 
 
 def test_a_client_is_shown_with_its_counts() -> None:
-    assert status_text("Rush", "net", COUNTS, 5, None).splitlines() == [
+    assert status_text("Rush", "net", POSITION).splitlines() == [
         "── <Rush> net ".ljust(60, "─"),
         "• Running Workers: 5",
         "• Queued Tasks: 1",
@@ -23,15 +24,16 @@ def test_a_client_is_shown_with_its_counts() -> None:
 
 
 def test_a_notebook_shows_a_table_with_the_name_escaped() -> None:
-    html = status_html("Rush", "<net>", COUNTS, 5, None)
+    html = status_html("Rush", "<net>", POSITION)
     assert html.startswith("<b>Rush</b> &lt;net&gt;<table>")
     assert html.count("<tr>") == 5
     assert "<tr><td>Running Workers</td><td>5</td></tr>" in html
 
 
 def test_a_stopped_network_is_shown_in_one_line_more() -> None:
-    assert status_text("Rush", "net", COUNTS, 5, STOP).splitlines()[5:] == ["• Failed Tasks: 4", "• Stopped: manual: y < 0.5"]
-    html = status_html("Rush", "net", COUNTS, 5, STOP)
+    stopped = POSITION._replace(stop=STOP)
+    assert status_text("Rush", "net", stopped).splitlines()[5:] == ["• Failed Tasks: 4", "• Stopped: manual: y < 0.5"]
+    html = status_html("Rush", "net", stopped)
     assert html.count("<tr>") == 6
     assert "<tr><td>Stopped</td><td>manual: y &lt; 0.5</td></tr>" in html
 

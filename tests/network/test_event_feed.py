@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from rush_async import Counts, EventsMissed, Rush, RushWorker, TasksQueued, TasksStarted
 from rush_async.network.event_feed import EndWait, Listener
@@ -16,6 +18,13 @@ from rush_async.testing import wait_until
 
 XS = {"x1": 1.0, "x2": 2.0}
 NOW = datetime.now(UTC)
+
+
+@pytest_asyncio.fixture
+async def worker_elsewhere(rush: Rush) -> AsyncIterator[RushWorker]:
+    """A worker with a view of the network of its own, as in another process."""
+    async with RushWorker(rush.network_id, replace(rush.config, response_timeout=11.5)) as worker:
+        yield worker
 
 
 def kinds(events: Iterable[Any]) -> list[str]:
@@ -97,8 +106,8 @@ async def test_an_end_wait_wakes_when_all_have_ended_or_a_look_is_needed() -> No
     await asyncio.wait_for(wait.changed(), 5)
 
 
-async def test_the_feed_follows_the_network_in_its_blocks(rush: Rush, elsewhere: Rush) -> None:
-    feed = rush._net.feed  # pyright: ignore[reportPrivateUsage]
+async def test_the_feed_follows_the_network_in_its_blocks(elsewhere: Rush, worker_elsewhere: RushWorker) -> None:
+    feed = worker_elsewhere._net.feed  # pyright: ignore[reportPrivateUsage]
     assert feed.following is None
     with feed, feed:
         await feed.watch()
@@ -148,35 +157,53 @@ async def test_a_message_that_is_none_of_ours_is_logged_and_skipped(
     assert len([text for text in caplog.messages if "malformed" in text]) == 6
 
 
-async def test_the_channel_is_subscribed_only_while_events_are_needed(
-    rush: Rush, elsewhere: Rush, raw: Any, monkeypatch: pytest.MonkeyPatch
+async def test_a_worker_follows_the_network_while_it_needs_events_and_for_good_from_its_first_counter_on(
+    rush: Rush, worker_elsewhere: RushWorker, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rush_async.network.event_feed._LINGER", 0.05)
-    channel = f"rush:{{{rush.network_id}}}:events".encode()
+    channel, worker = f"rush:{{{rush.network_id}}}:events".encode(), worker_elsewhere
 
     def subscribers() -> int:
         return raw.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1]
 
-    async with RushWorker(rush.network_id, rush.config) as worker:
-        popping = asyncio.create_task(worker.pop_task(None))
-        await wait_until(lambda: subscribers() == 1)
-        async with rush.events(TasksQueued):
-            (key,) = await elsewhere.push_tasks([{"x": 1}])
-            task = await asyncio.wait_for(popping, 10)
-            assert task is not None
-            assert task.key == key
-            assert subscribers() == 1  # the listener still needs them
-        await wait_until(lambda: subscribers() == 0)
-        # Reading a counter begins anew, and again after that has ended.
-        for n in (2, 3):
-            await elsewhere.push_tasks([{"x": n}])
-            await wait_until(lambda n=n: rush.n_tasks == n)
-            assert subscribers() == 1
-            await wait_until(lambda: subscribers() == 0)
-        waiting = asyncio.create_task(rush.wait_until(lambda counts: counts.queued == 3, timeout=10))
-        await elsewhere.push_tasks([{"x": 4}])
-        assert (await waiting).queued == 3
-        await worker.finish_tasks(key, [{"y": 1}])
+    await wait_until(lambda: subscribers() == 1)  # the manager, from its opening on
+    popping = asyncio.create_task(worker.pop_task(None))
+    await wait_until(lambda: subscribers() == 2)
+    async with worker.events(TasksQueued):
+        (key,) = await rush.push_tasks([{"x": 1}])
+        task = await asyncio.wait_for(popping, 10)
+        assert task is not None
+        assert task.key == key
+        assert subscribers() == 2  # the listener still needs them
+    await wait_until(lambda: subscribers() == 1)
+    assert worker.n_tasks == 1  # from its own calls; from here on from those of others, too
+    await wait_until(lambda: subscribers() == 2)
+    waiting = asyncio.create_task(worker.wait_until(lambda counts: counts.queued == 1, timeout=10))
+    await rush.push_tasks([{"x": 2}])
+    assert (await waiting).queued == 1
+    feed = worker._net.feed  # pyright: ignore[reportPrivateUsage]
+    await wait_until(lambda: feed._linger is None)  # pyright: ignore[reportPrivateUsage]
+    assert subscribers() == 2
+    await worker.finish_tasks(key, [{"y": 1}])
+
+
+async def test_where_nothing_listens_the_events_of_running_tasks_are_read_with_the_counters(
+    worker_elsewhere: RushWorker, rush: Rush
+) -> None:
+    feed, position = rush._net.feed, rush._net.position  # pyright: ignore[reportPrivateUsage]
+    await wait_until(lambda: feed.is_watching)
+    keys = await worker_elsewhere.push_running_tasks([XS] * 3)
+    await worker_elsewhere.finish_tasks(keys[:2], [{"y": 1}] * 2)
+    await wait_until(lambda: feed._unread)  # pyright: ignore[reportPrivateUsage]
+    assert position.counts == Counts()
+    await wait_until(lambda: rush.n_finished_tasks == 2)
+    assert feed._unread is None  # pyright: ignore[reportPrivateUsage]
+    await rush.push_tasks([XS])  # what may wake a waiting coroutine is read at once
+    await wait_until(lambda: feed._heard_seq == position.seq)  # pyright: ignore[reportPrivateUsage]
+    await worker_elsewhere.finish_tasks(keys[2:], [{"y": 1}])
+    await wait_until(lambda: feed._unread)  # pyright: ignore[reportPrivateUsage]
+    with feed:
+        assert position.counts == Counts(queued=1, finished=3)
 
 
 async def test_a_listener_may_gather_into_the_buffer_of_another() -> None:

@@ -38,6 +38,7 @@ from rush_async.store.messages import (
     decode_control,
     decode_events,
     decode_reports,
+    tells_progress,
 )
 from rush_async.store.position import Position
 from rush_async.store.workers import KILLED
@@ -320,3 +321,10 @@ async def test_what_the_scripts_publish_is_packed_as_here(rush: Rush, rush_serve
             assert decode_control(rush.network_id, data).encode() == data
     told = [event for message in events if isinstance(message, EventMessage) for event in message.events]
     assert {type(event) for event in told} >= {TasksQueued, TasksStarted, TasksFailed, WorkerStarted, WorkerLost}
+
+
+def test_a_message_tells_progress_where_only_its_position_matters() -> None:
+    progress = {type(event) for event in EVENTS if tells_progress(EventMessage.of(5, Counts(), 1, [event]).encode())}
+    assert progress == {TasksStarted, TasksFinished, WorkerStarted, WorkerStopped, WorkerLost}
+    assert not tells_progress(EventMessage.of(5, Counts(), 1, EVENTS[1:4]).encode())
+    assert not tells_progress(ResetMessage(3, AT, False).encode())

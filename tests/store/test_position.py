@@ -162,6 +162,19 @@ def test_a_stop_of_a_later_epoch_begins_it(position: NetworkPosition) -> None:
     assert position.stop is None
 
 
+def test_the_latest_position_is_that_of_the_heartbeat_where_the_event_loop_is_behind_it(position: NetworkPosition) -> None:
+    assert position.latest == at(5, 10, queued=1)
+    position.note(stopped(5, 13))
+    assert position.latest == stopped(5, 13)
+    assert position.counts == Counts(queued=1)
+    position.take(at(5, 14, 2, finished=4))
+    assert position.latest == at(5, 14, 2, finished=4)
+    position.note(at(6, 2, queued=9))
+    assert position.latest == at(6, 2, queued=9)
+    position.take_reset(6, keeps_workers=False)  # the note was from before it
+    assert position.latest == at(0, 0)
+
+
 @pytest.mark.parametrize("keeps_workers", [False, True])
 def test_a_reset_ends_the_stop_also_one_that_another_thread_noted(position: NetworkPosition, keeps_workers: bool) -> None:
     position.take(stopped(5, 12))

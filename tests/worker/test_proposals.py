@@ -665,13 +665,9 @@ async def test_a_network_that_others_founded_without_a_seed_gets_that_of_a_clien
 
 async def test_a_network_that_others_filled_without_a_seed_refuses_proposals_with_one(rush_server: RushConfig) -> None:
     far = replace(rush_server, response_timeout=10.5)
-    async with (
-        seeded(rush_server) as rush,
-        Rush(rush.network_id, far) as other,
-        RushWorker(rush.network_id, rush_server) as worker,
-    ):
-        await rush.reset()
-        await other.push_tasks([{"x": 1.0}])
+    async with seeded(rush_server) as rush:
+        async with Rush(rush.network_id, far) as other:  # it never heard of a seed
+            await other.push_tasks([{"x": 1.0}])
         async with RushWorker(rush.network_id, rush_server) as worker:
             with pytest.raises(NetworkStateError, match=f"holds tasks and has no seed, and {SEED} was given"):
                 await anext(worker.proposals(propose))

@@ -272,7 +272,7 @@ async def test_comments_keep_an_idle_stream_alive(client_a: httpx.AsyncClient) -
 async def test_a_client_that_closes_its_stream_leaves_no_subscription_and_no_task(
     client_a: httpx.AsyncClient, client_b: httpx.AsyncClient, manager: Rush
 ) -> None:
-    run = await start(client_a, "orderly")  # without a budget, so only streams subscribe to its events
+    run = await start(client_a, "orderly")
     assert manager.config.url is not None
     with redis.Redis.from_url(manager.config.url) as raw:  # pyright: ignore[reportUnknownMemberType]
 
@@ -283,14 +283,15 @@ async def test_a_client_that_closes_its_stream_leaves_no_subscription_and_no_tas
         async def n_tasks() -> int:
             return (await client_b.get("/n-tasks")).json()
 
+        await wait_until(lambda: listeners() == 1)  # the manager of the run
         before = await n_tasks()
         async with stream(client_b, run) as one, stream(client_b, run) as other:
             for events in (one, other):
                 while (await anext(events)).event != "TasksFinished":
                     pass
-            assert listeners() == 1  # one subscription for all streams of a process
+            assert listeners() == 2  # one subscription for all streams of a process
             assert await n_tasks() > before
-        await wait_until(lambda: listeners() == 0)
+        await wait_until(lambda: listeners() == 1)
         await wait_until(lambda: is_at_most(n_tasks, before))
     assert (await status_of(client_a, run))["state"] == "running"
     await stop(client_a, run)
