@@ -75,7 +75,6 @@ async def main() -> None:
         else:
             await rush.start_workers(random_search_with_proposals, options.workers, on=on, evals=options.evals)
         await rush.join_workers()
-        await rush.counts()
         print(rush, end="\n\n")
         tasks = await rush.fetch_finished_tasks()
         print(tasks.sort("y").head(5))

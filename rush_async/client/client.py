@@ -40,6 +40,7 @@ from rush_async.store.points import Unique, as_unique, points_of
 from rush_async.store.records import NewTask, RecordEncoder, as_records, encode_failure
 from rush_async.store.scripts import Lost
 from rush_async.store.tasks import Created, Target
+from rush_async.supervisor import run_to_completion
 
 if TYPE_CHECKING:
     import polars as pl
@@ -56,7 +57,11 @@ E = TypeVar("E")
 
 
 class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repairs[Network]):
-    """A client of one network: `Rush` manages it, `RushWorker` works in it."""
+    """A client of one network: `Rush` manages it, `RushWorker` works in it.
+
+    Args:
+        must_exist: whether the network has to exist already; see `Rush`, also for the other arguments.
+    """
 
     def __init__(
         self,
@@ -66,8 +71,10 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         data_dir: str | os.PathLike[str] | None = None,
         schema: Schema | None = None,
         seed: int | None = None,
+        must_exist: bool = False,
     ) -> None:
         super().__init__(random_network_id() if network_id is None else check_network_id(network_id))
+        self._must_exist = must_exist
         self._seed = None if seed is None else as_number(seed, "seed", 2**63 - 1)
         self._config, self._origin = locate(config, data_dir)
         self._schema = dict(schema) if schema else None
@@ -84,10 +91,27 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
             raise type(error)(f"{str(error).rstrip('.')}. The address came from {self._origin}") from error.__cause__
         assert network.link.config.url is not None
         self._config = self._config.at(network.link.config.url)
+        if self._must_exist:
+            await self._check_exists(network)
         network.heartbeat.watch(self._config.heartbeat_period, self._config.max_loop_stall)
         if network.position.counts.total:
             logger.info("network %r holds tasks already: %s", self._network_id, describe(network.position.counts))
         return network
+
+    async def _check_exists(self, network: Network) -> None:
+        try:
+            if not network.position.epoch:
+                await (
+                    network.tasks.read_position()
+                )  # clients that opened the network before may have missed that it was created
+            if not network.position.epoch:
+                raise NetworkStateError(
+                    f"network {self._network_id!r} does not exist on {network.link.config.where}: nothing was ever written to "
+                    "it, or it was reset. Check its id and the server, or leave must_exist out"
+                )
+        except BaseException:
+            await run_to_completion(network.release())
+            raise
 
     @property
     def network_id(self) -> str:
@@ -143,13 +167,18 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         if self._network is None:
             return f"<{type(self).__name__} {self._network_id!r}, not open>"
         self._network.follow()
-        return status_text(type(self).__name__, self._network_id, self._network.position.latest)
+        return status_text(type(self).__name__, self._network_id, self._network.position.latest, self._old_tasks)
 
     def _repr_html_(self) -> str:
         if self._network is None:
             return f"<p>{escape(repr(self))}</p>"
         self._network.follow()
-        return status_html(type(self).__name__, self._network_id, self._network.position.latest)
+        return status_html(type(self).__name__, self._network_id, self._network.position.latest, self._old_tasks)
+
+    @property
+    def _old_tasks(self) -> str:
+        """How many tasks the network held when it was opened, for the status of a manager."""
+        return ""
 
     # tasks
 

@@ -23,11 +23,14 @@ from rush_async.launch.handle import Launcher
 from rush_async.launch.payload import remove_payloads
 from rush_async.launch.pools import Pool, Submitter
 from rush_async.manager.log import frame_of_log, log_again
+from rush_async.manager.old_tasks import OldTasks
 from rush_async.manager.unsaved import warn_of_unsaved
 from rush_async.manager.worker_group import WorkerGroup
 from rush_async.model import WorkerExit
 from rush_async.network.network import Network
 from rush_async.plan import check_levels, current_plan
+from rush_async.store.records import NewTask
+from rush_async.store.tasks import Created, Target
 from rush_async.store.workers import WorkerEntry
 from rush_async.worker.loop import bind_loop
 from rush_async.worker.worker import RushWorker, with_worker_class
@@ -64,6 +67,13 @@ class Rush(RushClient):
         config: a URL or a `RushConfig`; by default `RUSH_URL`, else `REDIS_URL`, else `RUSH_DATA_DIR`, else a private server.
         data_dir: a directory where the embedded server keeps its data for the next run, instead of a `config`.
         schema: columns that frames always have, with their dtypes; also those of the workers that it starts.
+        seed: the seed of the proposals of its workers.
+        exist_ok: whether the network may hold tasks already. Without it, the manager logs a warning when it starts workers or
+            pushes tasks in a network that held tasks when it was opened, as after an earlier run: `reset` deletes them.
+        must_exist: whether the network has to exist already, as for a manager that reads the results of another program.
+
+    Raises:
+        NetworkStateError: `must_exist` is set, and nothing was ever written to the network.
     """
 
     def __init__(
@@ -74,8 +84,12 @@ class Rush(RushClient):
         data_dir: str | os.PathLike[str] | None = None,
         schema: Schema | None = None,
         seed: int | None = None,
+        exist_ok: bool = False,
+        must_exist: bool = False,
     ) -> None:
-        super().__init__(network_id, config, data_dir=data_dir, schema=schema, seed=seed)
+        super().__init__(network_id, config, data_dir=data_dir, schema=schema, seed=seed, must_exist=must_exist)
+        self._exist_ok = exist_ok
+        self._old: OldTasks  # set when it is opened
         self._workers: WorkerGroup | None = None
         self._log_place = "0"  # the last log entry that was printed
 
@@ -98,7 +112,18 @@ class Rush(RushClient):
         return self._workers
 
     async def _on_open(self, network: Network) -> None:
+        self._old = OldTasks(network, are_expected=self._exist_ok)
         network.follow()
+
+    @property
+    def _old_tasks(self) -> str:
+        return str(self._old)
+
+    async def _create(
+        self, network: Network, target: Target, tasks: Sequence[NewTask], points: Sequence[bytes] = ()
+    ) -> Created:
+        self._old.warn()
+        return await super()._create(network, target, tasks, points)
 
     async def _on_close(self, error: BaseException | None) -> None:
         await self._dismiss_workers()
@@ -177,6 +202,7 @@ class Rush(RushClient):
         config = self._for_workers(heartbeat_period, heartbeat_expire)
         launcher = _as_launcher(on if on is not None else plan.on)
         levels = check_levels(plan.log_levels if log_levels is None else log_levels)
+        self._old.warn()
         directory = Path(log_dir) if log_dir is not None else None
         return await group.start(launcher, bound, n_workers, config, levels, directory, schema or self._schema)
 
@@ -251,6 +277,7 @@ class Rush(RushClient):
             data_dir=network.link.data_dir,
             is_private=network.link.is_embedded and network.link.data_dir is None,
         )
+        self._old.warn()
         # The start is sent in this tick, long before the command can be run.
         network.link.supervisor.start(network.workers.prepare, command.start_id, command.start)
         return command.line
@@ -555,6 +582,9 @@ async def rsh(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     schema: Schema | None = None,
+    seed: int | None = None,
+    exist_ok: bool = False,
+    must_exist: bool = False,
 ) -> Rush:
     """Opens a manager without a block, for notebooks, and returns it. Close it with `await rush.aclose()`.
 
@@ -562,5 +592,8 @@ async def rsh(
 
     Raises:
         RushConnectionError: the server cannot be reached, or refuses the connection.
+        NetworkStateError: `must_exist` is set, and nothing was ever written to the network.
     """
-    return await Rush(network_id, config, data_dir=data_dir, schema=schema)
+    return await Rush(
+        network_id, config, data_dir=data_dir, schema=schema, seed=seed, exist_ok=exist_ok, must_exist=must_exist
+    )

@@ -59,6 +59,7 @@ async def opening() -> None:
     assert_type(await Rush("branin", "redis://localhost"), Rush)
     assert_type(await Rush("branin", RushConfig(data_dir="data"), schema={"y": pl.Float64}), Rush)
     assert_type(await rsh("branin"), Rush)
+    assert_type(await rsh("branin", seed=1, exist_ok=True, must_exist=False), Rush)
     async with RushWorker("branin", worker_id="bear") as worker:
         assert_type(worker, RushWorker)
         assert_type(worker.worker_id, str)

@@ -220,7 +220,7 @@ def rush_lifespan(
     async def lifespan(app: FastAPI) -> AsyncGenerator[Mapping[str, Any]]:
         override = app.dependency_overrides.get(rush_config)
         given = (config, data_dir) if override is None else (override(), None)
-        async with Rush(network_id, given[0], data_dir=given[1]) as rush:
+        async with Rush(network_id, given[0], data_dir=given[1], exist_ok=True) as rush:
             service = Service(rush, drain, objective, n_evaluators, run_ttl=run_ttl)
             try:
                 await service.open()

@@ -196,7 +196,7 @@ class Service:
 
     def client(self, run_id: str) -> Rush:
         """A client of a run, not open yet. It shares the connection of `rush`."""
-        return Rush(f"{self.rush.network_id}.{run_id}", self.rush.config)
+        return Rush(f"{self.rush.network_id}.{run_id}", self.rush.config, exist_ok=True)
 
     @contextlib.contextmanager
     def streaming(self, run: Rush) -> Generator[None]:
