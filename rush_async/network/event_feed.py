@@ -193,6 +193,7 @@ class EventFeed:
         if self._generation != position.generation:
             self._generation = position.generation
             self._heard_seq = position.seq
+            self._unread = None  # it tells what the server has lost
             now = datetime.now(UTC)
             for listener in tuple(self._listeners):
                 listener.roll_back(position.epoch, position.seq, now)

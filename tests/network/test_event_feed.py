@@ -14,6 +14,7 @@ import pytest_asyncio
 from rush_async import Counts, EventsMissed, Rush, RushWorker, TasksQueued, TasksStarted
 from rush_async.network.event_feed import EndWait, Listener
 from rush_async.store.messages import EventMessage, ResetMessage
+from rush_async.store.position import Position
 from rush_async.testing import wait_until
 
 XS = {"x1": 1.0, "x2": 2.0}
@@ -204,6 +205,11 @@ async def test_where_nothing_listens_the_events_of_running_tasks_are_read_with_t
     await wait_until(lambda: feed._unread)  # pyright: ignore[reportPrivateUsage]
     with feed:
         assert position.counts == Counts(queued=1, finished=3)
+    (key,) = await worker_elsewhere.push_running_tasks([XS])
+    await worker_elsewhere.finish_tasks(key, [{"y": 1}])
+    await wait_until(lambda: feed._unread)  # pyright: ignore[reportPrivateUsage]
+    position.roll_back(Position(position.epoch, 5, Counts(queued=1), 0))  # the server was restored from older data
+    assert rush.n_tasks == 1
 
 
 async def test_a_listener_may_gather_into_the_buffer_of_another() -> None:
