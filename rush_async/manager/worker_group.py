@@ -14,7 +14,7 @@ from rush_async.client.arguments import Schema
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError, RushError, listed
 from rush_async.launch.handle import Launch, Launcher, WorkerHandle
-from rush_async.manager.failures import LoopFailures
+from rush_async.manager.loop_failures import LoopFailures
 from rush_async.model import Failure, WorkerExit
 from rush_async.network.network import Network
 from rush_async.store.workers import KILLED, LOST_WORKER

@@ -43,6 +43,13 @@ class ServerLink(Protocol):
         ...
 
 
+class FailureListener(Protocol):
+    """Learns of tasks that failed while a worker ran them."""
+
+    def tasks_failed(self, keys: Sequence[str]) -> None:
+        """Is called with the keys of such tasks."""
+
+
 class EventFeed:
     """The events of one network in one event loop: it updates the position, and wakes listeners and waits.
 
@@ -58,10 +65,12 @@ class EventFeed:
     Attributes:
         following: None while the channel is not subscribed; set once the position is up to date.
         n_users: how many blocks need the feed.
+        failures: learns of failed tasks; None without a manager.
     """
 
     def __init__(self, network_id: str, link: ServerLink, tasks: TaskReads, lines: Lines) -> None:
         self.following: asyncio.Event | None = None
+        self.failures: FailureListener | None = None
         self._network_id = network_id
         self._link = link
         self._channel = tasks.keys.events
@@ -233,6 +242,8 @@ class EventFeed:
                 self._lines.tasks_queued()
             if message.changes_rules:
                 self._lines.rules_changed()
+            if self.failures is not None and (keys := message.failed_keys):
+                self.failures.tasks_failed(keys)
         for listener in tuple(self._listeners):
             listener.take(message)
         if self._end_waits:

@@ -142,6 +142,13 @@ class EventMessage:
         return sum([len(group) - 2 for group in of_workers + [group for group in self._groups if group[:1] == [_FAILED]]])
 
     @property
+    def failed_keys(self) -> list[str]:
+        """The tasks that failed while a worker ran them."""
+        if [_FAILED] not in self._kinds:
+            return []  # as mostly
+        return [key for group in self._groups if group[:1] == [_FAILED] and group[1:2] != [""] for key in group[2:]]
+
+    @property
     def changes_rules(self) -> bool:
         """Whether the stop rules have changed, so that any number of places may be free."""
         return [_PLACES, ""] in self._groups or [_RESUMED] in self._kinds

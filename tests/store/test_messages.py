@@ -328,3 +328,10 @@ def test_a_message_tells_progress_where_only_its_position_matters() -> None:
     assert progress == {TasksStarted, TasksFinished, WorkerStarted, WorkerStopped, WorkerLost}
     assert not tells_progress(EventMessage.of(5, Counts(), 1, EVENTS[1:4]).encode())
     assert not tells_progress(ResetMessage(3, AT, False).encode())
+
+
+def test_the_failed_keys_are_those_of_tasks_that_a_worker_ran() -> None:
+    by_worker = TasksFailed(network_id="net", seq=11, at=AT, keys=("c", "d"), worker_id="w")
+    decoded = decode_events("net", EventMessage.of(5, Counts(), 1, [*EVENTS[:4], by_worker]).encode())
+    assert isinstance(decoded, EventMessage)
+    assert decoded.failed_keys == ["c", "d"]

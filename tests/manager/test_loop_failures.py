@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from rush_async import Failure, Rush, RushTimeoutError, WorkerExit, WorkerLoopError
-from rush_async.manager.failures import LoopFailures
+from rush_async.manager.loop_failures import LoopFailures
 from rush_async.testing import wait_until
 from tests.launch.loops_of_tests import hold, raise_holding
 
