@@ -157,7 +157,8 @@ class Task(Generic[X, Y]):
     where a call returns a task, the input is a `dict[str, Any]` and the output anything; `cast("Task[X, Y]", task)` says more.
 
     A task that a worker popped is also an async context manager, `async with task: task.ys = ...`: the end of the block
-    finishes the task, or fails it with the exception that left the block.
+    finishes the task, or fails it with the exception that left the block. That exception ends the worker too, unless the loop
+    handles it, or `catch` named it where the task was taken.
 
     Attributes:
         key: unique in the network.

@@ -289,11 +289,14 @@ class Processes:
             at least 1; variables that the environment has already, such as `OMP_NUM_THREADS`, then keep their values.
         show_output: whether this process shows what the workers print, warn, and log at WARNING and above, line by line. In
             front of a line is the worker's id, or where several share a process, `process` and its pid.
+        restart: how often each worker is started again that died or whose loop raised an exception, as a new worker with a new
+            id. One that was asked to stop or was killed by the manager is not, and none after the network has stopped.
     """
 
     n: int | None = None
     threads: int | None = None
     show_output: bool = True
+    restart: int = 0
     is_local: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -301,6 +304,8 @@ class Processes:
             raise ValueError(f"Processes(n) needs at least one process, not {self.n}")
         if self.threads is not None and as_number(self.threads, "threads of Processes(threads=...)") < 1:
             raise ValueError(f"Processes(threads=...) needs at least one thread, not {self.threads}")
+
+        as_number(self.restart, "restart of Processes(restart=...)")
 
     async def launch(self, launch: Launch) -> list[WorkerHandle]:
         """Starts the workers and returns at once."""

@@ -168,7 +168,8 @@ class Rush(RushClient):
         """Starts workers and returns at once; `wait_for_workers` waits until they run. Each call may start another loop.
 
         Args:
-            loop: `async def loop(rush: RushWorker, ...)`, or a loop with its arguments by `bound(loop, ...)`.
+            loop: `async def loop(rush: RushWorker, ...)`, or a loop with its arguments by `bound(loop, ...)`. An exception that leaves it
+                ends its worker as `failed`, and the tasks that the worker still runs fail with it.
             n_workers: how many workers to start; by default that of the plan, else 1.
             on: where they run: `Coroutines()` (this event loop), `Processes(n)`, or a pool, which is anything with `submit()`;
                 by default that of the plan, else coroutines.
@@ -337,17 +338,18 @@ class Rush(RushClient):
 
     def _count_ready(self, entries: Sequence[WorkerEntry], wanted: Sequence[str] | None) -> int:
         """Returns how many workers run, or have run and ended already."""
-        own = set(self._worker_group.unseen if wanted is None else wanted)
+        group = self._worker_group
+        own = set(group.unseen) if wanted is None else {group.latest(worker_id) for worker_id in wanted}
         n_ready = 0
         for entry in entries:
             is_ours = entry.worker_id in own
             if entry.state == "running" and (is_ours if wanted is not None else not entry.is_shared):
                 n_ready += 1
-            elif is_ours and entry.ended_at is not None:
+            elif is_ours and entry.ended_at is not None and not group.is_replaced(entry.worker_id):
                 if entry.has_run:
                     n_ready += 1
                 elif entry.state != "terminated" or wanted is not None:
-                    self._worker_group.unseen.pop(entry.worker_id, None)  # the next wait does not raise it again
+                    group.unseen.pop(entry.worker_id, None)  # the next wait does not raise it again
                     why = entry.failure.message if entry.failure is not None else f"it was {entry.state}"
                     raise WorkersNotReadyError(f"worker {entry.worker_id} died before it was running: {why}")
         return n_ready
@@ -363,7 +365,8 @@ class Rush(RushClient):
             check: whether to raise an error if a loop failed. A worker that was killed or lost raises no error.
 
         Returns:
-            How each worker ended, in the order of `worker_ids`: its `state` and its `failure`.
+            How each worker ended, in the order of `worker_ids`: its `state` and its `failure`. Of a worker that was started
+            again (`Processes(restart=...)`) it is the end of the last one, with its id.
 
         Raises:
             WorkerLoopError: loops failed; the message shows each distinct traceback once, unless the log has it already.
@@ -394,8 +397,9 @@ class Rush(RushClient):
         with anyio.move_on_after(timeout):
             if len(ends) < len(set(others)):
                 await self._wait_for_others(others, ends)
-            if own:
-                await asyncio.wait(own.values())
+            while waits := [end for end in self._worker_group.ends_of(worker_ids).values() if not end.done()]:
+                await asyncio.wait(waits)  # a worker that died or failed may have been started again meanwhile
+        own = self._worker_group.ends_of(worker_ids)
         ends |= {worker_id: end.result() for worker_id, end in own.items() if end.done()}
         return ends
 
@@ -448,7 +452,10 @@ class Rush(RushClient):
         entries = [entry for entry in await network.workers.read() if entry.state in ("starting", "running")]
         living.update(entry.worker_id for entry in entries)
         shared = {entry.worker_id for entry in entries if entry.is_shared}
-        named = sorted(living - shared) if worker_ids is None else list(dict.fromkeys(as_keys(worker_ids)))
+        if worker_ids is None:
+            named = sorted(living - shared)
+        else:
+            named = list(dict.fromkeys(self._worker_group.latest(worker_id) for worker_id in as_keys(worker_ids)))
         wanted = [worker_id for worker_id in named if worker_id in living]
         for worker_id in named:
             if worker_id not in living:
@@ -463,7 +470,7 @@ class Rush(RushClient):
             ends = await self._wait_for_ends([worker_id for worker_id in wanted if worker_id not in shared], timeout)
         if late := [worker_id for worker_id in wanted if worker_id not in ends and worker_id not in shared]:
             logger.warning("workers did not stop within %g s and are killed: %s", timeout, listed(late))
-            await self._worker_group.kill(late)
+            await self._worker_group.kill([self._worker_group.latest(worker_id) for worker_id in late])
 
     async def reset(self, *, workers: bool = True) -> None:
         """Stops the workers of the network, then deletes its tasks, workers and log. Other clients drop their caches.
@@ -597,6 +604,4 @@ async def rsh(
         RushConnectionError: the server cannot be reached, or refuses the connection.
         NetworkStateError: `must_exist` is set, and nothing was ever written to the network.
     """
-    return await Rush(
-        network_id, config, data_dir=data_dir, schema=schema, seed=seed, exist_ok=exist_ok, must_exist=must_exist
-    )
+    return await Rush(network_id, config, data_dir=data_dir, schema=schema, seed=seed, exist_ok=exist_ok, must_exist=must_exist)

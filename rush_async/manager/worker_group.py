@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -29,6 +30,19 @@ logger = logging.getLogger(__name__)
 _REPORT = 2.0  # seconds that a manager which closes waits for the reports of its workers' ends
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Start:
+    """How workers are started, for those that are started again."""
+
+    launcher: Launcher
+    loop: WorkerLoop
+    config: RushConfig
+    log_levels: Mapping[str, str | int] | None
+    log_dir: Path | None
+    schema: Schema | None
+    restarts: int
+
+
 class WorkerGroup:
     """The workers that a manager started in one network.
 
@@ -46,6 +60,10 @@ class WorkerGroup:
         self.unseen: dict[str, None] = {}
         self.failures = LoopFailures()
         self._killed: set[str] = set()
+        self._restarts: dict[str, tuple[_Start, int]] = {}  # of a worker, and how often it was started again
+        self._replacements: dict[str, str] = {}  # the worker that was started instead of one that died or failed
+        self._stopped: set[str] = set()  # asked to stop, or killed
+        self._is_dismissed = False
         self._unreported: list[WorkerExit] = []
         self._is_cut_off = False  # the server is away, and no end is reported
 
@@ -56,8 +74,18 @@ class WorkerGroup:
 
     @property
     def worker_ids(self) -> list[str]:
-        """All workers, in the order they were started."""
-        return list(self._handles)
+        """All workers, in the order they were started; of those that were started again the last."""
+        return [worker_id for worker_id in self._handles if worker_id not in self._replacements]
+
+    def latest(self, worker_id: str) -> str:
+        """Returns the worker that was started instead of this one, where it died or failed and was started again."""
+        while (replacement := self._replacements.get(worker_id)) is not None:
+            worker_id = replacement
+        return worker_id
+
+    def is_replaced(self, worker_id: str) -> bool:
+        """Whether a worker that has died or failed was started again, or is going to be."""
+        return worker_id in self._replacements or self._restarts_left(worker_id) > 0
 
     # starting
 
@@ -72,19 +100,8 @@ class WorkerGroup:
         schema: Schema | None = None,
     ) -> list[str]:
         """Registers and starts workers. An error or a cancellation leaves no worker registered."""
-        worker_ids: list[str] = []
-        try:
-            await run_to_completion(self._register(n_workers, config, worker_ids, is_local=launcher.is_local))
-            handles = await launcher.launch(Launch(self._network, config, loop, worker_ids, log_levels, log_dir, schema))
-        except BaseException as error:
-            await run_to_completion(self._report_failed_start(worker_ids, error))
-            raise
-        for handle in handles:
-            self._handles[handle.worker_id] = handle
-            if launcher.is_local:
-                self._local[handle.worker_id] = handle
-            self.ends[handle.worker_id] = asyncio.get_running_loop().create_future()
-            handle.ended.add_done_callback(self._note_end)
+        restarts = getattr(launcher, "restart", 0)
+        worker_ids = await self._launch(_Start(launcher, loop, config, log_levels, log_dir, schema, restarts), n_workers)
         self.unseen.update(dict.fromkeys(worker_ids))
         if (stop := self._network.position.stop) is not None:
             logger.warning(
@@ -92,6 +109,26 @@ class WorkerGroup:
                 self._network.network_id,
                 stop,
             )
+        return worker_ids
+
+    async def _launch(self, start: _Start, n_workers: int, n_before: int = 0) -> list[str]:
+        """Registers and starts workers, which were started `n_before` times before."""
+        worker_ids: list[str] = []
+        launcher = start.launcher
+        try:
+            await run_to_completion(self._register(n_workers, start.config, worker_ids, is_local=launcher.is_local))
+            launch = Launch(self._network, start.config, start.loop, worker_ids, start.log_levels, start.log_dir, start.schema)
+            handles = await launcher.launch(launch)
+        except BaseException as error:
+            await run_to_completion(self._report_failed_start(worker_ids, error))
+            raise
+        for handle in handles:
+            self._handles[handle.worker_id] = handle
+            self._restarts[handle.worker_id] = (start, n_before)
+            if launcher.is_local:
+                self._local[handle.worker_id] = handle
+            self.ends[handle.worker_id] = asyncio.get_running_loop().create_future()
+            handle.ended.add_done_callback(self._note_end)
         return worker_ids
 
     async def _register(self, n_workers: int, config: RushConfig, worker_ids: list[str], *, is_local: bool) -> None:
@@ -143,6 +180,8 @@ class WorkerGroup:
         except RushError as error:
             workers = listed([end.worker_id for end in ends])
             logger.warning("the ends of workers cannot be reported to the network: %s: %s", workers, error)
+        try:
+            await self._restart([end.worker_id for end in ends if end.state in ("failed", "lost")])
         finally:
             self._tell(ends)
 
@@ -157,6 +196,41 @@ class WorkerGroup:
             why = failure.message if failure is not None else "no reason is known"
             logger.error("%s lost, the tasks that ran there have failed or are queued again: %s", subject, why)
 
+    # starting again
+
+    def _restarts_left(self, worker_id: str) -> int:
+        """Returns how often a worker may be started again, as things are."""
+        if worker_id in self._stopped or self._is_dismissed or self._is_cut_off or self._network.position.stop is not None:
+            return 0
+        start, n_before = self._restarts.get(worker_id, (None, 0))
+        return 0 if start is None else start.restarts - n_before
+
+    async def _restart(self, worker_ids: Iterable[str]) -> None:
+        """Starts workers again that died or failed, those that have restarts left."""
+        together: dict[tuple[_Start, int], list[str]] = {}
+        for worker_id in worker_ids:
+            if self._restarts_left(worker_id) > 0:
+                together.setdefault(self._restarts[worker_id], []).append(worker_id)
+        for (start, n_before), ended in together.items():
+            try:
+                started = await self._launch(start, len(ended), n_before + 1)
+            except Exception as error:
+                logger.error("workers cannot be started again: %s: %s", listed(ended), error)
+                continue
+            self._replacements.update(zip(ended, started, strict=True))
+            for old, new in zip(ended, started, strict=True):
+                if self.unseen.pop(old, old) is None:
+                    self.unseen[new] = None
+                logger.warning("worker %s is started again as %s (restart %d of %d)", old, new, n_before + 1, start.restarts)
+            await self._end_unwanted(ended)
+
+    async def _end_unwanted(self, worker_ids: Iterable[str]) -> None:
+        """Ends workers that were started again while the ones before them were stopped."""
+        if self._is_dismissed:
+            await asyncio.gather(*[self._handles[self._replacements[worker_id]].kill() for worker_id in worker_ids])
+        elif unwanted := [self._replacements[worker_id] for worker_id in worker_ids if worker_id in self._stopped]:
+            self.stop(unwanted, set(await self._network.workers.ask_to_stop(unwanted)))
+
     # stopping
 
     def stop(self, worker_ids: Sequence[str], asked: Collection[str]) -> None:
@@ -167,22 +241,27 @@ class WorkerGroup:
             asked: the workers that were asked to stop; starts of theirs that have not begun are cancelled. The others are lost
                 to the network, which cannot reach them, so their loops are cancelled.
         """
+        self._stopped.update(worker_ids)
         for worker_id in worker_ids:
             if (handle := self._handles.get(worker_id)) is not None:
                 handle.stop() if worker_id in asked else handle.cancel()
 
     async def kill(self, worker_ids: Sequence[str]) -> None:
         """Shuts workers out of the network, wherever they run, and ends those of this group."""
+        self._stopped.update(worker_ids)
         # The network first: from here on their calls have no effect, even if they cannot be reached.
         self._killed.update(await self._network.workers.lose(worker_ids, "killed", KILLED, KILLED))
         own = [self._handles[worker_id] for worker_id in worker_ids if worker_id in self._handles]
         await asyncio.gather(*[handle.kill() for handle in own])
         if own:
             await asyncio.wait([self.ends[handle.worker_id] for handle in own])
+        if again := [self.latest(worker_id) for worker_id in worker_ids if worker_id in self._replacements]:
+            await self.kill(again)  # they were being started again
 
     def ends_of(self, worker_ids: Sequence[str]) -> dict[str, asyncio.Future[WorkerExit]]:
-        """Returns the ends that this process sees itself. Those of workers that outlive their manager are in the network."""
-        return {worker_id: self.ends[worker_id] for worker_id in worker_ids if worker_id in self._local}
+        """Returns the ends that this process sees itself, of workers that were started again the last. Those of workers that
+        outlive their manager are in the network."""
+        return {worker_id: self.ends[self.latest(worker_id)] for worker_id in worker_ids if worker_id in self._local}
 
     @property
     def to_dismiss(self) -> list[str]:
@@ -195,6 +274,7 @@ class WorkerGroup:
 
     async def dismiss(self) -> None:
         """Kills the workers that do not outlive their manager, and waits until nothing is left of them."""
+        self._is_dismissed = True
         with anyio.CancelScope(shield=True):
             await asyncio.gather(*[handle.kill() for handle in self._local.values() if handle.is_alive])
             await asyncio.gather(*[handle.clear() for handle in self._local.values()])

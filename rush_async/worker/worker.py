@@ -390,8 +390,9 @@ class RushWorker(RushClient):
             task.ys = {"y": branin(**task.xs)}
         ```
 
-        An exception in the block fails the task and propagates, unless `catch` names it. A cancellation fails the task and
-        propagates always.
+        An exception in the block fails the task. Then it leaves the block: where the loop does not handle it, it ends the
+        worker as `failed`, and `join_workers` raises a `WorkerLoopError`. An exception that `catch` names does not leave the
+        block, and the loop continues with its next task. A cancellation fails the task and leaves the block always.
 
         Args:
             xs: the input.
@@ -401,7 +402,7 @@ class RushWorker(RushClient):
                 queued, the block opens with that task instead; `task.xs` is its input. The block opens with None once `budget`
                 tasks have finished, or when this worker is asked to stop.
             max_failed: with a budget, the block also opens with None once this many tasks have failed.
-            catch: exceptions that fail the task and are suppressed.
+            catch: exceptions that fail the task and do not leave the block, so that the worker continues.
             timeout: seconds the block may take; then the task fails and `TimeoutError` is raised.
 
         Returns:
@@ -459,7 +460,8 @@ class RushWorker(RushClient):
             queued: whether queued tasks come first; False leaves them to others.
             unique: as in `push_tasks`: a point that the network has is drawn again, under the same index, at most 100 times.
             retries: how often a task goes to the head of the queue when its worker is lost or killed; 0 - 127.
-            catch: exceptions that fail a task in its block and are suppressed.
+            catch: exceptions that fail a task and do not leave its block, so that the worker continues; any other that the
+                loop does not handle ends the worker.
             schema: columns that `draw.tasks` always has; those of the client by default.
 
         Yields:
@@ -499,7 +501,8 @@ class RushWorker(RushClient):
 
         Args:
             timeout: seconds to wait for the next task before the iteration ends; None waits without a limit.
-            catch: exceptions that fail a task in its block and are suppressed.
+            catch: exceptions that fail a task and do not leave its block, so that the worker continues; any other that the
+                loop does not handle ends the worker.
 
         Yields:
             Each task, which this worker now runs.

@@ -281,3 +281,14 @@ async def name_dtype(rush: RushWorker) -> None:
     dtype = (await rush.fetch_finished_tasks()).schema.get("loss")
     async with rush.task({"x": 1}) as task:
         task.ys = {"dtype": str(dtype)}
+
+
+async def break_once(rush: RushWorker, mark: Path) -> None:
+    """Dies as the first worker, raises an exception as the second, and works as the third."""
+    n = int(mark.read_text())  # noqa: ASYNC240 - a few bytes
+    mark.write_text(str(n + 1))  # noqa: ASYNC240
+    if n == 0:
+        os._exit(3)
+    if n == 1:
+        raise RuntimeError("the loop broke")
+    await do_some(rush, 1)

@@ -13,8 +13,14 @@ from rush_async.testing import wait_until
 from tests.launch.loops_of_tests import hold
 
 
-async def test_a_stop_reaches_workers_that_have_not_registered_yet(rush: Rush) -> None:
+async def test_a_stop_reaches_workers_that_have_not_registered_yet(rush: Rush, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
+    subscription, may_register = rush._net.link.subscription, asyncio.Event()  # pyright: ignore[reportPrivateUsage]
+    confirmed = subscription.confirmed
+
+    async def confirmed_later(name: str) -> None:
+        await may_register.wait()
+        await confirmed(name)
 
     async def loop(rush: RushWorker) -> None:
         seen.append(rush.terminated)
@@ -22,8 +28,11 @@ async def test_a_stop_reaches_workers_that_have_not_registered_yet(rush: Rush) -
             await asyncio.sleep(0)
             task.ys = {"y": 1}
 
+    monkeypatch.setattr(subscription, "confirmed", confirmed_later)
     await rush.start_workers(loop, 3, on=Coroutines())
-    await rush.stop_workers()
+    await rush.stop_workers(timeout=0)
+    may_register.set()
+    await rush.join_workers()
     assert seen == [True] * 3
     # They are asked to stop, not cancelled, so the tasks that they had begun are finished.
     assert await rush.counts() == (0, 0, 3, 0)

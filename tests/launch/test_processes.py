@@ -19,7 +19,7 @@ import pytest
 from rush_async import Processes, Rush, RushConfig, RushWorker
 from rush_async.testing import wait_until
 from tests.launch import loops_of_tests
-from tests.launch.loops_of_tests import die_talking, do_some, fork_and_hold, hold, print_and_end, serve, talk
+from tests.launch.loops_of_tests import break_once, die_talking, do_some, fork_and_hold, hold, print_and_end, serve, talk
 from tests.proxy import Proxy
 
 
@@ -225,6 +225,12 @@ def test_an_invalid_number_of_processes_is_refused(n: Any, words: str) -> None:
         Processes(n)
 
 
+@pytest.mark.parametrize("restart", [-1, 1.5, "2"])
+def test_an_invalid_number_of_restarts_is_refused(restart: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="restart of Processes"):
+        Processes(restart=restart)
+
+
 async def test_workers_are_spread_evenly_over_the_processes(rush: Rush) -> None:
     ids = await rush.start_workers(hold, 5, on=Processes(2))
     await rush.wait_for_workers(worker_ids=ids)
@@ -246,3 +252,16 @@ async def test_workers_that_start_while_the_server_restarts_wait_for_it(proxy: P
             assert [how.state for how in await rush.join_workers()] == ["terminated", "terminated"]
             assert (await rush.counts()).finished == 6
             await rush.reset()
+
+
+async def test_a_worker_is_started_again_in_a_new_process(rush: Rush, directory: Path) -> None:
+    mark = directory / "mark"
+    mark.write_text("0")
+    (worker_id,) = await rush.start_workers(break_once, 1, on=Processes(restart=2), args={"mark": mark})
+    await rush.wait_for_workers(1)
+    (end,) = await rush.join_workers(worker_id)
+    assert end.state == "terminated"
+    assert end.worker_id != worker_id
+    assert [exit.worker_id for exit in await rush.join_workers()] == [end.worker_id]
+    assert rush.n_finished_tasks == 1
+    assert (await rush.worker_info())["state"].to_list() == ["lost", "failed", "terminated"]

@@ -53,6 +53,12 @@ class ByHand:
         return list(self.handles)
 
 
+class Restarting(ByHand):
+    """Starts each worker again twice. `handles` are those of the last launch."""
+
+    restart = 2
+
+
 class Refusing(ByHand):
     """Cannot start workers."""
 
@@ -193,3 +199,85 @@ async def test_the_network_knows_every_end_when_a_manager_has_closed(rush: Rush)
         await manager.start_workers(hold, 1, on=Coroutines())
         await wait_until(lambda: manager.n_running_tasks == 1)
     assert sorted((await states(rush)).values()) == ["killed", "terminated"]
+
+
+# starting again
+
+
+def failed(handle: Handle) -> WorkerExit:
+    return WorkerExit(handle.worker_id, "failed", Failure("error", "ValueError", "the loop broke"))
+
+
+async def test_workers_that_fail_or_die_are_started_again_as_often_as_was_asked(
+    rush: Rush, group: WorkerGroup, caplog: pytest.LogCaptureFixture
+) -> None:
+    launcher = Restarting()
+    a, b, c = await start(group, rush, launcher, 3)
+    a.end(failed(a))
+    b.end(WorkerExit(b.worker_id, "lost", Failure("lost", None, "the process was ended by SIGKILL")))
+    c.end(WorkerExit(c.worker_id, "terminated"))
+    await asyncio.wait([group.ends[handle.worker_id] for handle in (a, b, c)])
+    again = launcher.handles
+    assert [group.latest(handle.worker_id) for handle in (a, b, c)] == [*(each.worker_id for each in again), c.worker_id]
+    assert group.worker_ids == [c.worker_id, *(each.worker_id for each in again)]
+    assert group.living == group.to_dismiss == [each.worker_id for each in again]
+    assert set(group.unseen) == set(group.worker_ids)
+    assert f"worker {a.worker_id} is started again as {again[0].worker_id} (restart 1 of 2)" in caplog.text
+    again[0].end(failed(again[0]))
+    await group.ends[again[0].worker_id]
+    (last,) = launcher.handles
+    assert (await states(rush))[last.worker_id] == "starting"
+    last.end(failed(last))
+    end = await group.ends[last.worker_id]
+    assert launcher.handles == [last]
+    assert group.ends_of([a.worker_id])[a.worker_id].result() == end
+    assert group.is_replaced(a.worker_id)
+    assert not group.is_replaced(last.worker_id)
+
+
+async def test_a_worker_that_was_asked_to_end_is_not_started_again(rush: Rush, group: WorkerGroup) -> None:
+    launcher = Restarting()
+    a, b, c, d = handles = await start(group, rush, launcher, 4)
+    group.stop([a.worker_id], [a.worker_id])
+    await group.kill([b.worker_id])
+    a.end(failed(a))
+    await group.ends[a.worker_id]
+    await rush.stop("enough")
+    c.end(failed(c))
+    await group.ends[c.worker_id]
+    await rush.resume()
+    await group.dismiss()
+    assert (await group.ends[d.worker_id]).worker_id == d.worker_id
+    assert launcher.handles == handles
+    assert group.worker_ids == [handle.worker_id for handle in handles]
+
+
+async def test_a_worker_that_is_stopped_while_it_is_started_again_stops(rush: Rush, group: WorkerGroup) -> None:
+    class Slow(Restarting):
+        async def launch(self, launch: Launch) -> list[WorkerHandle]:
+            if self.handles:
+                group.stop([self.handles[0].worker_id], [])
+            return await super().launch(launch)
+
+    launcher = Slow()
+    (a,) = await start(group, rush, launcher, 1)
+    a.end(failed(a))
+    await group.ends[a.worker_id]
+    assert launcher.handles[0].worker_id == group.latest(a.worker_id) != a.worker_id
+    assert launcher.handles[0].calls == ["stop"]
+
+
+async def test_a_worker_that_cannot_be_started_again_has_ended(
+    rush: Rush, group: WorkerGroup, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Once(Restarting):
+        async def launch(self, launch: Launch) -> list[WorkerHandle]:
+            if self.handles:
+                raise OSError("no such machine")
+            return await super().launch(launch)
+
+    (a,) = await start(group, rush, Once(), 1)
+    a.end(failed(a))
+    assert (await group.ends[a.worker_id]).state == "failed"
+    assert group.worker_ids == [a.worker_id]
+    assert f"workers cannot be started again: {a.worker_id}: no such machine" in caplog.text
