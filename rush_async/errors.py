@@ -19,7 +19,7 @@ RushError
 ├── RushTimeoutError        (TimeoutError)
 │   ├── WorkersNotReadyError                   workers did not start in time
 │   └── TasksNotDoneError                      tasks did not end in time
-└── WorkerLoopError                            worker loops failed
+└── WorkerLoopError                            worker loops failed, or workers died
 ```
 """
 
@@ -153,7 +153,8 @@ class TasksNotDoneError(RushTimeoutError):
 
 
 class WorkerLoopError(RushError):
-    """Worker loops failed; the message shows each distinct traceback once. Raised by `join_workers`."""
+    """Worker loops failed or workers died; the message shows each distinct traceback or cause of death once. Raised by
+    `join_workers`."""
 
 
 def listed(names: Collection[str]) -> str:

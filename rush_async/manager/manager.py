@@ -22,9 +22,10 @@ from rush_async.launch.coroutines import Coroutines
 from rush_async.launch.handle import Launcher
 from rush_async.launch.payload import remove_payloads
 from rush_async.launch.pools import Pool, Submitter
-from rush_async.manager.task_failures import FailureLog
+from rush_async.manager.ends import WorkerEnds
 from rush_async.manager.log import frame_of_log, log_again
 from rush_async.manager.old_tasks import OldTasks
+from rush_async.manager.task_failures import FailureLog
 from rush_async.manager.unsaved import warn_of_unsaved
 from rush_async.manager.worker_group import WorkerGroup
 from rush_async.model import WorkerExit
@@ -357,19 +358,22 @@ class Rush(RushClient):
     async def join_workers(
         self, worker_ids: str | Sequence[str] | None = None, *, timeout: float | None = None, check: bool = True
     ) -> list[WorkerExit]:
-        """Waits until workers have ended.
+        """Waits until workers have ended. Where no task is left for them and they wait for more, a warning tells so after 10
+        seconds.
 
         Args:
             worker_ids: the workers to wait for; by default those that this manager started.
             timeout: seconds to wait; 0 checks once, None waits without a limit.
-            check: whether to raise an error if a loop failed. A worker that was killed or lost raises no error.
+            check: whether to raise an error if a loop failed or a worker died. A worker that `stop_workers` killed raises none,
+                nor does one that died while all tasks that it ran are queued again (`retries=`).
 
         Returns:
             How each worker ended, in the order of `worker_ids`: its `state` and its `failure`. Of a worker that was started
             again (`Processes(restart=...)`) it is the end of the last one, with its id.
 
         Raises:
-            WorkerLoopError: loops failed; the message shows each distinct traceback once, unless the log has it already.
+            WorkerLoopError: loops failed, or workers died. The message shows each distinct traceback once, unless the log has it
+                already, and the exit code or the signal that ended a process.
             RushTimeoutError: workers did not end in time; they continue.
             KeyError: the network has no such worker.
         """
@@ -377,8 +381,7 @@ class Rush(RushClient):
         wanted = group.worker_ids if worker_ids is None else as_keys(worker_ids)
         timeout = as_seconds(timeout)
         with group.failures.joined(wanted if check else ()):
-            with self._until_closed():
-                ends = await self._wait_for_ends(wanted, timeout)
+            ends = await self._wait_for_ends(wanted, timeout, "join")
             if missing := [worker_id for worker_id in wanted if worker_id not in ends]:
                 raise RushTimeoutError(f"{len(missing)} workers have not ended within {timeout:g} s: {listed(missing)}")
             exits = [ends[worker_id] for worker_id in wanted]
@@ -386,41 +389,11 @@ class Rush(RushClient):
                 group.failures.check(exits)
         return exits
 
-    async def _wait_for_ends(self, worker_ids: Sequence[str], timeout: float | None) -> dict[str, WorkerExit]:
-        """Returns how those workers ended that did within `timeout`. This process sees the ends of its own workers itself, and
-        reads those of others from the network."""
-        ends: dict[str, WorkerExit] = {}
-        own = self._worker_group.ends_of(worker_ids)
-        others = [worker_id for worker_id in worker_ids if worker_id not in own]
-        if others:
-            await self._read_ends(others, ends)
-        with anyio.move_on_after(timeout):
-            if len(ends) < len(set(others)):
-                await self._wait_for_others(others, ends)
-            while waits := [end for end in self._worker_group.ends_of(worker_ids).values() if not end.done()]:
-                await asyncio.wait(waits)  # a worker that died or failed may have been started again meanwhile
-        own = self._worker_group.ends_of(worker_ids)
-        ends |= {worker_id: end.result() for worker_id, end in own.items() if end.done()}
-        return ends
-
-    async def _wait_for_others(self, worker_ids: Sequence[str], ends: dict[str, WorkerExit]) -> None:
-        network = self._net
-        with network.feed, network.feed.end_wait(()) as wait:
-            await network.feed.watch()
-            while True:
-                await self._read_ends(worker_ids, ends)
-                if len(ends) >= len(set(worker_ids)):
-                    return
-                await wait.changed()
-
-    async def _read_ends(self, worker_ids: Sequence[str], ends: dict[str, WorkerExit]) -> None:
-        entries = await self._net.workers.read_some(worker_ids)
-        for worker_id in worker_ids:
-            entry = entries.get(worker_id)
-            if entry is None and worker_id not in ends:
-                raise KeyError(f"network {self.network_id!r} has no worker {worker_id!r}")
-            if entry is not None and entry.ended_at is not None:
-                ends[worker_id] = WorkerExit(worker_id, entry.state, entry.failure)
+    async def _wait_for_ends(
+        self, worker_ids: Sequence[str], timeout: float | None = None, why: Literal["join", "stop"] | None = None
+    ) -> dict[str, WorkerExit]:
+        with self._until_closed():
+            return await WorkerEnds(self._net, self._worker_group, worker_ids).wait(timeout, why)
 
     # stopping
 
@@ -431,7 +404,8 @@ class Rush(RushClient):
         mode: Literal["terminate", "kill"] = "terminate",
         timeout: float | None = None,
     ) -> None:
-        """Stops workers of the network, wherever they run, and returns when they have ended.
+        """Stops workers of the network, wherever they run, and returns when they have ended. After 10 seconds a warning names
+        those that have not.
 
         Args:
             worker_ids: the workers to stop; by default all but shared ones. Workers that do not run are skipped with a warning.
@@ -466,8 +440,7 @@ class Rush(RushClient):
         self._worker_group.stop(wanted, set(await network.workers.ask_to_stop(wanted)))
         if timeout == 0:
             return
-        with self._until_closed():
-            ends = await self._wait_for_ends([worker_id for worker_id in wanted if worker_id not in shared], timeout)
+        ends = await self._wait_for_ends([worker_id for worker_id in wanted if worker_id not in shared], timeout, "stop")
         if late := [worker_id for worker_id in wanted if worker_id not in ends and worker_id not in shared]:
             logger.warning("workers did not stop within %g s and are killed: %s", timeout, listed(late))
             await self._worker_group.kill([self._worker_group.latest(worker_id) for worker_id in late])

@@ -15,10 +15,11 @@ from rush_async.client.arguments import Schema
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError, RushError, listed
 from rush_async.launch.handle import Launch, Launcher, WorkerHandle
-from rush_async.manager.loop_failures import LoopFailures
+from rush_async.manager.worker_failures import WorkerFailures
 from rush_async.model import Failure, WorkerExit
 from rush_async.network.network import Network
-from rush_async.store.workers import KILLED, LOST_WORKER
+from rush_async.store.leases import lost_because
+from rush_async.store.workers import KILLED
 from rush_async.supervisor import run_to_completion
 from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.names import worker_name
@@ -49,7 +50,7 @@ class WorkerGroup:
     Attributes:
         ends: how each worker ended; set once the end has been reported to the network.
         unseen: the workers started since the last successful `wait_for_workers`.
-        failures: the failures of their loops.
+        failures: the failures of their loops, and their deaths.
     """
 
     def __init__(self, network: Network) -> None:
@@ -58,7 +59,7 @@ class WorkerGroup:
         self._local: dict[str, WorkerHandle] = {}  # the workers that end with their manager
         self.ends: dict[str, asyncio.Future[WorkerExit]] = {}
         self.unseen: dict[str, None] = {}
-        self.failures = LoopFailures()
+        self.failures = WorkerFailures()
         self._killed: set[str] = set()
         self._restarts: dict[str, tuple[_Start, int]] = {}  # of a worker, and how often it was started again
         self._replacements: dict[str, str] = {}  # the worker that was started instead of one that died or failed
@@ -191,7 +192,10 @@ class WorkerGroup:
                 self.ends[end.worker_id].set_result(end)
 
     async def _report_lost(self, worker_ids: Sequence[str], failure: Failure | None) -> None:
-        if lost := await self._network.workers.lose(worker_ids, "lost", LOST_WORKER, failure):
+        cleared = await self._network.workers.clear(worker_ids, "lost", lost_because(failure), failure)
+        if cleared.n_requeued and not cleared.n_failed:
+            self.failures.requeued.update(cleared.shut_out)
+        if lost := cleared.shut_out:
             subject = f"worker {lost[0]} is" if len(lost) == 1 else f"{len(lost)} workers ({listed(lost)}) are"
             why = failure.message if failure is not None else "no reason is known"
             logger.error("%s lost, the tasks that ran there have failed or are queued again: %s", subject, why)

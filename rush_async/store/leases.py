@@ -30,6 +30,7 @@ __all__ = [
     "Lease",
     "LoseStep",
     "answered_at",
+    "lost_because",
 ]
 
 KILLED = Failure("killed", None, "Worker was killed")
@@ -48,7 +49,16 @@ LOSE = Script(
 )
 LOG = Script("log", keys=("log",), args=("most",), item=("record",), memory="grows")
 
+_LONGEST_CAUSE = 200  # characters of the death of a worker that each of its tasks keeps
 _MAX_LOG_RECORDS = 100_000  # that the log of a network keeps, approximately
+
+
+def lost_because(failure: Failure | None) -> Failure:
+    """Returns the failure of the tasks of a worker that was lost, with the cause where it is known."""
+    if failure is None:
+        return LOST_WORKER
+    cause = failure.message.strip().partition("\n")[0][:_LONGEST_CAUSE]
+    return Failure("lost", None, f"{LOST_WORKER.message}: {cause}")
 
 
 class Lease(NamedTuple):
@@ -154,6 +164,8 @@ class LoseStep(NamedTuple):
         cursor: the place in the running tasks.
         workers: the workers that it concerns; empty after the last step.
         shut_out: the workers that the step before this one shut out.
+        n_failed: how many of their tasks failed in that step.
+        n_requeued: how many of their tasks were queued again in that step.
     """
 
     state: WorkerState
@@ -162,6 +174,8 @@ class LoseStep(NamedTuple):
     cursor: str
     workers: Sequence[str]
     shut_out: Sequence[str] = ()
+    n_failed: int = 0
+    n_requeued: int = 0
 
     @classmethod
     def begin(cls, state: WorkerState, task_failure: Failure, failure: Failure | None, workers: Sequence[str]) -> LoseStep:
@@ -179,10 +193,11 @@ class LoseStep(NamedTuple):
 
     def next(self, answer: Sequence[Any]) -> LoseStep:
         """Returns the step that follows an answer."""
-        cursor, shut_out, others = answer
+        cursor, shut_out, others, n_failed, n_requeued = answer
         names = _decoded(shut_out)
         is_last = cursor == b"0"
-        return self._replace(cursor=cursor.decode(), workers=() if is_last else names + _decoded(others), shut_out=names)
+        workers = () if is_last else names + _decoded(others)
+        return self._replace(cursor=cursor.decode(), workers=workers, shut_out=names, n_failed=n_failed, n_requeued=n_requeued)
 
 
 class BlockingWorkerStore:

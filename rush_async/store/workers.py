@@ -20,7 +20,7 @@ from rush_async.store.scripts import MOST_TASKS, Request, Script, ScriptCaller
 from rush_async.wire.connection import Connection
 from rush_async.wire.transport import Word
 
-__all__ = ["KILLED", "LOST_WORKER", "WorkerEntry", "WorkerStore"]
+__all__ = ["KILLED", "LOST_WORKER", "Cleared", "WorkerEntry", "WorkerStore"]
 
 REGISTER = Script(
     "register",
@@ -91,6 +91,20 @@ class Registration(NamedTuple):
     number: int
 
 
+class Cleared(NamedTuple):
+    """What became of workers that were shut out.
+
+    Attributes:
+        shut_out: the workers that the call shut out.
+        n_failed: how many of their tasks failed.
+        n_requeued: how many of their tasks are queued again.
+    """
+
+    shut_out: list[str]
+    n_failed: int = 0
+    n_requeued: int = 0
+
+
 class WorkerStore:
     """The workers of one network, for callers in an event loop."""
 
@@ -137,13 +151,20 @@ class WorkerStore:
     ) -> list[str]:
         """Shuts workers out, which end in `state` with `failure`, and clears what they run. Returns the workers that this call
         shut out: of several concurrent calls, one returns each worker."""
-        shut_out: list[str] = []
+        return (await self.clear(worker_ids, state, task_failure, failure)).shut_out
+
+    async def clear(
+        self, worker_ids: Sequence[str], state: WorkerState, task_failure: Failure, failure: Failure | None = None
+    ) -> Cleared:
+        """Does what `lose` does, and returns also what became of the tasks."""
+        cleared = Cleared([])
         for first in range(0, len(worker_ids), MOST_TASKS):
             step = LoseStep.begin(state, task_failure, failure, worker_ids[first : first + MOST_TASKS])
             while not step.is_done:
                 step = step.next(await self._calls.call(Request(LOSE, step.args())))
-                shut_out += step.shut_out
-        return shut_out
+                cleared.shut_out.extend(step.shut_out)
+                cleared = Cleared(cleared.shut_out, cleared.n_failed + step.n_failed, cleared.n_requeued + step.n_requeued)
+        return cleared
 
     async def judge(self) -> list[str]:
         """Shuts out the workers whose leases have expired, clears what they and workers shut out earlier ran, and returns the

@@ -36,7 +36,7 @@ class Worker:
 
     def note_stop(self) -> None: ...
 
-    def end_waits(self) -> None:
+    def end_waits(self, error: Exception | None = None) -> None:
         self.asked.append("end waits")
 
     def request_stop(self) -> None:

@@ -22,6 +22,7 @@ from rush_async.store.leases import (
     Lease,
     LoseStep,
     answered_at,
+    lost_because,
 )
 from rush_async.store.scripts import ScriptCaller
 from rush_async.wire.blocking import BlockingConnection
@@ -95,11 +96,20 @@ def test_times_tell_when_the_event_loop_answered() -> None:
 
 def test_a_loss_ends_with_the_cursor_zero_and_names_the_workers_that_each_step_shut_out() -> None:
     first = LoseStep.begin("lost", LOST_WORKER, None, ["a", "b", "c"])
-    second = first.next([b"17", [b"a"], [b"c"]])
+    second = first.next([b"17", [b"a"], [b"c"], 2, 1])
     assert (second.cursor, second.workers, second.shut_out, second.is_done) == ("17", ["a", "c"], ["a"], False)
     assert second.args()[4:] == ["a", "c"]
-    last = second.next([b"0", [], [b"a", b"c"]])
+    last = second.next([b"0", [], [b"a", b"c"], 0, 4])
     assert (last.shut_out, last.is_done) == ([], True)
+    assert (second.n_failed, second.n_requeued, last.n_failed, last.n_requeued) == (2, 1, 0, 4)
+
+
+def test_the_tasks_of_a_lost_worker_name_the_cause_in_one_short_line() -> None:
+    assert lost_because(None) == LOST_WORKER
+    died = Failure("lost", None, "the process was ended by SIGKILL. It last wrote: Traceback:\n  a line")
+    message = "Worker has crashed or was killed: the process was ended by SIGKILL. It last wrote: Traceback:"
+    assert lost_because(died) == Failure("lost", None, message)
+    assert len(lost_because(Failure("lost", None, "x" * 2_000)).message) < 300
 
 
 # beats

@@ -106,7 +106,7 @@ class Service:
             with contextlib.suppress(RushError):
                 (worker_id,) = await self.rush.start_workers(self._evaluate_queue)
                 self._evaluators.add(worker_id)
-                await self.rush.join_workers(worker_id, check=False)
+                await self.rush._wait_for_ends([worker_id])  # pyright: ignore[reportPrivateUsage]
                 self._evaluators.discard(worker_id)
             if not self._is_stopping:
                 await anyio.sleep(_PAUSE)
@@ -234,7 +234,7 @@ class Service:
     async def _keep_run(self, run: Rush) -> None:
         """Keeps the manager of a run open until its workers have ended."""
         try:
-            await run.join_workers(check=False)
+            await run._wait_for_ends(run._worker_group.worker_ids)  # pyright: ignore[reportPrivateUsage]
         finally:
             self._runs.discard(run)
             await run.aclose()

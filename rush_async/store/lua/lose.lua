@@ -2,8 +2,9 @@
 -- workers that are alive or starting: from then on none of their calls moves anything. A task with retries left returns to the
 -- head of the queue with its failure, any other fails. The last step keeps the ends in `workers` and reports each once.
 -- ARGV  ... state (lost, killed), ended (of the tasks), cursor ('0' begins), failure of the workers (msgpack); an item is a worker
--- answer: the next cursor ('0': done), {workers that this call shut out}, {other workers to be cleared}; the next step is given
---         both. Without any worker, none needs clearing: they left, or another call completed them.
+-- answer: the next cursor ('0': done), {workers that this call shut out}, {other workers to be cleared}, how many tasks failed and
+--         how many are queued again. The next step is given both kinds of workers; without any, none needs clearing: they left,
+--         or another call completed them.
 require('call')
 require('records')
 require('workers')
@@ -27,7 +28,7 @@ for i = FIRST, #ARGV do
 end
 if #fenced > 0 then call('HINCRBY', META, 'asks', 1) end
 publish_control({ 'out', EPOCH, STATE }, fenced)
-if #fenced + #others == 0 then return commit({ '0', {}, {} }) end
+if #fenced + #others == 0 then return commit({ '0', {}, {}, 0, 0 }) end
 
 local gone, failed, queued, head, stale = {}, {}, {}, {}, {}
 local step = call('HSCAN', RUNNING, CURSOR, 'COUNT', 1000)
@@ -70,4 +71,4 @@ if step[1] == '0' then
     end
   end
 end
-return commit({ step[1], fenced, others })
+return commit({ step[1], fenced, others, #failed / 2, #head })

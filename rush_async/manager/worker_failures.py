@@ -1,4 +1,4 @@
-"""The failures of loops: each traceback is shown once, by the `join_workers` that waits for the worker, else in the log."""
+"""Failed loops and dead workers: each traceback is shown once, by the `join_workers` that waits for the worker, else in the log."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from contextlib import contextmanager
 from rush_async.errors import WorkerLoopError, listed
 from rush_async.model import Failure, WorkerExit
 
-__all__ = ["LoopFailures"]
+__all__ = ["WorkerFailures"]
 
 logger = logging.getLogger(__name__)
 
 
-class LoopFailures:
-    """The failed workers of one manager, and where their tracebacks were shown."""
+class WorkerFailures:
+    """The workers of one manager that failed or died, and where the tracebacks were shown.
+
+    Attributes:
+        requeued: the workers that died and whose tasks are all queued again: others run them.
+    """
 
     def __init__(self) -> None:
+        self.requeued: set[str] = set()
         self._joined: Counter[str] = Counter()
         self._unshown: dict[str, WorkerExit] = {}
         self._logged: dict[str, str] = {}  # tracebacks in the log, with the first worker that had them
@@ -44,23 +49,32 @@ class LoopFailures:
                     self._log(end)
 
     def check(self, exits: Sequence[WorkerExit]) -> None:
-        """Raises an error if loops failed.
+        """Raises an error if loops failed or workers died.
 
         Raises:
-            WorkerLoopError: loops failed; the message shows each distinct traceback, or says that it was logged.
+            WorkerLoopError: loops failed or workers died. The message shows each distinct traceback or cause, or says that the
+                traceback was logged.
         """
         failed = [end for end in exits if end.state == "failed"]
-        if not failed:
-            return
-        by_text: dict[str, list[str]] = {}
-        for end in failed:
-            self._unshown.pop(end.worker_id, None)
-            text = _text(end)
-            if text in self._logged:
-                text = f"{_summary(end)} (the log has its traceback)"
-            by_text.setdefault(text, []).append(end.worker_id)
-        shown = "\n".join(f"{listed(workers)}:\n{text}" for text, workers in by_text.items())
-        raise WorkerLoopError(f"the loops of {len(failed)} of {len(exits)} workers failed:\n{shown}")
+        lost = [end for end in exits if end.state == "lost" and end.worker_id not in self.requeued]
+        parts: list[str] = []
+        for ends, what in ((failed, "the loops of {} of {} workers failed"), (lost, "{} of {} workers died")):
+            by_text: dict[str, list[str]] = {}
+            for end in ends:
+                by_text.setdefault(self._shown(end), []).append(end.worker_id)
+            if ends:
+                shown = "\n".join(f"{listed(workers)}:\n{text}" for text, workers in by_text.items())
+                parts.append(f"{what.format(len(ends), len(exits))}:\n{shown}")
+        if parts:
+            raise WorkerLoopError("\n".join(parts))
+
+    def _shown(self, end: WorkerExit) -> str:
+        """The text of an end that is raised, and not logged any more."""
+        if end.state == "lost":
+            return end.failure.message if end.failure else "no cause is known: its process died, or its lease expired"
+        self._unshown.pop(end.worker_id, None)
+        text = _text(end)
+        return f"{_summary(end)} (the log has its traceback)" if text in self._logged else text
 
     def _log(self, end: WorkerExit) -> None:
         text = _text(end)

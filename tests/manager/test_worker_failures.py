@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from rush_async import Failure, Rush, RushTimeoutError, WorkerExit, WorkerLoopError
-from rush_async.manager.loop_failures import LoopFailures
+from rush_async.manager.worker_failures import WorkerFailures
 from rush_async.testing import wait_until
 from tests.launch.loops_of_tests import hold, raise_holding
 
@@ -49,7 +49,7 @@ async def test_a_join_that_raises_another_error_leaves_the_traceback_in_the_log(
 
 
 def test_a_failure_is_logged_when_the_last_join_of_its_worker_has_ended(caplog: pytest.LogCaptureFixture) -> None:
-    failures = LoopFailures()
+    failures = WorkerFailures()
     with failures.joined(["a"]):
         with failures.joined(["a", "b"]):
             failures.add(failed("a"))
