@@ -120,6 +120,6 @@ async def test_a_dead_worker_loses_one_task_and_no_result(rush: Rush) -> None:
     workers = await rush.worker_info()
     os.kill(workers.filter(worker_id=victim)["pid"].item(), signal.SIGKILL)
 
-    exits = await rush.join_workers([victim, *others], timeout=30)
+    exits = await rush.join_workers([victim, *others], timeout=30, check=False)  # it would raise because of the victim
     assert [how.state for how in exits] == ["lost", "terminated", "terminated"]
     assert await rush.counts() == Counts(finished=20, failed=1)
