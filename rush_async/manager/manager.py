@@ -169,8 +169,8 @@ class Rush(RushClient):
         """Starts workers and returns at once; `wait_for_workers` waits until they run. Each call may start another loop.
 
         Args:
-            loop: `async def loop(rush: RushWorker, ...)`, or a loop with its arguments by `bound(loop, ...)`. An exception that leaves it
-                ends its worker as `failed`, and the tasks that the worker still runs fail with it.
+            loop: `async def loop(rush: RushWorker, ...)`, or a loop with its arguments by `bound(loop, ...)`. An exception that
+                leaves it ends its worker as `failed`, and the tasks that the worker still runs fail with it.
             n_workers: how many workers to start; by default that of the plan, else 1.
             on: where they run: `Coroutines()` (this event loop), `Processes(n)`, or a pool, which is anything with `submit()`;
                 by default that of the plan, else coroutines.

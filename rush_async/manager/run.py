@@ -7,7 +7,6 @@ import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rush_async.client.arguments import Schema, as_number
@@ -87,9 +86,7 @@ def run(
             f"`rush = await rsh()`, `await rush.start_workers({bound.name}, n_workers=4)`, `await rush.join_workers()`, "
             "`await rush.fetch_finished_tasks()`"
         )
-    if data_dir is not None:
-        config = replace(RushConfig(config) if isinstance(config, str) else config or RushConfig(), data_dir=data_dir)
-    manager = Rush(network_id, config, schema=schema, seed=seed)
+    manager = Rush(network_id, config, data_dir=data_dir, schema=schema, seed=seed, exist_ok=True)
 
     async def search() -> pl.DataFrame:
         async with manager as rush:

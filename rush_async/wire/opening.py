@@ -188,7 +188,7 @@ class ServerOpener:
             raise RushConnectionError(
                 f"cannot reach {config.where}: {str(error).rstrip('.')}",
                 ". Start a Redis or Valkey server there, name another with the url, or leave the url out to use the embedded "
-                f"server{_TLS_ADVICE if (config.url or '').startswith('rediss:') else ''}",
+                f"server{_tls_advice(config)}",
             ) from error
         except BaseException:
             transport.drop()
@@ -198,6 +198,14 @@ class ServerOpener:
 
 def _too_many_clients(config: RushConfig, error: Exception) -> RushConnectionError:
     return RushConnectionError(f"{config.where} takes no further client ({error})", ": close others, or raise its maxclients")
+
+
+def _is_tls(config: RushConfig) -> bool:
+    return (config.url or "").startswith("rediss:")
+
+
+def _tls_advice(config: RushConfig) -> str:
+    return _TLS_ADVICE if _is_tls(config) else ""
 
 
 def _password_advice(config: RushConfig) -> str:
