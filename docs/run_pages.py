@@ -1,49 +1,50 @@
-"""Runs what the pages tell a reader to run: the README and everything in docs/, as a new user would.
+"""Runs what the pages tell a reader to run, as a new user would. A plugin of pytest;
+sybil reads the Markdown.
 
-    python -m docs.run_pages
-    python -m docs.run_pages --page docs/quickstart.md --venv .venv
+    python -m pytest -p docs.run_pages -n 0 README.md docs
+    python -m pytest -p docs.run_pages -n 0 docs/quickstart.md --pages-venv .venv -rP
+    python -m pytest -p docs.run_pages -n 0 docs/quickstart.md --update-pages
 
-Each page is followed from top to bottom in a copy of the checkout of its own, with a fresh virtual environment that has
-nothing but rush_async. What a fence says decides what happens to its block:
+Each page is followed from top to bottom in a copy of the checkout of its own, with a
+fresh virtual environment that has nothing but rush_async. What a fence says decides
+what happens to its block:
 
-- `sh`: run in the page's shell, so what it exports or starts in the background is there for the blocks after it, until the
-  page ends.
-- `python`: entered line by line into one `python -m asyncio` that lasts for the page; a block that calls `asyncio.run()` is
-  a program of its own.
-- `python title="search.py"`, or any other title that is the name of a file: written to that file.
-- `sh title="on the cluster"`, `python title="with Ray"`: left out, because of what the title says.
-- Nothing but pieces of a program, `{{ examples/random_search.py branin }}`: left out, for the tests run the program.
-- Anything else is for reading.
+- `sh`: run in the page's shell, so what it exports or starts in the background is there
+  for the blocks after it, until the page ends. - `python`: entered line by line into
+  one `python -m asyncio` that lasts for the page; a block that calls `asyncio.run()` is
+  a program of its own. - `python title="search.py"`, or any other title that is the
+  name of a file: written to that file. - `text title="output"`: what the block before
+  it printed. Numbers with a decimal point, times, keys and worker ids may differ, and
+  `...` stands for anything. `--update-pages` writes into the page what was printed. -
+  Any other title says why the block is left out: `sh title="on the cluster"`, `python
+  title="in examples/search.py"`.
 
-A page whose blocks of Python are run by a test of their own says so in a comment, `<!-- python is run by tests/test_x.py -->`.
+sybil's comments leave out more: `<!-- skip: start if(True, reason="run by
+tests/test_x.py") -->`.
 """
 
 from __future__ import annotations
 
-import argparse
+import doctest
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 import venv
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from docs.hooks import expanded, is_piece
+import pytest
+from sybil import Document, Example, Region, Sybil
+from sybil.parsers.markdown import SkipParser
+from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 ROOT = Path(__file__).resolve().parents[1]
-_FENCE = re.compile(r'(?P<fence>`{3,})(?P<language>\w+)(?: +title="(?P<title>[^"]*)")?')
-_ELSEWHERE = re.compile(r"<!-- (?P<language>sh|python) is run by (?P<test>\S+) -->")
 _FILE_NAME = re.compile(r"\w[\w/-]*\.\w+")  # in the directory of the page, or below
-_PATIENCE = 180.0  # seconds that a block may take: the first `pip install` of a page downloads what it needs
 _UNWANTED = (
     "RUSH_URL",
     "REDIS_URL",
@@ -54,8 +55,15 @@ _UNWANTED = (
     "PYTHONWARNINGS",
     "VIRTUAL_ENV",
 )
+_VARIES = re.compile(
+    r"\d{4}-\d\d-\d\d[T ][\d:.+]+(?: UTC|Z)?"  # a time
+    r"|-?\d+\.\d+(?:e[+-]?\d+)?"
+    r"|\b[a-z]+_[a-z]+_[0-9a-f]{6}\b"  # a worker id
+    r"|\b(?=\w*\d)[A-Za-z0-9]{12}\b"  # a key
+)
 
-# What `python -m asyncio` does with what is typed, without a terminal: lines in, a report a block out.
+# What `python -m asyncio` does with what is typed, without a terminal: lines in, a
+# report a block out.
 _CONSOLE = """
 import ast, asyncio, codeop, json, os, sys, traceback, types
 
@@ -83,6 +91,7 @@ async def main():
             traceback.print_exc()
             print("1", file=reports)
             return 1
+        sys.stdout.flush()
         print("0", file=reports)
     return 0
 
@@ -95,100 +104,49 @@ class PageError(Exception):
     """A block of a page did not do what the page promises."""
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block.
-
-    Attributes:
-        line: where its fence stands in the page.
-        language: the word of the fence.
-        title: what the reader sees above it, or None.
-        text: what is in it.
+class Process:
+    """A child that works block after block: its shell, or its Python. Each end is
+    reported on a pipe of its own.
     """
 
-    line: int
-    language: str
-    title: str | None
-    text: str
-
-    @property
-    def is_file(self) -> bool:
-        """Whether it is the content of a file."""
-        return self.title is not None and _FILE_NAME.fullmatch(self.title) is not None
-
-    @property
-    def is_for_running(self) -> bool:
-        """Whether a reader is to run it."""
-        return self.language in ("sh", "python")
-
-
-def blocks_of(text: str) -> Iterator[Block]:
-    """The fenced blocks of a page, in order. Those that are indented, in a list or a note, count too."""
-    lines = text.split("\n")
-    at = 0
-    while at < len(lines):
-        start = lines[at]
-        mark = _FENCE.fullmatch(start.strip())
-        at += 1
-        if mark is None:
-            if re.match(r" *```", start):
-                while at < len(lines) and lines[at].strip() != "```":  # a block without a language, or with other attributes
-                    at += 1
-                at += 1
-            continue
-        indent, first = len(start) - len(start.lstrip()), at
-        while at < len(lines) and lines[at].strip() != mark["fence"]:
-            at += 1
-        body = "\n".join(each[indent:] for each in lines[first:at])
-        at += 1
-        yield Block(first, mark["language"], mark["title"], body)
-
-
-class Process:
-    """A child that works block after block: its shell, or its Python. Each end is reported on a pipe of its own."""
-
-    def __init__(self, words: list[str], place: Path, environment: dict[str, str]) -> None:
-        self._from, to = os.pipe()
+    def __init__(
+        self, words: list[str], place: Path, environment: dict[str, str]
+    ) -> None:
+        read, self.report_fd = os.pipe()
+        self._reports = os.fdopen(read)
         self.output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by `end`
         try:
             self._child = subprocess.Popen(
-                [word.format(report=to) for word in words],
+                [word.format(report=self.report_fd) for word in words],
                 cwd=place,
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=self.output,
                 stderr=subprocess.STDOUT,
-                pass_fds=[to],
+                pass_fds=[self.report_fd],
                 start_new_session=True,
                 text=True,
             )
         finally:
-            os.close(to)
-        self.report_fd = to
+            os.close(self.report_fd)
 
     def run(self, text: str) -> str:
         """Gives it a block and returns what it wrote.
 
         Raises:
-            PageError: it failed, or took too long; with what it wrote.
+            PageError: it failed; with what it wrote.
         """
         assert self._child.stdin is not None
         begin = self.output.seek(0, os.SEEK_END)
         self._child.stdin.write(text)
         self._child.stdin.flush()
-        os.set_blocking(self._from, False)
-        deadline, report = time.monotonic() + _PATIENCE, None
-        while report is None and time.monotonic() < deadline:
-            try:
-                report = os.read(self._from, 64).strip()
-            except BlockingIOError:
-                if self._child.poll() is not None:
-                    break  # what it has started may hold the pipe open
-                time.sleep(0.005)
+        report = (
+            self._reports.readline().strip()
+        )  # a block that takes too long is ended by pytest-timeout
         self.output.seek(begin)
         written = self.output.read()
-        if report != b"0":
-            raise PageError(f"{'took too long' if report is None and self._child.poll() is None else 'failed'}:\n{written}")
+        if report != "0":
+            raise PageError(f"failed:\n{written}")
         return written
 
     def end(self) -> None:
@@ -205,59 +163,69 @@ class Process:
         assert self._child.stdin is not None
         self._child.stdin.close()
         self._child.wait()
-        os.close(self._from)
+        self._reports.close()
         self.output.close()
 
 
 class Reader:
-    """A new user who follows one page in a directory with the checkout in it."""
+    """A new user who follows one page in a directory with the checkout in it.
+
+    Attributes: written: what the last block wrote. has_failed: whether a block failed,
+        so that the page cannot be followed any further. outputs: what to write into the
+        page, by the place of the region.
+    """
 
     def __init__(self, place: Path, environment: dict[str, str]) -> None:
         self._place = place
         self._environment = environment
         self._shell: Process | None = None
         self._console: Process | None = None
-        self.written = ""  # by the last block
-
-    def follow(self, block: Block) -> str:
-        """Does what a block asks for; returns what was done."""
         self.written = ""
-        if block.is_file:
-            file = self._place / str(block.title)
+        self.has_failed = False
+        self.outputs: dict[Path, dict[tuple[int, int], str]] = {}
+
+    def follow(self, language: str, text: str, title: str | None = None) -> None:
+        """Does what a block asks for.
+
+        Raises:
+            PageError: it failed, or did not print what the page shows.
+        """
+        if self.has_failed:
+            pytest.skip("a block above failed")
+        if title == "output":
+            if not is_output(text, self.written):
+                raise PageError(
+                    f"the block above printed something else:\n{self.written}"
+                )
+            return
+        self.has_failed = True
+        if title is not None:
+            file = self._place / title
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(block.text + "\n", "utf-8")
-            return f"wrote {block.title}"
-        if block.language == "sh":
-            if self._shell is None:
-                self._shell = Process(["bash", "-e"], self._place, self._environment)
-            self.written = self._shell.run(f"{{\n{block.text}\n}} </dev/null\necho $? >&{self._shell.report_fd}\n")
-            return "ran " + "; ".join(line for line in block.text.split("\n") if line)[:100]
-        if "asyncio.run(" in block.text:
-            self._run_program(block.text)
-            return "ran a program"
+            file.write_text(text, "utf-8")
+        else:
+            self.written = self._sh(text) if language == "sh" else self._python(text)
+            print(self.written)
+        self.has_failed = False
+
+    def _sh(self, text: str) -> str:
+        if self._shell is None:
+            self._shell = Process(["bash", "-e"], self._place, self._environment)
+        return self._shell.run(
+            f"{{\n{text}\n}} </dev/null\necho $? >&{self._shell.report_fd}\n"
+        )
+
+    def _python(self, text: str) -> str:
+        if "asyncio.run(" in text:
+            (self._place / "program.py").write_text(text, "utf-8")
+            return self._sh("python program.py")
         if self._console is None:
             console = self._place / ".console.py"
             console.write_text(_CONSOLE, "utf-8")
-            self._console = Process(["python", str(console), "{report}"], self._place, self._environment)
-        self.written = self._console.run(json.dumps(block.text) + "\n")
-        return "entered Python"
-
-    def _run_program(self, text: str) -> None:
-        (self._place / "program.py").write_text(text + "\n", "utf-8")
-        done = subprocess.run(
-            ["python", "program.py"],
-            cwd=self._place,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
-        if done.returncode:
-            raise PageError(f"failed:\n{done.stdout}")
-        self.written = done.stdout
+            self._console = Process(
+                ["python", str(console), "{report}"], self._place, self._environment
+            )
+        return self._console.run(json.dumps(text) + "\n")
 
     def leave(self) -> None:
         """Ends what the page has started."""
@@ -267,43 +235,141 @@ class Reader:
                 process.end()
 
 
-def why_left_out(block: Block, elsewhere: Mapping[str, str]) -> str | None:
-    """Why nobody is to run a block; None if they are. `elsewhere` has, by language, the test that runs it."""
-    if block.is_file:
-        return None
-    if block.title is not None:
-        return block.title
-    if all(is_piece(line) for line in block.text.split("\n")):
-        return ", ".join(line.strip(" {}") for line in block.text.split("\n"))
-    return f"run by {elsewhere[block.language]}" if block.language in elsewhere else None
+def is_output(shown: str, written: str) -> bool:
+    """Whether a program that prints what a page shows may have written this."""
+    want, got = (
+        re.sub(r"[─═┬┴┼╪╞╡├┤┌┐└┘│┆]+", " ", _VARIES.sub("#", text))
+        for text in (shown, written)
+    )
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    return doctest.OutputChecker().check_output(want.strip(), got.strip(), flags)
 
 
-def run_page(page: str, venv_bin: Path, *, shows: bool = False) -> list[str]:
-    """Follows a page; the complaint, if it cannot be followed to its end."""
-    text = (ROOT / page).read_text("utf-8")
-    elsewhere = {mark["language"]: mark["test"] for mark in _ELSEWHERE.finditer(text)}
-    blocks = [block for block in blocks_of(text) if block.is_for_running or block.is_file]
-    print(f"\n{page}" + ("" if blocks else ": nothing to run"), flush=True)
+# sybil
+
+_fences = RawFencedCodeBlockLexer(
+    re.compile(r'(?P<language>\w+)(?: +title="(?P<title>[^"\n]*)")?[ ]*\n')
+)
+
+
+def fences_of(document: Document) -> Iterable[Region]:
+    """The fenced blocks of a page that name a language, in order."""
+    for region in _fences(document):
+        region.parsed = region.lexemes["source"]
+        yield region
+
+
+def is_followed(region: Region) -> bool:
+    """Whether a reader has something to do with a fence: to run it, to write it to a
+    file, or to see it printed.
+    """
+    language, title = region.lexemes["language"], region.lexemes["title"]
+    if title is None:
+        return language in ("sh", "python")
+    return title == "output" or _FILE_NAME.fullmatch(title) is not None
+
+
+def _parse(document: Document) -> Iterable[Region]:
+    for region in fences_of(document):
+        if is_followed(region):
+            region.evaluator = _evaluate
+            yield region
+
+
+def _evaluate(example: Example) -> None:
+    reader: Reader = example.namespace["reader"]
+    lexemes = example.region.lexemes
+    if (
+        lexemes["title"] == "output"
+        and example.namespace["updates"]
+        and not is_output(example.parsed, reader.written)
+    ):
+        reader.outputs.setdefault(Path(example.path), {})[
+            example.region.start, example.region.end
+        ] = reader.written
+        return
+    reader.follow(lexemes["language"], example.parsed, lexemes["title"])
+
+
+pytest_collect_file = Sybil(
+    [_parse, SkipParser()],
+    pattern="*.md",
+    path=str(ROOT),
+    fixtures=["reader", "updates"],
+).pytest()
+
+
+# pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Called by pytest."""
+    group = parser.getgroup("pages")
+    group.addoption(
+        "--pages-venv",
+        type=Path,
+        help="a virtual environment to use as it is, instead of a fresh one",
+    )
+    group.addoption(
+        "--update-pages",
+        action="store_true",
+        help="write into the pages what their blocks print",
+    )
+
+
+@pytest.fixture(scope="session")
+def updates(request: pytest.FixtureRequest) -> bool:
+    """Whether the pages get what their blocks print."""
+    return bool(request.config.getoption("--update-pages"))
+
+
+@pytest.fixture(scope="session")
+def pages_environment(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """The environment variables of a reader, with a virtual environment that has
+    rush_async and nothing else.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if name not in _UNWANTED
+    }
+    environment |= {
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "POLARS_TABLE_WIDTH": "88",
+        "COLUMNS": "88",
+    }
+    directory: Path | None = request.config.getoption("--pages-venv")
+    if directory is None:
+        directory = tmp_path_factory.mktemp("pages") / "venv"
+        venv.create(directory, with_pip=True)
+        with copy_of_checkout() as place:
+            words = [
+                str(directory / "bin" / "python"),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                str(place),
+            ]
+            subprocess.run(words, check=True, env=environment, stdin=subprocess.DEVNULL)
+    directory = directory.absolute()
+    path = f"{directory / 'bin'}{os.pathsep}{environment['PATH']}"
+    return environment | {"PATH": path, "VIRTUAL_ENV": str(directory)}
+
+
+@pytest.fixture(scope="module")  # a page is a module
+def reader(pages_environment: dict[str, str]) -> Generator[Reader]:
+    """A new user for each page."""
     with copy_of_checkout() as place:
-        environment = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
-        environment |= {"PATH": f"{venv_bin}{os.pathsep}{os.environ['PATH']}", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        environment["VIRTUAL_ENV"] = str(venv_bin.parent)
-        reader = Reader(place, environment)
-        try:
-            for block in blocks:
-                if why := why_left_out(block, elsewhere):
-                    print(f"  {block.line:>4}  left out: {why}", flush=True)
-                    continue
-                began = time.monotonic()
-                done = reader.follow(replace(block, text=expanded(block.text, page=page)))
-                print(f"  {block.line:>4}  {time.monotonic() - began:5.1f} s  {done}", flush=True)
-                if shows and reader.written:
-                    print(reader.written, flush=True)
-        except (PageError, subprocess.TimeoutExpired) as error:
-            return [f"{page}:{block.line}: the block {error}\n{block.text}"]  # pyright: ignore[reportPossiblyUnboundVariable]
-        finally:
-            reader.leave()
-    return []
+        reader = Reader(place, pages_environment)
+        yield reader
+        reader.leave()
+    for page, outputs in reader.outputs.items():
+        text = page.read_text("utf-8")
+        for (start, end), written in sorted(outputs.items(), reverse=True):
+            opening, _, _ = text[start:end].partition("\n")
+            text = f"{text[:start]}{opening}\n{written.rstrip()}\n```{text[end:]}"
+        page.write_text(text, "utf-8")
 
 
 @contextmanager
@@ -312,46 +378,11 @@ def copy_of_checkout() -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix="page-") as directory:
         place = Path(directory) / "rush_async"
         words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            words, cwd=ROOT, capture_output=True, text=True, check=True
+        )
         for name in filter(None, listed.stdout.split("\0")):
             if (ROOT / name).is_file():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, place / name)
         yield place
-
-
-def make_venv(directory: Path) -> Path:
-    """A fresh virtual environment with rush_async and nothing else; the directory of its programs."""
-    venv.create(directory, with_pip=True)
-    with copy_of_checkout() as place:
-        words = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", str(place)]
-        environment = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
-        subprocess.run(words, check=True, env=environment | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}, stdin=subprocess.DEVNULL)
-    return directory / "bin"
-
-
-def all_pages() -> list[str]:
-    """The README, then the pages in the order of the site."""
-    order = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text("utf-8"))
-    return ["README.md", *(f"docs/{page}" for page in order if (ROOT / "docs" / page).is_file())]
-
-
-def main() -> int:
-    """Runs the pages and names those that cannot be followed."""
-    parser = argparse.ArgumentParser(description="Runs what the pages tell a reader to run.")
-    parser.add_argument("--page", action="append", help="only this page; may be given several times")
-    parser.add_argument("--venv", type=Path, help="a virtual environment to use as it is, instead of a fresh one")
-    parser.add_argument("--show", action="store_true", help="show what the blocks wrote")
-    options: Any = parser.parse_args()
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="pages-") as scratch:
-        venv_bin = options.venv.absolute() / "bin" if options.venv else make_venv(Path(scratch) / "venv")
-        complaints = [each for page in options.page or all_pages() for each in run_page(page, venv_bin, shows=options.show)]
-    for complaint in complaints:
-        print(f"\n{complaint}", file=sys.stderr)
-    print(f"\n{len(complaints)} pages cannot be followed ({time.monotonic() - began:.0f} s)")
-    return 1 if complaints else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,8 @@
 """Optuna's samplers in rush workers: many workers, one archive, and no Optuna storage.
 
-Each worker keeps an Optuna study in its memory and adds the finished and running tasks of all workers to it. The archive of the
-network is the only storage. What a sampler stores about a trial is stored with the task:
+Each worker keeps an Optuna study in its memory and adds the finished and running tasks
+of all workers to it. The archive of the network is the only storage. What a sampler
+stores about a trial is stored with the task:
 
     python examples/optuna_sampler.py
     python examples/optuna_sampler.py --sampler cmaes --workers 8 --on processes
@@ -27,14 +28,20 @@ from optuna.trial import TrialState
 
 from rush_async import Coroutines, Processes, Rush, RushWorker
 
-SPACE: dict[str, BaseDistribution] = {"x1": FloatDistribution(-5, 10), "x2": FloatDistribution(0, 15)}
+SPACE: dict[str, BaseDistribution] = {
+    "x1": FloatDistribution(-5, 10),
+    "x2": FloatDistribution(0, 15),
+}
 SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
     "tpe": optuna.samplers.TPESampler,
     "cmaes": optuna.samplers.CmaEsSampler,
     "gp": optuna.samplers.GPSampler,
 }
-NEEDS = {"cmaes": "cmaes", "gp": "torch"}  # the packages that a sampler needs besides Optuna
+NEEDS = {
+    "cmaes": "cmaes",
+    "gp": "torch",
+}  # the packages that a sampler needs besides Optuna
 
 
 def branin(x1: float, x2: float) -> float:
@@ -44,7 +51,9 @@ def branin(x1: float, x2: float) -> float:
 
 
 class SharedStudy:
-    """An Optuna study in this worker's memory, with a trial for each task of the network."""
+    """An Optuna study in this worker's memory, with a trial for each task of the
+    network.
+    """
 
     def __init__(self, sampler: optuna.samplers.BaseSampler) -> None:
         self.study = optuna.create_study(sampler=sampler)
@@ -52,14 +61,19 @@ class SharedStudy:
 
     async def update(self, rush: RushWorker) -> None:
         """Adds what has happened in the network since the last update."""
-        # In this order a task that ends in between is in both frames. In the other order it would be in neither.
+        # In this order a task that ends in between is in both frames. In the other
+        # order it would be in neither.
         running = await rush.fetch_running_tasks(times=True)
         finished = await rush.fetch_new_tasks(times=True)
         await asyncio.to_thread(self._learn, finished, running)
 
     async def propose(self) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """Creates a trial. Returns its number, its point, and what to store with the task."""
-        return await asyncio.to_thread(self._ask)  # in a thread, so that the sampler does not block the event loop
+        """Creates a trial. Returns its number, its point, and what to store with the
+        task.
+        """
+        return await asyncio.to_thread(
+            self._ask
+        )  # in a thread, so that the sampler does not block the event loop
 
     def begin(self, key: str, number: int) -> None:
         """Records that the task with this key evaluates the trial."""
@@ -68,20 +82,26 @@ class SharedStudy:
     def _ask(self) -> tuple[int, dict[str, Any], dict[str, Any]]:
         number = self.study.ask(SPACE).number
         trial = self.study.get_trials(deepcopy=False)[number]
-        # CMA-ES stores its generation and a pickle of its covariance matrix in these attributes, which are valid JSON. So write
-        # access to the database allows code execution in workers of CMA-ES, as with every storage of Optuna: restrict it.
+        # CMA-ES stores its generation and a pickle of its covariance matrix in these
+        # attributes, which are valid JSON. So write access to the database allows code
+        # execution in workers of CMA-ES, as with every storage of Optuna: restrict it.
         return number, trial.params, {"system_attrs": json.dumps(trial.system_attrs)}
 
     def _learn(self, finished: pl.DataFrame, running: pl.DataFrame) -> None:
-        # Trials are numbered in the order of their start, so that a late result is not taken for the newest trial.
+        # Trials are numbered in the order of their start, so that a late result is not
+        # taken for the newest trial.
         for task in rows(finished):
             if task["keys"] in self._running:
                 self.study.tell(self._running.pop(task["keys"]), task["y"])
             else:
                 self.study.add_trial(make_trial(task, TrialState.COMPLETE))
         done = set(finished["keys"])
-        still_running = {task["keys"]: task for task in rows(running) if task["keys"] not in done}
-        for key in self._running.keys() - still_running.keys():  # neither finished nor running, so they failed
+        still_running = {
+            task["keys"]: task for task in rows(running) if task["keys"] not in done
+        }
+        for key in (
+            self._running.keys() - still_running.keys()
+        ):  # neither finished nor running, so they failed
             self.study.tell(self._running.pop(key), state=TrialState.FAIL)
         for key, task in still_running.items():
             if key not in self._running:
@@ -106,7 +126,9 @@ def make_trial(task: dict[str, Any], state: TrialState) -> optuna.trial.FrozenTr
 
 
 async def optimise(rush: RushWorker, sampler: str, seed: int, evals: int) -> None:
-    """The worker loop: updates its study, proposes and evaluates, until `evals` tasks are finished in all."""
+    """The worker loop: updates its study, proposes and evaluates, until `evals` tasks
+    are finished in all.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shared = SharedStudy(SAMPLERS[sampler](seed=seed))
     while not rush.terminated:
@@ -119,11 +141,23 @@ async def optimise(rush: RushWorker, sampler: str, seed: int, evals: int) -> Non
             task.ys = {"y": branin(**task.xs)}
 
 
-async def search(rush: Rush, options: argparse.Namespace, sampler: str, seed: int) -> pl.DataFrame:
-    """Runs one search and returns its finished tasks. The network is empty before and afterwards."""
+async def search(
+    rush: Rush, options: argparse.Namespace, sampler: str, seed: int
+) -> pl.DataFrame:
+    """Runs one search and returns its finished tasks. The network is empty before and
+    afterwards.
+    """
     on = Processes() if options.on == "processes" else Coroutines()
-    for worker in range(options.workers):  # each worker needs its own seed, otherwise all propose the same points
-        await rush.start_workers(optimise, on=on, sampler=sampler, seed=1000 * seed + worker, evals=options.evals)
+    for worker in range(
+        options.workers
+    ):  # each worker needs its own seed, otherwise all propose the same points
+        await rush.start_workers(
+            optimise,
+            on=on,
+            sampler=sampler,
+            seed=1000 * seed + worker,
+            evals=options.evals,
+        )
     await rush.join_workers()
     tasks = await rush.fetch_finished_tasks()
     await rush.reset()
@@ -137,28 +171,72 @@ async def compare(rush: Rush, options: argparse.Namespace) -> None:
         for sampler, found in best.items():
             tasks = await search(rush, options, sampler, seed)
             found.append(min(tasks["y"].to_list()))
-        print(f"seed {seed:>3}: best y " + ", ".join(f"{found[-1]:.4f} by {sampler}" for sampler, found in best.items()))
-    print(f"Over {options.compare} seeds, {options.evals} evaluations by {options.workers} workers each (minimum 0.3979):")
+        print(
+            f"seed {seed:>3}: best y "
+            + ", ".join(
+                f"{found[-1]:.4f} by {sampler}" for sampler, found in best.items()
+            )
+        )
+    print(
+        f"Over {options.compare} seeds, {options.evals} evaluations "
+        f"by {options.workers} workers each (minimum 0.3979):"
+    )
     for sampler, found in best.items():
-        print(f"{sampler:>8}: median {statistics.median(found):.4f}, from {min(found):.4f} to {max(found):.4f}")
+        print(
+            f"{sampler:>8}: median {statistics.median(found):.4f}, "
+            f"from {min(found):.4f} to {max(found):.4f}"
+        )
 
 
 def read_options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Optuna's samplers on the Branin function.")
-    parser.add_argument("--sampler", choices=list(SAMPLERS), default="tpe", help="which one proposes (default: tpe)")
+    parser = argparse.ArgumentParser(
+        description="Optuna's samplers on the Branin function."
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=list(SAMPLERS),
+        default="tpe",
+        help="which one proposes (default: tpe)",
+    )
     parser.add_argument("--workers", type=int, default=4, help="how many (default: 4)")
-    parser.add_argument("--on", choices=["coroutines", "processes"], default="coroutines", help="where they run")
-    parser.add_argument("--evals", type=int, default=100, help="tasks to finish (default: 100)")
-    parser.add_argument("--seed", type=int, default=1, help="of the samplers (default: 1)")
-    parser.add_argument("--compare", type=int, metavar="N", help="compare with random search over N seeds, --seed the first")
-    parser.add_argument("--url", help="the database; without it a private server is started")
+    parser.add_argument(
+        "--on",
+        choices=["coroutines", "processes"],
+        default="coroutines",
+        help="where they run",
+    )
+    parser.add_argument(
+        "--evals", type=int, default=100, help="tasks to finish (default: 100)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the samplers (default: 1)"
+    )
+    parser.add_argument(
+        "--compare",
+        type=int,
+        metavar="N",
+        help="compare with random search over N seeds, --seed the first",
+    )
+    parser.add_argument(
+        "--url", help="the database; without it a private server is started"
+    )
     options = parser.parse_args()
-    if min(options.evals, options.workers, 1 if options.compare is None else options.compare) < 1:
+    if (
+        min(
+            options.evals,
+            options.workers,
+            1 if options.compare is None else options.compare,
+        )
+        < 1
+    ):
         parser.error("--evals, --workers and --compare must be at least 1")
     needed = NEEDS.get(options.sampler)
     if needed and importlib.util.find_spec(needed) is None:
-        parser.error(f"--sampler {options.sampler} needs the package {needed}: python -m pip install {needed}")
+        parser.error(
+            f"--sampler {options.sampler} needs the package {needed}: "
+            f"python -m pip install {needed}"
+        )
     return options
 
 
@@ -171,7 +249,10 @@ async def main() -> None:
             return
         tasks = await search(rush, options, options.sampler, options.seed)
         print(tasks.sort("y").head(5))
-        print(f"{tasks.height} evaluations by {tasks['worker_id'].n_unique()} workers; best y {tasks['y'].min():.4f}")
+        print(
+            f"{tasks.height} evaluations by {tasks['worker_id'].n_unique()} workers; "
+            f"best y {tasks['y'].min():.4f}"
+        )
 
 
 if __name__ == "__main__":

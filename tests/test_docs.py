@@ -6,18 +6,20 @@ import ast
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import psutil
 import pytest
+from sybil import Document
 
 import rush_async
 import rush_async.testing
-from docs.hooks import MissingPieceError, definitions, with_pieces
-from docs.run_pages import Block, PageError, Reader, all_pages, blocks_of, why_left_out
+from docs.run_pages import PageError, Reader, fences_of, is_followed, is_output
+from docs.samples import SampleError, definitions, with_samples
 from rush_async.cli.program import main
 from rush_async.network.network import Network
 from rush_async.store.keys import NetworkKeys
@@ -37,7 +39,22 @@ def read(page: str) -> str:
     return (ROOT / page).read_text("utf-8")
 
 
-# pieces of programs
+class Block(NamedTuple):
+    """A fenced block of a page, and whether a reader follows it."""
+
+    language: str
+    title: str | None
+    text: str
+    is_followed: bool = True
+
+
+def blocks_of(text: str) -> list[Block]:
+    """The blocks of a page, as the runner sees them."""
+    regions = list(fences_of(Document(text, "page.md")))
+    return [Block(each.lexemes["language"], each.lexemes["title"], each.parsed, is_followed(each)) for each in regions]
+
+
+# samples that are pieces of an example
 
 MODULE = '''"""A module."""
 
@@ -69,60 +86,62 @@ async def loop() -> None:
 '''
 
 
-def expand(tmp_path: Path, line: str) -> str:
+def refreshed(tmp_path: Path, sample: str, *, indent: str = "") -> str:
+    """What becomes of a sample whose file has the functions above."""
     (tmp_path / "module.py").write_text(MODULE, "utf-8")
-    return with_pieces(f"Text\n\n```python\n{line}\n```\n", page="page.md", root=tmp_path)
+    page = textwrap.indent(f'```python title="in module.py"\n{sample}```', indent)
+    text = with_samples(f"Text\n\n{page}\n\nMore\n", root=tmp_path)
+    assert text.startswith(f'Text\n\n{indent}```python title="in module.py"\n')
+    assert text.endswith(f"\n{indent}```\n\nMore\n")
+    return "\n".join(text.split("\n")[3:-4])
 
 
-def test_a_piece_is_a_definition_with_its_decorators_and_docstring(tmp_path: Path) -> None:
+def test_a_definition_is_found_with_its_decorators_and_docstring() -> None:
     found = definitions(MODULE)
     assert list(found) == ["LEAST", "LOW", "a", "b", "branin", "Search", "loop"]
     assert found["branin"].startswith("@functools.cache\ndef branin")
     assert found["branin"].endswith("    return inner()")
     assert (found["LEAST"], found["LOW"], found["a"]) == ("LEAST = 0.3979", "LOW: float = -5.0", "a, b = 1, 2")
-    assert expand(tmp_path, "{{ module.py branin }}") == f"Text\n\n```python\n{found['branin']}\n```\n"
 
 
-def test_pieces_come_in_the_order_asked_for_with_the_space_that_belongs_between(tmp_path: Path) -> None:
+def test_a_sample_gets_what_its_file_has_under_the_same_names_in_the_same_order(tmp_path: Path) -> None:
     found = definitions(MODULE)
-    text = expand(tmp_path, "{{ module.py LOW LEAST loop Search }}")
-    assert f"{found['LOW']}\n{found['LEAST']}\n\n\n{found['loop']}\n\n\n{found['Search']}\n```" in text
+    old = "LOW = 1\nLEAST = 2\n\n\nasync def loop() -> None:\n    return\n\n\nclass Search:\n    n = 4\n"
+    assert refreshed(tmp_path, old) == f"{found['LOW']}\n{found['LEAST']}\n\n\n{found['loop']}\n\n\n{found['Search']}"
 
 
-def test_a_path_alone_is_the_whole_file(tmp_path: Path) -> None:
-    assert expand(tmp_path, "{{ module.py }}") == f"Text\n\n```python\n{MODULE.rstrip()}\n```\n"
+def test_a_sample_in_a_list_stays_indented_and_its_empty_lines_stay_empty(tmp_path: Path) -> None:
+    text = refreshed(tmp_path, "def branin() -> None: ...\n", indent="    ")
+    assert text == textwrap.indent(definitions(MODULE)["branin"], "    ")
 
 
-def test_a_piece_in_an_indented_fence_is_indented_and_its_empty_lines_are_empty(tmp_path: Path) -> None:
-    (tmp_path / "module.py").write_text(MODULE, "utf-8")
-    text = with_pieces("- a\n\n    ```python\n    {{ module.py branin }}\n    ```\n", page="page.md", root=tmp_path)
-    assert "    @functools.cache\n    def branin" in text
-    assert '    """The Branin function."""\n\n        def inner' in text
-
-
-def test_only_a_line_in_a_fence_is_a_piece(tmp_path: Path) -> None:
-    text = "{{ nowhere.py }}\n\n```python\nx = '{{ nowhere.py }}'\n```\n\n{{ nowhere.py }}\n"
-    assert with_pieces(text, page="page.md", root=tmp_path) == text
+def test_only_blocks_with_the_name_of_a_file_are_samples(tmp_path: Path) -> None:
+    text = '```python\nx = 1\n```\n\n```python title="in your program"\ny = 2\n```\n'
+    assert with_samples(text, root=tmp_path) == text
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("path", "sentence"),
     [
-        ("{{ nowhere.py branin }}", "page.md shows nowhere.py, and there is no such file in the repository"),
-        ("{{ ../elsewhere.py }}", "page.md shows ../elsewhere.py, and there is no such file in the repository"),
-        ("{{ module.py loop inner }}", "page.md shows inner of module.py, which defines no such name; it defines LEAST, LOW"),
+        ("nowhere.py", "a sample is from nowhere.py, which does not exist"),
+        ("module.py", "module.py does not define inner; it defines LEAST, LOW"),
     ],
 )
-def test_the_error_names_a_missing_piece_and_its_page(tmp_path: Path, line: str, sentence: str) -> None:
-    (tmp_path.parent / "elsewhere.py").write_text(MODULE, "utf-8")
-    with pytest.raises(MissingPieceError, match=re.escape(sentence)):
-        expand(tmp_path, line)
+def test_the_error_names_what_a_sample_cannot_be_taken_from(tmp_path: Path, path: str, sentence: str) -> None:
+    (tmp_path / "module.py").write_text(MODULE, "utf-8")
+    with pytest.raises(SampleError, match=re.escape(sentence)):
+        with_samples(f'```python title="in {path}"\ndef loop(): ...\n\n\ndef inner(): ...\n```\n', root=tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_piece_that_a_page_shows_exists(page: str) -> None:
-    shown = with_pieces(read(page), page=page)
-    assert not re.search(r"^ *\{\{.*\}\}$", shown, flags=re.MULTILINE), "a piece outside a fence is shown as it stands"
+def test_the_samples_of_a_page_are_equal_to_the_examples(page: str) -> None:
+    assert with_samples(read(page)) == read(page), "run `python -m docs.samples`"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("docs/architecture.md", "docs/wire-format.md")])
+def test_no_line_of_a_sample_is_cut_on_the_page(page: str) -> None:
+    lines = [line for block in blocks_of(read(page)) for line in block.text.split("\n")]
+    assert [line for line in lines if len(line) > 88] == []
 
 
 # the pages as a whole
@@ -131,29 +150,21 @@ def test_every_piece_that_a_page_shows_exists(page: str) -> None:
 def test_every_page_is_in_the_navigation_once() -> None:
     named = re.findall(r"[\w/-]+\.md", read("mkdocs.yml"))
     assert sorted(f"docs/{page}" for page in named) == [page for page in PAGES if page != "README.md"]
-    assert all_pages() == ["README.md", *(f"docs/{page}" for page in named)]
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
-def test_every_page_opens_with_what_its_reader_will_be_able_to_do(page: str) -> None:
-    title, _, opening, *_ = read(page).split("\n")
-    assert re.fullmatch("# .+", title)
-    assert re.match("With (this page|rush_async) you can ", opening)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_fence_is_one_that_the_runner_understands(page: str) -> None:
     fences = [line.strip() for line in read(page).split("\n") if re.match(r" *`{3,} *[^` ]", line)]
-    understood = [
-        f'{block.language} title="{block.title}"' if block.title else block.language for block in blocks_of(read(page))
-    ]
+    blocks = blocks_of(read(page))
+    understood = [f'{block.language} title="{block.title}"' if block.title else block.language for block in blocks]
     assert [fence.lstrip("`") for fence in fences] == understood
     # Bash takes the failure of `a && b` in the middle of a block for a test, and would go on.
-    run = [block for block in blocks_of(read(page)) if block.language == "sh" and block.title is None]
-    lines = [line for block in run for line in block.text.split("\n")[:-1]]
+    lines = [line for block in blocks if block.language == "sh" and block.is_followed for line in block.text.split("\n")[:-2]]
     assert [line for line in lines if "&&" in line] == []
     # Blocks that run are marked `sh` or `python`; no other block is marked so.
-    assert {block.language for block in blocks_of(read(page))} <= LANGUAGES
+    assert {block.language for block in blocks} <= LANGUAGES
+    titles = [block.title for block in blocks if block.title and block.title.startswith("in examples/")]
+    assert [title for title in titles if not (ROOT / title.removeprefix("in ")).is_file()] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
@@ -211,7 +222,7 @@ def test_every_module_and_function_that_the_page_names_exists(page: str) -> None
 
 def modules_of_tree() -> list[str]:
     """The modules that the tree of the page lists; of a folder, `__init__.py`."""
-    (tree,) = [block.text for block in blocks_of(read(ARCHITECTURE)) if block.language == "text"]
+    (tree,) = [block.text.rstrip("\n") for block in blocks_of(read(ARCHITECTURE)) if block.language == "text"]
     modules: list[str] = []
     folders: list[str] = []
     for line in tree.split("\n"):
@@ -445,11 +456,9 @@ echo 1
     y = 2
     ```
 
-````text
-```sh
+```text
 not for running
 ```
-````
 
 ```
 also not
@@ -458,42 +467,49 @@ also not
 ```sh title="on a cluster"
 sbatch job.sh
 ```
+
+```text title="output"
+2
+```
 """
 
 
 def test_blocks_are_found_with_their_language_title_and_text() -> None:
-    first, second, third, fourth = blocks_of(PAGE)
-    assert first == Block(3, "sh", None, "echo 1")
-    assert second == Block(9, "python", "search.py", "x = 1\n\ny = 2")
-    assert second.is_file
-    assert (third.language, third.text) == ("text", "```sh\nnot for running\n```")
-    assert fourth == Block(25, "sh", "on a cluster", "sbatch job.sh")
-    assert not fourth.is_file
-    assert [block.is_for_running for block in (first, second, third, fourth)] == [True, True, False, True]
+    assert blocks_of(PAGE) == [
+        Block("sh", None, "echo 1\n"),
+        Block("python", "search.py", "x = 1\n\ny = 2\n"),
+        Block("text", None, "not for running\n", is_followed=False),
+        Block("sh", "on a cluster", "sbatch job.sh\n", is_followed=False),
+        Block("text", "output", "2\n"),
+    ]
 
 
-def test_a_block_that_is_left_out_says_why() -> None:
-    assert why_left_out(Block(1, "sh", None, "echo"), {}) is None
-    assert why_left_out(Block(1, "python", "search.py", "{{ examples/random_search.py }}"), {}) is None
-    assert why_left_out(Block(1, "sh", "on a cluster", "sbatch job.sh"), {}) == "on a cluster"
-    assert (
-        why_left_out(Block(1, "python", None, "{{ examples/a.py f g }}\n{{ examples/b.py }}"), {})
-        == "examples/a.py f g, examples/b.py"
-    )
-    assert why_left_out(Block(1, "python", None, "x = 1\n{{ examples/b.py }}"), {}) is None
-    assert why_left_out(Block(1, "python", None, "x = 1"), {"python": "tests/test_x.py"}) == "run by tests/test_x.py"
-    assert why_left_out(Block(1, "sh", None, "echo"), {"python": "tests/test_x.py"}) is None
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_a_test_that_runs_the_blocks_of_a_page_names_the_page(page: str) -> None:
-    for test in re.findall(r"<!-- \w+ is run by (\S+) -->", read(page)):
-        assert Path(page).name in read(test)
-
-
-@pytest.mark.parametrize("title", ["/etc/rush.env", "../search.py", "on a cluster", "with Ray 2.5"])
+@pytest.mark.parametrize("title", ["/etc/rush.env", "../search.py", "on a cluster", "in examples/random_search.py"])
 def test_a_title_that_leads_out_of_the_page_or_is_a_sentence_is_no_file(title: str) -> None:
-    assert not Block(1, "sh", title, "").is_file
+    (block,) = blocks_of(f'```sh title="{title}"\n```\n')
+    assert not block.is_followed
+
+
+FRAME = """
+shape: (2, 3)
+┌─────────────────────┬──────┬──────────────┐
+│ worker_id           ┆ y    ┆ keys         │
+╞═════════════════════╪══════╪══════════════╡
+│ swift_jackal_180191 ┆ 3.25 ┆ 6mZtff92Q000 │
+│ swift_jackal_180191 ┆ 1.5  ┆ 6mZtff92Q001 │
+└─────────────────────┴──────┴──────────────┘
+"""
+
+
+def test_an_output_may_differ_in_numbers_names_and_keys() -> None:
+    other = FRAME.replace("swift_jackal_180191", "calm_otter_ffabcd").replace("3.25", "-17.123e-05")
+    assert is_output(FRAME, other.replace("6mZtff92Q", "XXtff92QQ").replace("─┬", "───┬"))
+    assert is_output("at 2026-01-01 12:00:00.1\n...\nend", "at 2027-11-28 05:06:07.999\none\ntwo\nend\n")
+
+
+@pytest.mark.parametrize(("old", "new"), [("shape: (2,", "shape: (3,"), ("┆ y ", "┆ z "), ("│ swift_jackal_180191 ┆ 1.5 ", "")])
+def test_an_output_may_not_differ_in_whole_numbers_columns_or_rows(old: str, new: str) -> None:
+    assert not is_output(FRAME, FRAME.replace(old, new))
 
 
 @pytest.fixture
@@ -504,55 +520,47 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
     reader.leave()
 
 
-def sh(text: str) -> Block:
-    return Block(1, "sh", None, text)
-
-
-def python(text: str, title: str | None = None) -> Block:
-    return Block(1, "python", title, text)
-
-
 def test_the_shell_of_a_page_keeps_what_its_blocks_set(reader: Reader, tmp_path: Path) -> None:
-    reader.follow(sh("export PLACE=here\nmkdir below && cd below"))
-    reader.follow(sh('echo "$PLACE" > found\ncat'))  # it has no input to wait for
+    reader.follow("sh", "export PLACE=here\nmkdir below && cd below")
+    reader.follow("sh", 'echo "$PLACE" > found\ncat')  # it has no input to wait for
     assert (tmp_path / "below" / "found").read_text("utf-8") == "here\n"
 
 
 @pytest.mark.parametrize("text", ["false", "false && true", "false\ntrue", "exit 3", "no_such_program", "(exit 2)"])
 def test_a_block_that_fails_ends_the_page_with_what_it_wrote(reader: Reader, text: str) -> None:
-    reader.follow(sh("echo before"))
+    reader.follow("sh", "echo before")
     with pytest.raises(PageError, match="failed:\nthe words") as raised:
-        reader.follow(sh(f"echo the words\n{text}"))
+        reader.follow("sh", f"echo the words\n{text}")
     assert "before" not in str(raised.value)
 
 
 async def test_processes_that_a_page_starts_in_the_background_end_with_the_page(reader: Reader, tmp_path: Path) -> None:
-    reader.follow(sh("sleep 100 & echo $! > pid"))
+    reader.follow("sh", "sleep 100 & echo $! > pid")
     pid = int((tmp_path / "pid").read_text("utf-8"))
     assert psutil.pid_exists(pid)
-    reader.follow(sh("true"))
+    reader.follow("sh", "true")
     reader.leave()
     await wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
 def test_python_blocks_of_a_page_are_entered_into_one_console(reader: Reader, tmp_path: Path) -> None:
-    reader.follow(python("from pathlib import Path\n\nasync def double(x):\n    return 2 * x\n\ny = await double(4)\ny"))
-    reader.follow(python('Path("found").write_text(str(y))'))
+    reader.follow("python", "from pathlib import Path\n\nasync def double(x):\n    return 2 * x\n\ny = await double(4)\ny")
+    reader.follow("python", 'Path("found").write_text(str(y))')
     assert (tmp_path / "found").read_text("utf-8") == "8"
     with pytest.raises(PageError, match="ZeroDivisionError"):
-        reader.follow(python("y / 0"))
+        reader.follow("python", "y / 0")
 
 
 def test_a_python_block_that_a_console_would_not_take_is_refused(reader: Reader) -> None:
     with pytest.raises(PageError, match="SyntaxError"):
-        reader.follow(python("for x in range(3):\n    pass\nprint(x)"))  # a console wants an empty line before `print`
+        reader.follow("python", "for x in range(3):\n    pass\nprint(x)")  # a console wants an empty line before `print`
 
 
 def test_a_program_is_run_beside_the_files_of_the_page(reader: Reader) -> None:
-    reader.follow(python("ANSWER = 42", "answer.py"))
+    reader.follow("python", "ANSWER = 42", "answer.py")
     program = (
         "import asyncio\n\nfrom answer import ANSWER\n\n\nasync def main():\n    assert ANSWER == {}\n\n\nasyncio.run(main())"
     )
-    reader.follow(python(program.format(42)))
+    reader.follow("python", program.format(42))
     with pytest.raises(PageError, match="AssertionError"):
-        reader.follow(python(program.format(41)))
+        reader.follow("python", program.format(41))

@@ -66,31 +66,56 @@ def settings() -> RushConfig:
     config = RushConfig.from_env()
     if config.url is None:
         config = replace(config, data_dir=os.environ.get("RUSH_DATA_DIR", "rush-data"))
-    return replace(config, retry_deadline=5.0)  # a request fails if the database is unreachable for longer
+    return replace(
+        config, retry_deadline=5.0
+    )  # a request fails if the database is unreachable for longer
 
 
 def signed_in(
-    header: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
-    cookie: Annotated[str | None, Depends(APIKeyCookie(name="session", auto_error=False))],
+    header: Annotated[
+        HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))
+    ],
+    cookie: Annotated[
+        str | None, Depends(APIKeyCookie(name="session", auto_error=False))
+    ],
 ) -> None:
     """Lets requests with the token pass: in a header, or in the cookie that `POST /session` sets."""
-    token, given = os.environ.get("API_TOKEN"), header.credentials if header is not None else cookie or ""
+    token, given = (
+        os.environ.get("API_TOKEN"),
+        header.credentials if header is not None else cookie or "",
+    )
     if token and not secrets.compare_digest(given.encode(), token.encode()):
-        raise HTTPException(401, "send the token in the header `Authorization: Bearer ...`", {"WWW-Authenticate": "Bearer"})
+        raise HTTPException(
+            401,
+            "send the token in the header `Authorization: Bearer ...`",
+            {"WWW-Authenticate": "Bearer"},
+        )
 
 
 def create_app() -> FastAPI:
     """The service with the endpoints of the router and two of its own."""
-    lifespan = rush_lifespan("branin", settings(), objective=objective, drain=5.0, run_ttl=7 * 24 * 3600)
+    lifespan = rush_lifespan(
+        "branin", settings(), objective=objective, drain=5.0, run_ttl=7 * 24 * 3600
+    )
     app = FastAPI(title="Branin", lifespan=lifespan)
-    app.include_router(rush_router({"random-search": random_search}, xs=Point), dependencies=[Depends(signed_in)])
+    app.include_router(
+        rush_router({"random-search": random_search}, xs=Point),
+        dependencies=[Depends(signed_in)],
+    )
 
     @app.post("/session", status_code=204, dependencies=[Depends(signed_in)])
     async def sign_in(request: Request, response: Response) -> None:
         """Sets a cookie for the streams of a browser: an EventSource sends cookies, but no header."""
         secure = request.url.scheme == "https"
         token = os.environ.get("API_TOKEN", "")
-        response.set_cookie("session", token, max_age=12 * 3600, httponly=True, samesite="strict", secure=secure)
+        response.set_cookie(
+            "session",
+            token,
+            max_age=12 * 3600,
+            httponly=True,
+            samesite="strict",
+            secure=secure,
+        )
 
     @app.get("/health")
     async def health(rush: RushDep) -> dict[str, int]:

@@ -33,11 +33,17 @@ def test_a_point_is_evaluated(client: TestClient) -> None:
 
 
 def test_a_run_spends_its_budget(client: TestClient) -> None:
-    run = client.post("/runs", json={"loop": "random-search", "evals": 10, "n_workers": 4}).json()
+    run = client.post(
+        "/runs", json={"loop": "random-search", "evals": 10, "n_workers": 4}
+    ).json()
     # The test client returns a stream when it has ended, with the run.
     assert "event: end" in client.get(f"/runs/{run['id']}/events").text
     (ended,) = client.get("/runs").json()
-    assert (ended["id"], ended["counts"]["finished"], ended["ended"]["why"]) == (run["id"], 10, "budget")
+    assert (ended["id"], ended["counts"]["finished"], ended["ended"]["why"]) == (
+        run["id"],
+        10,
+        "budget",
+    )
 
 
 def test_every_request_needs_the_token_and_a_browser_gets_a_cookie_for_it(
@@ -45,13 +51,20 @@ def test_every_request_needs_the_token_and_a_browser_gets_a_cookie_for_it(
 ) -> None:
     monkeypatch.setenv("API_TOKEN", "a-secret")
     header = {"Authorization": "Bearer a-secret"}
-    run = client.post("/runs", json={"loop": "random-search", "evals": 1}, headers=header).json()["id"]
+    run = client.post(
+        "/runs", json={"loop": "random-search", "evals": 1}, headers=header
+    ).json()["id"]
     for path in ("/runs", f"/runs/{run}", f"/runs/{run}/events"):
         assert client.get(path).status_code == 401
-        assert client.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert (
+            client.get(path, headers={"Authorization": "Bearer wrong"}).status_code
+            == 401
+        )
     assert client.post("/session").status_code == 401
 
     assert "HttpOnly" in client.post("/session", headers=header).headers["set-cookie"]
-    stream = client.get(f"/runs/{run}/events")  # as an EventSource asks: with the cookie, and without a header
+    stream = client.get(
+        f"/runs/{run}/events"
+    )  # as an EventSource asks: with the cookie, and without a header
     assert stream.status_code == 200
     assert "event: end" in stream.text
