@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple, get_args
 
 import psutil
@@ -301,6 +303,20 @@ def test_the_reference_shows_every_public_name_once() -> None:
 
 def test_the_reference_shows_every_fixture_once() -> None:
     assert sorted(named_in_reference("rush_async.testing")) == sorted(rush_async.testing.__all__)
+
+
+def test_the_table_of_all_calls_has_every_public_name_and_every_call_once() -> None:
+    calls: set[str] = set()
+    for name in ("RushClient", "Rush", "RushWorker", "Ranking", "Draw", "Replay", "Task"):
+        kind = getattr(rush_async, name)
+        inherited = dir(rush_async.RushClient) if kind is not rush_async.RushClient else []
+        own = [each for each in dir(kind) if not each.startswith("_") and each not in inherited]
+        # The fields of a dataclass are described with it.
+        calls |= {f"{name}.{each}" for each in own if isinstance(inspect.getattr_static(kind, each), (FunctionType, property))}
+    listed = re.findall(
+        r"^\| \[`[\w.]+`\]\(\w+\.md#rush_async\.([\w.]+)\) \|", read("docs/reference/index.md"), flags=re.MULTILINE
+    )
+    assert sorted(listed) == sorted({*rush_async.__all__, *calls})
 
 
 @pytest.mark.parametrize("name", ["Rush", "RushWorker", "RushClient"])
