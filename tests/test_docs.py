@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import ast
+import enum
 import inspect
+import math
 import os
 import re
 import sys
 import textwrap
+import uuid
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple, get_args
 
+import numpy as np
+import polars as pl
 import psutil
+import pydantic
 import pytest
 from sybil import Document
 
@@ -22,7 +30,9 @@ import rush_async
 import rush_async.testing
 from docs.run_pages import PageError, Reader, fences_of, is_followed, is_output
 from docs.samples import SampleError, definitions, with_samples
+from rush_async import Rush
 from rush_async.cli.program import main
+from rush_async.model import RESERVED_NAMES
 from rush_async.network.network import Network
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.scripts import Script
@@ -365,6 +375,68 @@ def test_the_table_of_events_has_every_event_with_what_it_carries() -> None:
 )
 def test_tables_of_states_and_kinds_are_complete(page: str, alias: Any) -> None:
     assert sorted(name for name, _ in rows_of(page, r"^\| `(\w+)` \| (.+) \|$")) == sorted(get_args(alias))
+
+
+# what can be stored
+
+STORING = "docs/guides/storing.md"
+
+
+@dataclass
+class Point:
+    x: float
+    y: float
+
+
+class Model(pydantic.BaseModel):
+    x: int
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+def value_of(expression: str) -> Any:
+    names = {"Point": Point, "Model": Model, "Colour": Colour, "Decimal": Decimal, "math": math, "uuid": uuid, "numpy": np}
+    names |= {"datetime": datetime, "timezone": timezone, "timedelta": timedelta, "date": date, "time": time, "polars": pl}
+    return eval(expression, names)
+
+
+@pytest.mark.filterwarnings("ignore:column 'v' is text")
+async def test_the_tables_of_types_say_what_comes_back_and_what_the_column_has(rush: Rush) -> None:
+    kinds = rows_of(STORING, r"^\| `(.+?)`(?:, .*)? \| `(.+?)` \| `(.+?)` \|$")
+    mixtures = rows_of(STORING, r"^\| `([^|]+?)`, `([^|]+?)` \| `([^|]+?)` \|$")
+    assert len(kinds) > 25
+    assert len(mixtures) > 5
+    found: list[tuple[str, ...]] = []
+    for stored, back, _ in kinds:
+        (key,) = await rush.push_finished_tasks([{"v": value_of(stored)}], [{"y": 1}])
+        (task,) = await rush.get_tasks(key)
+        assert task is not None
+        value, expected = task.xs["v"], value_of(back)
+        assert (value, type(value)) == (expected, type(expected)), stored
+        found.append((stored, back, str((await rush.fetch_finished_tasks())["v"].dtype)))
+        await rush.reset()
+    assert found == kinds
+    for first, second, dtype in mixtures:
+        await rush.push_finished_tasks([{"v": value_of(first)}, {"v": value_of(second)}], [{"y": 1}, {"y": 2}])
+        assert str((await rush.fetch_finished_tasks())["v"].dtype) == dtype, (first, second)
+        await rush.reset()
+
+
+async def test_the_table_of_what_cannot_be_stored_has_values_that_are_refused(rush: Rush) -> None:
+    _, _, text = read(STORING).partition("## What cannot be stored")
+    refused = re.findall(r"^\| `(.+?)`(?:, [^|]*)? \|", text.partition("## Columns")[0], flags=re.MULTILINE)
+    assert len(refused) > 5
+    for value in refused:
+        with pytest.raises(rush_async.EncodeError, match=r"xs\['v'\]"):
+            await rush.push_tasks([{"v": value_of(value)}])
+    assert (await rush.counts()).total == 0
+
+
+def test_the_page_names_the_columns_whose_names_are_taken() -> None:
+    _, _, text = read(STORING).partition("## Names")
+    assert set(re.findall(r"`(\w+)`", text.partition(" are those of")[0])) == RESERVED_NAMES
 
 
 # the environment
