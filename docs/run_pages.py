@@ -114,15 +114,16 @@ class Process:
     ) -> None:
         read, self.report_fd = os.pipe()
         self._reports = os.fdopen(read)
-        self.output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by `end`
+        # Files: a pipe that nothing reads would block the child. `end` closes them.
+        self._files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
         try:
             self._child = subprocess.Popen(
                 [word.format(report=self.report_fd) for word in words],
                 cwd=place,
                 env=environment,
                 stdin=subprocess.PIPE,
-                stdout=self.output,
-                stderr=subprocess.STDOUT,
+                stdout=self._files[0],
+                stderr=self._files[1],
                 pass_fds=[self.report_fd],
                 start_new_session=True,
                 text=True,
@@ -131,21 +132,23 @@ class Process:
             os.close(self.report_fd)
 
     def run(self, text: str) -> str:
-        """Gives it a block and returns what it wrote.
+        """Gives it a block and returns what it wrote to its standard output.
 
         Raises:
-            PageError: it failed; with what it wrote.
+            PageError: it failed; with all that it wrote.
         """
         assert self._child.stdin is not None
-        begin = self.output.seek(0, os.SEEK_END)
+        begins = [file.seek(0, os.SEEK_END) for file in self._files]
         self._child.stdin.write(text)
         self._child.stdin.flush()
         # pytest-timeout ends a block that takes too long.
         report = self._reports.readline().strip()
-        self.output.seek(begin)
-        written = self.output.read()
+        for file, begin in zip(self._files, begins, strict=True):
+            file.seek(begin)
+        written, errors = (file.read() for file in self._files)
         if report != "0":
-            raise PageError(f"failed:\n{written}")
+            raise PageError(f"failed:\n{written}{errors}")
+        print(written, errors, sep="\n")
         return written
 
     def end(self) -> None:
@@ -163,15 +166,17 @@ class Process:
         self._child.stdin.close()
         self._child.wait()
         self._reports.close()
-        self.output.close()
+        for file in self._files:
+            file.close()
 
 
 class Reader:
     """A new user who follows one page in a directory with the checkout in it.
 
-    Attributes: written: what the last block wrote. has_failed: whether a block failed,
-        so that the page cannot be followed any further. outputs: what to write into the
-        page, by the place of the region.
+    Attributes:
+        written: what the last block wrote to its standard output.
+        has_failed: whether a block failed, so that the page cannot be followed on.
+        outputs: what to write into the pages, by the start and end of the fence.
     """
 
     def __init__(self, place: Path, environment: dict[str, str]) -> None:
@@ -202,7 +207,6 @@ class Reader:
             file.write_text(text, "utf-8")
         else:
             self.written = self._sh(text) if language == "sh" else self._python(text)
-            print(self.written)
         self.has_failed = False
 
     def _sh(self, text: str) -> str:

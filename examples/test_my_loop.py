@@ -38,12 +38,8 @@ async def climb(
     while not rush.terminated:
         tasks = await rush.fetch_finished_tasks()
         centre = tasks.sort("y")["x"][0] if tasks.height else rng.uniform(-5, 5)
-        async with rush.task(
-            {"x": centre + rng.gauss(0, 1)},
-            budget=evals,
-            max_failed=10,
-            catch=ArithmeticError,
-        ) as task:
+        xs, catch = {"x": centre + rng.gauss(0, 1)}, ArithmeticError
+        async with rush.task(xs, budget=evals, max_failed=10, catch=catch) as task:
             if task is None:
                 return
             task.ys = {"y": await objective(task.xs["x"])}
