@@ -1,7 +1,7 @@
 """Runs what the pages tell a reader to run, as a new user would. A plugin of pytest;
 sybil reads the Markdown.
 
-    python -m pytest -p docs.run_pages -n 0 README.md docs
+    python -m pytest -p docs.run_pages -n 2 README.md docs
     python -m pytest -p docs.run_pages -n 0 docs/quickstart.md --pages-venv .venv -rP
     python -m pytest -p docs.run_pages -n 0 docs/quickstart.md --update-pages
 
@@ -10,17 +10,20 @@ fresh virtual environment that has nothing but rush_async. What a fence says dec
 what happens to its block:
 
 - `sh`: run in the page's shell, so what it exports or starts in the background is there
-  for the blocks after it, until the page ends. - `python`: entered line by line into
-  one `python -m asyncio` that lasts for the page; a block that calls `asyncio.run()` is
-  a program of its own. - `python title="search.py"`, or any other title that is the
-  name of a file: written to that file. - `text title="output"`: what the block before
-  it printed. Numbers with a decimal point, times, keys and worker ids may differ, and
-  `...` stands for anything. `--update-pages` writes into the page what was printed. -
-  Any other title says why the block is left out: `sh title="on the cluster"`, `python
-  title="in examples/search.py"`.
+  for the blocks after it, until the page ends.
+- `python`: entered line by line into one `python -m asyncio` that lasts for the page; a
+  block that calls `asyncio.run()` is a program of its own.
+- `python title="search.py"`, or any other title that is the name of a file: written to
+  that file.
+- `text title="output"`: what the block before it printed. Numbers with a decimal point,
+  times, keys and worker ids may differ, and `...` stands for anything. With
+  `--update-pages` the page gets what was printed.
+- Any other title says why the block is left out: `sh title="on the cluster"`,
+  `python title="in examples/random_search.py"`.
 
-sybil's comments leave out more: `<!-- skip: start if(True, reason="run by
-tests/test_x.py") -->`.
+sybil's comments leave out more, and give a reason:
+
+    <!-- skip: start if(True, reason="run by tests/test_x.py") -->
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m docs.samples
 
-A fence says which file its functions, classes and constants stand in: ```` ```python
-title="in examples/random_search.py" ````. The command writes them into the pages again
-after an example has changed. A test fails where somebody forgot it.
+The title of a fence names the file of its functions, classes and constants, such as
+`title="in examples/random_search.py"`. When an example has changed, the command writes
+them into the pages again. A test fails until then.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Asynchronous decentralised Bayesian optimisation of the Branin function: the
-tutorial's third optimiser.
+"""Asynchronous decentralised Bayesian optimisation of the Branin function.
 
 Each worker fits its own surrogate model on the finished and running tasks of all
 workers, and evaluates the point whose lower confidence bound is lowest. No worker waits
 for another:
 
-    python examples/bayesian_optimization.py python examples/bayesian_optimization.py
-    --surrogate gp --workers 8 --evals 200 --seed 7 --replay
+    python examples/bayesian_optimization.py
+    python examples/bayesian_optimization.py --surrogate gp --workers 8 --evals 200
+    python examples/bayesian_optimization.py --seed 7 --replay
 
-With `--replay` it afterwards makes each proposal once more and compares. `--form
-tutorial` runs the loop as the tutorial of the R package has it.
+With `--replay` it afterwards makes each proposal once more and compares.
+`--form tutorial` runs the loop as the tutorial of the R package has it.
 
 The algorithm is that of Egelé, Guyon, Vishwanath and Balaprakash (2023), Asynchronous
 decentralized Bayesian optimization for large scale hyperparameter optimization, IEEE

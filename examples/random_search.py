@@ -3,9 +3,11 @@
 Workers propose points at random, evaluate them and report, until 100 tasks are finished
 in all:
 
-    python examples/random_search.py python examples/random_search.py --workers 8 --on
-    processes --evals 1000 --url redis://localhost python examples/random_search.py
-    --seed 7 --workers 1 python examples/random_search.py --seed 7 --workers 4
+    python examples/random_search.py
+    python examples/random_search.py --workers 8 --on processes --evals 1000
+    python examples/random_search.py --url redis://localhost
+    python examples/random_search.py --seed 7 --workers 1
+    python examples/random_search.py --seed 7 --workers 4
 
 The last two evaluate the same points. `--form tutorial` runs the loop as the tutorial
 of the R package has it.

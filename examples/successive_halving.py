@@ -120,19 +120,15 @@ class Halving:
         }
 
     async def _promote(self, rung: int, index: int) -> str | None:
-        """The best configuration that may leave a rung and that nobody has promoted;
-        None if there is none.
-        """
+        """The best configuration that may leave a rung, or None."""
         ranking = self._rush.ranking(f"rung {rung}")
         for configuration, _ in await ranking.best(await ranking.size() // ETA):
             if (configuration, rung) not in self._gone:
                 self._gone.add((configuration, rung))
-                # Several workers may see the same one. The first claim wins, and the
-                # index of a task is nobody else's.
-                if (
-                    await self._rush.claim(f"{configuration} leaves rung {rung}", index)
-                    == index
-                ):
+                # Several workers may see the same one. The first claim wins, and no
+                # two tasks have the same index.
+                name = f"{configuration} leaves rung {rung}"
+                if await self._rush.claim(name, index) == index:
                     return configuration
         return None
 
