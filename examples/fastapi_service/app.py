@@ -3,9 +3,11 @@
     pip install ".[fastapi]" uvicorn
     uvicorn examples.fastapi_service.app:app
 
-It keeps its data in the directory `rush-data`, or in `RUSH_DATA_DIR`. With `RUSH_URL` it uses that database. In both cases
-several processes form one service: add `--workers 2`, or start it again on another port. With `API_TOKEN` every request needs
-that token. `docs/guides/fastapi.md` has requests to try, and `test_app.py` shows how to test it.
+It keeps its data in the directory `rush-data`, or in `RUSH_DATA_DIR`. With `RUSH_URL`
+it uses that database. In both cases several processes form one service: add
+`--workers 2`, or start it again on another port. With `API_TOKEN` every request needs
+that token. `docs/guides/fastapi.md` has requests to try, and `test_app.py` shows how to
+test it.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def signed_in(
         str | None, Depends(APIKeyCookie(name="session", auto_error=False))
     ],
 ) -> None:
-    """Lets requests with the token pass: in a header, or in the cookie that `POST /session` sets."""
+    """Lets requests with the token pass, in a header or in the cookie of `POST /session`."""
     token, given = (
         os.environ.get("API_TOKEN"),
         header.credentials if header is not None else cookie or "",
@@ -105,7 +107,7 @@ def create_app() -> FastAPI:
 
     @app.post("/session", status_code=204, dependencies=[Depends(signed_in)])
     async def sign_in(request: Request, response: Response) -> None:
-        """Sets a cookie for the streams of a browser: an EventSource sends cookies, but no header."""
+        """Sets a cookie for the streams of a browser: an EventSource sends no header."""
         secure = request.url.scheme == "https"
         token = os.environ.get("API_TOKEN", "")
         response.set_cookie(

@@ -1,4 +1,4 @@
-"""How to test a FastAPI service: with FastAPI's client, on a database of the test's own.
+"""How to test a FastAPI service: by FastAPI's client, on a database of the test's own.
 
 pip install pytest httpx2
 pytest examples/fastapi_service/test_app.py
@@ -19,7 +19,7 @@ from rush_async.extras.fastapi import rush_config
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    """A client of the service, on an embedded server that is empty at first and ends with the test."""
+    """A client of the service, on an embedded server that ends with the test."""
     app.dependency_overrides[rush_config] = lambda: RushConfig(data_dir=tmp_path)
     with TestClient(app) as client:
         yield client
@@ -63,8 +63,7 @@ def test_every_request_needs_the_token_and_a_browser_gets_a_cookie_for_it(
     assert client.post("/session").status_code == 401
 
     assert "HttpOnly" in client.post("/session", headers=header).headers["set-cookie"]
-    stream = client.get(
-        f"/runs/{run}/events"
-    )  # as an EventSource asks: with the cookie, and without a header
+    # An EventSource asks with the cookie, and without a header.
+    stream = client.get(f"/runs/{run}/events")
     assert stream.status_code == 200
     assert "event: end" in stream.text

@@ -372,8 +372,8 @@ class Rush(RushClient):
             again (`Processes(restart=...)`) it is the end of the last one, with its id.
 
         Raises:
-            WorkerLoopError: loops failed, or workers died. The message shows each distinct traceback once, unless the log has it
-                already, and the exit code or the signal that ended a process.
+            WorkerLoopError: loops failed, or workers died. The message shows each distinct traceback once, unless the log has
+                it already, and the exit code or the signal that ended a process.
             RushTimeoutError: workers did not end in time; they continue.
             KeyError: the network has no such worker.
         """

@@ -1,4 +1,4 @@
-"""Failed loops and dead workers: each traceback is shown once, by the `join_workers` that waits for the worker, else in the log."""
+"""Failed loops and dead workers: each traceback is shown once, by the `join_workers` that waits, else in the log."""
 
 from __future__ import annotations
 

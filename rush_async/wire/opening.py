@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _PAUSE = 0.05  # seconds between two looks at a server that loads its data
 _MOST_CLIENTS = "max number of clients reached"
 _TLS_ADVICE = (
-    ". rediss:// speaks TLS: check that the server does on this port (redis:// is without), tls_ca_file (certificates to trust), "
+    ". rediss:// speaks TLS: check that the server does on this port (redis:// does not), tls_ca_file (certificates to trust), "
     "tls_cert_file and tls_key_file (this client's) and tls_check_hostname"
 )
 _OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
