@@ -81,7 +81,7 @@ def signed_in(
         str | None, Depends(APIKeyCookie(name="session", auto_error=False))
     ],
 ) -> None:
-    """Lets requests with the token pass, in a header or in the cookie of `POST /session`."""
+    """Lets requests with the token pass, in a header or a cookie."""
     token, given = (
         os.environ.get("API_TOKEN"),
         header.credentials if header is not None else cookie or "",
@@ -107,7 +107,7 @@ def create_app() -> FastAPI:
 
     @app.post("/session", status_code=204, dependencies=[Depends(signed_in)])
     async def sign_in(request: Request, response: Response) -> None:
-        """Sets a cookie for the streams of a browser: an EventSource sends no header."""
+        """Sets a cookie for a browser: its EventSource sends no header."""
         secure = request.url.scheme == "https"
         token = os.environ.get("API_TOKEN", "")
         response.set_cookie(

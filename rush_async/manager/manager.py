@@ -34,8 +34,8 @@ from rush_async.plan import check_levels, current_plan
 from rush_async.store.records import NewTask
 from rush_async.store.tasks import Created, Target
 from rush_async.store.workers import WorkerEntry
-from rush_async.worker.loop import bind_loop
-from rush_async.worker.worker import RushWorker, with_worker_class
+from rush_async.worker.loop import bind_loop, with_worker_class
+from rush_async.worker.worker import RushWorker
 
 if TYPE_CHECKING:
     import polars as pl
@@ -200,7 +200,7 @@ class Rush(RushClient):
             ServerFullError: the server has no memory left to register the workers.
         """
         group, plan = self._worker_group, current_plan()
-        bound = with_worker_class(bind_loop(loop, args, kwargs, _OPTIONS), worker_class)
+        bound = with_worker_class(bind_loop(loop, args, kwargs, _OPTIONS), worker_class, RushWorker)
         n_workers = (plan.n_workers or 1) if n_workers is None else as_number(n_workers, "n_workers")
         if n_workers < 1:
             raise ValueError(f"n_workers must be at least 1, not {n_workers}")

@@ -16,8 +16,8 @@ from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
 from rush_async.process import is_in_event_loop
-from rush_async.worker.loop import bind_loop
-from rush_async.worker.worker import RushWorker, with_worker_class
+from rush_async.worker.loop import bind_loop, with_worker_class
+from rush_async.worker.worker import RushWorker
 
 if TYPE_CHECKING:
     import polars as pl
@@ -77,7 +77,7 @@ def run(
         TypeError: the loop is not `async def` or does not take these arguments.
         ValueError: a number is too small.
     """
-    bound = with_worker_class(bind_loop(loop, args, kwargs, _OPTIONS, of="run"), worker_class)
+    bound = with_worker_class(bind_loop(loop, args, kwargs, _OPTIONS, of="run"), worker_class, RushWorker)
     if finished is not None and as_number(finished, "finished") < 1:
         raise ValueError(f"finished must be at least 1, not {finished}")
     if is_in_event_loop():

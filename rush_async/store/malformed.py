@@ -26,14 +26,14 @@ class MalformedRecord:
     """A record that cannot be decoded.
 
     Attributes:
-        place: where it is: among the tasks of a state, the workers, or in the log.
+        place: where it is: `queued`, `running`, `finished`, `failed`, `workers` or `log`.
         name: the key of the task or worker, where bytes that are not UTF-8 are surrogates; of a finished task its number in the
             list, of the log the id of the entry.
         reason: what is wrong with it.
         data: what is stored.
     """
 
-    place: Place
+    place: str
     name: str
     reason: str
     data: bytes

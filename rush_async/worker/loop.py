@@ -6,10 +6,10 @@ import difflib
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, cast
 
-__all__ = ["WorkerLoop", "bind_loop", "bound", "is_async"]
+__all__ = ["WorkerLoop", "bind_loop", "bound", "is_async", "with_worker_class"]
 
 P = ParamSpec("P")
 
@@ -41,6 +41,19 @@ def name_of(function: object) -> str:
     """Returns the name of a loop, for messages."""
     function = _unwrapped(function)
     return getattr(function, "__qualname__", None) or type(function).__qualname__
+
+
+def with_worker_class(loop: WorkerLoop, worker_class: type | None, base: type) -> WorkerLoop:
+    """Returns the loop with the class of the workers that run it; None for `base`.
+
+    Raises:
+        TypeError: this is no subclass of `base`.
+    """
+    if worker_class is None:
+        return loop
+    if not (isinstance(worker_class, type) and issubclass(worker_class, base)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"worker_class is a subclass of {base.__name__}, not {worker_class!r:.80}")
+    return replace(loop, worker_class=worker_class)
 
 
 def bound(loop: Callable[Concatenate[Any, P], Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs) -> WorkerLoop:

@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, overload
 
 from rush_async.client.arguments import Schema, as_failures, as_keys, as_number, as_seconds, as_states, as_text, check_lengths
@@ -33,7 +32,7 @@ from rush_async.worker.registration import deregister, register
 from rush_async.worker.run import end_of, run_loop
 from rush_async.worker.task_block import Place, TaskBlock, TaskBlocks
 
-__all__ = ["Runner", "RushWorker", "live", "membership_of", "with_worker_class"]
+__all__ = ["Runner", "RushWorker", "live", "membership_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -550,19 +549,6 @@ async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, st
         if end is None or end.state == "terminated":
             end = WorkerExit(worker.worker_id, "failed", Failure.of(error))
     return end
-
-
-def with_worker_class(loop: WorkerLoop, worker_class: type[RushWorker] | None) -> WorkerLoop:
-    """Returns the loop with the class of its workers.
-
-    Raises:
-        TypeError: this is no subclass of `RushWorker`.
-    """
-    if worker_class is None:
-        return loop
-    if not (isinstance(worker_class, type) and issubclass(worker_class, RushWorker)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"worker_class is a subclass of RushWorker, not {worker_class!r:.80}")
-    return replace(loop, worker_class=worker_class)
 
 
 class Runner:

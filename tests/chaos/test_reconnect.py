@@ -630,7 +630,7 @@ async def test_wait_replicas_is_refused_for_the_embedded_server(directory: Path)
     with pytest.raises(RushConfigError, match="no replicas"):
         async with Rush("alone", RushConfig(data_dir=directory / "data", wait_replicas=1)):
             pass
-    with pytest.raises(RushConfigError, match="negative"):
+    with pytest.raises(RushConfigError, match="wait_replicas must be 0 to"):
         RushConfig(wait_replicas=-1)
 
 

@@ -84,7 +84,7 @@ def test_misspelled_and_impossible_arguments_are_refused_before_a_server_starts(
         run(with_seed, seed=3)
     with pytest.raises(ValueError, match="finished must be at least 1"):
         run(search, finished=0)
-    with pytest.raises(RushConfigError, match="url and data_dir exclude each other"):
+    with pytest.raises(RushConfigError, match="leave one of the two out"):
         run(search, config="redis://host", data_dir=directory)
 
 

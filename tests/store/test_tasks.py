@@ -17,6 +17,7 @@ from rush_async.store.records import NewTask, RecordEncoder, encode_ended, encod
 from rush_async.store.scripts import LOST
 from rush_async.store.tasks import Created, Ended, Pop, Popped, Pushed, TaskStore
 from rush_async.store.workers import KILLED
+from rush_async.testing import wait_until
 
 ENCODER = RecordEncoder(1_000_000)
 ENDED = encode_ended({"y": 1}, None)
@@ -102,6 +103,7 @@ async def test_points_of_several_calls_of_one_push_are_each_taken_once(rush: Rus
 
 async def test_pushes_with_and_without_points_are_merged(rush: Rush, store: TaskStore, raw: Any) -> None:
     await store.read_position()
+    await wait_until(lambda: rush._net.feed.is_watching)  # pyright: ignore[reportPrivateUsage]
     raw.config_resetstat()
     a, b, c, d = new(4)
     point = point_of({"x": 1})

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rush_async import Rush, RushConfig, RushConnectionError
+from rush_async import Rush, RushClient, RushConfig, RushConnectionError
 from rush_async.embedded import server
 from rush_async.embedded.server import acquire
 from rush_async.testing import wait_until
@@ -22,10 +22,10 @@ from tests.proxy import Proxy, named
 async def test_opening_warns_of_a_server_that_evicts_keys(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     lease = acquire(directory, maxmemory=100_000_000)
     try:
-        async with Rush("net", lease.url) as rush:
-            connection = rush._net.link.connection  # pyright: ignore[reportPrivateUsage]
+        async with RushClient("net", lease.url) as client:
+            connection = client._net.link.connection  # pyright: ignore[reportPrivateUsage]
             await connection.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-        assert "evicts" not in caplog.text
+        assert "evicts keys when" not in caplog.text
         async with Rush("net", lease.url):
             pass
         assert "set maxmemory-policy to noeviction" in caplog.text
