@@ -75,6 +75,7 @@ async def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
     assert "worker_id" in await run(str(tmp_path / "program.py"))
 
 
+@pytest.mark.chaos
 async def test_the_benchmarks_run_and_compare(tmp_path: Path) -> None:
     words = ("-m", "benchmarks", "--quick", "--repetitions", "1", "--json", str(tmp_path / "figures.json"))
     text = await run(*words, "--only", "tasks,loop,counters,elsewhere,memory")

@@ -16,7 +16,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from rush_async import Counts, EncodeError, NetworkStateError, Rush, RushConfig, RushWorker, TasksQueued
+from rush_async import Counts, EncodeError, NetworkStateError, Rush, RushClient, RushConfig, RushWorker, TasksQueued
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.shared_state import CLAIM
 from rush_async.testing import wait_until
@@ -220,7 +220,7 @@ async def test_a_task_has_at_most_1000_attributes_and_1_mib_of_them(rush: Rush) 
 async def test_attributes_of_many_tasks_are_read_in_few_commands(rush: Rush, proxy: Proxy) -> None:
     keys = await rush.push_tasks([{"x": x} for x in range(2_500)])
     await rush.set_task_attrs(keys[-1], {"a": 1})
-    async with Rush(rush.network_id, rush.config.at(proxy.url)) as far:
+    async with RushClient(rush.network_id, rush.config.at(proxy.url)) as far:
         before = n_calls(proxy)
         assert await far.task_attrs(keys) == [{}] * 2_499 + [{"a": 1}]
         assert n_calls(proxy) - before == 3

@@ -173,6 +173,7 @@ def test_the_comparison_counts_configurations_and_rounds(capsys: pytest.CaptureF
     assert lines[4] == "Stopping saved 50% of the rounds."
 
 
+@pytest.mark.chaos
 async def test_the_program_trains_exactly_the_configurations_and_compares() -> None:
     text = await run("examples/median_stopping.py", "--workers", "2", "--evals", "12")
     n = re.findall(r"Best of (\d+) results", text)[0]

@@ -223,6 +223,7 @@ async def test_one_worker_alone_is_repeatable(rush_server: RushConfig) -> None:
     assert set(found[0]).isdisjoint(found[2])
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("surrogate", SURROGATES)
 async def test_four_processes_can_be_replayed_without_a_divergence(rush_server: RushConfig, surrogate: str) -> None:
     async with Rush(config=rush_server, seed=3) as rush:

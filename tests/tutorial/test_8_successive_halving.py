@@ -61,6 +61,7 @@ async def search(server: RushConfig, cars: pl.DataFrame, *, n_workers: int, eval
     return tasks.with_columns(pl.col("configuration").cast(pl.Int64))
 
 
+@pytest.mark.chaos
 async def test_one_worker_does_the_jobs_of_the_sequential_definition(rush_server: RushConfig, cars: pl.DataFrame) -> None:
     seed = 1
 
@@ -80,6 +81,7 @@ async def test_one_worker_does_the_jobs_of_the_sequential_definition(rush_server
     assert {rung for _, rung in jobs} == set(range(len(RUNGS)))
 
 
+@pytest.mark.chaos
 async def test_many_workers_promote_each_configuration_once_and_only_from_the_best_third(
     rush_server: RushConfig, cars: pl.DataFrame
 ) -> None:
