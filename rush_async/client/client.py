@@ -129,8 +129,9 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         network = self._network
         if network is None:
             raise NetworkStateError(self._why_not_open)
-        network.follow()
-        return network.position.latest.counts
+        if network.feed.is_behind:
+            network.follow()
+        return network.position.latest_counts
 
     @property
     def n_queued_tasks(self) -> int:

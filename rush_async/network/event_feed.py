@@ -65,6 +65,7 @@ class EventFeed:
     Attributes:
         following: None while the channel is not subscribed; set once the position is up to date.
         n_users: how many blocks need the feed.
+        is_behind: whether `follow` may bring the position up to date.
         failures: learns of failed tasks; None without a manager.
     """
 
@@ -83,6 +84,7 @@ class EventFeed:
         self._end_waits: set[EndWait] = set()
         self.n_users = 0
         self._follows_for_good = False
+        self.is_behind = True
         self._unread: bytes | None = None  # the last message, where only its position matters and nothing has asked for it
         self._unused_since = 0.0
         self._linger: asyncio.TimerHandle | None = None
@@ -129,6 +131,7 @@ class EventFeed:
                 if asyncio.get_running_loop() is self._loop:
                     self._start()
                     self._follows_for_good = True
+        self.is_behind = not self._follows_for_good
 
     def close(self) -> None:
         """Ends the feed."""
@@ -212,7 +215,7 @@ class EventFeed:
         if not message:
             return  # it only tries whether a client may publish
         if not self.n_users and not self._listeners and tells_progress(message):
-            self._unread = message  # a manager hears what its own workers do, thousands of times a second
+            self._unread, self.is_behind = message, True  # a manager hears what its own workers do, thousands of times a second
         else:
             self._unread = None
             self._decode(message)

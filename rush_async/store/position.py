@@ -77,6 +77,14 @@ class NetworkPosition:
         return self.stored_seed if self.seed is None else self.seed
 
     @property
+    def latest_counts(self) -> Counts:
+        """The counts of the latest position."""
+        noted = self._noted
+        if noted is None or (noted.seq <= self.seq and noted.epoch == self.epoch):  # as nearly always
+            return self.counts
+        return self.latest.counts
+
+    @property
     def latest(self) -> Position:
         """The latest position, also where the event loop is blocked and only the heartbeat thread knows it."""
         noted = self._noted
