@@ -15,7 +15,7 @@ from io import FileIO, TextIOWrapper
 
 from rush_async.heartbeat.heartbeat import own_this_process
 from rush_async.launch.job import LENGTH, Job, Report, frame, pack_report
-from rush_async.launch.output import ring_on_output
+from rush_async.launch.output import wake_on_output
 from rush_async.model import Failure, WorkerExit
 from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.worker import Runner
@@ -26,7 +26,7 @@ _CLEANUP = 3.0  # seconds for workers to leave the network once the manager is g
 _PARENT_CHECK = 1.0  # seconds between two checks of the parent: another process may hold the manager's end of the pipe open
 
 
-def main(reports_fd: int, manager_pid: int, private_directory: str | None, bell: int | None = None) -> None:
+def main(reports_fd: int, manager_pid: int, private_directory: str | None, wakeup_fd: int | None = None) -> None:
     """Reads a job from standard input, runs its workers, and reports their ends.
 
     Args:
@@ -34,7 +34,7 @@ def main(reports_fd: int, manager_pid: int, private_directory: str | None, bell:
         manager_pid: the process that reads the reports.
         private_directory: a temporary directory with the output of this process. The manager removes it, or this process if
             the manager is gone.
-        bell: the file descriptor by which the manager learns that this process has written something; None if it shows nothing.
+        wakeup_fd: the file descriptor by which the manager learns that this process has written something; None if it shows nothing.
     """
     requests = _take_stdin()
     own_this_process()
@@ -42,9 +42,9 @@ def main(reports_fd: int, manager_pid: int, private_directory: str | None, bell:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # the files can be read while the process runs
-    if bell is not None:
-        os.set_inheritable(bell, False)
-        ring_on_output(bell)
+    if wakeup_fd is not None:
+        os.set_inheritable(wakeup_fd, False)
+        wake_on_output(wakeup_fd)
     with os.fdopen(reports_fd, "wb", buffering=0) as reports:
         child = _Child(requests, reports, manager_pid, private_directory)
         atexit.register(child.end_started_processes)  # registered first, so it runs last

@@ -1,7 +1,7 @@
 """What child processes print, log and warn, shown by the manager's process with a name in front of each line.
 
-A child writes into files and never waits for its manager. After each write it rings: it writes a byte into a pipe, unless that
-is full. What a C library or another program writes beside Python is shown with the next ring, or at the end.
+A child writes into files and never waits for its manager. After each write it wakes the manager up by a byte in a pipe, unless
+that is full. What a C library or another program writes beside Python is shown with the next write of Python, or at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Output", "ring_on_output"]
+__all__ = ["Output", "wake_on_output"]
 
 _PIECE = 2**16  # bytes that are shown before the event loop has another turn; also the longest line
 
@@ -33,15 +33,15 @@ class Output:
         files: where the child writes; the suffixes are `.stdout` and `.stderr`.
 
     Attributes:
-        bell: the descriptor by which the child rings.
+        wakeup_fd: the descriptor by which the child wakes the manager up.
     """
 
     def __init__(self, files: Path) -> None:
         with contextlib.ExitStack() as on_error:
             self._streams = [_Stream(files.with_suffix(f".{name}"), name, on_error) for name in ("stdout", "stderr")]
-            self._rings, self.bell = os.pipe()
+            self._wakeups, self.wakeup_fd = os.pipe()
             on_error.pop_all()
-        for end in (self._rings, self.bell):
+        for end in (self._wakeups, self.wakeup_fd):
             os.set_blocking(end, False)
         self._loop = asyncio.get_running_loop()
         self._name = ""
@@ -50,7 +50,7 @@ class Output:
     def start(self, name: str) -> None:
         """Shows from now on what the child writes."""
         self._name = name
-        self._loop.add_reader(self._rings, self._heard)
+        self._loop.add_reader(self._wakeups, self._heard)
 
     def show_all(self, *, is_end: bool = False) -> None:
         """Shows what the child has written so far; at the end also a line without a line end."""
@@ -64,15 +64,15 @@ class Output:
         """Shows the rest and closes pipe and files. Closing it again does nothing."""
         if not self._is_closed:
             self._is_closed = True
-            self._loop.remove_reader(self._rings)
-            os.close(self._rings)
+            self._loop.remove_reader(self._wakeups)
+            os.close(self._wakeups)
             self.show_all(is_end=True)
             for stream in self._streams:
                 stream.close()
 
     def _heard(self) -> None:
-        if not os.read(self._rings, _PIECE):  # the child is gone
-            self._loop.remove_reader(self._rings)
+        if not os.read(self._wakeups, _PIECE):  # the child is gone
+            self._loop.remove_reader(self._wakeups)
         self._show()
 
     def _show(self) -> None:
@@ -125,25 +125,25 @@ class _Stream:
 # in the child
 
 
-class _RingingFile(io.FileIO):
-    """Standard output or standard error, each of whose writes rings."""
+class _WakingFile(io.FileIO):
+    """Standard output or standard error, each of whose writes wakes the manager up."""
 
-    def __init__(self, descriptor: int, bell: int) -> None:
+    def __init__(self, descriptor: int, wakeup_fd: int) -> None:
         super().__init__(descriptor, "wb", closefd=False)
-        self._bell = bell
+        self._wakeup_fd = wakeup_fd
 
     def write(self, data: Buffer, /) -> int:
         n = super().write(data)
-        with contextlib.suppress(OSError):  # the pipe is full, so a ring is there already, or the manager is gone
-            os.write(self._bell, b"\0")
+        with contextlib.suppress(OSError):  # the pipe is full, so the manager wakes up anyway, or it is gone
+            os.write(self._wakeup_fd, b"\0")
         return n
 
 
-def ring_on_output(bell: int) -> None:
-    """Makes this process ring after each write to standard output and standard error."""
+def wake_on_output(wakeup_fd: int) -> None:
+    """Makes this process wake its manager up after each write to standard output and standard error."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        file = io.BufferedWriter(_RingingFile(stream.fileno(), bell))
+        file = io.BufferedWriter(_WakingFile(stream.fileno(), wakeup_fd))
         setattr(sys, name, io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=True))
     if logging.lastResort is not None:  # shows warnings and errors where a program configures no logging
         logging.lastResort.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))

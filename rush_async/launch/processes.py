@@ -32,7 +32,7 @@ _PROCESS_END = 2.0  # seconds for a process to end, once its workers have
 _STDERR_SHOWN = 2_000  # bytes of the last output that the failure of a process shows
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; "
-    "from rush_async.launch.child import main; main({reports}, {manager}, {private_directory!r}, {bell})"
+    "from rush_async.launch.child import main; main({reports}, {manager}, {private_directory!r}, {wakeup_fd})"
 )
 
 
@@ -108,7 +108,7 @@ class _Child:
                 if self._shows_output:
                     self._output = Output(self._stderr)
                     on_error.callback(self._output.close)
-                    ends_of_child.callback(os.close, self._output.bell)
+                    ends_of_child.callback(os.close, self._output.wakeup_fd)
                 requests_end, requests = os.pipe()
                 ends_of_child.callback(os.close, requests_end)
                 pipe = on_error.enter_context(os.fdopen(requests, "wb", buffering=0))
@@ -132,13 +132,13 @@ class _Child:
         self._network.link.supervisor.start(self._watch)
 
     async def _execute(self, requests_end: int, reports_end: int, variables: Mapping[str, str]) -> asyncio.subprocess.Process:
-        bell = [] if self._output is None else [self._output.bell]
+        wakeup_fds = [] if self._output is None else [self._output.wakeup_fd]
         program = _PROGRAM.format(
             path=sys.path,
             reports=reports_end,
             manager=os.getpid(),
             private_directory=self._private_directory,
-            bell=bell[0] if bell else None,
+            wakeup_fd=wakeup_fds[0] if wakeup_fds else None,
         )
         with self._stderr.with_suffix(".stdout").open("ab") as stdout, self._stderr.open("ab") as stderr:
             return await asyncio.create_subprocess_exec(
@@ -149,7 +149,7 @@ class _Child:
                 stdout=stdout,
                 stderr=stderr,
                 env={**os.environ, **variables},
-                pass_fds=[reports_end, *bell],
+                pass_fds=[reports_end, *wakeup_fds],
                 start_new_session=True,  # Ctrl-C reaches the manager, which stops its workers
             )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from rush_async.launch.output import Output, ring_on_output
+from rush_async.launch.output import Output, wake_on_output
 from rush_async.testing import wait_until
 
 
@@ -20,7 +20,7 @@ async def output(directory: Path) -> AsyncIterator[Output]:
     output.start("bear")
     yield output
     output.close()
-    os.close(output.bell)
+    os.close(output.wakeup_fd)
 
 
 def write(directory: Path, text: bytes) -> None:
@@ -39,7 +39,7 @@ async def test_a_ring_shows_whole_lines_and_the_end_the_rest(
         return shown == text
 
     write(directory, b"one\ntw")
-    os.write(output.bell, b"\0")
+    os.write(output.wakeup_fd, b"\0")
     await wait_until(lambda: has_shown("[bear] one\n"))
     write(directory, b"o\nno text: \xff\r\nno end")
     output.show_all()
@@ -52,7 +52,7 @@ async def test_much_output_leaves_the_event_loop_turns(
     output: Output, directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(directory, b"0123456\n" * 2**17)
-    os.write(output.bell, b"\0")
+    os.write(output.wakeup_fd, b"\0")
     sizes = list[int]()
     await wait_until(lambda: not sizes.append(len(capsys.readouterr().out)) and sum(sizes) == 15 * 2**17)
     assert len([size for size in sizes if size]) > 1
@@ -74,19 +74,19 @@ def closed_file(directory: Path) -> object:
 
 
 def test_a_full_bell_does_not_block_the_child(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rings, bell = os.pipe()
-    os.set_blocking(bell, False)
+    wakeups, wakeup_fd = os.pipe()
+    os.set_blocking(wakeup_fd, False)
     with (directory / "stdout").open("w") as file:
         monkeypatch.setattr(sys, "stdout", file)
         monkeypatch.setattr(sys, "stderr", file)
-        ring_on_output(bell)
+        wake_on_output(wakeup_fd)
         n = 2**17  # a pipe takes 2**16
         for _ in range(n):
             sys.stdout.write("\n")
-        assert len(os.read(rings, n)) < n
-        os.close(rings)
+        assert len(os.read(wakeups, n)) < n
+        os.close(wakeups)
         sys.stdout.write("the manager is gone\n")
-        os.close(bell)
+        os.close(wakeup_fd)
         sys.stdout.close()
     monkeypatch.undo()
     assert (directory / "stdout").stat().st_size == n + len("the manager is gone\n")
