@@ -20,6 +20,7 @@ __all__ = [
     "as_real",
     "as_seconds",
     "connection_part",
+    "hosts_of",
     "redact",
     "with_address_of_environment",
     "with_data_dir",
@@ -28,11 +29,11 @@ __all__ = [
     "without_password",
 ]
 
-SCHEMES = ("redis", "rediss", "unix")
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _PASSWORD = re.compile(r"(?P<head>://[^/?#@\s:]*:)(?P<password>\S*)(?=@)")
 _PASSWORD_OF_URL = re.compile(r"^(?P<head>([^:/]*:?//)?[^:@]*:).*(?=@)", re.DOTALL)
 _OPTION = re.compile(r"(?P<head>[?&](?P<name>[^=&#\s]*)=)[^&\s]*")
-_SECRETS = ("password", "ssl_password")
+_SECRETS = ("password", "ssl_password", "sentinel_password")
 
 
 def redact(text: str) -> str:
@@ -54,7 +55,9 @@ class RushConfig:
     """The settings of a client: its server, heartbeats, time limits and size limits. Times are in seconds, with fractions.
 
     Attributes:
-        url: `redis://`, `rediss://` (TLS) or `unix://`; None starts a private embedded server.
+        url: `redis://`, `rediss://` (TLS) or `unix://`; `redis+sentinel://host:port,host:port/service` for the master that
+            Sentinels tell, `redis+cluster://host:port,host:port` for a cluster, both also with `rediss+`; None starts a private
+            embedded server.
         data_dir: where the embedded server keeps its data for the next run; other processes with the same directory join it. A
             leading `~` is your home directory.
         heartbeat_period: the time between two heartbeats, with which a process renews the leases of its workers.
@@ -294,7 +297,7 @@ def _check_url(url: str) -> None:
         )
     try:
         parts = urlsplit(url)
-        port = parts.port
+        hosts = hosts_of(url)
     except ValueError:
         raise _unquoted(url) from None  # the error of urllib is not shown: it may quote a part of the password
     if parts.scheme not in SCHEMES:
@@ -310,10 +313,36 @@ def _check_url(url: str) -> None:
     if parts.scheme == "unix":
         if not parts.path:
             raise RushConfigError(f"the URL {redact_url(url)!r} names no socket: write unix:///path/to/socket")
-    elif not parts.hostname:
-        raise RushConfigError(f"the URL {redact_url(url)!r} names no host: write {parts.scheme}://host:6379/0")
-    elif port == 0:
+        return
+    _, _, kind = parts.scheme.partition("+")
+    if not all(host for host, _ in hosts):
+        raise RushConfigError(f"the URL {redact_url(url)!r} names no host: write {_EXAMPLES[kind].format(parts.scheme)}")
+    if any(port == 0 for _, port in hosts):
         raise RushConfigError(f"the URL {redact_url(url)!r} has port 0: name the server's port")
+    if len(hosts) > 1 and not kind:
+        raise RushConfigError(
+            f"the URL {redact_url(url)!r} names several hosts: {parts.scheme}+sentinel://host,host/service asks Sentinels for "
+            f"the master of a service, {parts.scheme}+cluster://host,host is for a cluster"
+        )
+    if kind == "sentinel" and not parts.path.strip("/"):
+        raise RushConfigError(f"the URL {redact_url(url)!r} names no service: write {_EXAMPLES[kind].format(parts.scheme)}")
+    if kind == "cluster" and parts.path not in ("", "/", "/0"):
+        raise RushConfigError(f"the URL {redact_url(url)!r} names a database: a cluster has no other than 0, leave it out")
+
+
+_EXAMPLES = {"": "{}://host:6379/0", "sentinel": "{}://host:26379,host:26379/service", "cluster": "{}://host:6379,host:6379"}
+
+
+def hosts_of(url: str) -> list[tuple[str, int]]:
+    """Returns the hosts that a URL names, which commas separate, each with its port.
+
+    Raises:
+        ValueError: a port is none.
+    """
+    parts = urlsplit(url)
+    default = 26379 if parts.scheme.endswith("+sentinel") else 6379
+    hosts = [urlsplit(f"//{host}") for host in parts.netloc.rpartition("@")[2].split(",")]
+    return [(host.hostname or "", default if host.port is None else host.port) for host in hosts]
 
 
 _QUOTING = "special characters of a password must be quoted with urllib.parse.quote(password, safe='')"

@@ -20,6 +20,7 @@ from rush_async.config import (
     as_real,
     as_seconds,
     connection_part,
+    hosts_of,
     redact,
     redact_url,
     with_address_of_environment,
@@ -49,6 +50,11 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"url": "redis://host:99999"}, ["host:99999"]),
         ({"url": "redis://host:0"}, ["port 0"]),
         ({"url": "unix://"}, ["socket"]),
+        ({"url": "redis://a,b"}, ["several hosts", "redis+sentinel://", "redis+cluster://"]),
+        ({"url": "redis+sentinel://a:1,b:2"}, ["no service", "redis+sentinel://host:26379,host:26379/service"]),
+        ({"url": "redis+sentinel://a,,b/main"}, ["no host"]),
+        ({"url": "redis+cluster://a,b:0"}, ["port 0"]),
+        ({"url": "rediss+cluster://a,b/1"}, ["database", "0"]),
         ({"url": "redis://host", "data_dir": "somewhere"}, ["url", "data_dir"]),
         ({"heartbeat_period": 0}, ["heartbeat_period", "0"]),
         ({"heartbeat_period": -1}, ["heartbeat_period", "-1"]),
@@ -89,10 +95,19 @@ def test_settings_that_cannot_be_used_are_refused(settings: Any, words: list[str
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://host", "rediss://host:6380/1", "redis://[::1]:6379", "unix:///run/redis.sock?db=1", URL]
+    "url",
+    [
+        *("redis://host", "rediss://host:6380/1", "redis://[::1]:6379", "unix:///run/redis.sock?db=1", URL),
+        *("redis+sentinel://a:26379,b/main?db=1", "rediss+sentinel://:pass@a/main", "redis+cluster://a,[::1]:7000/0"),
+    ],
 )
 def test_usable_urls_are_accepted(url: str) -> None:
     assert RushConfig(url).url == url
+
+
+def test_the_hosts_of_a_url_have_the_port_of_their_kind() -> None:
+    assert hosts_of("redis+sentinel://:p,w@a:1,b,[::1]:2/main") == [("a", 1), ("b", 26379), ("::1", 2)]
+    assert hosts_of("rediss+cluster://a,b:2?ssl_cert_reqs=none") == [("a", 6379), ("b", 2)]
 
 
 def test_limits_themselves_are_accepted() -> None:
@@ -123,6 +138,8 @@ def test_the_error_of_a_password_that_is_not_quoted_says_how_to_quote_it(url: st
         "http://user:hidden@host",
         "unix:///socket?password=hidden&x=y",
         "redis://host:x?password=hidden",
+        "redis+sentinel://:hidden@a,b/main?sentinel_password=hidden",
+        "redis+cluster://:hidden@a,b/1",
         "user:hidden@host:6379",
         "hidden",
         "hidden@host",
@@ -232,6 +249,7 @@ def test_rush_password_is_added_to_a_url_without_one(monkeypatch: pytest.MonkeyP
         ("unix:///socket?password=hidden&db=1", "unix:///socket?db=1"),
         ("rediss://host?ssl_password=hidden&p%61ssword=hidden", "rediss://host"),
         ("redis://host/3?db=1", "redis://host/3?db=1"),
+        ("redis+sentinel://u:hidden@a:1,b/main?sentinel_password=hidden&db=1", "redis+sentinel://u@a:1,b/main?db=1"),
     ],
 )
 def test_passwords_are_removed_from_a_url(url: str, bare: str) -> None:

@@ -24,6 +24,7 @@ from rush_async.store.keys import NetworkKeys, client_id
 from rush_async.store.leases import Beat, BlockingWorkerStore, Lease
 from rush_async.store.position import Position
 from rush_async.wire.blocking import BlockingConnection
+from rush_async.wire.topology import slot_of
 
 __all__ = ["Heartbeat", "HeartbeatOwner", "LocalWorker", "VouchedProcess", "own_this_process"]
 
@@ -101,6 +102,7 @@ class Heartbeat:
         self, config: RushConfig, keys: NetworkKeys, owner: HeartbeatOwner, local_workers: Mapping[str, LocalWorker]
     ) -> None:
         self.config = config
+        self.slot = slot_of(config, keys.meta)
         self._keys = keys
         self._owner = owner
         self._local_workers = local_workers

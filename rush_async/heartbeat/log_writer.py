@@ -15,6 +15,7 @@ from rush_async.heartbeat.thread import RETRY_DELAY, HeartbeatThread, NetworkVie
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import BlockingWorkerStore
 from rush_async.wire.blocking import BlockingConnection
+from rush_async.wire.topology import slot_of
 
 __all__ = ["LogWriter"]
 
@@ -37,6 +38,7 @@ class LogWriter:
 
     def __init__(self, config: RushConfig, keys: NetworkKeys, view: NetworkView) -> None:
         self.config = config
+        self.slot = slot_of(config, keys.meta)
         self.retry_delay = RETRY_DELAY
         self._keys = keys
         self._view = view

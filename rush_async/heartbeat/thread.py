@@ -13,7 +13,7 @@ import anyio.to_thread
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError
 from rush_async.wire.blocking import BlockingConnection
-from rush_async.wire.opening import connection_options
+from rush_async.wire.topology import Topology
 
 __all__ = ["RETRY_DELAY", "Duty", "HeartbeatThread", "NetworkView"]
 
@@ -44,12 +44,16 @@ class Duty(Protocol):
 
     Attributes:
         config: the server.
+        slot: in a cluster, the slot of the network.
         due_at: when the duty is to be attended to, on the monotonic clock.
         retry_delay: seconds until it is tried again where the server could not be reached.
     """
 
     @property
     def config(self) -> RushConfig: ...
+
+    @property
+    def slot(self) -> int | None: ...
 
     @property
     def due_at(self) -> float: ...
@@ -63,26 +67,27 @@ class Duty(Protocol):
 
 
 class HeartbeatThread:
-    """The thread of one server. It starts with its first duty and ends with its last."""
+    """The thread of one server, or of one slot of a cluster. It starts with its first duty and ends with its last."""
 
-    _all: dict[RushConfig, HeartbeatThread] = {}  # noqa: RUF012 - one table a process
+    _all: dict[tuple[RushConfig, int | None], HeartbeatThread] = {}  # noqa: RUF012 - one table a process
     _lock = threading.Lock()
 
-    def __init__(self, config: RushConfig) -> None:
+    def __init__(self, config: RushConfig, slot: int | None) -> None:
         self._config = config
+        self._slot = slot
         self._condition = threading.Condition()
         self._duties: dict[Duty, float] = {}  # each with the time before which it is not tried again
         self._is_attending = False
-        self._connection = BlockingConnection(config, connection_options(config))
+        self._connection = BlockingConnection(config, Topology(config, slot))
         self._thread = threading.Thread(target=self._run, name="rush_async heartbeat", daemon=True)
 
     @classmethod
     def add(cls, duty: Duty) -> HeartbeatThread:
         """Adds a duty to the thread of its server, which is started where there is none, and returns the thread."""
         with cls._lock:
-            thread = cls._all.get(duty.config)
+            thread = cls._all.get((duty.config, duty.slot))
             if is_new := thread is None:
-                thread = cls._all[duty.config] = cls(duty.config)
+                thread = cls._all[duty.config, duty.slot] = cls(duty.config, duty.slot)
             with thread._condition:
                 thread._duties[duty] = -math.inf
                 thread._condition.notify()
@@ -95,6 +100,10 @@ class HeartbeatThread:
         """Forgets the threads of the parent, in a forked child."""
         cls._all, cls._lock = {}, threading.Lock()
 
+    def _forget(self) -> None:
+        if self._all.get((self._config, self._slot)) is self:
+            del self._all[self._config, self._slot]
+
     def wake(self) -> None:
         """Makes the thread look again at what is due."""
         with self._condition:
@@ -105,8 +114,8 @@ class HeartbeatThread:
         with self._lock, self._condition:
             self._duties.pop(duty, None)
             is_last = not self._duties
-            if is_last and self._all.get(self._config) is self:
-                del self._all[self._config]
+            if is_last:
+                self._forget()
             is_attending = self._is_attending
             self._condition.notify()
         if is_last:
@@ -137,8 +146,8 @@ class HeartbeatThread:
     def _next(self) -> Duty | None:
         """Waits until a duty is due; returns None when no duty is left."""
         with self._lock, self._condition:
-            if not self._duties and self._all.get(self._config) is self:
-                del self._all[self._config]
+            if not self._duties:
+                self._forget()
         with self._condition:
             while self._duties:
                 due_at, duty = min(((self._due_at(each), each) for each in self._duties), key=lambda pair: pair[0])

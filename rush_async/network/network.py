@@ -137,7 +137,7 @@ class Network:
         if config.url is None:
             leases.append(await _start_server(config))
             config = config.at(leases[0].url)
-        link = await Link.acquire(config, SOURCES, leases)
+        link = await Link.acquire(config, SOURCES, leases, NetworkKeys.of(network_id).meta)
         networks = _networks.get()
         network = networks.get((link.config, network_id))
         if network is None or network.link is not link:

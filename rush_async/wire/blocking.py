@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from typing import Any, cast
@@ -13,9 +14,10 @@ from redis.retry import Retry
 
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError
-from rush_async.wire.transport import Word, pack
+from rush_async.wire.transport import ServerFinder, Word, pack
 
 __all__ = ["BlockingConnection"]
+
 
 _KINDS = {"redis": Connection, "rediss": SSLConnection, "unix": UnixDomainSocketConnection}
 
@@ -25,14 +27,14 @@ class BlockingConnection:
 
     Args:
         config: the server; a reply is waited for as long as its `response_timeout`.
-        options: what any connection of redis-py to this server is made with.
+        finder: finds the server, each time anew.
     """
 
-    def __init__(self, config: RushConfig, options: dict[str, Any]) -> None:
-        assert config.url is not None
-        options = options | {"socket_timeout": config.response_timeout, "retry": Retry(NoBackoff(), 0)}
+    def __init__(self, config: RushConfig, finder: ServerFinder) -> None:
+        options = finder.options | {"socket_timeout": config.response_timeout, "retry": Retry(NoBackoff(), 0)}
         self._config = config
-        self._connection: Any = cast("Any", _KINDS[config.url.partition("://")[0]])(**options)
+        self._finder = finder
+        self._connection: Any = cast("Any", _KINDS[finder.scheme])(**options)
         self._is_interrupted = False
 
     def call(self, by_digest: bytes, by_source: bytes) -> Any:
@@ -63,6 +65,10 @@ class BlockingConnection:
     def _exchange(self, payload: bytes) -> Any:
         if self._is_interrupted:
             raise ConnectionError("the connection was interrupted")
+        if self._finder.moves and not self._connection.is_connected:
+            address = asyncio.run(self._finder.find())
+            assert address is not None
+            self._connection.host, self._connection.port = address
         self._connection.connect()
         self._connection.send_packed_command([payload], check_health=False)
         return self._connection.read_response()

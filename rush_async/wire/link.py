@@ -1,4 +1,8 @@
-"""One server as one event loop sees it: a command connection, a listening one, and the tasks that keep them."""
+"""One server as one event loop sees it: a command connection, a listening one, and the tasks that keep them.
+
+In a cluster the networks of one slot have a link of their own: the slot may move to another node at any time, and then its link
+goes there, while those of other slots stay.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,9 @@ from rush_async.errors import RushConnectionError, RushError
 from rush_async.process import LoopValue
 from rush_async.supervisor import Supervisor, run_to_completion
 from rush_async.wire.connection import Connection
-from rush_async.wire.opening import ServerOpener, url_db
+from rush_async.wire.opening import ServerOpener
 from rush_async.wire.subscription import Subscription
+from rush_async.wire.topology import Topology, slot_of, url_db
 
 __all__ = ["Link"]
 
@@ -28,7 +33,7 @@ T = TypeVar("T")
 _PAUSE = 0.1  # seconds between two tries to find a server again that calls have given up on
 _LONGEST_PAUSE = 2.0  # seconds, where it is there and refuses
 
-_links = LoopValue[dict[RushConfig, "Link"]](dict)
+_links = LoopValue[dict[tuple[RushConfig, int | None], "Link"]](dict)
 
 
 class ServerHold(Protocol):
@@ -48,13 +53,15 @@ class Link:
 
     Attributes:
         config: the server.
+        slot: in a cluster, the slot whose master it goes to.
     """
 
     connection: Connection
     subscription: Subscription
 
-    def __init__(self, config: RushConfig, scripts: Sequence[str]) -> None:
+    def __init__(self, config: RushConfig, scripts: Sequence[str], slot: int | None) -> None:
         self.config = config
+        self.slot = slot
         self._scripts = scripts
         self._users = 0
         self._opening = asyncio.Lock()
@@ -63,22 +70,26 @@ class Link:
         self.supervisor = Supervisor("rush_async connection")
 
     @classmethod
-    async def acquire(cls, config: RushConfig, scripts: Sequence[str] = (), holds: Sequence[ServerHold] = ()) -> Self:
+    async def acquire(
+        cls, config: RushConfig, scripts: Sequence[str] = (), holds: Sequence[ServerHold] = (), key: str = ""
+    ) -> Self:
         """The link to the server that `config` names, opened if it was not.
 
         Args:
             config: the server, with its URL.
             scripts: the sources of the scripts that the server is taught.
             holds: keep the server running until the link is closed.
+            key: one of the keys that are used, which tells the slot in a cluster.
 
         Raises:
             RushConnectionError: the server cannot be reached.
         """
         config = connection_part(config)
         links = _links.get()
-        link = links.get(config)
+        slot = slot_of(config, key)
+        link = links.get((config, slot))
         if link is None:
-            link = links[config] = cls(config, scripts)
+            link = links[config, slot] = cls(config, scripts, slot)
         link._users += 1
         link._holds += holds
         try:
@@ -94,7 +105,7 @@ class Link:
 
     async def _open(self) -> None:
         await self.supervisor.open()
-        opener = ServerOpener(self.config, self._scripts)
+        opener = ServerOpener(self.config, self._scripts, Topology(self.config, self.slot))
         self.connection = Connection(self.config, self.supervisor, opener)
         self.subscription = Subscription(self.config, self.supervisor, opener)
         await self.connection.open()
@@ -137,8 +148,8 @@ class Link:
         if self._users > 0:
             return
         links = _links.get()
-        if links.get(self.config) is self:
-            del links[self.config]
+        if links.get((self.config, self.slot)) is self:
+            del links[self.config, self.slot]
         with anyio.CancelScope(shield=True):
             if self._is_open:
                 self._is_open = False

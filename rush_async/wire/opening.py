@@ -1,6 +1,6 @@
-"""How a server is reached: the only room that knows URLs, TLS, users and passwords.
+"""How a connection is opened: the server is found, checked, and taught our scripts.
 
-redis-py opens a connection (it knows URLs, AUTH, credential providers and TLS) and hands it over to our transport.
+redis-py opens it (it knows URLs, AUTH, credential providers and TLS) and hands it over to our transport.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from redis.asyncio.connection import (
 from redis.asyncio.connection import (
     SSLConnection,
     UnixDomainSocketConnection,
-    parse_url,
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -29,9 +28,9 @@ from rush_async.config import RushConfig, without_password
 from rush_async.embedded.directories import has_ended
 from rush_async.errors import RushConfigError, RushConnectionError
 from rush_async.wire.refusals import acl_remedy
-from rush_async.wire.transport import FutureCommand, Transport, TransportOwner, pack
+from rush_async.wire.transport import FutureCommand, ServerFinder, Transport, TransportOwner, pack
 
-__all__ = ["ServerOpener", "connection_options", "url_db"]
+__all__ = ["ServerOpener"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,46 +69,10 @@ class _Unix(_HandsOver, UnixDomainSocketConnection):
     pass
 
 
-def _options(config: RushConfig) -> dict[str, Any]:
-    assert config.url is not None
-    try:
-        options = dict(parse_url(config.url))
-    except (ValueError, TypeError) as error:
-        raise RushConfigError(f"the URL {config.where!r} cannot be used: {error}") from None
-    options.pop("connection_class", None)
-    return options
-
-
-def url_db(config: RushConfig) -> int:
-    """The number of the database that the URL selects."""
-    return int(_options(config).get("db") or 0)
-
-
-def connection_options(config: RushConfig) -> dict[str, Any]:
-    """What any connection of redis-py to this server is made with."""
-    options = _options(config)
-    assert config.url is not None
-    options |= {
-        "protocol": 2,  # no push frame may ever stand between two answers
-        "socket_connect_timeout": config.connect_timeout,
-        "driver_info": None,
-    }
-    if _is_tls(config):
-        options |= {
-            "ssl_ca_certs": config.tls_ca_file,
-            "ssl_certfile": config.tls_cert_file,
-            "ssl_keyfile": config.tls_key_file,
-            "ssl_check_hostname": config.tls_check_hostname,
-        }
-    return options
-
-
-def _connection(config: RushConfig) -> _TCP | _TLS | _Unix:
-    assert config.url is not None
-    scheme = config.url.partition("://")[0]
-    kind: type[_TCP | _TLS | _Unix] = {"redis": _TCP, "rediss": _TLS, "unix": _Unix}[scheme]
-    options = connection_options(config)
-    options |= {"socket_timeout": None, "retry": Retry(NoBackoff(), 0)}
+def _connection(config: RushConfig, finder: ServerFinder) -> _TCP | _TLS | _Unix:
+    kinds: dict[str, type[_TCP | _TLS | _Unix]] = {"redis": _TCP, "rediss": _TLS, "unix": _Unix}
+    kind = kinds[finder.scheme]
+    options: dict[str, Any] = finder.options | {"socket_timeout": None, "retry": Retry(NoBackoff(), 0)}
     try:
         return kind(**options)
     except TypeError as error:
@@ -122,11 +85,14 @@ class ServerOpener:
     Args:
         config: where the server is and how long to wait for it.
         scripts: the sources of the scripts that the server is taught on a connection that takes commands.
+        finder: finds the server, for each connection anew.
     """
 
-    def __init__(self, config: RushConfig, scripts: Sequence[str]) -> None:
+    def __init__(self, config: RushConfig, scripts: Sequence[str], finder: ServerFinder) -> None:
         self._config = config
         self._scripts = scripts
+        self._finder = finder
+        self._listening: tuple[Any, Transport] | None = None  # where to, and the connection
 
     async def open(self, owner: TransportOwner, *, listens: bool = False) -> Transport:
         """Opens a connection, checks who answers, and teaches the server the scripts.
@@ -160,12 +126,15 @@ class ServerOpener:
 
     async def _open(self, owner: TransportOwner, listens: bool) -> Transport:
         config = self._config
-        connection = _connection(config)
+        connection = _connection(config, self._finder)
         transport = Transport(owner, listens=listens)
         try:
+            address = await self._finder.find()
+            if address is not None and not isinstance(connection, _Unix):
+                connection.host, connection.port = address
             await connection.connect()
             connection.hand_over(transport)
-            await _greet(transport, config, () if listens else self._scripts)
+            await _greet(transport, config, () if listens else self._scripts, is_master_wanted=self._finder.moves)
         except (RedisError, OSError) as error:
             transport.drop()
             if isinstance(error, RushConnectionError):
@@ -193,6 +162,10 @@ class ServerOpener:
         except BaseException:
             transport.drop()
             raise
+        if listens:
+            self._listening = address, transport
+        elif self._listening is not None and self._listening[0] != address:
+            self._listening[1].drop()  # the data have moved, and nothing is published there any more
         return transport
 
 
@@ -201,7 +174,7 @@ def _too_many_clients(config: RushConfig, error: Exception) -> RushConnectionErr
 
 
 def _is_tls(config: RushConfig) -> bool:
-    return (config.url or "").startswith("rediss:")
+    return (config.url or "").startswith("rediss")
 
 
 def _tls_advice(config: RushConfig) -> str:
@@ -226,7 +199,7 @@ def _is_loading(error: BaseException | None) -> bool:
     return False
 
 
-async def _greet(transport: Transport, config: RushConfig, scripts: Sequence[str]) -> None:
+async def _greet(transport: Transport, config: RushConfig, scripts: Sequence[str], *, is_master_wanted: bool) -> None:
     commands = [
         FutureCommand(pack(("HELLO",))),
         FutureCommand(pack(("INFO", "memory"))),
@@ -244,6 +217,8 @@ async def _greet(transport: Transport, config: RushConfig, scripts: Sequence[str
         # A TLS server that refuses a certificate closes the connection before it answers.
         raise RushConnectionError(error.problem, _TLS_ADVICE) from error
     _check_version(hello, config)
+    if is_master_wanted and b"master" not in hello:
+        raise RushConnectionError(f"{config.where} is about to have another master")
     transport.write(commands[1:])
     for command in commands[2:]:
         reply = await command.future

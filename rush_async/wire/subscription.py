@@ -53,6 +53,9 @@ class Subscription:
         self._transport: Transport | None = None
         self._gone = asyncio.Event()
         self._gone.set()
+        self._loop = asyncio.get_running_loop()
+        self._silence_timer: asyncio.TimerHandle | None = None
+        self._failures = 0  # in a row
         self._is_running = False
         self._is_closed = False
 
@@ -116,6 +119,7 @@ class Subscription:
                 channel.confirmed.set_exception(error)
                 channel.confirmed.exception()
             return
+        self._failures = 0
         if not channel.confirmed.done():
             channel.confirmed.set_result(None)
         if self._supervisor.is_open:  # else the event loop is ending
@@ -123,8 +127,25 @@ class Subscription:
 
     def pushed(self, message: list[Any]) -> None:
         """Passes a message to the listener of its channel."""
-        if message[0] == b"smessage" and (channel := self._channels.get(message[1].decode())) is not None:
+        if (channel := self._channels.get(message[1].decode())) is None:
+            return
+        if message[0] == b"smessage":
             channel.listener.heard(channel.name, message[2])
+        elif message[0] == b"sunsubscribe":  # the slot has moved to another node
+            self.renew()
+
+    def _check_silence(self) -> None:
+        """Asks a silent server whether it is there: the end of a machine ends no connection."""
+        self._silence_timer = None
+        transport, patience = self._transport, self._config.response_timeout
+        if transport is None or not transport.is_open:
+            return
+        if self._loop.time() - transport.last_received >= patience:
+            if transport.unanswered:
+                transport.drop(TimeoutError(f"no byte for {patience:g} s"))
+                return
+            transport.write([FutureCommand(pack(("PING",)))])
+        self._silence_timer = self._loop.call_later(patience, self._check_silence)
 
     def writable(self) -> None:
         """Does nothing: no command waits for this connection to become writable."""
@@ -136,24 +157,26 @@ class Subscription:
             self._gone.set()
 
     async def _run(self) -> None:
-        backoff, failures = ExponentialWithJitterBackoff(base=0.01, cap=1.0), 0
+        backoff, self._failures = ExponentialWithJitterBackoff(base=0.01, cap=1.0), 0
         try:
             while self._channels and not self._is_closed:
+                if self._failures:
+                    await asyncio.sleep(backoff.compute(self._failures))
+                self._failures += 1  # until a subscription is confirmed
                 try:
                     transport = await self._opener.open(self, listens=True)
                 except RushConnectionError as error:
                     if error.is_final:
                         self._fail(error)
                         break
-                    failures += 1
                     logger.debug("cannot listen yet: %s", error)
-                    await asyncio.sleep(backoff.compute(failures))
                     continue
-                failures = 0
                 self._transport = transport
                 if not transport.is_open:
                     continue
                 self._gone.clear()
+                if self._silence_timer is None:
+                    self._silence_timer = self._loop.call_later(self._config.response_timeout, self._check_silence)
                 if self._channels and not self._is_closed:
                     self._ask(transport, list(self._channels.values()))
                 else:
@@ -161,6 +184,9 @@ class Subscription:
                 await self._gone.wait()
         finally:
             self._is_running = False
+            if self._silence_timer is not None:
+                self._silence_timer.cancel()
+                self._silence_timer = None
             if self._transport is not None:
                 self._transport.drop()
 

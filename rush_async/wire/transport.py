@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import hiredis
 
-__all__ = ["Command", "FutureCommand", "Opener", "Transport", "TransportOwner", "Word", "pack"]
+__all__ = ["Command", "FutureCommand", "Opener", "ServerFinder", "Transport", "TransportOwner", "Word", "pack"]
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 _NOTHING = object()
 
 # With these the server says that it did not execute the command and that another time, or another server, may.
-_NOT_EXECUTED = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY")
+# UNBLOCKED ends the wait for replicas on a server that has become one itself: the call is repeated, and recognised.
+_NOT_EXECUTED = frozenset(
+    {"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "NOREPLICAS", "UNBLOCKED"}
+)
 
 
 Word: TypeAlias = str | bytes | int
@@ -100,6 +103,28 @@ class TransportOwner(Protocol):
         """A published message arrived."""
 
 
+class ServerFinder(Protocol):
+    """Finds the server that a URL means, each time anew.
+
+    Attributes:
+        scheme: of a connection to it: `redis`, `rediss` or `unix`.
+        options: what a connection of redis-py to it is made with.
+        moves: whether `find` tells host and port, and others after a failover.
+    """
+
+    scheme: str
+    options: dict[str, Any]
+    moves: bool
+
+    async def find(self) -> tuple[str, int] | None:
+        """Returns host and port of the server; None where the options have them.
+
+        Raises:
+            RushConnectionError: it cannot be found.
+        """
+        ...
+
+
 class Opener(Protocol):
     """Opens connections to one server."""
 
@@ -179,7 +204,7 @@ class Transport(asyncio.Protocol):
             self.drop(error)
 
     def _take(self, reply: object) -> None:
-        if self._listens and (not self.unanswered or _is_message(reply)):
+        if self._listens and (not self.unanswered or _is_message(reply, self.unanswered[0])):
             if isinstance(reply, list):
                 self._owner.pushed(cast("list[Any]", reply))
             return
@@ -223,5 +248,7 @@ class Transport(asyncio.Protocol):
             self._owner.lost(self, self._error or exc)
 
 
-def _is_message(reply: object) -> bool:
-    return isinstance(reply, list) and cast("list[object]", reply)[:1] == [b"smessage"]
+def _is_message(reply: object, asked: Command) -> bool:
+    """Whether a reply is a message, or the end of a subscription that was not asked for: the node has lost the slot."""
+    words = cast("list[Any]", reply) if isinstance(reply, list) else []
+    return words[:1] == [b"smessage"] or (words[:1] == [b"sunsubscribe"] and asked.payload != pack(("SUNSUBSCRIBE", words[1])))

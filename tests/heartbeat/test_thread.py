@@ -30,6 +30,7 @@ class Errand:
     """
 
     config: RushConfig
+    slot: int | None = None
     due_at: float = 0.0
     retry_delay: float = 0.01
     goes_on: bool = True

@@ -26,14 +26,14 @@ from rush_async.store.leases import (
 )
 from rush_async.store.scripts import ScriptCaller
 from rush_async.wire.blocking import BlockingConnection
-from rush_async.wire.opening import connection_options
+from rush_async.wire.topology import Topology
 
 LONG = Lease("long", 500.0, 2000.0)
 
 
 @pytest.fixture
 def connection(rush_server: RushConfig) -> Iterator[BlockingConnection]:
-    connection = BlockingConnection(rush_server, connection_options(rush_server))
+    connection = BlockingConnection(rush_server, Topology(rush_server))
     yield connection
     connection.close()
 

@@ -14,7 +14,7 @@ import pytest
 from rush_async import RushConfig, RushConnectionError
 from rush_async.testing import wait_until
 from rush_async.wire.blocking import BlockingConnection
-from rush_async.wire.opening import connection_options
+from rush_async.wire.topology import Topology
 from rush_async.wire.transport import pack
 
 SOURCE = "return {ARGV[1], {1, 2}}"
@@ -24,7 +24,7 @@ CALL = pack(("EVALSHA", DIGEST, 0, "a")), pack(("EVAL", SOURCE, 0, "a"))
 
 @pytest.fixture
 def connection(rush_server: RushConfig) -> Iterator[BlockingConnection]:
-    connection = BlockingConnection(rush_server, connection_options(rush_server))
+    connection = BlockingConnection(rush_server, Topology(rush_server))
     yield connection
     connection.close()
 
@@ -52,12 +52,12 @@ def test_a_closed_connection_opens_again(connection: BlockingConnection) -> None
 def test_a_server_that_is_not_there_is_a_connection_error(directory: Path) -> None:
     config = RushConfig(url=f"unix://{directory}/no.socket")
     with pytest.raises(RushConnectionError, match="did not answer the heartbeat thread"):
-        BlockingConnection(config, connection_options(config)).ask("PING")
+        BlockingConnection(config, Topology(config)).ask("PING")
 
 
 def test_a_reply_is_waited_for_until_the_response_timeout(rush_server: RushConfig) -> None:
     config = replace(rush_server, response_timeout=0.1)
-    connection = BlockingConnection(config, connection_options(config))
+    connection = BlockingConnection(config, Topology(config))
     with pytest.raises(RushConnectionError):
         connection.ask("BLPOP", "nothing", 0)
     assert connection.ask("PING") == b"PONG"

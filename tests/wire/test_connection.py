@@ -15,6 +15,7 @@ from rush_async.supervisor import Supervisor
 from rush_async.testing import wait_until
 from rush_async.wire.connection import Connection
 from rush_async.wire.opening import ServerOpener
+from rush_async.wire.topology import Topology
 from rush_async.wire.transport import pack
 from tests.proxy import Proxy, named
 
@@ -26,7 +27,7 @@ async def connection(rush_server: RushConfig, proxy: Proxy) -> AsyncIterator[Con
     supervisor = Supervisor("test")
     await supervisor.open()
     config = replace(rush_server, url=proxy.url, retry_deadline=0.3, connect_timeout=1.0)
-    connection = Connection(config, supervisor, ServerOpener(config, ()))
+    connection = Connection(config, supervisor, ServerOpener(config, (), Topology(config)))
     await connection.open()
     yield connection
     await connection.aclose()
@@ -132,7 +133,7 @@ async def test_a_silent_server_is_replaced_by_a_new_connection(rush_server: Rush
     supervisor = Supervisor("test")
     await supervisor.open()
     config = replace(rush_server, url=proxy.url, response_timeout=0.1)
-    connection = Connection(config, supervisor, ServerOpener(config, ()))
+    connection = Connection(config, supervisor, ServerOpener(config, (), Topology(config)))
     await connection.open()
     try:
         proxy.freeze(up=False)

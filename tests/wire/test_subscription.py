@@ -15,6 +15,7 @@ from rush_async.supervisor import Supervisor
 from rush_async.testing import wait_until
 from rush_async.wire.opening import ServerOpener
 from rush_async.wire.subscription import Subscription
+from rush_async.wire.topology import Topology
 from tests.proxy import Proxy
 
 
@@ -37,7 +38,7 @@ async def subscription(rush_server: RushConfig, proxy: Proxy) -> AsyncIterator[S
     supervisor = Supervisor("test")
     await supervisor.open()
     config = replace(rush_server, url=proxy.url, retry_deadline=0.2, connect_timeout=1.0)
-    subscription = Subscription(config, supervisor, ServerOpener(config, ()))
+    subscription = Subscription(config, supervisor, ServerOpener(config, (), Topology(config)))
     yield subscription
     await subscription.aclose()
     await supervisor.aclose()
@@ -97,6 +98,19 @@ async def test_each_reconnect_is_confirmed_again(subscription: Subscription, pro
     await wait_until(lambda: recorder.messages == [("channel", b"after")])
 
 
+async def test_a_server_that_does_not_answer_is_left(subscription: Subscription, proxy: Proxy) -> None:
+    subscription._config = replace(subscription._config, response_timeout=0.05)  # pyright: ignore[reportPrivateUsage]
+    recorder = Recorder()
+    subscription.subscribe("channel", recorder)
+    await subscription.confirmed("channel")
+    await proxy.seen("PING", times=2)  # it was silent, and answered
+    assert recorder.n_confirmations == 1
+    proxy.freeze()
+    await wait_until(lambda: proxy.n_connections > 1)
+    proxy.thaw()
+    await wait_until(lambda: recorder.n_confirmations > 1)
+
+
 async def test_a_server_that_cannot_be_reached_is_an_error_after_the_deadline(subscription: Subscription, proxy: Proxy) -> None:
     proxy.refuse()
     subscription.subscribe("channel", Recorder())
@@ -111,7 +125,7 @@ async def test_a_user_without_the_right_to_listen_gets_an_error_that_names_the_r
     supervisor = Supervisor("test")
     await supervisor.open()
     config = replace(rush_server, url=f"{rush_server.url}?username=deaf&password=any")
-    subscription = Subscription(config, supervisor, ServerOpener(config, ()))
+    subscription = Subscription(config, supervisor, ServerOpener(config, (), Topology(config)))
     try:
         subscription.subscribe("channel", Recorder())
         async with asyncio.timeout(5):

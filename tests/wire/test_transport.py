@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 
 from rush_async import RushConfig
 from rush_async.wire.opening import ServerOpener, _HandsOver  # pyright: ignore[reportPrivateUsage]
+from rush_async.wire.topology import Topology
 from rush_async.wire.transport import FutureCommand, Transport, Word, pack
 
 TIMEOUT = 10.0
@@ -39,7 +40,7 @@ class Owner:
 async def opened(config: RushConfig) -> AsyncGenerator[tuple[Transport, asyncio.Future[Exception | None]]]:
     """Opens a transport. Yields it with a future of the error that ends it."""
     lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    transport = await ServerOpener(config, ()).open(Owner(lost))
+    transport = await ServerOpener(config, (), Topology(config)).open(Owner(lost))
     try:
         yield transport, lost
     finally:
@@ -110,6 +111,8 @@ async def test_connections_of_redis_py_have_the_members_that_are_used(rush_serve
     class Plain(_HandsOver, UnixDomainSocketConnection):
         pass
 
+    address: Any = Connection(**options)
+    assert (address.host, address.port) == ("localhost", 6379)  # these are set to the server that a topology tells
     assert rush_server.url is not None
     connection: Any = Plain(path=rush_server.url.removeprefix("unix://"), protocol=2)
     assert connection._reader is None

@@ -1,0 +1,186 @@
+"""One short suite over every kind of server that a URL can name, and a load that a failover and a slot migration disturb."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from rush_async import (
+    NetworkStopped,
+    Processes,
+    Rush,
+    RushConfig,
+    RushWorker,
+    TaskReported,
+    TasksFailed,
+    TasksFinished,
+    WorkerLost,
+)
+from rush_async.embedded.server import acquire
+from tests.launch.loops_of_tests import hold_three
+from tests.topology.load import working
+from tests.topology.servers import Cluster, MissingServer, Replicated, Sentinels, ServerProcess, TLSServer
+
+pytestmark = pytest.mark.topology
+
+
+class Reachable(Protocol):
+    """One server or several, as clients see them."""
+
+    @property
+    def config(self) -> RushConfig: ...
+
+    def end(self) -> None:
+        """Ends them."""
+
+
+class Embedded:
+    """The embedded server."""
+
+    def __init__(self, _: Path) -> None:
+        self._lease = acquire()
+        self.config = RushConfig(url=self._lease.url)
+
+    def end(self) -> None:
+        """Ends it."""
+        self._lease.release()
+
+
+class Alone:
+    """A Redis that is reached by `socket` or by a port."""
+
+    def __init__(self, directory: Path, *, socket: bool = False) -> None:
+        lines = [f"unixsocket {directory}/s", "requirepass secret"] if socket else []
+        options: dict[str, Any] = {"password": "secret"} if socket else {}
+        self._server = ServerProcess(directory, *lines, **options)
+        self._server.start()
+        self.config = RushConfig(
+            url=f"unix://:secret@{directory}/s?db=1" if socket else f"redis://127.0.0.1:{self._server.port}"
+        )
+
+    def end(self) -> None:
+        """Ends it."""
+        self._server.end()
+
+
+class OnSocket(Alone):
+    """A Redis that is reached by a socket, with a password."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, socket=True)
+
+
+KINDS: dict[str, type[Any]] = {
+    "valkey": Embedded,
+    "redis": Alone,
+    "tls": TLSServer,
+    "unix": OnSocket,
+    "sentinel": Sentinels,
+    "cluster": Cluster,
+}
+
+
+def started(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    try:
+        servers = KINDS[kind](tmp_path_factory.mktemp("t"))
+    except MissingServer as error:
+        pytest.skip(str(error))
+    yield servers
+    servers.end()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reachable]:
+    yield from started(request.param, tmp_path_factory)
+
+
+async def test_a_network_works_the_same_on_every_kind_of_server(servers: Reachable) -> None:
+    config = replace(servers.config, heartbeat_period=0.2, heartbeat_expire=1.0)
+    async with (
+        Rush("suite", config) as rush,
+        RushWorker("suite", config) as worker,
+        Rush("suite", replace(config, response_timeout=11)) as elsewhere,
+        elsewhere.events() as events,
+        elsewhere.events(TaskReported) as reports,
+    ):
+        # push, pop, report, finish; wait and fetch elsewhere
+        keys = await rush.push_tasks([{"x": x} for x in range(3)])
+        waiting = asyncio.ensure_future(elsewhere.wait_for_tasks(keys, need_workers=False))
+        for key in keys:
+            task = await worker.pop_task()
+            assert task is not None
+            assert task.key == key
+            await worker.report_tasks(key, [{"epoch": 1}])
+            await worker.finish_tasks(key, [{"y": 2 * task.xs["x"]}])
+        assert [task.ys for task in await waiting] == [{"y": 0}, {"y": 2}, {"y": 4}]
+        assert (await elsewhere.fetch_new_tasks(timeout=5))["keys"].to_list() == keys
+        for key in keys:
+            report = await anext(reports)
+            assert isinstance(report, TaskReported)
+            assert report.key == key
+        assert (await elsewhere.fetch_reports())["epoch"].to_list() == [1, 1, 1]
+        # a process that dies while it works
+        await rush.start_workers(hold_three, 1, on=Processes())
+        await rush.wait_until(lambda counts: counts.running == 3, timeout=30)
+        info = await rush.worker_info()
+        (pid,) = info.filter((info["state"] == "running") & (info["worker_id"] != worker.worker_id))["pid"]
+        os.kill(pid, signal.SIGKILL)
+        await elsewhere.wait_until(lambda counts: counts.failed == 3, timeout=30)
+        # a rule stops the network
+        await rush.stop_when(finished=4)
+        async with worker.task({"x": 3}) as block:
+            assert block is not None
+            block.ys = {"y": 6}
+        assert (await elsewhere.wait_until_stopped(timeout=10)).rule == "finished"
+        assert await worker.pop_task() is None
+        kinds: list[type[Any]] = []
+        while NetworkStopped not in kinds:
+            kinds.append(type(await anext(events)))
+        assert {TasksFinished, TasksFailed, WorkerLost, NetworkStopped} <= set(kinds)
+        await rush.reset()
+
+
+async def test_a_network_that_nothing_disturbs_loses_no_message(servers: Reachable) -> None:
+    async with working("quiet", servers.config) as load:
+        await load.continues()
+        await load.end()
+        await load.check()
+        assert load.n_missed == 0
+
+
+@pytest.fixture(params=["sentinel", "cluster"])
+def replicated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicated]:
+    yield from started(request.param, tmp_path_factory)
+
+
+async def test_a_failover_loses_nothing_that_one_replica_has_acknowledged(replicated: Replicated) -> None:
+    config = replace(replicated.config, wait_replicas=1)
+    async with working("load", config) as load:
+        if isinstance(replicated, Cluster):
+            await asyncio.to_thread(replicated.migrate, "{load}")
+            await load.continues()
+        await asyncio.to_thread(replicated.fail_over, "{load}")
+        await load.continues()
+        await load.end()
+        await load.check()
+
+
+async def test_many_networks_share_a_server_or_are_spread_over_a_cluster(servers: Reachable) -> None:
+    networks = [await Rush(f"net-{n}", servers.config) for n in range(12)]
+    try:
+        for rush in networks:
+            await rush.push_tasks([{"x": 1}])
+        if isinstance(servers, Cluster):
+            assert len({servers.master(f"{{{rush.network_id}}}").port for rush in networks}) == 3
+        assert [(await rush.counts()).queued for rush in networks] == [1] * 12
+    finally:
+        for rush in networks:
+            await rush.reset()
+            await rush.aclose()
