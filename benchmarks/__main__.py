@@ -7,6 +7,7 @@ their environments. Other programs:
 
 - `python -m benchmarks peers run` measures only the other libraries, and ours beside them;
 - `python -m benchmarks pairs --with PATH` compares this checkout with another;
+- `python -m benchmarks failovers` kills masters behind Sentinels and in a cluster, under load;
 - `python -m benchmarks.curves` shows how throughput, times and memory scale;
 - `python -m benchmarks.losses` kills processes round by round;
 - `python -m benchmarks.workers` runs 448 workers;
@@ -65,6 +66,11 @@ def main() -> None:
     """Runs what the command line asks for."""
     if sys.argv[1:2] == ["peers"]:
         peers.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["failovers"]:
+        from benchmarks import failovers  # it needs what the tests need
+
+        failovers.main(sys.argv[2:])
         return
     if sys.argv[1:2] == ["pairs"]:
         pairs.main(sys.argv[2:], [part for part in PARTS if part != "peers"])

@@ -92,7 +92,7 @@ class ServerOpener:
         self._config = config
         self._scripts = scripts
         self._finder = finder
-        self._listening: tuple[Any, Transport] | None = None  # where to, and the connection
+        self._opened: dict[bool, tuple[Any, Transport]] = {}  # where to, and the connection; by whether it listens
 
     async def open(self, owner: TransportOwner, *, listens: bool = False) -> Transport:
         """Opens a connection, checks who answers, and teaches the server the scripts.
@@ -162,11 +162,19 @@ class ServerOpener:
         except BaseException:
             transport.drop()
             raise
-        if listens:
-            self._listening = address, transport
-        elif self._listening is not None and self._listening[0] != address:
-            self._listening[1].drop()  # the data have moved, and nothing is published there any more
+        self._opened[listens] = address, transport
+        self._leave_others(address)
         return transport
+
+    async def check(self) -> None:
+        """Ends connections to a server that is not the one that is meant any more: they are opened anew."""
+        with anyio.fail_after(self._config.connect_timeout):
+            self._leave_others(await self._finder.find())
+
+    def _leave_others(self, address: tuple[str, int] | None) -> None:
+        for at, transport in self._opened.values():
+            if at != address and transport.is_open:
+                transport.drop(RushConnectionError(f"the data are at {address} now"))
 
 
 def _too_many_clients(config: RushConfig, error: Exception) -> RushConnectionError:

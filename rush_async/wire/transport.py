@@ -136,6 +136,10 @@ class Opener(Protocol):
         """
         ...
 
+    async def check(self) -> None:
+        """Ends connections to a server that is not the one that is meant any more: they are opened anew."""
+        ...
+
 
 class Transport(asyncio.Protocol):
     """One open connection.

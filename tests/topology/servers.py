@@ -128,8 +128,12 @@ class Replicated(Protocol):
 
     config: RushConfig
 
-    def fail_over(self, key: str) -> None:
-        """Kills the master that has the key, waits for the next one, and starts the killed one again, as its replica."""
+    def fail_over(self, key: str) -> float:
+        """Kills the master that has the key, waits for the next one, and starts the killed one again, as its replica.
+
+        Returns the seconds until there was another master.
+        """
+        ...
 
     def end(self) -> None:
         """Ends all."""
@@ -182,7 +186,9 @@ class TLSServer:
 
 
 class Sentinels:
-    """A master with one replica, and three Sentinels that replace the master half a second after it is gone.
+    """A master with one replica, and three Sentinels that replace the master two seconds after it is gone.
+
+    Sentinels ping every second at the most, so after less than two seconds they would take a new master for gone as well.
 
     Attributes:
         config: the configuration of clients.
@@ -196,7 +202,7 @@ class Sentinels:
         first, second = self.servers
         watched = (
             *(f"sentinel monitor {self.SERVICE} 127.0.0.1 {first.port} 2", f"sentinel auth-pass {self.SERVICE} secret"),
-            *(f"sentinel down-after-milliseconds {self.SERVICE} 500", f"sentinel failover-timeout {self.SERVICE} 3000"),
+            *(f"sentinel down-after-milliseconds {self.SERVICE} 2000", f"sentinel failover-timeout {self.SERVICE} 1000"),
             "requirepass watch",
         )
         self.sentinels = [ServerProcess(directory, *watched, sentinel=True, password="watch") for _ in range(3)]
@@ -222,15 +228,29 @@ class Sentinels:
         ports = [sentinel.raw.sentinel_get_master_addr_by_name(self.SERVICE)[1] for sentinel in self.sentinels]
         return next(server for server in self.servers if ports.count(server.port) >= 2)
 
-    def fail_over(self, key: str) -> None:
-        """Kills the master, waits for the next one, and starts the killed one again, as its replica."""
+    def cut_replica(self) -> None:
+        """Cuts the replica from its master: it stays at what it has."""
+        master = self.master()
+        replica = next(server for server in self.servers if server is not master)
+        replica.raw.config_set("masterauth", "wrong")
+        master.raw.client_kill_filter(_type="replica")
+        wait_for(lambda: not _is_synchronised(replica), "the replica is cut off")
+
+    def fail_over(self, key: str) -> float:
+        """Kills the master, waits for the next one, and starts the killed one again, as its replica.
+
+        Returns the seconds until there was another master.
+        """
         old = self.master()
         old.kill()
+        killed_at = time.perf_counter()
         new = next(server for server in self.servers if server is not old)
         wait_for(lambda: new.raw.info("replication")["role"] == "master" and self.master() is new, "another master")
+        took = time.perf_counter() - killed_at
         old.start("--replicaof", "127.0.0.1", str(new.port))
         wait_for(lambda: _is_synchronised(old), "the replica has the data of its master")
         wait_for(self._is_steady, "the Sentinels see both servers again")
+        return took
 
     def _is_steady(self) -> bool:
         for sentinel in self.sentinels:
@@ -322,14 +342,20 @@ class Cluster:
             return server
         raise redis.ConnectionError("no master has the slot")
 
-    def fail_over(self, key: str) -> None:
-        """Kills the master that has the key, waits for the next one, and starts the killed one again, as its replica."""
+    def fail_over(self, key: str) -> float:
+        """Kills the master that has the key, waits for the next one, and starts the killed one again, as its replica.
+
+        Returns the seconds until there was another master.
+        """
         old = self.master(key)
         old.kill()
+        killed_at = time.perf_counter()
         wait_for(lambda: self.master(key), "another master")
+        took = time.perf_counter() - killed_at
         old.start()
         wait_for(lambda: _is_synchronised(old), "the replica has the data of its master")
         wait_for(self._is_steady, "the cluster is complete")
+        return took
 
     def migrate(self, key: str) -> None:
         """Moves the slot of a key to another master, key by key, as a resharding does."""

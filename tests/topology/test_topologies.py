@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import pytest
 
 from rush_async import (
+    Counts,
+    EventsMissed,
     NetworkStopped,
     Processes,
     Rush,
@@ -91,6 +93,8 @@ def started(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any
     try:
         servers = KINDS[kind](tmp_path_factory.mktemp("t"))
     except MissingServer as error:
+        if "CI" in os.environ:
+            raise
         pytest.skip(str(error))
     yield servers
     servers.end()
@@ -170,6 +174,52 @@ async def test_a_failover_loses_nothing_that_one_replica_has_acknowledged(replic
         await load.continues()
         await load.end()
         await load.check()
+
+
+@pytest.fixture
+def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
+    yield from started("sentinel", tmp_path_factory)
+
+
+async def test_what_a_failover_loses_that_no_replica_has_is_noticed(sentinels: Sentinels) -> None:
+    config = sentinels.config
+    async with (
+        Rush("net", config) as rush,
+        RushWorker("net", config) as worker,
+        Rush("net", replace(config, response_timeout=11)) as elsewhere,
+        elsewhere.events() as events,
+    ):
+        kept = await rush.push_tasks([{"x": x} for x in range(4)])
+        first = await worker.pop_task()
+        assert first is not None
+        await worker.finish_tasks(first.key, [{"y": 0}])
+        await rush._net.link.connection.ask("WAIT", 1, 5000)  # pyright: ignore[reportPrivateUsage]
+        await asyncio.to_thread(sentinels.cut_replica)
+        # acknowledged by the master alone
+        second, third = await worker.pop_task(), await worker.pop_task()
+        assert second is not None
+        assert third is not None
+        assert await worker.finish_tasks(second.key, [{"y": 1}]) == [second.key]
+        await elsewhere.wait_until(lambda counts: counts.finished == 2, timeout=5)
+        assert len(await elsewhere.fetch_new_tasks()) == 2
+        await asyncio.to_thread(sentinels.fail_over, "")
+        # The task that is held here was never started, as the network has it now.
+        assert await worker.finish_tasks(third.key, [{"y": 2}]) == []
+        for client in (rush, elsewhere):
+            assert await client.counts() == Counts(queued=3, finished=1)
+            frame = await client.fetch_tasks()
+            assert sorted(frame["keys"]) == sorted(kept)
+            assert frame.filter(frame["state"] == "finished")["keys"].to_list() == [first.key]
+        assert (await elsewhere.fetch_new_tasks())["keys"].to_list() == [first.key]  # what it gave before may be gone
+        while not isinstance(await anext(events), EventsMissed):
+            pass
+        # it continues
+        for key in kept[1:]:
+            task = await worker.pop_task()
+            assert task is not None
+            assert await worker.finish_tasks(task.key, [{"y": 3}]) == [key]
+        assert await elsewhere.wait_until(lambda counts: counts.finished == 4, timeout=5) == Counts(finished=4)
+        await rush.reset()
 
 
 async def test_many_networks_share_a_server_or_are_spread_over_a_cluster(servers: Reachable) -> None:

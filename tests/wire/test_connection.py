@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -15,8 +16,9 @@ from rush_async.supervisor import Supervisor
 from rush_async.testing import wait_until
 from rush_async.wire.connection import Connection
 from rush_async.wire.opening import ServerOpener
+from rush_async.wire.subscription import Subscription
 from rush_async.wire.topology import Topology
-from rush_async.wire.transport import pack
+from rush_async.wire.transport import ServerFinder, pack
 from tests.proxy import Proxy, named
 
 TIMEOUT = 10.0
@@ -228,3 +230,58 @@ async def test_a_call_that_cannot_be_written_fails_alone(rush: Rush) -> None:
             assert right == [key]
             assert not isinstance(beside, BaseException)
             assert await rush.counts() == (1, 0, 1, 0)
+
+
+class Moving(ServerFinder):
+    """Finds the server behind one of two proxies."""
+
+    scheme = "redis"
+    moves = True
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.options = {"protocol": 2}
+        self.proxy = proxy
+
+    async def find(self) -> tuple[str, int]:
+        return "127.0.0.1", urlsplit(self.proxy.url).port or 0
+
+
+class Deaf:
+    """Listens to no channel."""
+
+    n_confirmations = 0
+
+    def heard(self, channel: str, message: bytes) -> None: ...
+
+    def confirmed(self, channel: str) -> None:
+        self.n_confirmations += 1
+
+
+async def test_when_another_server_is_meant_both_connections_go_there_and_no_call_is_lost(rush_server: RushConfig) -> None:
+    supervisor, listener = Supervisor("test"), Deaf()
+    await supervisor.open()
+    assert rush_server.url is not None
+    async with Proxy(rush_server.url) as first, Proxy(rush_server.url) as second:
+        finder = Moving(first)
+        opener = ServerOpener(rush_server, (), finder)
+        connection = Connection(rush_server, supervisor, opener)
+        subscription = Subscription(rush_server, supervisor, opener)
+        await connection.open()
+        subscription.subscribe("channel", listener)
+        await subscription.confirmed("channel")
+        connection.check_soon()
+        assert await connection.ask("ECHO", "same") == b"same"
+        await wait_until(lambda: not connection._is_checked)  # pyright: ignore[reportPrivateUsage]
+        assert (first.n_open, second.n_open) == (2, 0)
+        finder.proxy = second
+        first.freeze()
+        asked = asyncio.ensure_future(connection.ask("ECHO", "held"))
+        await first.seen("ECHO", "held")
+        connection.check_soon()
+        assert await asked == b"held"
+        await wait_until(lambda: listener.n_confirmations == 2)
+        assert second.n_open == 2
+        await subscription.aclose()
+        await connection.aclose()
+        await supervisor.aclose()
+        first.thaw()
