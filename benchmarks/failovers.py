@@ -47,11 +47,12 @@ async def _measure(kind: str, servers: Sentinels | Cluster, n_rounds: int) -> No
             figures = "".join(f"{seconds:>14.2f} s" for seconds in (master_after, replica_after, load.longest, ended))
             print(f"{kind}: {at:>5}{figures}")
         await load.end()
-        await load.check()
+        lost = await load.lost()
         print(
             f"{kind}: {n_rounds} failovers, the longest call took {longest:.2f} s; of {len(load.finished):,} acknowledged "
-            f"results 0 were lost; {load.n_missed} times the listener was told of missing events"
+            f"results {len(lost)} were lost; {load.n_missed} times the listener was told of missing events"
         )
+        await load.check()
 
 
 def main(words: Sequence[str]) -> None:

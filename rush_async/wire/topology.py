@@ -148,7 +148,9 @@ class Topology(ServerFinder):
             self._nodes = [(node.host, int(node.port)) for node in nodes.nodes_cache.values()]
             masters = nodes.slots_cache.get(self._slot)
         except RedisClusterException as error:
-            raise RushConnectionError(f"no node of {self._config.where} tells its slots: {error}") from error
+            raise RushConnectionError(
+                f"no node of {self._config.where} tells its slots: {error} A user with restricted rights needs +cluster|slots"
+            ) from error
         finally:
             with anyio.CancelScope(shield=True):
                 await nodes.aclose("startup_nodes")

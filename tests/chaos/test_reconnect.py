@@ -626,6 +626,33 @@ async def test_a_pop_that_replicas_do_not_acknowledge_fails_and_its_task_is_queu
             assert replica.raw.llen(keys.finished) == 1
 
 
+async def test_a_server_that_is_demoted_while_a_call_waits_for_replicas_and_promoted_again_has_it_once(
+    replicated: tuple[Server, Server],
+) -> None:
+    primary, replica = replicated
+    async with Rush("replicated", replace(primary.config, wait_replicas=1)) as rush:
+        replica.freeze()
+        pushing = asyncio.create_task(rush.push_tasks([{"x": 1}]))
+        await soon(lambda: primary.raw.hlen(NetworkKeys.of("replicated").queued) == 1)
+        primary.raw.execute_command("REPLICAOF", "127.0.0.1", "1")  # ends the wait with an error
+        await soon(lambda: primary.raw.info("commandstats")["cmdstat_evalsha"]["rejected_calls"] > 0)
+        primary.raw.execute_command("REPLICAOF", "NO", "ONE")
+        replica.thaw()
+        (key,) = await asyncio.wait_for(pushing, TIMEOUT)
+        assert (await rush.keys_with_state())["queued"] == [key]
+
+
+async def test_a_server_without_enough_replicas_refuses_and_the_call_waits(rush: Rush, raw: Any) -> None:
+    raw.config_set("min-replicas-to-write", 1)
+    try:
+        pushing = asyncio.create_task(rush.push_tasks([{"x": 1}]))
+        await soon(lambda: rush._net.link.connection.n_reconnects > 0)  # pyright: ignore[reportPrivateUsage]
+        assert not pushing.done()
+    finally:
+        raw.config_set("min-replicas-to-write", 0)
+    assert (await rush.keys_with_state())["queued"] == await asyncio.wait_for(pushing, TIMEOUT)
+
+
 async def test_wait_replicas_is_refused_for_the_embedded_server(directory: Path) -> None:
     with pytest.raises(RushConfigError, match="no replicas"):
         async with Rush("alone", RushConfig(data_dir=directory / "data", wait_replicas=1)):

@@ -122,8 +122,13 @@ class Load:
         await self._rush.wait_until(lambda counts: counts.queued == counts.running == 0, timeout=60)
         await wait_until(lambda: len(self.finished) == len(self.fetched) == len(self.pushed), timeout=30)
 
+    async def lost(self) -> set[str]:
+        """Returns the keys of acknowledged ends that the network does not hold."""
+        return set(self.finished) - set((await self._rush.fetch_finished_tasks())["keys"])
+
     async def check(self) -> None:
         """Compares what was acknowledged with what the network holds."""
+        assert not await self.lost()
         for rush in (self._rush, self._elsewhere):
             frame = await rush.fetch_finished_tasks()
             assert frame["keys"].is_unique().all(), "a task has finished twice"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import redis
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.retry import Retry
 
 from rush_async import RushConfig
 
@@ -90,7 +93,7 @@ class ServerProcess:
         self._config = self.directory / "server.conf"
         self._config.write_text("\n".join([*own, *lines, ""]).replace("{port}", str(self.port)))
         self._sentinel = ["--sentinel"] if sentinel else []
-        options |= {"socket_timeout": 2, "protocol": 2, "decode_responses": True}
+        options |= {"socket_timeout": 2, "retry": Retry(NoBackoff(), 0), "protocol": 2, "decode_responses": True}
         self.raw: Any = redis.Redis("127.0.0.1", self.port, **options)
         self._process: subprocess.Popen[Any] | None = None
 
@@ -105,6 +108,13 @@ class ServerProcess:
         except BaseException:
             self.end()
             raise
+
+    def stop_answering(self, *, freezes: bool) -> None:
+        """Kills it, or freezes it as the end of its machine does: its connections stay open."""
+        if freezes and self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+        else:
+            self.kill()
 
     def kill(self) -> None:
         """Kills it as a crash does."""
@@ -128,8 +138,8 @@ class Replicated(Protocol):
 
     config: RushConfig
 
-    def fail_over(self, key: str) -> float:
-        """Kills the master that has the key, waits for the next one, and starts the killed one again, as its replica.
+    def fail_over(self, key: str, *, freezes: bool = False) -> float:
+        """Kills or freezes the master that has the key, waits for the next one, and starts it again, as its replica.
 
         Returns the seconds until there was another master.
         """
@@ -236,17 +246,18 @@ class Sentinels:
         master.raw.client_kill_filter(_type="replica")
         wait_for(lambda: not _is_synchronised(replica), "the replica is cut off")
 
-    def fail_over(self, key: str) -> float:
-        """Kills the master, waits for the next one, and starts the killed one again, as its replica.
+    def fail_over(self, key: str, *, freezes: bool = False) -> float:
+        """Kills or freezes the master, waits for the next one, and starts it again, as its replica.
 
         Returns the seconds until there was another master.
         """
         old = self.master()
-        old.kill()
+        old.stop_answering(freezes=freezes)
         killed_at = time.perf_counter()
         new = next(server for server in self.servers if server is not old)
         wait_for(lambda: new.raw.info("replication")["role"] == "master" and self.master() is new, "another master")
         took = time.perf_counter() - killed_at
+        old.kill()
         old.start("--replicaof", "127.0.0.1", str(new.port))
         wait_for(lambda: _is_synchronised(old), "the replica has the data of its master")
         wait_for(self._is_steady, "the Sentinels see both servers again")
@@ -282,11 +293,12 @@ class Cluster:
         quick = (
             *("cluster-enabled yes", "cluster-config-file nodes.conf", "cluster-node-timeout 1000"),
             *("repl-diskless-sync-delay 0", "repl-ping-replica-period 1", "cluster-allow-replica-migration no"),
+            f"user ann on >secret ~rush:* &rush:* {_USER} +cluster|slots",
         )
         self.servers = [ServerProcess(directory, *quick, f"cluster-port {free_port()}") for _ in range(6)]
         # One of them is no seed, and one seed is not there.
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.servers[1:4])
-        self.config = RushConfig(url=f"redis+cluster://127.0.0.1:{free_port()},{hosts}")
+        self.config = RushConfig(url=f"redis+cluster://ann:secret@127.0.0.1:{free_port()},{hosts}")
         try:
             self._make()
         except BaseException:
@@ -330,9 +342,11 @@ class Cluster:
             for server in self.servers
         ) and agreed == sorted(server.raw.info("replication")["role"] for server in self.servers)
 
-    def master(self, key: str) -> ServerProcess:
-        """Returns the master that has the slot of a key, as the masters see it."""
+    def master(self, key: str, besides: ServerProcess | None = None) -> ServerProcess:
+        """Returns the master that has the slot of a key, as the masters see it; `besides` is not asked."""
         for server in self.servers:
+            if server is besides:
+                continue
             try:
                 if server.raw.info("replication")["role"] != "master":
                     continue
@@ -342,16 +356,17 @@ class Cluster:
             return server
         raise redis.ConnectionError("no master has the slot")
 
-    def fail_over(self, key: str) -> float:
-        """Kills the master that has the key, waits for the next one, and starts the killed one again, as its replica.
+    def fail_over(self, key: str, *, freezes: bool = False) -> float:
+        """Kills or freezes the master that has the key, waits for the next one, and starts it again, as its replica.
 
         Returns the seconds until there was another master.
         """
         old = self.master(key)
-        old.kill()
+        old.stop_answering(freezes=freezes)
         killed_at = time.perf_counter()
-        wait_for(lambda: self.master(key), "another master")
+        wait_for(lambda: self.master(key, old), "another master")
         took = time.perf_counter() - killed_at
+        old.kill()
         old.start()
         wait_for(lambda: _is_synchronised(old), "the replica has the data of its master")
         wait_for(self._is_steady, "the cluster is complete")

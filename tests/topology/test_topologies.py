@@ -165,13 +165,14 @@ def replicated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 async def test_a_failover_loses_nothing_that_one_replica_has_acknowledged(replicated: Replicated) -> None:
-    config = replace(replicated.config, wait_replicas=1)
+    config = replace(replicated.config, wait_replicas=1, response_timeout=2)
     async with working("load", config) as load:
         if isinstance(replicated, Cluster):
             await asyncio.to_thread(replicated.migrate, "{load}")
             await load.continues()
-        await asyncio.to_thread(replicated.fail_over, "{load}")
-        await load.continues()
+        for freezes in (False, True):
+            await asyncio.to_thread(replicated.fail_over, "{load}", freezes=freezes)
+            await load.continues()
         await load.end()
         await load.check()
 
