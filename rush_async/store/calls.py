@@ -364,8 +364,7 @@ class Batcher:
             return
         now, config = asyncio.get_running_loop().time(), self._connection.config
         batch.wait_ends = batch.wait_ends or now + config.retry_deadline
-        was_demoted = isinstance(n, hiredis.ReplyError) and "replica instances" in str(n)  # after it executed the call
-        if (isinstance(n, int) or was_demoted) and now < batch.wait_ends:
+        if isinstance(n, int) and now < batch.wait_ends:
             self._connection.check_soon()
             self._connection.send(batch)
             return

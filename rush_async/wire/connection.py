@@ -84,8 +84,23 @@ class Connection:
         return RushConnectionError(f"the connection to {self.config.where} is closed")
 
     async def open(self) -> None:
-        """Opens the connection; raises `RushConnectionError` when that fails."""
-        self._transport = await self._opener.open(self)
+        """Opens the connection. Where a failover may be under way, it is tried again within `connect_timeout`.
+
+        Raises:
+            RushConnectionError: that fails.
+        """
+        backoff, failures = ExponentialWithJitterBackoff(base=0.01, cap=1.0), 0
+        deadline = self._loop.time() + self.config.connect_timeout
+        while True:
+            try:
+                self._transport = await self._opener.open(self)
+                return
+            except RushConnectionError as error:
+                failures += 1
+                pause = backoff.compute(failures)
+                if not self._opener.moves or error.is_password_refused or self._loop.time() + pause > deadline:
+                    raise
+            await asyncio.sleep(pause)
 
     @property
     def is_ready(self) -> bool:

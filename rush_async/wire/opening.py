@@ -92,6 +92,7 @@ class ServerOpener:
         self._config = config
         self._scripts = scripts
         self._finder = finder
+        self.moves = finder.moves
         self._opened: dict[bool, tuple[Any, Transport]] = {}  # where to, and the connection; by whether it listens
 
     async def open(self, owner: TransportOwner, *, listens: bool = False) -> Transport:

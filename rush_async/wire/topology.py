@@ -147,9 +147,9 @@ class Topology(ServerFinder):
             await nodes.initialize()
             self._nodes = [(node.host, int(node.port)) for node in nodes.nodes_cache.values()]
             masters = nodes.slots_cache.get(self._slot)
-        except RedisClusterException as error:
+        except (RedisClusterException, IndexError) as error:  # IndexError: no node has any slot
             raise RushConnectionError(
-                f"no node of {self._config.where} tells its slots: {error} A user with restricted rights needs +cluster|slots"
+                f"no node of {self._config.where} tells its slots: {error}. A user with restricted rights needs +cluster|slots"
             ) from error
         finally:
             with anyio.CancelScope(shield=True):

@@ -126,7 +126,13 @@ class ServerFinder(Protocol):
 
 
 class Opener(Protocol):
-    """Opens connections to one server."""
+    """Opens connections to one server.
+
+    Attributes:
+        moves: whether it may be another one after a failover.
+    """
+
+    moves: bool
 
     async def open(self, owner: TransportOwner, *, listens: bool = False) -> Transport:
         """Opens a connection that takes commands, or one that `listens` to published messages.

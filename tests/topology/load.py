@@ -51,6 +51,11 @@ class Load:
         self.heard = set[str]()
         self.n_missed = 0
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the program that pushes has a connection."""
+        return self._rush._net.link.connection.is_ready  # pyright: ignore[reportPrivateUsage]
+
     @contextmanager
     def _timed(self) -> Generator[None]:
         began = time.perf_counter()

@@ -22,7 +22,17 @@ from redis.retry import Retry
 
 from rush_async import RushConfig
 
-__all__ = ["Cluster", "MissingServer", "Replicated", "Sentinels", "ServerProcess", "TLSServer", "free_port", "wait_for"]
+__all__ = [
+    "Certificates",
+    "Cluster",
+    "MissingServer",
+    "Replicated",
+    "Sentinels",
+    "ServerProcess",
+    "TLSServer",
+    "free_port",
+    "wait_for",
+]
 
 _START_TIMEOUT = 20.0
 # Below the ports that the system gives to outgoing connections, so that a server finds its port free when it starts again.
@@ -149,11 +159,13 @@ class Replicated(Protocol):
         """Ends all."""
 
 
-class TLSServer:
-    """A server that wants certificates of its clients, with a user who may do what rush_async does and nothing else.
+class Certificates:
+    """An authority, a server's certificate for 127.0.0.1, and that of a client.
 
     Attributes:
-        config: the configuration of clients.
+        lines: of the configuration of a server that wants certificates of its clients.
+        client: options of a plain client.
+        config: the configuration of clients, without a URL.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -169,25 +181,28 @@ class TLSServer:
             run("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
             signed = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "1", "-extfile", f"{name}.ext")
             run("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.crt", *signed)
-        files = {name: str(directory / name) for name in ("ca.crt", "client.crt", "client.key")}
-        self._server = ServerProcess(
-            directory,
-            *("port 0", "tls-port {port}", "tls-auth-clients yes", f"tls-ca-cert-file {files['ca.crt']}"),
+        self.lines = (
+            *("port 0", "tls-port {port}", "tls-auth-clients yes", f"tls-ca-cert-file {directory / 'ca.crt'}"),
             *(f"tls-cert-file {directory / 'server.crt'}", f"tls-key-file {directory / 'server.key'}"),
-            *("user default off", "user admin on >root ~* &* +@all", f"user ann on >se:cr@t ~rush:* &rush:* {_USER}"),
-            username="admin",
-            password="root",
-            ssl=True,
-            ssl_ca_certs=files["ca.crt"],
-            ssl_certfile=files["client.crt"],
-            ssl_keyfile=files["client.key"],
         )
-        self.config = RushConfig(
-            url=f"rediss://ann:se%3Acr%40t@127.0.0.1:{self._server.port}",
-            tls_ca_file=files["ca.crt"],
-            tls_cert_file=files["client.crt"],
-            tls_key_file=files["client.key"],
-        )
+        ca, certificate, key = (str(directory / name) for name in ("ca.crt", "client.crt", "client.key"))
+        self.client: dict[str, Any] = {"ssl": True, "ssl_ca_certs": ca, "ssl_certfile": certificate, "ssl_keyfile": key}
+        self.config = RushConfig(tls_ca_file=ca, tls_cert_file=certificate, tls_key_file=key)
+
+
+class TLSServer:
+    """A server that wants certificates of its clients, with a user who may do what rush_async does and nothing else.
+
+    Attributes:
+        config: the configuration of clients.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        certificates = Certificates(directory)
+        users = "user default off", "user admin on >root ~* &* +@all", f"user ann on >se:cr@t ~rush:* &rush:* {_USER}"
+        as_admin: dict[str, Any] = {**certificates.client, "username": "admin", "password": "root"}
+        self._server = ServerProcess(directory, *certificates.lines, *users, **as_admin)
+        self.config = certificates.config.at(f"rediss://ann:se%3Acr%40t@127.0.0.1:{self._server.port}")
         self._server.start()
 
     def end(self) -> None:

@@ -19,6 +19,7 @@ from rush_async import (
     Processes,
     Rush,
     RushConfig,
+    RushConnectionError,
     RushWorker,
     TaskReported,
     TasksFailed,
@@ -26,9 +27,20 @@ from rush_async import (
     WorkerLost,
 )
 from rush_async.embedded.server import acquire
+from rush_async.testing import wait_until
 from tests.launch.loops_of_tests import hold_three
 from tests.topology.load import working
-from tests.topology.servers import Cluster, MissingServer, Replicated, Sentinels, ServerProcess, TLSServer
+from tests.topology.servers import (
+    Certificates,
+    Cluster,
+    MissingServer,
+    Replicated,
+    Sentinels,
+    ServerProcess,
+    TLSServer,
+    free_port,
+    wait_for,
+)
 
 pytestmark = pytest.mark.topology
 
@@ -171,7 +183,10 @@ async def test_a_failover_loses_nothing_that_one_replica_has_acknowledged(replic
             await asyncio.to_thread(replicated.migrate, "{load}")
             await load.continues()
         for freezes in (False, True):
-            await asyncio.to_thread(replicated.fail_over, "{load}", freezes=freezes)
+            failing_over = asyncio.create_task(asyncio.to_thread(replicated.fail_over, "{load}", freezes=freezes))
+            await wait_until(lambda: not load.is_connected, timeout=30)
+            async with Rush("load", replace(config, connect_timeout=20)):  # opening waits for the next master too
+                await failing_over
             await load.continues()
         await load.end()
         await load.check()
@@ -235,3 +250,28 @@ async def test_many_networks_share_a_server_or_are_spread_over_a_cluster(servers
         for rush in networks:
             await rush.reset()
             await rush.aclose()
+
+
+async def test_sentinels_and_clusters_are_reached_by_tls(tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("t")
+    certificates = Certificates(directory)
+    lines = (*certificates.lines, "cluster-enabled yes", f"cluster-port {free_port()}", "tls-cluster yes")
+    node = ServerProcess(directory, *lines, **certificates.client)
+    watched = (*certificates.lines, "tls-replication yes", f"sentinel monitor main 127.0.0.1 {node.port} 1")
+    sentinel = ServerProcess(directory, *watched, sentinel=True, **certificates.client)
+    try:
+        node.start()
+        sentinel.start()
+        config = replace(certificates.config.at(f"rediss+cluster://127.0.0.1:{node.port}"), connect_timeout=0.5)
+        with pytest.raises(RushConnectionError, match=r"no node of .* tells its slots"):
+            async with Rush("net", config):
+                pass
+        node.raw.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        wait_for(lambda: node.raw.set("any", "x"), "the node takes writes")
+        for url in (f"rediss+sentinel://127.0.0.1:{sentinel.port}/main", f"rediss+cluster://127.0.0.1:{node.port}"):
+            async with Rush("net", certificates.config.at(url)) as rush:
+                assert len(await rush.push_tasks([{"x": 1}])) == 1
+                await rush.reset()
+    finally:
+        sentinel.end()
+        node.end()
