@@ -72,7 +72,7 @@ class Connection:
         self._silence_timer: asyncio.TimerHandle | None = None
         self._lost_at = 0.0  # when the last connection that was lost had last received something
         self._is_closed = False
-        self._is_checked = False
+        self._is_checking = False
         self._gone = asyncio.Event()  # set when the transport of a closed connection has ended
         self._n_refusals = 0  # in a row
         self._refused_at = -math.inf
@@ -294,8 +294,8 @@ class Connection:
 
     def check_soon(self) -> None:
         """Looks whether the server is still the one that is meant. One that replicas do not follow may have been replaced."""
-        if not self._is_checked:
-            self._is_checked = True
+        if not self._is_checking and self.supervisor.is_open:
+            self._is_checking = True
             self.supervisor.start(self._check)
 
     async def _check(self) -> None:
@@ -304,7 +304,7 @@ class Connection:
         except (RushConnectionError, RedisError, OSError) as error:
             logger.debug("cannot look for another server: %s", error)
         finally:
-            self._is_checked = False
+            self._is_checking = False
 
     def _fail_waiting(self, reason: Exception, patience: float) -> None:
         now = self._loop.time()

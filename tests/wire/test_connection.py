@@ -271,7 +271,7 @@ async def test_when_another_server_is_meant_both_connections_go_there_and_no_cal
         await subscription.confirmed("channel")
         connection.check_soon()
         assert await connection.ask("ECHO", "same") == b"same"
-        await wait_until(lambda: not connection._is_checked)  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: not connection._is_checking)  # pyright: ignore[reportPrivateUsage]
         assert (first.n_open, second.n_open) == (2, 0)
         finder.proxy = second
         first.freeze()
