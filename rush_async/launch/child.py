@@ -34,7 +34,7 @@ def main(reports_fd: int, manager_pid: int, private_directory: str | None, wakeu
         manager_pid: the process that reads the reports.
         private_directory: a temporary directory with the output of this process. The manager removes it, or this process if
             the manager is gone.
-        wakeup_fd: the file descriptor by which the manager learns that this process has written something; None if it shows nothing.
+        wakeup_fd: the file descriptor by which the manager learns that this process has written something; None for no output.
     """
     requests = _take_stdin()
     own_this_process()
