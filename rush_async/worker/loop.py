@@ -110,7 +110,8 @@ def bind_loop(
         TypeError: the loop is not `async def`, an argument is missing or unknown, or a parameter has the name of an option.
     """
     if isinstance(function, WorkerLoop):
-        function, args = function.function, {**function.arguments, **(args or {})}
+        args = {**function.arguments, **(args or {})}
+        return replace(bind_loop(function.function, args, further, options, of=of), worker_class=function.worker_class)
     if not callable(function):
         raise TypeError(f"a worker loop is a coroutine function, not {type(function).__name__}: {function!r:.80}")
     if not is_async(function):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rush_async.worker.loop import bind_loop, bound, name_of
+from rush_async.worker.loop import bind_loop, bound, name_of, with_worker_class
 
 
 async def with_rate(rush: object, rate: float, steps: int = 3) -> tuple[object, float, int]:
@@ -134,6 +134,14 @@ async def test_a_bound_loop_is_a_loop_whose_arguments_may_have_the_names_of_opti
 
     again = bind_loop(bound(with_option, on="there"), {"n": 1}, {}, {"on"})
     assert await again("worker") == ("there", 1)
+
+
+async def test_a_loop_that_is_bound_again_keeps_the_class_of_its_workers() -> None:
+    class Worker:
+        pass
+
+    once = with_worker_class(bound(with_rate, 0.5), Worker, object)
+    assert bind_loop(once, None, {}).worker_class is Worker
 
 
 def test_wrong_arguments_of_bound_are_refused() -> None:
