@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -27,6 +27,7 @@ import pytest
 from sybil import Document
 
 import rush_async
+import rush_async.extras.fastapi
 import rush_async.testing
 from docs.run_pages import PageError, Reader, fences_of, is_followed, is_output
 from docs.samples import SampleError, definitions, with_samples
@@ -311,8 +312,9 @@ def test_the_reference_shows_every_public_name_once() -> None:
     assert sorted(named_in_reference("rush_async")) == sorted(rush_async.__all__)
 
 
-def test_the_reference_shows_every_fixture_once() -> None:
-    assert sorted(named_in_reference("rush_async.testing")) == sorted(rush_async.testing.__all__)
+@pytest.mark.parametrize("module", [rush_async.testing, rush_async.extras.fastapi], ids=lambda module: module.__name__)
+def test_the_reference_shows_every_fixture_and_every_function_for_fastapi_once(module: ModuleType) -> None:
+    assert sorted(named_in_reference(module.__name__)) == sorted(module.__all__)
 
 
 def test_the_table_of_all_calls_has_every_public_name_and_every_call_once() -> None:

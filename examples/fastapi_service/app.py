@@ -68,24 +68,21 @@ def settings() -> RushConfig:
     config = RushConfig.from_env()
     if config.url is None:
         config = replace(config, data_dir=os.environ.get("RUSH_DATA_DIR", "rush-data"))
-    return replace(
-        config, retry_deadline=5.0
-    )  # a request fails if the database is unreachable for longer
+    # A request fails if the database is unreachable for longer.
+    return replace(config, retry_deadline=5.0)
+
+
+bearer = HTTPBearer(auto_error=False)
+session = APIKeyCookie(name="session", auto_error=False)
 
 
 def signed_in(
-    header: Annotated[
-        HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))
-    ],
-    cookie: Annotated[
-        str | None, Depends(APIKeyCookie(name="session", auto_error=False))
-    ],
+    header: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+    cookie: Annotated[str | None, Depends(session)],
 ) -> None:
     """Lets requests with the token pass, in a header or a cookie."""
-    token, given = (
-        os.environ.get("API_TOKEN"),
-        header.credentials if header is not None else cookie or "",
-    )
+    token = os.environ.get("API_TOKEN")
+    given = header.credentials if header is not None else cookie or ""
     if token and not secrets.compare_digest(given.encode(), token.encode()):
         raise HTTPException(
             401,
