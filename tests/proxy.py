@@ -128,6 +128,12 @@ class LateCopy(Fault):
         self.delivered = True
         return await self._connection.send_late(self._request)
 
+    def discard(self) -> None:
+        """Closes the old connection to the server: no copy can arrive any more."""
+        self.delivered = True
+        if self._connection is not None:
+            self._connection.cut()
+
 
 class Frames:
     """Cuts a stream of RESP into whole frames; with `inline` also the plain lines that servers accept as requests."""
@@ -333,41 +339,49 @@ class _Connection:
                     if (frame := replies.next()) is None:
                         break
                     await self._flow()
-                    if not self._pass_down(frame):
+                    if not await self._pass_down(frame):
                         return
                 if self.without_order and not self.expected:
                     await self._flow()
-                    self._write_down(replies.rest())
+                    await self._write_down(replies.rest())
                 if self.open:
                     await self.writer.drain()
 
     async def _flow(self) -> None:
         if not self.held:  # no client receives replies to late copies, so these are never frozen
             await self.proxy.down_flows.wait()
+            if self.proxy.reply_delay:
+                await asyncio.sleep(self.proxy.reply_delay)
 
-    def _pass_down(self, frame: bytes) -> bool:
+    async def _pass_down(self, frame: bytes) -> bool:
         """Delivers a reply or a push, or drops it; returns False when the client's connection is cut."""
         if frame[:1] == b">" or not self.expected:
-            self._write_down(frame)
+            await self._write_down(frame)
             return True
         expected = self.expected.popleft()
         if expected.late is not None:
             if not expected.late.done():
                 expected.late.set_result(frame)
         elif expected.drop is not None:
-            self._write_down(frame[: expected.drop.keep])
+            await self._write_down(frame[: expected.drop.keep])
             self.writer.close()  # not abort: the replies before this one are delivered
             expected.drop.reply = frame
             expected.drop.hit.set()
             return False
         else:
-            self._write_down(frame)
+            await self._write_down(frame)
         return True
 
-    def _write_down(self, data: bytes) -> None:
-        if data and self.open:
-            self.writer.write(data)
-            self.proxy.bytes_down += len(data)
+    async def _write_down(self, data: bytes) -> None:
+        size = self.proxy.reply_pieces or max(1, len(data))
+        for at in range(0, len(data), size):
+            if at and self.open:  # the client reads what was written before the next piece is
+                await self.writer.drain()
+                await asyncio.sleep(0)
+            if self.open:
+                piece = data[at : at + size]
+                self.writer.write(piece)
+                self.proxy.bytes_down += len(piece)
 
 
 class Proxy:
@@ -376,6 +390,7 @@ class Proxy:
     Args:
         upstream_url: the server, `unix:///path` or `redis://host:port`; clients log in themselves.
         directory: where the proxy makes its unix socket; None listens on a free port of 127.0.0.1.
+        keeps_commands: whether to record the commands in `commands`, which takes memory for each.
 
     Attributes:
         commands: every command that clients sent, in the order in which the proxy read them, those struck by faults included.
@@ -383,6 +398,9 @@ class Proxy:
         n_refused: connections accepted and closed at once.
         bytes_up: bytes sent to the server.
         bytes_down: bytes delivered to clients.
+        reply_delay: seconds by which each reply and message is delayed.
+        reply_pieces: how many bytes of a reply or message are delivered at once, the next ones a turn of the event loop later;
+            0 delivers it whole.
 
     Raises:
         ValueError: the URL is of another kind.
@@ -390,7 +408,7 @@ class Proxy:
             exception of the test gets a note instead.
     """
 
-    def __init__(self, upstream_url: str, directory: Path | None = None) -> None:
+    def __init__(self, upstream_url: str, directory: Path | None = None, *, keeps_commands: bool = True) -> None:
         self._upstream = urlsplit(upstream_url)
         if self._upstream.scheme not in ("unix", "redis"):
             raise ValueError(f"{upstream_url!r} is no server the proxy can reach: give unix:///path or redis://host:port.")
@@ -406,7 +424,10 @@ class Proxy:
         self.up_flows = asyncio.Event()
         self.down_flows = asyncio.Event()
         self.thaw()
+        self.reply_delay = 0.0
+        self.reply_pieces = 0
         self.commands: list[Command] = []
+        self._keeps_commands = keeps_commands
         self.n_connections = 0
         self.n_refused = 0
         self.bytes_up = 0
@@ -558,8 +579,9 @@ class Proxy:
 
     def record(self, command: Command) -> None:
         """Appends a command to `commands`."""
-        self.commands.append(command)
-        self._arrived.set()
+        if self._keeps_commands:
+            self.commands.append(command)
+            self._arrived.set()
 
     def take_fault(self, command: Command, *, with_reply: bool) -> Fault | None:
         """Disarms and returns the first fault for this command; one that needs a reply only when `with_reply`."""
@@ -568,7 +590,7 @@ class Proxy:
                 self._faults.remove(fault)
                 fault.command = command
                 if isinstance(fault, LateCopy):
-                    self._late.append(fault)
+                    self._late = [*(late for late in self._late if not late.delivered), fault]
                 return fault
         return None
 

@@ -251,6 +251,32 @@ async def test_frozen_replies_let_the_server_execute(server_url: str, directory:
         await assert_connection_lost(call)
 
 
+async def test_delayed_replies_in_pieces_are_whole_in_the_end(server_url: str, directory: Path, direct: Redis) -> None:
+    text = "x" * 1000
+    async with Proxy(server_url, directory, keeps_commands=False) as proxy, connect(proxy.url) as client:
+        await fetch(client, "PING")
+        proxy.reply_delay, proxy.reply_pieces = 0.01, 7
+        begun = asyncio.get_running_loop().time()
+        assert [await fetch(client, "ECHO", text) for _ in range(3)] == [text.encode()] * 3
+        assert asyncio.get_running_loop().time() - begun >= 0.03
+        assert proxy.bytes_down > 3000
+        assert proxy.commands == []
+
+
+async def test_a_discarded_late_copy_closes_the_connection_to_the_server(
+    server_url: str, directory: Path, direct: Redis
+) -> None:
+    async with Proxy(server_url, directory) as proxy, connect(proxy.url) as client:
+        late = proxy.late_copy(named("INCR"))
+        await assert_connection_lost(fetch(client, "INCR", "x"))
+        late.discard()
+        with pytest.raises(ConnectionResetError):
+            await late.deliver()
+        with pytest.raises(RuntimeError, match="No request is held"):
+            await proxy.deliver_late()
+    assert await fetch(direct, "GET", "x") is None
+
+
 async def test_a_cut_of_all_ends_open_connections_and_lets_new_ones_in(server_url: str, directory: Path) -> None:
     async with Proxy(server_url, directory) as proxy, connect(proxy.url) as one, connect(proxy.url) as two:
         await fetch(one, "PING")
