@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Sequence, Sized
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = ["Membership"]
 logger = logging.getLogger(__name__)
 
 _NOT_HELD = object()
+_ENDED = 100  # tasks that a worker knows to have reported on and ended
 _LONG = 1.0  # seconds for which a worker may block an event loop that it shares
 
 
@@ -80,6 +82,7 @@ class Membership:
         self._is_asked_to_stop = False
         self._limiter: Limiter | None = None
         self._held: dict[str, _Reported | None] = {}
+        self._ended = deque[str](maxlen=_ENDED)  # the last tasks that were reported on
         self._guards: dict[str, Guard] = {}
         self._has_warned = False
         self._has_left = False
@@ -308,7 +311,8 @@ class Membership:
 
     def _forget(self, keys: Sequence[str], n_ended: int) -> None:
         for key in keys:
-            self._held.pop(key, None)
+            if self._held.pop(key, None) is not None:
+                self._ended.append(key)
         if self._limiter is not None:
             self._limiter.note_ended(n_ended)
         self._note_change()
@@ -364,6 +368,14 @@ class Membership:
                 self.worker_id,
             )
             self.cancel_task(key)
+        elif key in self._ended:
+            self._ended.remove(key)
+            logger.warning(
+                "a report on task %s of worker %s is lost: it came after the end of the task, because the server had forgotten "
+                "its scripts (SCRIPT FLUSH)",
+                key,
+                self.worker_id,
+            )
 
     def not_alive(self, key: str) -> None:
         """A report was refused, because the network has shut the worker out."""

@@ -21,6 +21,7 @@ from rush_async import (
     ServerFullError,
     WorkerLostError,
 )
+from rush_async.store.tasks import FINISH
 from rush_async.testing import wait_until
 from rush_async.worker.worker import membership_of
 
@@ -272,6 +273,21 @@ async def test_a_refused_report_is_one_warning_and_an_error_of_the_next(
     await rush_worker.report_tasks(keys[1], [{"loss": 3}])
     assert await losses(rush_worker) == [2, 2, 2, 3]
     assert len(caplog.messages) == 1
+
+
+async def test_a_report_that_comes_after_the_end_of_its_task_is_a_warning(
+    rush: Rush, rush_worker: RushWorker, raw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server has forgotten its scripts, and another client has loaded that of the end again, but not that of the report."""
+    (key,) = await rush_worker.push_running_tasks([{"x": 1}])
+    raw.script_flush()
+    raw.script_load(FINISH.source)
+    await rush_worker.report_tasks(key, [{"loss": 1}])
+    assert await rush_worker.finish_tasks(key, [{"y": 1}]) == [key]
+    await quiet(rush_worker)
+    (message,) = caplog.messages
+    assert message.startswith(f"a report on task {key} of worker {rush_worker.worker_id} is lost: it came after the end")
+    assert await losses(rush_worker) == []
 
 
 async def test_a_block_whose_task_was_cancelled_ends_quietly_at_a_report(rush: Rush, rush_worker: RushWorker) -> None:
