@@ -248,7 +248,6 @@ class Bench:
                     budget=limit if plan.kind in ("budget", "proposals") else None,
                     places=(limit // 3, limit) if plan.kind == "stop" else None,
                     finished=limit if plan.kind in ("budget", "proposals", "stop") else None,
-                    was_full=any("filled" in kind for kind in result.faults),
                 )
                 violations = [] if violation is None else [violation]
                 violations += check(known)

@@ -42,7 +42,6 @@ class Round:
         budget: of work with a budget, how many tasks may be queued, running or finished.
         places: of work under a stop rule, how many may be running or finished before the first resumption and after it.
         finished: how many tasks finish; None for any number.
-        was_full: whether the server was full for a while, and refused reports.
     """
 
     kind: Kind
@@ -52,7 +51,6 @@ class Round:
     budget: int | None = None
     places: tuple[int, int] | None = None
     finished: int | None = None
-    was_full: bool = False
 
 
 @dataclass(frozen=True)
@@ -348,7 +346,8 @@ def _check_points(known: Round) -> Iterable[Violation]:
 
 
 def _check_reports(known: Round, facts: _Facts) -> Iterable[Violation]:
-    """Reports are what was reported, each once; those of a task that its worker then finished are all there."""
+    """Reports are what was reported, each once; those of a task that its worker then finished are there, or the log names it."""
+    refused = {call.given["key"] for call in known.calls if call.name == "report refused"}
     made = {call.given["value"]: call for call in known.calls if call.name == "report"}
     stored: Counter[str] = Counter()
     steps: set[tuple[str, int, str, int]] = set()
@@ -375,7 +374,7 @@ def _check_reports(known: Round, facts: _Facts) -> Iterable[Violation]:
             end.name == "finish" and end.outcome == "ok" and key in end.got and end.given["worker"] == worker
             for end in facts.ends[key]
         )
-        if call.outcome == "ok" and not stored[value] and has_finished and not known.was_full:
+        if call.outcome == "ok" and not stored[value] and has_finished and key not in refused:
             yield Violation(f"the report {value} on task {key} is gone", (key,))
 
 

@@ -106,3 +106,4 @@ class BreakableServer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        self._socket.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import random
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.faults.bench import Bench, Result, plan_of
+from benchmarks.faults.work import silence_log
 
 __all__ = ["Soak", "main", "soak"]
 
@@ -155,7 +155,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--rate", type=float, default=4.0, help="how many faults a second, about (default: 4)")
     options = parser.parse_args(args)
     seed = random.randrange(2**31) if options.seed is None else options.seed
-    logging.disable(logging.CRITICAL)  # the faults are intended
+    silence_log()
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
         work = soak(
             Path(directory),

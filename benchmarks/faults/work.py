@@ -35,7 +35,7 @@ from rush_async import (
     WorkerLostError,
 )
 
-__all__ = ["EXPIRE", "KINDS", "Kind", "Order", "config_of", "pack_order", "token_of", "work"]
+__all__ = ["EXPIRE", "KINDS", "Kind", "Order", "config_of", "pack_order", "silence_log", "token_of", "work"]
 
 Kind: TypeAlias = Literal["queue", "budget", "stop", "proposals", "unique"]
 KINDS: tuple[Kind, ...] = ("queue", "budget", "stop", "proposals", "unique")
@@ -456,15 +456,41 @@ def token_of(task: Task) -> str | None:
     return task.xs.get("x") or (task.xs_extra or {}).get("x")
 
 
+class _RefusedReports(logging.Handler):
+    """Records the warnings of the library about reports that the network did not take: their calls return before."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__(logging.WARNING)
+        self._history = history
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Records a warning."""
+        if str(record.msg).startswith("a report on task") and isinstance(record.args, tuple):
+            n = self._history.next_number()
+            self._history.begin(n, "report refused", {"key": record.args[0]})
+            self._history.end(n, "ok", None, record.getMessage())
+
+
 async def work(order: Order) -> int:
     """Works on an order. Returns how many calls it has cancelled."""
     history = History(Path(order.history), order.process)
+    warnings = _RefusedReports(history)
+    logger = logging.getLogger("rush_async.worker.membership")
+    logger.addHandler(warnings)
     try:
         process = Process(order, history)
         await process.run()
         return process.calls.n_cancelled
     finally:
+        logger.removeHandler(warnings)
         history.close()
+
+
+def silence_log() -> None:
+    """Keeps the log of the library from the terminal: the faults are intended."""
+    logging.getLogger("rush_async").propagate = False
+    logging.getLogger("rush_async").addHandler(logging.NullHandler())
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def pack_order(order: Order) -> bytes:
@@ -474,7 +500,7 @@ def pack_order(order: Order) -> bytes:
 
 def main() -> None:
     """Works on the orders of standard input."""
-    logging.disable(logging.CRITICAL)  # the faults are intended
+    silence_log()
     with ExitStack() as stack:
         for name in sys.argv[1:]:
             from benchmarks.faults.mutants import mutant_of, mutated  # which import this module

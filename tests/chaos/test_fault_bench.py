@@ -1,0 +1,56 @@
+"""Clients in several processes work while connections, servers and processes fail: a checker reads what they saw."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.bench import Bench, plan_of
+from benchmarks.faults.injection import FAULTS, Injector
+from benchmarks.faults.soak import report
+from benchmarks.faults.work import KINDS
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
+
+# What `report` prints to run a round again.
+WORDS = " --processes 2 --tasks 1500 --rate 5"
+
+
+async def survive(directory: Path, seed: int) -> None:
+    """A round of each kind, all of them on one server and with the same processes."""
+    async with Bench.opened(directory, n_processes=2) as bench:
+        for at in range(len(KINDS)):
+            result = await bench.round(plan_of(seed, at, n_tasks=1_500, rate=5.0))
+            assert not result.violations, "\n" + report(at, seed, result, WORDS)
+
+
+async def test_nothing_is_lost_with_a_fixed_seed(directory: Path) -> None:
+    await survive(directory, 14)
+
+
+async def test_nothing_is_lost_with_a_random_seed(directory: Path) -> None:
+    await survive(directory, random.randrange(2**31))
+
+
+async def test_every_kind_of_fault_is_survived(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind once, in an order of its own, before they come by chance."""
+    left = list(FAULTS)
+    random.Random(14).shuffle(left)
+    injected: set[str] = set()
+    inject = Injector.inject
+
+    async def one_of_each(injector: Injector, kind: str) -> bool:
+        kind = left.pop() if left else kind
+        if is_done := await inject(injector, kind):
+            injected.add(kind)
+        elif kind not in injected:
+            left.append(kind)
+        return is_done
+
+    monkeypatch.setattr(Injector, "inject", one_of_each)
+    async with Bench.opened(directory, n_processes=2) as bench:
+        result = await bench.round(plan_of(14, 0, n_tasks=4_000, rate=20.0))
+    assert not result.violations, "\n" + report(0, 14, result, WORDS)
+    assert injected == FAULTS.keys()
