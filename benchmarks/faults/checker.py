@@ -346,7 +346,7 @@ def _check_points(known: Round) -> Iterable[Violation]:
 
 
 def _check_reports(known: Round, facts: _Facts) -> Iterable[Violation]:
-    """Reports are what was reported, each once. Of a task that its worker then finished, none is gone unless the log says so."""
+    """Reports are what was reported, each once. Of a task that its worker finished, all are there, or the log names it."""
     refused = {call.given["key"] for call in known.calls if call.name == "report refused"}
     made = {call.given["value"]: call for call in known.calls if call.name == "report"}
     stored: Counter[str] = Counter()
