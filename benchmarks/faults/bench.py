@@ -22,7 +22,7 @@ from benchmarks.faults.history import Call, History, read_history
 from benchmarks.faults.injection import FAULTS, Injector
 from benchmarks.faults.observer import Observer
 from benchmarks.faults.server import BreakableServer
-from benchmarks.faults.work import KINDS, Kind, Order, Recorder, config_of, pack_order, work
+from benchmarks.faults.work import KINDS, Cancelled, Kind, Order, Recorder, config_of, pack_order, work
 from benchmarks.measure import resident_memory
 from rush_async import Failure, Rush, RushWorker
 from rush_async.errors import RushError
@@ -119,8 +119,8 @@ class _Child:
         self.process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe)
         await self._read()
 
-    async def work(self, order: Order) -> int | None:
-        """Works on an order. Returns how many calls it has cancelled; None where the process was killed."""
+    async def work(self, order: Order) -> Cancelled | None:
+        """Works on an order. Returns what it has cancelled; None where the process was killed."""
         assert self.process is not None
         assert self.process.stdin is not None
         self.process.stdin.write(pack_order(order))
@@ -131,7 +131,7 @@ class _Child:
                 raise RuntimeError(f"process {order.process} ended with {status}")
             return None
         self.memory = answer["memory"]
-        return answer["cancelled"]
+        return Cancelled(*answer["cancelled"])
 
     async def _read(self) -> Any:
         assert self.process is not None
@@ -153,13 +153,14 @@ class Bench:
         directory: for sockets, data and histories; a short path.
         n_processes: how many processes work; 0 lets two groups of clients work in this one, which nothing can kill.
         mutant: the defect of the scripts of the processes.
+        binary: the server, such as `redis-server`; by default the embedded one.
     """
 
-    def __init__(self, directory: Path, *, n_processes: int = 3, mutant: str = "") -> None:
+    def __init__(self, directory: Path, *, n_processes: int = 3, mutant: str = "", binary: str = "") -> None:
         self._mutant = mutant
         self._directory = directory
         self._n_processes = n_processes
-        self.server = BreakableServer(directory)
+        self.server = BreakableServer(directory, binary)
         self._children: list[_Child] = []
         self._busy: set[_Child] = set()
         self._control: Rush | None = None
@@ -169,9 +170,11 @@ class Bench:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, directory: Path, *, n_processes: int = 3, mutant: str = "") -> AsyncGenerator[Bench]:
+    async def opened(
+        cls, directory: Path, *, n_processes: int = 3, mutant: str = "", binary: str = ""
+    ) -> AsyncGenerator[Bench]:
         """Starts all of it, and ends it after the block."""
-        bench = cls(directory, n_processes=n_processes, mutant=mutant)
+        bench = cls(directory, n_processes=n_processes, mutant=mutant, binary=binary)
         try:
             await bench.server.start()
             async with Proxy(bench.server.url, directory, keeps_commands=False) as proxy:
@@ -284,7 +287,8 @@ class Bench:
         injector = Injector(self._proxy, self.server, self, random.Random(f"{plan.seed} faults"), plan.rate, self._kinds(plan))
         orders = self._orders(plan, network_id, files)
         injecting = asyncio.create_task(injector.run())
-        working = [asyncio.create_task(self._work_on(order, at, files)) for at, order in enumerate(orders)]
+        working: list[asyncio.Task[Cancelled | None]] = []
+        working += [asyncio.create_task(self._work_on(order, at, files)) for at, order in enumerate(orders)]
         if plan.kind == "stop":
             working.append(asyncio.create_task(self._stop_and_resume(control, plan.n_tasks)))
         violation = None
@@ -310,9 +314,10 @@ class Bench:
         for task in working:
             if not task.cancelled() and (error := task.exception()) is not None:
                 violation = Violation(f"the clients raised {_first(error)!r}")
-            elif not task.cancelled():
-                result.n_cancelled += task.result()
-        result.faults = injector.counts
+            elif not task.cancelled() and (cancelled := task.result()) is not None:
+                result.n_cancelled += cancelled.calls
+                injector.counts["worker cancelled at a random moment"] += cancelled.workers
+        result.faults = +injector.counts
         return violation
 
     def _kinds(self, plan: Plan) -> dict[str, int]:
@@ -339,8 +344,8 @@ class Bench:
             for at in range(n)
         ]
 
-    async def _work_on(self, order: Order, at: int, files: list[Path]) -> int:
-        """Has a process work on an order, and another one go on where it is killed. Returns how many calls were cancelled."""
+    async def _work_on(self, order: Order, at: int, files: list[Path]) -> Cancelled:
+        """Has a process work on an order, and another one go on where it is killed. Returns what was cancelled."""
         if not self._children:
             return await work(order)
         n_killed = 0
@@ -348,11 +353,11 @@ class Bench:
             child = self._children[at]
             self._busy.add(child)
             try:
-                n_cancelled = await child.work(order)
+                cancelled = await child.work(order)
             finally:
                 self._busy.discard(child)
-            if n_cancelled is not None:
-                return n_cancelled
+            if cancelled is not None:
+                return cancelled
             n_killed += 1
             child = self._children[at] = _Child(self._mutant, is_mortal=True)
             await child.start()
@@ -374,7 +379,7 @@ class Bench:
                 await self._children[at].start()
         self._busy.clear()
 
-    async def _stop_and_resume(self, control: Rush, limit: int) -> int:
+    async def _stop_and_resume(self, control: Rush, limit: int) -> None:
         """Waits for the stop by the rule and resumes; then stops by hand and resumes, a few times, until the last stop."""
         await self._until_stopped(control)
         await _persist(control.resume, finished=limit)
@@ -390,9 +395,8 @@ class Bench:
             try:
                 await _persist(control.resume, finished=limit)
             except ValueError:  # so many have finished already
-                return 0
+                return
         await self._until_stopped(control)
-        return 0
 
     async def _until_stopped(self, control: Rush) -> None:
         while True:

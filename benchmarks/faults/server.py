@@ -22,13 +22,15 @@ class BreakableServer:
 
     Args:
         directory: where its socket and its data are; a short path.
+        binary: the program; by default the embedded server.
 
     Attributes:
         url: where it listens.
         raw: a plain client.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, binary: str = "") -> None:
+        self._binary = binary or str(find_server())
         self._data = directory / "data"
         self._data.mkdir()
         self._socket = directory / "server.sock"
@@ -39,7 +41,7 @@ class BreakableServer:
     async def start(self) -> None:
         """Starts the server on its data, and waits until it answers."""
         self._socket.unlink(missing_ok=True)
-        command = [str(find_server()), "--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._data)]
+        command = [self._binary, "--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._data)]
         command += ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"]
         # Another session, so that an interrupt of the bench ends the server last.
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: ASYNC220 - it takes a ms

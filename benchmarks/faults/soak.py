@@ -111,8 +111,9 @@ async def soak(
     minutes: float = 0.0,
     n_processes: int = 3,
     n_tasks: int = 6_000,
-    n_workers: int = 6,
-    rate: float = 4.0,
+    n_workers: int = 12,
+    rate: float = 8.0,
+    binary: str = "",
 ) -> Soak:
     """Runs rounds, prints each, and returns their figures.
 
@@ -125,10 +126,12 @@ async def soak(
         n_tasks: about how many tasks a round has.
         n_workers: how many workers each process has.
         rate: how many faults a second, about.
+        binary: the server, such as `redis-server`; by default the embedded one.
     """
     total, deadline = Soak(seed), time.monotonic() + 60 * minutes
     words = f" --processes {n_processes} --tasks {n_tasks} --workers {n_workers} --rate {rate:g}"
-    async with Bench.opened(directory, n_processes=n_processes) as bench:
+    words += f" --server {binary}" if binary else ""
+    async with Bench.opened(directory, n_processes=n_processes, binary=binary) as bench:
         at = 0
         while at < len(rounds) if rounds is not None else time.monotonic() < deadline:
             number = at if rounds is None else rounds[at]
@@ -150,9 +153,10 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, help="decides what happens (default: a random one)")
     parser.add_argument("--round", type=int, action="append", help="run only this round; may be given several times")
     parser.add_argument("--processes", type=int, default=3, help="how many processes work (default: 3)")
-    parser.add_argument("--workers", type=int, default=6, help="how many workers each process has (default: 6)")
+    parser.add_argument("--workers", type=int, default=12, help="how many workers each process has (default: 12)")
     parser.add_argument("--tasks", type=int, default=6_000, help="about how many tasks a round has (default: 6000)")
-    parser.add_argument("--rate", type=float, default=4.0, help="how many faults a second, about (default: 4)")
+    parser.add_argument("--rate", type=float, default=8.0, help="how many faults a second, about (default: 8)")
+    parser.add_argument("--server", default="", metavar="PROGRAM", help="such as redis-server (default: the embedded server)")
     options = parser.parse_args(args)
     seed = random.randrange(2**31) if options.seed is None else options.seed
     silence_log()
@@ -166,6 +170,7 @@ def main(args: Sequence[str]) -> None:
             n_tasks=options.tasks,
             n_workers=options.workers,
             rate=options.rate,
+            binary=options.server,
         )
         total = asyncio.run(work)
     print(total.summary())

@@ -7,16 +7,18 @@ input ends. It writes a line when an order is done. With the name of a mutant, i
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import logging
 import random
 import sys
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from benchmarks.faults.history import History, Outcome
 from benchmarks.measure import resident_memory
@@ -35,13 +37,16 @@ from rush_async import (
     WorkerLostError,
 )
 
-__all__ = ["EXPIRE", "KINDS", "Kind", "Order", "config_of", "pack_order", "silence_log", "token_of", "work"]
+__all__ = ["EXPIRE", "KINDS", "Cancelled", "Kind", "Order", "config_of", "pack_order", "silence_log", "token_of", "work"]
+
+T = TypeVar("T")
 
 Kind: TypeAlias = Literal["queue", "budget", "stop", "proposals", "unique"]
 KINDS: tuple[Kind, ...] = ("queue", "budget", "stop", "proposals", "unique")
 
 EXPIRE = 2.0  # seconds without a heartbeat after which a worker is lost
 _SHORT = 0.02  # seconds
+_PAUSE = 2.0  # seconds between two workers of a process that are cancelled, at the most
 _MOST_CANCELLED = 0.01  # seconds after which a call is cancelled, at the most
 
 
@@ -176,14 +181,19 @@ class Process:
         self.held: dict[str, str] = {}  # key -> worker, of this process
         self.failed: list[str] = []
         self.known: list[str] = []  # keys of some tasks
-        self.n_finished = 0
+        self.lives: set[asyncio.Task[None]] = set()  # of its workers
+        self.n_workers_cancelled = 0
 
     async def run(self) -> None:
         """Works until the order is done."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._manage())
+            cancelling = group.create_task(self._cancel_workers())
             for at in range(self.order.n_workers):
                 group.create_task(self._work(f"{self.order.process}-{at}"))
+            while not self.is_over:  # noqa: ASYNC110 - whoever ends it need not know who waits
+                await asyncio.sleep(_SHORT)
+            cancelling.cancel()
 
     # the manager
 
@@ -294,23 +304,44 @@ class Process:
     # workers
 
     async def _work(self, name: str) -> None:
+        """Runs one worker after the other, until the work is over."""
         while not self.is_over:
             worker_id = f"{name}-{self.calls.next_number()}"
+            life = asyncio.create_task(self._live(worker_id))
+            self.lives.add(life)
             try:
-                async with RushWorker(self.order.network_id, self.config, worker_id=worker_id) as rush:
-                    match self.order.kind:
-                        case "budget":
-                            await self._work_in_budget(rush)
-                        case "proposals":
-                            await self._work_on_proposals(rush)
-                        case _:
-                            await self._serve(rush)
-            except WorkerLostError:
-                pass
-            except (RushConnectionError, ServerFullError):
-                await asyncio.sleep(_SHORT)
+                await asyncio.wait([life])  # which does not raise where it was cancelled
             finally:
+                life.cancel()
+                await asyncio.wait([life])
+                self.lives.discard(life)
                 self.held = {key: worker for key, worker in self.held.items() if worker != worker_id}
+            if not life.cancelled():
+                life.result()
+
+    async def _live(self, worker_id: str) -> None:
+        """The life of a worker, which errors of the connection end, too."""
+        try:
+            async with RushWorker(self.order.network_id, self.config, worker_id=worker_id) as rush:
+                match self.order.kind:
+                    case "budget":
+                        await self._work_in_budget(rush)
+                    case "proposals":
+                        await self._work_on_proposals(rush)
+                    case _:
+                        await self._serve(rush)
+        except WorkerLostError:
+            pass
+        except (RushConnectionError, ServerFullError):
+            await asyncio.sleep(_SHORT)
+
+    async def _cancel_workers(self) -> None:
+        """Cancels a worker at a random moment, now and then."""
+        while not self.is_over:
+            await asyncio.sleep(self.chance.uniform(0, _PAUSE))
+            if self.lives and self.order.cancelled:
+                self.chance.choice(list(self.lives)).cancel()
+                self.n_workers_cancelled += 1
 
     async def _serve(self, rush: RushWorker) -> None:
         """Works on queued tasks, and starts some."""
@@ -456,6 +487,13 @@ def token_of(task: Task) -> str | None:
     return task.xs.get("x") or (task.xs_extra or {}).get("x")
 
 
+class Cancelled(NamedTuple):
+    """How many calls and workers were cancelled at a random moment."""
+
+    calls: int
+    workers: int
+
+
 class _RefusedReports(logging.Handler):
     """Records the warnings of the library about reports that the network did not take: their calls return before."""
 
@@ -471,16 +509,16 @@ class _RefusedReports(logging.Handler):
             self._history.end(n, "ok", None, record.getMessage())
 
 
-async def work(order: Order) -> int:
-    """Works on an order. Returns how many calls it has cancelled."""
-    history = History(Path(order.history), order.process)
+async def work(order: Order) -> Cancelled:
+    """Works on an order. Returns what it has cancelled."""
+    history = _with_descriptors(lambda: History(Path(order.history), order.process))
     warnings = _RefusedReports(history)
     logger = logging.getLogger("rush_async.worker.membership")
     logger.addHandler(warnings)
     try:
         process = Process(order, history)
         await process.run()
-        return process.calls.n_cancelled
+        return Cancelled(process.calls.n_cancelled, process.n_workers_cancelled)
     finally:
         logger.removeHandler(warnings)
         history.close()
@@ -511,10 +549,23 @@ def main() -> None:
 
 def _work_on_input() -> None:
     print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        n_cancelled = asyncio.run(work(Order(**json.loads(line))))
-        gc.collect()
-        print(json.dumps({"memory": resident_memory(), "cancelled": n_cancelled}), flush=True)
+    with asyncio.Runner() as runner:  # one event loop for all orders, as in a program that runs for long
+        for line in sys.stdin:
+            cancelled = runner.run(work(Order(**json.loads(line))))
+            gc.collect()
+            memory = _with_descriptors(resident_memory)
+            print(json.dumps({"memory": memory, "cancelled": cancelled}), flush=True)
+
+
+def _with_descriptors(call: Callable[[], T]) -> T:
+    """Calls what takes a file descriptor, until there is one left."""
+    while True:
+        try:
+            return call()
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+        time.sleep(_SHORT)
 
 
 if __name__ == "__main__":
