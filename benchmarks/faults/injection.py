@@ -16,7 +16,7 @@ from benchmarks.faults.observer import NAME
 from benchmarks.faults.server import BreakableServer
 from benchmarks.faults.work import EXPIRE
 from rush_async.errors import RushError
-from tests.proxy import Command, LateCopy, Proxy
+from tests.proxy import Command, Fault, LateCopy, Proxy
 
 __all__ = ["FAULTS", "Injector", "Victims"]
 
@@ -87,7 +87,7 @@ class Injector:
             a subclass with a method of its own.
 
     Attributes:
-        counts: how many faults of each kind have been injected.
+        counts: how many faults of each kind have struck, once it has ended.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Injector:
         self._chance = chance
         self._rate = rate
         self._kinds = kinds
+        self._armed: list[tuple[str, Fault]] = []
         self._late: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
 
@@ -113,6 +114,8 @@ class Injector:
                     self.counts[kind] += 1
         finally:
             self._proxy.disarm()
+            for kind, fault in self._armed:
+                self.counts[kind] -= not fault.hit.is_set()
             for task in self._late:
                 task.cancel()
             await asyncio.gather(*self._late, return_exceptions=True)
@@ -122,13 +125,15 @@ class Injector:
         proxy, chance = self._proxy, self._chance
         match kind:
             case "connection cut before a request was forwarded":
-                proxy.cut_before(_is_script)
+                self._armed.append((kind, proxy.cut_before(_is_script)))
             case "connection cut after a request was executed, its reply lost":
-                proxy.drop_reply(_is_script)
+                self._armed.append((kind, proxy.drop_reply(_is_script)))
             case "connection cut within a reply":
-                proxy.drop_reply(_is_script, keep=chance.randint(1, 40))
+                self._armed.append((kind, proxy.drop_reply(_is_script, keep=chance.randint(1, 40))))
             case "late copy of a request delivered":
-                delivery = asyncio.create_task(self._deliver(proxy.late_copy(_is_script), chance.uniform(0, 2)))
+                late = proxy.late_copy(_is_script)
+                self._armed.append((kind, late))
+                delivery = asyncio.create_task(self._deliver(late, chance.uniform(0, 2)))
                 self._late.add(delivery)
                 delivery.add_done_callback(self._late.discard)
             case "replies delayed":

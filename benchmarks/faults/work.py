@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import importlib
 import json
 import logging
 import random
@@ -22,7 +23,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import polars as pl
 
-import rush_async.frames.archive  # noqa: F401
 from benchmarks.faults.history import History, Outcome
 from benchmarks.measure import resident_memory
 from rush_async import (
@@ -552,6 +552,7 @@ def main() -> None:
 
 def _work_on_input() -> None:
     # What is imported for the first frame opens files, which an order may have no descriptors for.
+    importlib.import_module("rush_async.frames.archive")
     pl.concat([pl.LazyFrame({"a": [1]})] * 2).collect()
     print(json.dumps({"ready": True}), flush=True)
     with asyncio.Runner() as runner:  # one event loop for all orders, as in a program that runs for long
