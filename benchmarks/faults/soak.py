@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -160,6 +161,7 @@ def main(args: Sequence[str]) -> None:
     options = parser.parse_args(args)
     seed = random.randrange(2**31) if options.seed is None else options.seed
     silence_log()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that processes and server end, too
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
         work = soak(
             Path(directory),
