@@ -205,7 +205,13 @@ class Injector:
         pids = victims.mortal_pids() if kind.startswith("process killed") else victims.pids()
         if not pids:
             return False
-        pid = chance.choice(pids)
+        with suppress(ProcessLookupError):  # it may end at any moment
+            await self._break_process(kind, chance.choice(pids))
+            return True
+        return False
+
+    async def _break_process(self, kind: str, pid: int) -> None:
+        chance = self._chance
         match kind:
             case "process killed (SIGKILL)":
                 os.kill(pid, signal.SIGKILL)
@@ -222,11 +228,9 @@ class Injector:
                     self._proxy.cut_all()
                     await asyncio.sleep(chance.uniform(0.2, 1.0))
                 finally:
-                    with suppress(ProcessLookupError):
-                        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+                    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
             case _:
                 raise ValueError(f"there is no fault {kind!r}")
-        return True
 
     async def _heal(self, seconds: float) -> None:
         """Waits, and heals what is broken, also when it is cancelled."""
