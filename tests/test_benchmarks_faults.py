@@ -89,6 +89,7 @@ class World:
             "attributes": {"of c": 8},
             "task_attributes": {"a": {"a": 5}},
             "claims": {"claim": "c.9"},
+            "ranking": {},
             "reports": [Report(1, "a", "w", 1, 1, 0.0, {"v": "c.4"})],
         }
         known: dict[str, Any] = {"kind": "queue", **self.known}
@@ -170,7 +171,6 @@ def _same_index(world: World) -> None:
 
 
 def _same_point(world: World) -> None:
-    world.known["kind"] = "unique"
     for at, key in enumerate("ab"):
         world.tasks[at] = replace(
             world.tasks[at], state="queued", xs={"p": 1}, xs_extra={"x": f"c.1.{at}"}, ys=None, failure=None
@@ -214,6 +214,9 @@ BROKEN: list[tuple[Callable[[World], object], str]] = [
     (lambda world: world.state.update(attributes={}), "attribute 'of c' is None"),
     (lambda world: world.state.update(task_attributes={"a": {"a": 4}}), "the attribute of task a is 4"),
     (_two_winners, "claim 'claim' was answered"),
+    (lambda world: world.call("cancel", ["a"], keys=["a"]), "task a was failed by cancel, and is finished"),
+    (lambda world: world.call("pop", ["a", 2, 0, "c.1.0"], worker="w", wanted="b"), "a pop of task b gave task a"),
+    (lambda world: world.call("rank", [0, 1], key="k", score=0.5), "k was ranked with 0.5, and has None"),
     (_read_again, "reader c was given task a 2 times"),
     (_started_after_its_end, "worker w started a task after it had left"),
     (_started_after_a_stop, "task a started in a stopped network"),

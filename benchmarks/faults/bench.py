@@ -234,7 +234,10 @@ class Bench:
                     await self._prepare(control, plan, history)
                     violation = await self._work(plan, network_id, control, result, files)
                     if violation is None:
-                        violation = await self._drain(control, plan, history)
+                        try:
+                            violation = await self._drain(control, plan, history)
+                        except RushError as error:
+                            violation = Violation(f"after the last fault a client raised {error!r}")
                     await self._wait_for_last_event(control, observer)
                     finished = await control.fetch_finished_tasks()
                     self._record_read(history, finished["keys"].to_list() if len(finished) else [])

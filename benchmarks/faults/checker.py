@@ -98,6 +98,7 @@ def check(known: Round) -> list[Violation]:
         *_check_pushes(known, facts, by_key),
         *_check_given(known.calls),
         *_check_ends(known, facts, by_key),
+        *_check_removed(known, facts, by_key),
         *_check_archive(facts, known.final),
         *_check_attempts(facts, known.final),
         *_check_limits(known),
@@ -259,6 +260,20 @@ def _mark_of(call: Call, key: str) -> str:
     return call.given["marks"][call.given["keys"].index(key)]
 
 
+def _check_removed(known: Round, facts: _Facts, by_key: dict[str, list[Task]]) -> Iterable[Violation]:
+    """A task that was cancelled or taken from the queue has failed, unless it was retried; a named pop gives that task."""
+    for call in known.calls:
+        if call.name in ("cancel", "empty") and call.outcome == "ok":
+            for key in call.got:
+                states = [task.state for task in by_key.get(key, [])]
+                if not facts.retries[key] and states != ["failed"]:
+                    yield Violation(f"task {key} was failed by {call.name}, and is {' and '.join(states) or 'gone'}", (key,))
+        elif call.name == "pop" and call.got is not None and call.given.get("wanted") not in (None, call.got[0]):
+            yield Violation(
+                f"a pop of task {call.given['wanted']} gave task {call.got[0]}", (call.given["wanted"], call.got[0])
+            )
+
+
 def _check_archive(facts: _Facts, final: FinalState) -> Iterable[Violation]:
     """Each finished record is the work of one finish that was not refused, by the worker that the record names."""
     for task in final.tasks:
@@ -329,11 +344,9 @@ def _check_indices(known: Round) -> Iterable[Violation]:
 
 def _check_points(known: Round) -> Iterable[Violation]:
     """Each point is there once: one task that is queued, running or finished has it, and is registered with it."""
-    if known.kind != "unique":
-        return
     holders: dict[Any, list[str]] = defaultdict(list)
     for task in known.final.tasks:
-        if task.state != "failed":
+        if task.state != "failed" and "p" in task.xs:
             holders[task.xs.get("p")].append(task.key)
             if known.final.points.get(digest_of(task.xs)) != task.key:
                 yield Violation(f"point {task.xs} of task {task.key} is not registered with it", (task.key,))
@@ -388,6 +401,10 @@ def _check_attributes(known: Round, facts: _Facts) -> Iterable[Violation]:
             named[call.given["name"]].append(call)
         elif call.name == "claim" and call.outcome == "ok":
             claims[call.given["name"]].add(call.got)
+        elif call.name == "rank":
+            found = known.final.ranking.get(call.given["key"])
+            if found != call.given["score"] and (found is not None or call.outcome == "ok"):
+                yield Violation(f"{call.given['key']} was ranked with {call.given['score']}, and has {found}")
         elif call.name == "task attrs":
             of_tasks[call.given["key"]].append(call)
     for name, calls in named.items():

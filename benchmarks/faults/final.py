@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
+from benchmarks.faults.work import RANKING
 from rush_async.errors import DecodeError
 from rush_async.model import Task, TaskState
 from rush_async.store.codec import decode, decode_all
@@ -35,6 +36,7 @@ class FinalState:
         attributes: those of the network.
         task_attributes: those of tasks, by key.
         claims: by name.
+        ranking: the scores in the ranking of the network, by key.
         reports: in their order.
     """
 
@@ -52,6 +54,7 @@ class FinalState:
     attributes: dict[str, Any]
     task_attributes: dict[str, dict[str, Any]]
     claims: dict[str, Any]
+    ranking: dict[str, float]
     reports: list[Report]
 
 
@@ -92,6 +95,7 @@ def read_final_state(raw: Any, network_id: str) -> FinalState:
         {name.decode(): decode(value) for name, value in raw.hgetall(keys.attributes).items()},
         task_attributes,
         {name.decode(): decode(value) for name, value in raw.hgetall(keys.claims).items()},
+        {key.decode(): score for key, score in raw.zrange(f"{keys.rankings}:{RANKING}", 0, -1, withscores=True)},
         [Report.of(fields[b"r"]) for _, fields in raw.xrange(keys.reports)],
     )
 

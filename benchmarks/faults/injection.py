@@ -165,8 +165,10 @@ class Injector:
         match kind:
             case "server killed and restarted on its append-only file":
                 server.kill()
-                await asyncio.sleep(chance.uniform(0, 0.5))
-                await server.start()
+                try:
+                    await asyncio.sleep(chance.uniform(0, 0.5))
+                finally:
+                    await server.start()
             case "server paused":
                 server.pause(chance.uniform(0.05, 0.5))
             case "server stopped (SIGSTOP) and resumed":

@@ -137,7 +137,13 @@ async def soak(
         while at < len(rounds) if rounds is not None else time.monotonic() < deadline:
             number = at if rounds is None else rounds[at]
             plan = plan_of(seed, number, n_tasks=n_tasks, n_workers=n_workers, rate=rate)
-            result = await bench.round(plan)
+            try:
+                result = await bench.round(plan)
+            except Exception as error:
+                error.add_note(
+                    f"in round {number} of seed {seed}: python -m benchmarks soak --seed {seed} --round {number}{words}"
+                )
+                raise
             memory = bench.memory()
             total.add(result, memory)
             print(describe(number, result, memory), flush=True)

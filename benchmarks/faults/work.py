@@ -40,13 +40,26 @@ from rush_async import (
     WorkerLostError,
 )
 
-__all__ = ["EXPIRE", "KINDS", "Cancelled", "Kind", "Order", "config_of", "pack_order", "silence_log", "token_of", "work"]
+__all__ = [
+    "EXPIRE",
+    "KINDS",
+    "RANKING",
+    "Cancelled",
+    "Kind",
+    "Order",
+    "config_of",
+    "pack_order",
+    "silence_log",
+    "token_of",
+    "work",
+]
 
 T = TypeVar("T")
 
 Kind: TypeAlias = Literal["queue", "budget", "stop", "proposals", "unique"]
 KINDS: tuple[Kind, ...] = ("queue", "budget", "stop", "proposals", "unique")
 
+RANKING = "all"  # the ranking of each network
 EXPIRE = 2.0  # seconds without a heartbeat after which a worker is lost
 _SHORT = 0.02  # seconds
 _PAUSE = 2.0  # seconds between two workers of a process that are cancelled, at the most
@@ -67,7 +80,7 @@ class Order:
         n_workers: how many workers it has.
         quota: how many tasks it pushes; for work on a queue.
         limit: how many tasks finish; for work with a budget or a stop rule.
-        points: how many points there are; for unique tasks.
+        points: how many points there are, for unique tasks; proposals have nine times as many.
         cancelled: the share of calls that are cancelled at a random moment.
     """
 
@@ -282,7 +295,8 @@ class Process:
 
     async def _change_something(self, rush: Rush, reader: str) -> None:
         n, chance = self.calls.next_number(), self.chance
-        what = chance.choices(("attrs", "claim", "retry", "cancel", "new", ""), (8, 10, 10, 10, 6, 56))[0]
+        names = ("attrs", "claim", "rank", "retry", "cancel", "empty", "new", "")
+        what = chance.choices(names, (8, 10, 4, 10, 10, 1, 6, 51))[0]
         # What queues or fails tasks beside the workers would exceed a budget.
         if what == "attrs":
             async with self.calls.call("attrs", n, name=f"of {self.order.process}", value=n) as call:
@@ -291,6 +305,13 @@ class Process:
             name = f"claim {chance.randrange(20)}"
             async with self.calls.call("claim", n, name=name, value=f"{reader}.{n}") as call:
                 call.got = await rush.claim(name, f"{reader}.{n}")
+        elif what == "rank":
+            score = chance.random()
+            async with self.calls.call("rank", n, key=f"{reader}.{n}", score=score) as call:
+                call.got = list(await rush.ranking(RANKING).add(f"{reader}.{n}", score))
+        elif what == "empty" and self.order.kind == "queue":
+            async with self.calls.call("empty", n) as call:
+                call.got = await rush.empty_queue()
         elif what == "retry" and self.failed and self.order.kind == "queue":
             keys, self.failed = self.failed[:20], self.failed[20:]
             async with self.calls.call("retry", n, keys=keys) as call:
@@ -379,8 +400,9 @@ class Process:
         return keys
 
     async def _pop(self, rush: RushWorker) -> str | None:
-        async with self.calls.call("pop", worker=rush.worker_id) as call:
-            task = await rush.pop_task(0.05)
+        wanted = self.chance.choice(self.known) if self.known and self.chance.random() < 0.1 else None
+        async with self.calls.call("pop", worker=rush.worker_id, wanted=wanted) as call:
+            task = await rush.pop_task(0.05, key=wanted)
             call.got = _given(task)
         return self._took(rush, call)
 
@@ -463,10 +485,10 @@ class Process:
             n_proposed += 1
             if chance.random() < 0.1:
                 await asyncio.sleep(chance.uniform(0, _MOST_CANCELLED))
-            return {"p": draw.random().random()}, {"x": f"{rush.worker_id}:{n_proposed}"}
+            return {"p": draw.random().randrange(9 * self.order.points)}, {"x": f"{rush.worker_id}:{n_proposed}"}
 
         while not self.is_over:
-            proposals = rush.proposals(propose, budget=self.order.limit)
+            proposals = rush.proposals(propose, budget=self.order.limit, unique=True)
             while True:
                 task: Task | None = None
                 async with self.calls.call("start", worker=rush.worker_id) as call:
