@@ -80,7 +80,7 @@ class Order:
         n_workers: how many workers it has.
         quota: how many tasks it pushes; for work on a queue.
         limit: how many tasks finish; for work with a budget or a stop rule.
-        points: how many points there are, for unique tasks; proposals have nine times as many.
+        points: how many points there are, for unique tasks; proposals have three times as many.
         cancelled: the share of calls that are cancelled at a random moment.
     """
 
@@ -268,12 +268,12 @@ class Process:
     async def _push(self, rush: Rush) -> None:
         n, chance = self.calls.next_number(), self.chance
         tokens = self.calls.tokens(n, chance.randint(1, 10 if self.order.kind == "stop" else 40))
-        self.left -= len(tokens)
         if self.order.kind == "unique":
             xss = [{"p": chance.randrange(self.order.points)} for _ in tokens]
             extra = [{"x": token} for token in tokens]
             async with self.calls.call("push", n, to="queued", tokens=tokens, points=[xs["p"] for xs in xss]) as call:
                 call.got = await rush.push_tasks(xss, xss_extra=extra, unique=True)
+            self.left -= len(tokens) if call.is_answered else 0
             return
         xss, to = [{"x": token} for token in tokens], "queued"
         if self.order.kind == "queue":
@@ -289,6 +289,7 @@ class Process:
             async with self.calls.call("push", n, to=to, tokens=tokens) as call:
                 call.got = await rush.push_failed_tasks(xss, "pushed as failed")
         if call.is_answered:
+            self.left -= len(tokens)
             self.known = [*self.known[-50:], *call.got]
             if to == "failed":
                 self.failed += call.got
@@ -386,7 +387,6 @@ class Process:
     async def _start(self, rush: RushWorker) -> list[str]:
         n, chance = self.calls.next_number(), self.chance
         tokens = self.calls.tokens(n, chance.randint(1, 6))
-        self.left -= len(tokens)
         if self.order.kind == "unique":
             points = [chance.randrange(self.order.points) for _ in tokens]
             async with self.calls.call("push", n, to="running", worker=rush.worker_id, tokens=tokens, points=points) as call:
@@ -395,6 +395,7 @@ class Process:
         else:
             async with self.calls.call("push", n, to="running", worker=rush.worker_id, tokens=tokens) as call:
                 call.got = await rush.push_running_tasks([{"x": token} for token in tokens])
+        self.left -= len(tokens) if call.is_answered else 0
         keys = [key for key in call.got or () if key is not None] if call.is_answered else []
         self.held |= dict.fromkeys(keys, rush.worker_id)
         return keys
@@ -485,7 +486,7 @@ class Process:
             n_proposed += 1
             if chance.random() < 0.1:
                 await asyncio.sleep(chance.uniform(0, _MOST_CANCELLED))
-            return {"p": draw.random().randrange(9 * self.order.points)}, {"x": f"{rush.worker_id}:{n_proposed}"}
+            return {"p": draw.random().randrange(3 * self.order.points)}, {"x": f"{rush.worker_id}:{n_proposed}"}
 
         while not self.is_over:
             proposals = rush.proposals(propose, budget=self.order.limit, unique=True)
