@@ -264,7 +264,7 @@ class Bench:
         self._sum_up(result, known)
         result.violations = [(each, shrink(each, known) if at < _MOST_SHRUNK else []) for at, each in enumerate(violations)]
         for file in files:
-            file.unlink()
+            file.unlink(missing_ok=True)
         result.seconds = time.monotonic() - begun
         return result
 
@@ -464,6 +464,8 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _read(file: Path) -> list[Call]:
+    if not file.exists():  # its process was killed before
+        return []
     with file.open(encoding="utf-8") as lines:
         return read_history(file.name.split(".")[1], lines)
 

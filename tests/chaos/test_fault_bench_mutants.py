@@ -19,7 +19,7 @@ ROUNDS = 5  # in which a defect is to be found; most are found in the first
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
 async def test_the_checker_finds(mutant: Mutant, directory: Path) -> None:
     kinds, rate = (dict(mutant.faults), 10.0) if mutant.faults else ({"scripts flushed": 1}, 1.0)
-    n_processes = 2 if mutant.needs_processes else 0
+    n_processes, rate = (2, 3.0) if mutant.needs_processes else (0, rate)
     found: list[str] = []
     with mutated(mutant):
         async with Bench.opened(directory, n_processes=n_processes, mutant=mutant.name) as bench:
