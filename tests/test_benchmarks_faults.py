@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults.bench import Bench, Plan, Result, longest_pause, plan_of
+from benchmarks.faults.bench import Bench, Plan, Result, longest_pause, plan_of, with_faults
 from benchmarks.faults.checker import Round, check, shrink
 from benchmarks.faults.final import FinalState, digest_of
 from benchmarks.faults.history import Call, History, Outcome, read_history
@@ -265,6 +265,9 @@ def test_a_shrunk_history_has_the_lines_of_its_task_alone() -> None:
     assert [line.split()[2].partition("(")[0] for line in lines[:5]] == ["push", "pop", "report", "task", "finish"]
     assert not any("'b', 1, 1" in line for line in lines)
     assert lines[-1].startswith("in the end: Task(key='a'")
+    assert with_faults(lines, [(5.0, "scripts flushed"), (99.0, "server paused")])[len(lines) :] == [
+        "5.0000 fault: scripts flushed"
+    ]
     text = report(4, 7, Result(plan_of(7, 4), violations=[(violation, lines)]), " --tasks 10")
     assert "VIOLATION: task a finished 2 times" in text
     assert "again: python -m benchmarks soak --seed 7 --round 4 --tasks 10" in text
@@ -303,7 +306,8 @@ def test_the_rounds_of_a_soak_have_every_kind_and_seeds_of_their_own() -> None:
     assert [plan.kind for plan in plans] == [*KINDS, *KINDS]
     assert len({plan.seed for plan in plans}) == 10
     total = Soak(5)
-    total.add(Result(plans[0], (0, 0, 3, 1), Counter({"server filled": 2}), 9, 1, 2, 0.5), {"server": 2**20})
+    result = Result(plans[0], (0, 0, 3, 1), Counter({"server filled": 2}), n_calls=9, n_cancelled=1, n_unknown=2, pause=0.5)
+    total.add(result, {"server": 2**20})
     summary = total.summary()
     assert "2 server filled" in summary
     assert "4 tasks, 9 calls, 2 of them without an answer" in summary
@@ -314,7 +318,7 @@ async def test_a_round_under_faults_keeps_all_promises(directory: Path) -> None:
     """A short one: those that take long are in tests/chaos."""
     kinds = {"connection cut after a request was executed, its reply lost": 1, "server filled": 1}
     async with Bench.opened(directory, n_processes=0) as bench:
-        result = await bench.round(Plan("queue", "1", n_tasks=200, rate=20.0, kinds=kinds))
+        result = await bench.round(Plan("queue", "1", n_tasks=200, rate=20.0, kinds=kinds, cancelled=0.0))
     assert result.violations == []
     assert result.faults.keys() <= kinds.keys()
     assert result.n_tasks >= 200

@@ -28,10 +28,11 @@ from rush_async import Failure, Rush, RushWorker
 from rush_async.errors import RushError
 from tests.proxy import Proxy
 
-__all__ = ["Bench", "Plan", "Result", "plan_of"]
+__all__ = ["Bench", "Plan", "Result", "longest_pause", "plan_of", "with_faults"]
 
 _PATIENCE = 60.0  # seconds that clients may take to end their work once everything is healed
 _MOST_SHRUNK = 10  # violations of a round whose history is shrunk
+_MOST_FAULTS_SHOWN = 20  # of a shrunk history
 _N_STOPS = 3  # by hand, in a round under a stop rule
 _DRAIN = 30.0  # seconds in which nothing may be running any more
 
@@ -74,6 +75,7 @@ class Result:
         plan: the round.
         counts: its tasks by state.
         faults: by kind.
+        fault_log: when each was injected, and its kind.
         n_calls: how many calls were recorded.
         n_cancelled: how many of them were cancelled.
         n_unknown: how many ended without an answer.
@@ -85,6 +87,7 @@ class Result:
     plan: Plan
     counts: tuple[int, int, int, int] = (0, 0, 0, 0)
     faults: Counter[str] = field(default_factory=Counter[str])
+    fault_log: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
     n_calls: int = 0
     n_cancelled: int = 0
     n_unknown: int = 0
@@ -262,7 +265,9 @@ class Bench:
             violations.append(Violation(f"the reset left keys behind: {left[:5]}"))
             self.server.raw.flushall()
         self._sum_up(result, known)
-        result.violations = [(each, shrink(each, known) if at < _MOST_SHRUNK else []) for at, each in enumerate(violations)]
+        shrunk = [with_faults(shrink(each, known), result.fault_log) for each in violations[:_MOST_SHRUNK]]
+        shrunk += [list[str]() for _ in violations[_MOST_SHRUNK:]]
+        result.violations = list(zip(violations, shrunk, strict=True))
         for file in files:
             file.unlink(missing_ok=True)
         result.seconds = time.monotonic() - begun
@@ -320,7 +325,7 @@ class Bench:
             elif not task.cancelled() and (cancelled := task.result()) is not None:
                 result.n_cancelled += cancelled.calls
                 injector.counts["worker cancelled at a random moment"] += cancelled.workers
-        result.faults = +injector.counts
+        result.faults, result.fault_log = +injector.counts, injector.log
         return violation
 
     def _kinds(self, plan: Plan) -> dict[str, int]:
@@ -468,6 +473,13 @@ def _read(file: Path) -> list[Call]:
         return []
     with file.open(encoding="utf-8") as lines:
         return read_history(file.name.split(".")[1], lines)
+
+
+def with_faults(lines: Sequence[str], log: Iterable[tuple[float, str]]) -> list[str]:
+    """Returns a shrunk history with the faults that came about when its calls were made."""
+    times = [float(line.split()[0]) for line in lines if line[:1].isdigit()]
+    near = [f"{at:.4f} fault: {kind}" for at, kind in log if times and min(times) - 0.5 <= at <= max(times) + 0.1]
+    return [*lines, *near[:_MOST_FAULTS_SHOWN]]
 
 
 def longest_pause(calls: Iterable[Call]) -> float:

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -88,6 +89,7 @@ class Injector:
 
     Attributes:
         counts: how many faults of each kind have struck, once it has ended.
+        log: when each was injected, in seconds since 1970, and its kind.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Injector:
         self._armed: list[tuple[str, Fault]] = []
         self._late: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
+        self.log: list[tuple[float, str]] = []
 
     async def run(self) -> None:
         """Injects one fault after the other."""
@@ -110,6 +113,7 @@ class Injector:
             while True:
                 await asyncio.sleep(self._chance.expovariate(self._rate))
                 kind = self._chance.choices(names, weights)[0]
+                self.log.append((time.time(), kind))
                 if await self.inject(kind):
                     self.counts[kind] += 1
         finally:

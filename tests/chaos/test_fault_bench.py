@@ -15,8 +15,11 @@ from benchmarks.faults.work import KINDS
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 
 MOST_ROUNDS = 15
-# What `report` prints to run a round again.
-WORDS = " --processes 2 --tasks 1500 --rate 5"
+
+
+def words(n_tasks: int, rate: float) -> str:
+    """What `report` prints to run a round again."""
+    return f" --processes 2 --workers 6 --tasks {n_tasks} --rate {rate:g}"
 
 
 async def survive(directory: Path, seed: int) -> None:
@@ -24,7 +27,7 @@ async def survive(directory: Path, seed: int) -> None:
     async with Bench.opened(directory, n_processes=2) as bench:
         for at in range(len(KINDS)):
             result = await bench.round(plan_of(seed, at, n_tasks=1_500, rate=5.0))
-            assert not result.violations, "\n" + report(at, seed, result, WORDS)
+            assert not result.violations, "\n" + report(at, seed, result, words(1_500, 5.0))
 
 
 async def test_nothing_is_lost_with_a_fixed_seed(directory: Path) -> None:
@@ -51,7 +54,7 @@ async def test_every_kind_of_fault_is_survived(directory: Path, monkeypatch: pyt
     async with Bench.opened(directory, n_processes=2) as bench:
         for at in range(MOST_ROUNDS):
             result = await bench.round(plan_of(14, at, n_tasks=2_000, rate=20.0))
-            assert not result.violations, "\n" + report(at, 14, result, WORDS)
+            assert not result.violations, "\n" + report(at, 14, result, words(2_000, 20.0))
             if not left:
                 return
     pytest.fail(f"these kinds never came: {left}")
