@@ -9,9 +9,9 @@ from benchmarks.faults.work import RANKING
 from rush_async.errors import DecodeError
 from rush_async.model import Task, TaskState
 from rush_async.store.codec import decode, decode_all
+from rush_async.store.decoding import decode_task
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.points import point_of
-from rush_async.store.records import decode_task
 from rush_async.store.report_entry import Report
 
 __all__ = ["FinalState", "digest_of", "read_final_state"]
