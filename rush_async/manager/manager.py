@@ -373,7 +373,7 @@ class Rush(RushClient):
 
         Raises:
             WorkerLoopError: loops failed, or workers died. The message shows each distinct traceback once, unless the log has
-                it already, and the exit code or the signal that ended a process.
+                it already, and the exit code or the signal that ended a process. Without `worker_ids` each worker raises once.
             RushTimeoutError: workers did not end in time; they continue.
             KeyError: the network has no such worker.
         """
@@ -386,7 +386,7 @@ class Rush(RushClient):
                 raise RushTimeoutError(f"{len(missing)} workers have not ended within {timeout:g} s: {listed(missing)}")
             exits = [ends[worker_id] for worker_id in wanted]
             if check:
-                group.failures.check(exits)
+                group.failures.check(exits, again=worker_ids is not None)
         return exits
 
     async def _wait_for_ends(

@@ -59,7 +59,7 @@ def run(
         on: where they run, as for `Rush.start_workers`.
         network_id: the network; a random one by default.
         config: a URL or a `RushConfig`, as for `Rush`.
-        data_dir: where the embedded server keeps its data for the next run.
+        data_dir: where the embedded server keeps its data for the next run; needs a `network_id`.
         schema: columns that the frame always has, with their dtypes.
         seed: the seed of the proposals, as for `Rush`.
         finished: how many tasks finish, those of earlier runs included: a stop rule, by which `rush.proposals(...)` and
@@ -75,18 +75,20 @@ def run(
         NetworkStateError: an event loop is running here already, as in a notebook; the message says what to await.
         WorkerLoopError: loops failed.
         TypeError: the loop is not `async def` or does not take these arguments.
-        ValueError: a number is too small.
+        ValueError: a number is too small, or a `data_dir` comes without a `network_id`.
     """
     bound = with_worker_class(bind_loop(loop, args, kwargs, _OPTIONS, of="run"), worker_class, RushWorker)
     if finished is not None and as_number(finished, "finished") < 1:
         raise ValueError(f"finished must be at least 1, not {finished}")
+    if data_dir is not None and network_id is None:
+        raise ValueError("data_dir keeps the results under the name of the network: give run a network_id")
     if is_in_event_loop():
         raise NetworkStateError(
             "run starts an event loop of its own, and one is running here, as in a notebook. Await instead: "
             f"`rush = await rsh()`, `await rush.start_workers({bound.name}, n_workers=4)`, `await rush.join_workers()`, "
             "`await rush.fetch_finished_tasks()`"
         )
-    manager = Rush(network_id, config, data_dir=data_dir, schema=schema, seed=seed, exist_ok=True)
+    manager = Rush(network_id, config, data_dir=data_dir, schema=schema, seed=seed, exist_ok=finished is not None)
 
     async def search() -> pl.DataFrame:
         async with manager as rush:

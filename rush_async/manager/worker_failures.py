@@ -25,6 +25,7 @@ class WorkerFailures:
     def __init__(self) -> None:
         self.requeued: set[str] = set()
         self._joined: Counter[str] = Counter()
+        self._raised: set[str] = set()
         self._unshown: dict[str, WorkerExit] = {}
         self._logged: dict[str, str] = {}  # tracebacks in the log, with the first worker that had them
 
@@ -48,15 +49,21 @@ class WorkerFailures:
                 if not self._joined[worker_id] and (end := self._unshown.pop(worker_id, None)) is not None:
                     self._log(end)
 
-    def check(self, exits: Sequence[WorkerExit]) -> None:
+    def check(self, exits: Sequence[WorkerExit], *, again: bool = True) -> None:
         """Raises an error if loops failed or workers died.
+
+        Args:
+            exits: how the workers ended.
+            again: whether also for those for which an error was raised before.
 
         Raises:
             WorkerLoopError: loops failed or workers died. The message shows each distinct traceback or cause, or says that the
                 traceback was logged.
         """
-        failed = [end for end in exits if end.state == "failed"]
-        lost = [end for end in exits if end.state == "lost" and end.worker_id not in self.requeued]
+        new = [end for end in exits if again or end.worker_id not in self._raised]
+        failed = [end for end in new if end.state == "failed"]
+        lost = [end for end in new if end.state == "lost" and end.worker_id not in self.requeued]
+        self._raised.update([end.worker_id for end in (*failed, *lost)])
         parts: list[str] = []
         for ends, what in ((failed, "the loops of {} of {} workers failed"), (lost, "{} of {} workers died")):
             by_text: dict[str, list[str]] = {}

@@ -85,7 +85,9 @@ def test_misspelled_and_impossible_arguments_are_refused_before_a_server_starts(
     with pytest.raises(ValueError, match="finished must be at least 1"):
         run(search, finished=0)
     with pytest.raises(RushConfigError, match="leave one of the two out"):
-        run(search, config="redis://host", data_dir=directory)
+        run(search, network_id="net", config="redis://host", data_dir=directory)
+    with pytest.raises(ValueError, match="give run a network_id"):
+        run(search, data_dir=directory)
 
 
 async def with_seed(rush: RushWorker, seed: int) -> None: ...

@@ -48,6 +48,15 @@ async def test_a_join_that_raises_another_error_leaves_the_traceback_in_the_log(
     assert caplog.text.count(TRACEBACK) == 1
 
 
+async def test_a_join_of_all_workers_raises_a_failure_once(rush: Rush) -> None:
+    (worker_id,) = await rush.start_workers(raise_holding, 1)
+    with pytest.raises(WorkerLoopError):
+        await rush.join_workers()
+    assert [end.state for end in await rush.join_workers()] == ["failed"]
+    with pytest.raises(WorkerLoopError):
+        await rush.join_workers(worker_id)
+
+
 def test_a_failure_is_logged_when_the_last_join_of_its_worker_has_ended(caplog: pytest.LogCaptureFixture) -> None:
     failures = WorkerFailures()
     with failures.joined(["a"]):

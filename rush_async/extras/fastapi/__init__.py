@@ -61,7 +61,7 @@ from rush_async.manager.manager import Rush
 from rush_async.supervisor import Supervisor
 from rush_async.worker.loop import bind_loop
 
-__all__ = ["RushDep", "rush_config", "rush_lifespan", "rush_router"]
+__all__ = ["Objective", "RunLoop", "RushDep", "rush_config", "rush_lifespan", "rush_router"]
 
 logger = logging.getLogger(__name__)
 
