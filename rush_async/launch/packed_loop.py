@@ -9,18 +9,36 @@ import os
 import pickle
 import sys
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, cast
 
 from rush_async.config import RushConfig
-from rush_async.errors import EncodeError, RushConfigError
+from rush_async.errors import EncodeError, NetworkStateError, RushConfigError
 from rush_async.launch.payload import Payload
 from rush_async.launch.pickled_code import pickle_with_code
 from rush_async.store.codec import decode, encode
 from rush_async.worker.loop import WorkerLoop, name_of
 
-__all__ = ["PackedLoop", "split_name"]
+__all__ = ["PackedLoop", "check_may_start", "split_name"]
+
+
+# Whether this thread imports the module of a worker loop, also in the event loops that the module runs.
+_is_loading = ContextVar("_is_loading", default=False)
+
+
+def check_may_start() -> None:
+    """Checks that the module of a worker loop starts no workers while a worker imports it: these would start more, without end.
+
+    Raises:
+        NetworkStateError: it does.
+    """
+    if _is_loading.get():
+        raise NetworkStateError(
+            "workers are started here by the module of a worker loop, which each worker imports to find its loop, so each would "
+            "start more: put what starts the program under `if __name__ == '__main__':`, or the loop into a module of its own"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +95,13 @@ class PackedLoop:
             DecodeError: the file that holds the payload is missing or was altered.
             RushConfigError: the loop cannot be unpickled or imported here.
         """
+        token = _is_loading.set(True)
+        try:
+            return self._load()
+        finally:
+            _is_loading.reset(token)
+
+    def _load(self) -> WorkerLoop:
         content = self.payload.unpack()
         if self.name is not None:
             return WorkerLoop(_import(self.name), decode(content))

@@ -11,6 +11,7 @@ from typing import Any
 from rush_async.client.arguments import Schema, as_keys, as_number
 from rush_async.config import RushConfig, with_heartbeat
 from rush_async.errors import NetworkStateError, RushConfigError
+from rush_async.launch.packed_loop import check_may_start
 from rush_async.model import WorkerExit
 from rush_async.plan import resolve_config
 from rush_async.process import is_in_event_loop
@@ -78,6 +79,7 @@ def run_worker(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RushConfigError(f"worker_ids names {twice[0]!r} twice: each worker has a name of its own")
     resolved = with_heartbeat(resolve_config(config, data_dir), heartbeat_period, heartbeat_expire)
+    check_may_start()
     if is_in_event_loop():
         raise NetworkStateError(
             "run_worker runs an event loop of its own, and one is running here: "

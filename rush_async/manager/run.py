@@ -13,6 +13,7 @@ from rush_async.client.arguments import Schema, as_number
 from rush_async.config import RushConfig
 from rush_async.errors import NetworkStateError
 from rush_async.launch.handle import Launcher
+from rush_async.launch.packed_loop import check_may_start
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
 from rush_async.process import is_in_event_loop
@@ -80,6 +81,7 @@ def run(
     bound = with_worker_class(bind_loop(loop, args, kwargs, _OPTIONS, of="run"), worker_class, RushWorker)
     if finished is not None and as_number(finished, "finished") < 1:
         raise ValueError(f"finished must be at least 1, not {finished}")
+    check_may_start()
     if data_dir is not None and network_id is None:
         raise ValueError("data_dir keeps the results under the name of the network: give run a network_id")
     if is_in_event_loop():

@@ -15,6 +15,7 @@ from rush_async.client.arguments import Schema
 from rush_async.config import RushConfig
 from rush_async.errors import RushConnectionError, RushError, listed
 from rush_async.launch.handle import Launch, Launcher, WorkerHandle
+from rush_async.launch.packed_loop import check_may_start
 from rush_async.manager.worker_failures import WorkerFailures
 from rush_async.model import Failure, WorkerExit
 from rush_async.network.network import Network
@@ -101,6 +102,7 @@ class WorkerGroup:
         schema: Schema | None = None,
     ) -> list[str]:
         """Registers and starts workers. An error or a cancellation leaves no worker registered."""
+        check_may_start()
         restarts = getattr(launcher, "restart", 0)
         worker_ids = await self._launch(_Start(launcher, loop, config, log_levels, log_dir, schema, restarts), n_workers)
         self.unseen.update(dict.fromkeys(worker_ids))

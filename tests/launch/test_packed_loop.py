@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,8 @@ from rush_async.launch.packed_loop import PackedLoop, split_name
 from rush_async.launch.payload import Payload
 from rush_async.worker.loop import WorkerLoop, bind_loop
 from tests.launch.loops_of_tests import CannotBeUnpickled, note_arguments, serve, show_arguments
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = RushConfig("redis://server:6379/0")
 
@@ -194,3 +198,21 @@ def test_a_pickle_without_a_worker_loop_is_refused() -> None:
 
     with pytest.raises(RushConfigError, match="the pickle contains no worker loop but 5"):
         PackedLoop(Payload("five", 1, pickle.dumps(5))).load()
+
+
+def test_a_module_that_starts_workers_when_it_is_imported_starts_no_more_in_them(directory: Path) -> None:
+    (directory / "unguarded.py").write_text(
+        "import rush_async\n"
+        "from rush_async import Processes\n"
+        "async def search(rush):\n"
+        "    async with rush.task({'x': 1}) as task:\n"
+        "        task.ys = {'y': 1}\n"
+        "rush_async.run(search, n_workers=2, on=Processes())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{directory}"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import unguarded"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "the loops of 2 of 2 workers failed" in done.stderr
+    assert "put what starts the program under `if __name__ == '__main__':`" in done.stderr
