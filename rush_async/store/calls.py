@@ -107,6 +107,7 @@ class Batcher:
         self._connection = connection
         self._caller = caller
         self._number = 0
+        self._token: Word = ""  # makes the network exist, once
         self._unanswered: dict[int, _Batch] = {}
         self._n_under_way = 0  # requests in them
         self._waiting: dict[Script, deque[Request]] = {}
@@ -249,7 +250,7 @@ class Batcher:
         """Sends what was issued."""
         self._is_due = False
         for script, waiting in self._waiting.items():
-            while waiting and self._has_window():
+            while waiting and self._has_window() and not (script.creates and self._is_founding()):
                 if requests := take_together(waiting):
                     self._send(script, requests)
         if not self._connection.is_ready and any(self._waiting.values()):
@@ -281,6 +282,11 @@ class Batcher:
         oldest = next(iter(self._unanswered))
         return self._number + 1 - oldest < WINDOW and self._connection.is_ready
 
+    def _is_founding(self) -> bool:
+        """Whether a call under way is to make the network exist: others wait for it, so that all keep their order."""
+        under_way = self._unanswered.values()
+        return not self.position.epoch and any(batch.script.creates and batch.since != math.inf for batch in under_way)
+
     def _send(self, script: Script, requests: list[Request]) -> None:
         self._number += 1
         batch = _Batch(self, script, requests, self._number)
@@ -301,7 +307,7 @@ class Batcher:
         if batch.script.creates:
             position = self.position
             seed = position.stored_seed if position.seed is None else position.seed
-            args += [str(self.position.highest_epoch), "" if seed is None else str(seed)]
+            args += [str(position.highest_epoch), "" if seed is None else str(seed), "" if batch.epoch else self._token]
         for request in batch.requests:
             args += request.args
         return args
@@ -321,11 +327,12 @@ class Batcher:
             case [b"EPOCH", epoch, wire]:
                 self.forget(batch)
                 self._epoch_refused(batch, epoch, wire)
-            case [b"OLD"]:
+            case [b"TOKEN", bytes() as token]:
                 self.forget(batch)
-                error = RushError("the server took a call for an old one; this is a defect of rush_async, please report it")
-                for request in batch.requests:
-                    request.reject(error)
+                self._token = token
+                self._waiting[batch.script].extendleft(reversed(batch.requests))
+            case [b"OLD"]:
+                batch.failed(RushError("the server took a call for an old one: a defect of rush_async, please report it"))
             case [_, _, _, _, _, _, _, _, answer, *extra]:
                 self.forget(batch)
                 try:
@@ -334,9 +341,7 @@ class Batcher:
                     logger.error("%s", error)
                 deal(batch.requests, answer, extra)
             case _:
-                self.forget(batch)
-                for request in batch.requests:
-                    request.reject(DecodeError(f"the script {batch.script.name} answered {reply!r:.200}"))
+                batch.failed(DecodeError(f"the script {batch.script.name} answered {reply!r:.200}"))
         self.progressed()
 
     def _epoch_refused(self, batch: _Batch, epoch: bytes, wire: bytes) -> None:

@@ -24,8 +24,10 @@ from rush_async import (
     TasksQueued,
     WorkerLostError,
 )
+from rush_async.store.tasks import PUSH
 from rush_async.testing import wait_until
 from rush_async.worker.worker import membership_of
+from tests.proxy import Proxy
 
 TIMEOUT = 15.0
 MOST_CHANGES = 20  # of the stop rules between two events
@@ -266,6 +268,29 @@ async def test_resetting_an_empty_network_creates_no_key(rush: Rush, raw: Any) -
         assert isinstance(event, TasksFinished)
         assert event.keys == (key,)
         assert len(await rush.fetch_finished_tasks()) == 1
+
+
+async def test_a_late_copy_of_the_call_that_made_the_network_exist_does_not_bring_it_back_after_a_reset(
+    proxy: Proxy, raw: Any, rush_server: RushConfig
+) -> None:
+    async with asyncio.timeout(TIMEOUT), Rush(config=rush_server.at(proxy.url)) as far:
+        meta = f"rush:{{{far.network_id}}}:meta"
+        await far.push_tasks([{"x": 1}])
+        await far.reset()
+        late = proxy.late_copy(lambda command: PUSH.digest.encode() in command and command[3 + len(PUSH.keys) + 5] != b"")
+        pushing = asyncio.create_task(far.push_tasks([{"x": 1}]))
+        await late.hit.wait()
+        (key,) = await pushing
+        async with Rush(far.network_id, rush_server) as near:
+            assert (await near.get_tasks(key))[0] is not None
+            await near.reset()
+            await proxy.deliver_late()
+            assert not raw.hexists(meta, "epoch")
+            assert (await near.counts()).total == 0
+            assert raw.ttl(meta) > 0  # what the refusal leaves goes by itself
+            await near.push_tasks([{"x": 2}])
+            assert raw.ttl(meta) == -1
+            await near.reset()
 
 
 async def test_a_client_follows_a_server_restored_from_older_data(rush: Rush, raw: Any) -> None:

@@ -8,6 +8,7 @@ local MOST = 10000
 local value = call('HGET', CLAIMS, NAME)
 if value then return commit(value, nil, 0) end
 if call('HLEN', CLAIMS) >= MOST then return commit(-1) end
-create_network()
+local refused = create_network()
+if refused then return refused end
 call('HSET', CLAIMS, NAME, VALUE)
 return commit(1)

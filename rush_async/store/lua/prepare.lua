@@ -4,6 +4,7 @@ require('call')
 require('create')
 if known then return repeated() end
 
-create_network()
+local refused = create_network()
+if refused then return refused end
 call('HSET', STARTS, ID, START)
 return commit(1)

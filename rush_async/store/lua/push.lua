@@ -120,7 +120,8 @@ while at <= #ARGV do
   if used and target ~= 'failed' then used = used + take end
   if judge and target == 'running' then n_running = n_running + take end
 end
-if n_parts > 0 then create_network() end
+local refused = n_parts > 0 and create_network()
+if refused then return refused end
 
 if registered and #registered > 0 then call('HSET', POINTS, unpack(registered)) end
 if #queue > 0 then

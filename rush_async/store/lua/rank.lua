@@ -12,7 +12,8 @@ local n = call('ZCARD', ranking) -- fails before anything is written, where anot
 if direction and direction ~= DIRECTION then return commit({ direction }) end
 if not direction then
   if call('HLEN', RANKINGS) >= MOST then return commit({}) end
-  create_network()
+  local refused = create_network()
+  if refused then return refused end
   call('HSET', RANKINGS, NAME, DIRECTION)
 end
 n = n + call('ZADD', ranking, SCORE, KEY)

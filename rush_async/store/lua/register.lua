@@ -18,7 +18,7 @@ for at = FIRST, #ARGV, ITEM_SIZE do
 end
 
 local answer, entries, alive, starting, leases = {}, {}, {}, {}, {}
-local seen = {}
+local seen, next_number = {}, tonumber(call('HGET', META, 'next_number') or 0)
 for at = FIRST, #ARGV, ITEM_SIZE do
   local state, lease, period, expire, worker, info = unpack(ARGV, at, at + ITEM_SIZE - 1)
   local entry = call('HGET', WORKERS, worker)
@@ -30,7 +30,8 @@ for at = FIRST, #ARGV, ITEM_SIZE do
   else
     seen[worker] = true
     local stop = entry and sub(call('HGET', PASSING, worker) or '', -5) == ' stop'
-    local number = state == 'running' and call('HINCRBY', META, 'next_number', 1) - 1
+    local number = state == 'running' and next_number
+    if number then next_number = number + 1 end
     answer[#answer + 1], answer[#answer + 2] = stop and 2 or 1, number or 0
     entries[#entries + 1], entries[#entries + 2] = worker, state .. ' ' .. info .. stamp .. (number and struct.pack('>BI4', 206, number) or '\192')
     if state == 'running' then
@@ -43,8 +44,10 @@ for at = FIRST, #ARGV, ITEM_SIZE do
   end
 end
 if #entries > 0 then
-  create_network()
+  local refused = create_network()
+  if refused then return refused end
   call('HSET', WORKERS, unpack(entries))
+  call('HSET', META, 'next_number', next_number)
 end
 if #starting > 0 then call('HSET', PASSING, unpack(starting)) end
 if #alive > 0 then

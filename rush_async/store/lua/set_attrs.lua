@@ -12,7 +12,8 @@ if n + (#ARGV - FIRST + 1) / ITEM_SIZE > MOST then
   end
   if n > MOST then return commit(n - MOST) end
 end
-create_network()
+local refused = create_network()
+if refused then return refused end
 for first = FIRST, #ARGV, MOST_WORDS do
   call('HSET', ATTRIBUTES, unpack(ARGV, first, math.min(first + MOST_WORDS - 1, #ARGV)))
 end

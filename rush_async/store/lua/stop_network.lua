@@ -4,7 +4,8 @@ require('call')
 require('create')
 if known then return repeated() end
 local is_stopped = WHY ~= '' and not stop
-if is_stopped then create_network() end
+local refused = is_stopped and create_network()
+if refused then return refused end
 local rules = is_judged and cmsgpack.unpack(call('HGET', META, 'rules')) or is_stopped and {}
 require('judge')
 if judge then judge.time() end

@@ -33,7 +33,8 @@ end
 
 local has_rules = next(rules) ~= nil
 if EPOCH == '0' and not has_rules then return commit('set') end
-create_network()
+local refused = create_network()
+if refused then return refused end
 rules.spec, rules.deadline = SPEC, rules.seconds and now + rules.seconds
 if has_rules then
   call('HSET', META, 'rules', cmsgpack.pack(rules), 'stop', '')
