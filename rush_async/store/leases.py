@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from rush_async.model import Failure, WorkerState
 from rush_async.store.keys import NetworkKeys, client_id
@@ -141,11 +141,14 @@ class Beat(NamedTuple):
         """Parses a reply."""
         more, pace, n_requests, gone, shut_out, clearing = reply[8:]
         by_state: dict[WorkerState, list[str]] = {}
-        for state, worker_id in zip(clearing[::2], clearing[1::2], strict=True):
-            by_state.setdefault(cast("WorkerState", state.decode()), []).append(worker_id.decode())
+        for state in FAILURES:
+            if worker_ids := _decoded(
+                [each for at, each in enumerate(clearing) if at % 2 and clearing[at - 1] == state.encode()]
+            ):
+                by_state[state] = worker_ids
         return cls(
             position_of(reply),
-            more == b"1",
+            more == b"1" and bool(shut_out or by_state),
             float(pace) if pace else None,
             n_requests,
             _decoded(gone),
@@ -243,4 +246,5 @@ class BlockingWorkerStore:
 
 
 def _decoded(names: Sequence[bytes]) -> list[str]:
-    return [name.decode() for name in names]
+    """The names, without those of other programs that are not UTF-8."""
+    return [text for name in names if (text := name.decode("utf-8", "ignore")).encode() == name]

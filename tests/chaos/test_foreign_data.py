@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import struct
 import time
 from collections.abc import AsyncGenerator, Awaitable
@@ -229,6 +230,10 @@ MALFORMED = {
 }
 
 
+CREATED = b"\0\0\0\0\0\3abc"  # the record of a task that has not started
+CUT_SHORT = (CREATED, CREATED + b"\xc0", CREATED + b"\xa5", CREATED + b"\xd9", CREATED + b"\xc0\xc0\xc0", b"\0")
+
+
 @pytest.mark.parametrize("name", MALFORMED)
 async def test_a_malformed_record_keeps_no_worker_from_the_good_tasks(
     name: str, small_server: SmallServer, directory: Path
@@ -312,6 +317,35 @@ async def test_a_worker_that_waits_beside_an_unlisted_record_spends_no_commands(
         tasks = await in_time(asyncio.gather(*waiting))
         assert key in [task.key for task in tasks if task is not None]
         assert stage.n_commands - n_before < FEW
+
+
+async def test_malformed_records_keep_nobody_from_clearing_workers_retrying_tasks_and_resetting(
+    small_server: SmallServer, directory: Path
+) -> None:
+    """In the hashes of running and failed tasks, of workers and of leases."""
+    async with staged(small_server, directory) as stage:
+        raw, keys = stage.raw, stage.keys
+        running = await in_time(stage.worker.push_running_tasks([{"x": 1}]))
+        failed = await in_time(stage.rush.push_failed_tasks([{"x": 1}, {"x": 2}], "bad"))
+        for place, record in itertools.product((keys.running, keys.failed), CUT_SHORT):
+            raw.hset(place, record, record)
+        for worker, entry in ((b"none", b""), (b"word", b"running"), (b"\xff", b"clearing-lost \xc1")):
+            raw.hset(keys.workers, worker, entry)
+            raw.hset(keys.alive, worker, b"lease")
+            raw.hset(keys.passing, worker, b"out")
+        raw.hset(keys.processes, mapping={"lease": "1e999 nan nan", "other": b"\xff"})
+        raw.zadd(keys.leases, {"lease": 1, "other": 2})
+        await in_time(stage.rush.detect_lost_workers())
+        with suppress(DecodeError):
+            await in_time(stage.rush.cancel_tasks([str(record, "latin-1") for record in CUT_SHORT]))
+        with suppress(DecodeError):
+            await in_time(stage.rush.retry_tasks())
+        assert set(failed) <= {key.decode("utf-8", "replace") for key in raw.hkeys(keys.queued)}
+        await in_time(stage.rush.stop_workers(stage.worker.worker_id, mode="kill"))
+        assert raw.hexists(keys.failed, running[0])
+        await in_time(stage.rush.reset(workers=False))
+        await in_time(stage.rush.reset())
+        assert raw.keys("*") == []
 
 
 # Older data.

@@ -7,7 +7,7 @@ local function created_end(record) return HEADER + struct.unpack('>I4', record, 
 local function owner_of(record)
   local from = created_end(record) + 1
   local first = byte(record, from)
-  if first == 192 then return nil end
+  if not first or first == 192 then return nil end
   return sub(record, from, from + (first == 217 and byte(record, from + 1) + 1 or first - 160))
 end
 
