@@ -50,6 +50,12 @@ class FailureListener(Protocol):
         """Is called with the keys of such tasks."""
 
 
+class _Following(asyncio.Event):
+    """A subscription: set once the position is up to date, or cannot be read, because of an error."""
+
+    error: DecodeError | None = None
+
+
 class EventFeed:
     """The events of one network in one event loop: it updates the position, and wakes listeners and waits.
 
@@ -63,14 +69,14 @@ class EventFeed:
         lines: notified of queued tasks.
 
     Attributes:
-        following: None while the channel is not subscribed; set once the position is up to date.
+        following: None while the channel is not subscribed; set once the position is up to date, or cannot be read.
         n_users: how many blocks need the feed.
         is_behind: whether `follow` may bring the position up to date.
         failures: learns of failed tasks; None without a manager.
     """
 
     def __init__(self, network_id: str, link: ServerLink, tasks: TaskReads, lines: Lines) -> None:
-        self.following: asyncio.Event | None = None
+        self.following: _Following | None = None
         self.failures: FailureListener | None = None
         self._network_id = network_id
         self._link = link
@@ -86,6 +92,7 @@ class EventFeed:
         self._follows_for_good = False
         self.is_behind = True
         self._unread: bytes | None = None  # the last message, where only its position matters and nothing has asked for it
+        self._unreadable = ""  # the last error that was logged for a position that cannot be read
         self._unused_since = 0.0
         self._linger: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -113,11 +120,14 @@ class EventFeed:
 
         Raises:
             RushConnectionError: the server does not let this user listen, or cannot be reached.
+            DecodeError: the position of the network is malformed.
         """
         following = self._start()
         if not following.is_set():
             await self._link.subscription.confirmed(self._channel)
             await following.wait()
+            if following.error is not None:
+                raise following.error
 
     def follow(self) -> None:
         """Brings the position up to date, and keeps it so until the feed is closed.
@@ -140,10 +150,10 @@ class EventFeed:
             self._linger = None
         self._end()
 
-    def _start(self) -> asyncio.Event:
+    def _start(self) -> _Following:
         following = self.following
         if following is None:
-            following = self.following = asyncio.Event()
+            following = self.following = _Following()
             self._link.subscription.subscribe(self._channel, self)
         return following
 
@@ -170,7 +180,7 @@ class EventFeed:
         self._link.supervisor.start(self._resynchronise)
 
     async def _resynchronise(self) -> None:
-        position = await self._link.retry_until_reachable(self._tasks.read_position)
+        position = await self._link.retry_until_reachable(self._read_position)
         now = datetime.now(UTC)
         self._heard_seq = position.seq
         for listener in tuple(self._listeners):
@@ -181,6 +191,20 @@ class EventFeed:
         self._lines.rules_changed()
         if self.following is not None:
             self.following.set()
+
+    async def _read_position(self) -> Position:
+        try:
+            return await self._tasks.read_position()
+        except DecodeError as error:
+            # Who waits for the position learns why there is none. Who listens waits until it can be read.
+            if (failed := self.following) is not None and not failed.is_set():
+                self.following = _Following()
+                failed.error = error
+                failed.set()
+            if str(error) != self._unreadable:
+                self._unreadable = str(error)
+                logger.error("network %r cannot be followed: %s", self._network_id, error)
+            raise
 
     def expect(self, position: Position) -> None:
         """Events up to this position are on their way. Where they do not arrive, the connection is opened anew: it is silent

@@ -90,12 +90,15 @@ class ReportFeed:
 
         Raises:
             RushConnectionError: the server does not let this user listen, or cannot be reached.
+            DecodeError: the number of the last report is malformed.
         """
-        if self._following is not None and not self._following.is_set():
-            following = self._following
-            await self._link.subscription.confirmed(self._channel)
-            await following.wait()
-        listener.begin(*await self._reports.read_last())
+        if (following := self._following) is None or following.is_set():
+            listener.begin(*await self._reports.read_last())
+            return
+        await self._link.subscription.confirmed(self._channel)
+        last = await self._reports.read_last()  # raises what keeps `_resynchronise` from its end
+        await following.wait()
+        listener.begin(*last)
 
     def confirmed(self, channel: str) -> None:
         """The server confirmed the subscription: what it published before is gone."""

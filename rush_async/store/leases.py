@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from rush_async.errors import DecodeError
 from rush_async.model import Failure, WorkerState
 from rush_async.store.keys import NetworkKeys, client_id
-from rush_async.store.position import Position, position_of
+from rush_async.store.position import Position, number_of, position_of
 from rush_async.store.records import encode_failure, encode_worker_failure
 from rush_async.store.scripts import Script, ScriptCaller
 from rush_async.wire.blocking import BlockingConnection
@@ -138,23 +139,29 @@ class Beat(NamedTuple):
 
     @classmethod
     def of(cls, reply: Sequence[Any]) -> Beat:
-        """Parses a reply."""
-        more, pace, n_requests, gone, shut_out, clearing = reply[8:]
-        by_state: dict[WorkerState, list[str]] = {}
-        for state in FAILURES:
-            if worker_ids := _decoded(
-                [each for at, each in enumerate(clearing) if at % 2 and clearing[at - 1] == state.encode()]
-            ):
-                by_state[state] = worker_ids
-        return cls(
-            position_of(reply),
-            more == b"1" and bool(shut_out or by_state),
-            float(pace) if pace else None,
-            n_requests,
-            _decoded(gone),
-            _decoded(shut_out),
-            by_state,
-        )
+        """Parses a reply.
+
+        Raises:
+            DecodeError: it is malformed, because another program wrote keys of the network.
+        """
+        try:
+            more, pace, n_requests, gone, shut_out, clearing = reply[8:]
+            by_state: dict[WorkerState, list[str]] = {}
+            for state in FAILURES:
+                names = [each for at, each in enumerate(clearing) if at % 2 and clearing[at - 1] == state.encode()]
+                if worker_ids := _decoded(names):
+                    by_state[state] = worker_ids
+            return cls(
+                position_of(reply),
+                more == b"1" and bool(shut_out or by_state),
+                float(pace) if pace else None,
+                n_requests,
+                _decoded(gone),
+                _decoded(shut_out),
+                by_state,
+            )
+        except (TypeError, ValueError) as error:
+            raise DecodeError(f"the answer to a heartbeat is malformed: {reply!r:.200}") from error
 
 
 class LoseStep(NamedTuple):
@@ -236,7 +243,7 @@ class BlockingWorkerStore:
     def log(self, records: Sequence[bytes], epoch: int) -> int:
         """Appends packed records to the worker log, unless the network is in another epoch; returns the network's epoch."""
         reply = self._call(LOG, [str(epoch), "", 0, _MAX_LOG_RECORDS, *records])
-        return int(reply[1]) if reply[0] == b"EPOCH" else epoch
+        return number_of("epoch", reply[1]) if reply[0] == b"EPOCH" else epoch
 
     def alive(self, worker_ids: Sequence[str]) -> dict[str, AliveWorker | None]:
         """Returns each worker as it is alive; None for one that is not."""

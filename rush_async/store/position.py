@@ -14,7 +14,7 @@ from rush_async.errors import DecodeError
 from rush_async.model import Counts, StopReason, StopRule
 from rush_async.store.codec import decode
 
-__all__ = ["NetworkPosition", "Position", "Watcher", "position_of", "stop_of"]
+__all__ = ["NetworkPosition", "Position", "Watcher", "number_of", "position_of", "stop_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +211,18 @@ def position_of(reply: Sequence[Any]) -> Position:
         return Position(int(epoch), int(seq), counts, int(n_workers), reason)
     except (TypeError, ValueError) as error:
         raise DecodeError(f"the network's position is malformed: {reply[:8]!r:.200}") from error
+
+
+def number_of(field: str, value: bytes | None) -> int:
+    """Returns a field of the hash `meta`; 0 for one that is not there.
+
+    Raises:
+        DecodeError: it is no whole number, because another program wrote it.
+    """
+    try:
+        return 0 if value is None else int(value)
+    except ValueError as error:
+        raise DecodeError(f"the field {field} of the network's meta is no whole number: {value!r:.100}") from error
 
 
 def stop_of(fields: Any) -> StopReason:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from rush_async.errors import DecodeError
 from rush_async.store.calls import Batcher
 from rush_async.store.codec import to_msgpack
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.position import number_of
 from rush_async.store.report_entry import ReportChunk
 from rush_async.store.scripts import Request, Script
 from rush_async.wire.connection import Connection
@@ -84,10 +84,7 @@ class ReportStore:
 
 
 def _numbers(epoch: bytes | None, last: bytes | None) -> tuple[int, int]:
-    try:
-        return int(epoch or 0), int(last or 0)
-    except ValueError as error:
-        raise DecodeError(f"the network's meta holds the epoch {epoch!r:.80} and {last!r:.80} reports") from error
+    return number_of("epoch", epoch), number_of("reports", last)
 
 
 def _packed(fields: list[bytes]) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from rush_async.store.calls import Batcher
+from rush_async.store.position import number_of
 from rush_async.store.records import NewTask
 from rush_async.store.scripts import LOST, Lost, Request, Script
 from rush_async.wire.transport import Word
@@ -82,7 +83,7 @@ class ReservationStore:
         """Gives the seed of a client to a network that exists without one. Returns the seed that it has now; None where it has
         none, because it holds tasks."""
         answer = await self._calls.call(Request(SET_SEED, [str(self._calls.position.seed)]))
-        return int(answer) if answer else None
+        return number_of("seed", answer) if answer else None
 
     async def reserve(
         self, worker_id: str, *, budget: int | None, max_failed: int | None, queued_first: bool

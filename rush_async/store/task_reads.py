@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from rush_async.errors import RushConnectionError
 from rush_async.model import TaskState
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.position import NetworkPosition, Position, position_of
+from rush_async.store.position import NetworkPosition, Position, number_of, position_of
 from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Script, ScriptCaller, wire_mismatch
 from rush_async.wire.connection import Connection
 from rush_async.wire.refusals import acl_remedy
@@ -74,8 +74,8 @@ class FinishedRead:
     async def chunk(self) -> FinishedChunk:
         """Waits for the chunk."""
         (epoch, largest), total, records = await self._reads.connection.result(self._command)
-        self._reads.largest = int(largest or MOST_BYTES // _CHUNK)
-        return FinishedChunk(int(epoch or 0), self._start, total, records)
+        self._reads.largest = number_of("largest", largest) or MOST_BYTES // _CHUNK
+        return FinishedChunk(number_of("epoch", epoch), self._start, total, records)
 
 
 class TaskReads:
@@ -105,9 +105,9 @@ class TaskReads:
         args: list[Word] = ["0", "", 0]
         reply = await self.connection.ask_script(self._caller.call(POSITION, args), self._caller.call_by_source(POSITION, args))
         position = position_of(reply)
-        if (error := wire_mismatch(int(reply[8]))) is not None:
+        if (error := wire_mismatch(number_of("wire", reply[8]))) is not None:
             raise error
-        self.position.stored_seed = int(reply[9]) if reply[9] else None
+        self.position.stored_seed = number_of("seed", reply[9]) if reply[9] else None
         if probe:
             await self._probe()
         if position.epoch == 0 and asked_at != self.position.highest_epoch:
@@ -176,7 +176,7 @@ class TaskReads:
         records: dict[TaskState, dict[bytes, bytes]] = {state: paired(next(parts)) for state in hashed}
         queue: list[bytes] = next(parts) if "queued" in states else []
         finished: list[bytes] = next(parts) if "finished" in states else []
-        return View(int(epoch or 0), int(seq or 0), records, queue, finished)
+        return View(number_of("epoch", epoch), number_of("seq", seq), records, queue, finished)
 
     async def scan(self, state: TaskState, step: int) -> dict[bytes, bytes]:
         """Reads the queued, running or failed tasks in steps. Tasks that enter or leave the state meanwhile may be missing."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from rush_async import DecodeError, Rush, RushError, RushWorker, Task, WorkerLostError
+from rush_async import DecodeError, Rush, RushError, RushWorker, Task, TaskReported, TasksQueued, WorkerLostError
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.points import point_of
 from rush_async.store.records import encode_created, header
@@ -346,6 +346,40 @@ async def test_malformed_records_keep_nobody_from_clearing_workers_retrying_task
         await in_time(stage.rush.reset(workers=False))
         await in_time(stage.rush.reset())
         assert raw.keys("*") == []
+
+
+META = ("epoch", "seq", "wire", "largest", "next_index", "next_number", "asks", "pace", "rules", "stop", "seed", "reports")
+
+
+@pytest.mark.parametrize("name", META)
+async def test_what_another_program_writes_into_meta_is_an_error_that_every_caller_gets(
+    name: str, small_server: SmallServer, directory: Path
+) -> None:
+    """Nothing waits for ever, and nothing is half done: once the field is mended, all is as before."""
+    async with staged(small_server, directory) as stage:
+        raw, keys = stage.raw, stage.keys
+        rush, worker = stage.rush, stage.worker
+        await in_time(rush.push_tasks([{"x": x} for x in range(9)]))
+        await in_time(worker.push_running_tasks([{"x": 1}]))
+        was = raw.hget(keys.meta, name)
+
+        async def listen() -> None:
+            async with stage.worker.events(TasksQueued, TaskReported):
+                pass
+
+        for junk in (b"abc", b"\xff", b"1.5", b"9" * 40):
+            raw.hset(keys.meta, name, junk)
+            calls: list[Awaitable[Any]] = [rush.counts(), rush.push_tasks([{"x": 2}]), worker.pop_task(0), listen()]
+            calls += [rush.fetch_finished_tasks(), rush.fetch_tasks_with_state("queued"), rush.detect_lost_workers()]
+            calls += [rush.cancel_tasks("unknown"), rush.fetch_reports(), rush.stop_rules(), worker.set_attrs({"a": 1})]
+            for result in await in_time(asyncio.gather(*calls, return_exceptions=True)):
+                assert not isinstance(result, Exception) or isinstance(result, RushError), (junk, result)
+            with suppress(RushError):
+                await in_time(rush.cancel_tasks([key.decode() for key in raw.hkeys(keys.running)][:1]))
+            assert (raw.hlen(keys.queued) + raw.hlen(keys.running) + raw.hlen(keys.failed)) >= 10
+            raw.hdel(keys.meta, name) if was is None else raw.hset(keys.meta, name, was)
+            stage.rush._net.position.stored_seed = None  # pyright: ignore[reportPrivateUsage]
+        await check_that_all_goes_on(stage)
 
 
 # Older data.

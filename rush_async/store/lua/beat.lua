@@ -20,7 +20,7 @@ require('events')
 require('workers')
 require('fence')
 local judging = call('HMGET', META, 'beat_at', 'pace', 'asks')
-local last, pace, n_asks = tonumber(judging[1]), tonumber(judging[2]), tonumber(judging[3] or 0)
+local last, pace, n_asks = tonumber(judging[1]), tonumber(judging[2]), tonumber(judging[3]) or 0
 
 local function renew(lease)
   local expire, period = string.match(call('HGET', PROCESSES, lease) or '', '^(%S+) (%S+)')
@@ -76,7 +76,7 @@ else
     if not is_over[expired[i]] then table.remove(expired, i) end
   end
   end_leases(expired)
-  if #fenced > 0 then n_asks = call('HINCRBY', META, 'asks', 1) end
+  if #fenced > 0 then n_asks = raise_asks() end
   publish_control({ 'out', EPOCH, 'lost' }, fenced)
 end
 

@@ -34,7 +34,7 @@ end
 if #unqueued > 0 then call('HDEL', QUEUED, unpack(unqueued)) end
 if #stopped > 0 then
   call('HDEL', RUNNING, unpack(stopped))
-  call('HINCRBY', META, 'asks', 1)
+  raise_asks()
 end
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
 if judge then judge.ended(call('LLEN', FINISHED), call('HLEN', FAILED), false) end

@@ -26,7 +26,7 @@ for i = FIRST, #ARGV do
     names[packed(worker)] = worker
   end
 end
-if #fenced > 0 then call('HINCRBY', META, 'asks', 1) end
+if #fenced > 0 then raise_asks() end
 publish_control({ 'out', EPOCH, STATE }, fenced)
 if #fenced + #others == 0 then return commit({ '0', {}, {}, 0, 0 }) end
 

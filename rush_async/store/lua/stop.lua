@@ -17,6 +17,6 @@ for i = FIRST, #ARGV do
     asked[#asked + 1] = worker
   end
 end
-if #asked > 0 then call('HINCRBY', META, 'asks', 1) end
+if #asked > 0 then raise_asks() end
 publish_control({ 'stop', EPOCH }, asked)
 return commit(answer)

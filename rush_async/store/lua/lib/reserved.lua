@@ -7,7 +7,7 @@ local function set_reserved(worker, indices, n)
   else
     call('HDEL', RESERVED, worker)
   end
-  call('HINCRBY', META, 'reserved', n)
+  redis.pcall('HINCRBY', META, 'reserved', n) -- fails where another program wrote something else
 end
 
 local function reserved_by(worker)

@@ -9,6 +9,13 @@ local function publish_control(message, names)
   end
 end
 
+-- Counts a request to workers, so that a beat tells of it. What another program wrote in its place is no number.
+local function raise_asks()
+  local n = (tonumber(call('HGET', META, 'asks')) or 0) + 1
+  call('HSET', META, 'asks', n)
+  return n
+end
+
 -- The seconds within which the leases are to be judged: half of `expire - period`, of the process where that is least.
 local function pace_of(expire, period) return (tonumber(expire) - tonumber(period)) / 2 end
 local function repace()
