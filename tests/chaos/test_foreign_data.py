@@ -319,7 +319,7 @@ async def test_a_worker_that_waits_beside_an_unlisted_record_spends_no_commands(
         assert stage.n_commands - n_before < FEW
 
 
-async def test_malformed_records_keep_nobody_from_clearing_workers_retrying_tasks_and_resetting(
+async def test_malformed_records_hinder_neither_clearing_workers_nor_retrying_tasks_nor_resetting(
     small_server: SmallServer, directory: Path
 ) -> None:
     """In the hashes of running and failed tasks, of workers and of leases."""
