@@ -65,6 +65,7 @@ __all__ = ["Objective", "RunLoop", "RushDep", "rush_config", "rush_lifespan", "r
 
 logger = logging.getLogger(__name__)
 
+_BUFFER = 1_000  # events that wait for a slow reader; later ones are missed, which the stream says
 
 # the dependencies of endpoints
 
@@ -130,7 +131,8 @@ async def _open_events(
         raise HTTPException(204)  # stops an EventSource from connecting again
     with service.streaming(run):
         try:
-            async with run.events(*(EVENT_KINDS if reports else ()), results=results) as events:
+            kinds = EVENT_KINDS if reports else ()
+            async with run.events(*kinds, results=results, buffer=_BUFFER) as events:
                 yield events
         except* anyio.BrokenResourceError:
             pass  # FastAPI closes the stream of a client that left while it still writes to it
@@ -154,6 +156,7 @@ def rush_router(
     best: str = "y",
     maximize: bool = False,
     on: Launcher | Submitter | None = None,
+    max_body: int = 8 * 1024 * 1024,
 ) -> APIRouter:
     """The endpoints of runs, tasks and evaluations.
 
@@ -163,6 +166,7 @@ def rush_router(
         best: the output that ranks the tasks.
         maximize: whether the best task has the largest output, not the smallest.
         on: where the workers of runs live, as in `start_workers`.
+        max_body: the largest body of a request in bytes; a larger one is refused with 413 before it is read.
 
     Returns:
         A router for an application whose lifespan is that of `rush_lifespan`.
@@ -170,10 +174,11 @@ def rush_router(
     Raises:
         TypeError: a loop is not `async def`, or takes no `evals`.
     """
+    max_body = as_number(max_body, "max_body")
     for loop in loops.values():
         bind_loop(loop, {"evals": 1}, {}, of="rush_router")
     problems: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 409, 503)}
-    router = APIRouter(tags=["rush"], route_class=ErrorRoute, responses=problems)
+    router = APIRouter(tags=["rush"], route_class=ErrorRoute, responses=problems, max_body_size=max_body)
     _add_run_routes(router, _Loops(loops), best, maximize, on)
     _add_state_routes(router)
     _add_task_routes(router, xs)
@@ -189,6 +194,7 @@ def rush_lifespan(
     n_evaluators: int = 4,
     drain: float = 10.0,
     run_ttl: float | None = None,
+    max_streams: int = 100,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]:
     """The lifespan of an application: opens one `Rush`, and drains the workers at the end.
 
@@ -201,6 +207,7 @@ def rush_lifespan(
         n_evaluators: how many tasks of that queue this process evaluates at once.
         drain: seconds that workers have to finish their tasks when the process ends. Then they are killed.
         run_ttl: seconds after which an ended run is deleted with its results; None keeps all.
+        max_streams: how many streams of events this process sends at once; a further one is refused with 503.
 
     Returns:
         What FastAPI takes as `lifespan`.
@@ -213,6 +220,7 @@ def rush_lifespan(
     if objective is not None and not callable(objective):
         raise TypeError(f"objective is a function of one input, not {type(objective).__name__}: {objective!r:.80}")
     n_evaluators, drain = as_number(n_evaluators, "n_evaluators"), as_real(drain, "drain")
+    max_streams = as_number(max_streams, "max_streams")
     if run_ttl is not None and as_real(run_ttl, "run_ttl") <= 0:
         raise ValueError(f"run_ttl must be more than 0 seconds, not {run_ttl}: None keeps all runs")
 
@@ -221,7 +229,7 @@ def rush_lifespan(
         override = app.dependency_overrides.get(rush_config)
         given = (config, data_dir) if override is None else (override(), None)
         async with Rush(network_id, given[0], data_dir=given[1], exist_ok=True) as rush:
-            service = Service(rush, drain, objective, n_evaluators, run_ttl=run_ttl)
+            service = Service(rush, drain, objective, n_evaluators, run_ttl=run_ttl, max_streams=max_streams)
             try:
                 await service.open()
                 with service.stop_on_signals():

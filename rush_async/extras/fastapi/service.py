@@ -24,7 +24,7 @@ from rush_async.errors import (
 )
 from rush_async.extras.fastapi.bodies import RUN_ID, RunSummary, WorkersRequest
 from rush_async.extras.fastapi.runs import START, read_summary
-from rush_async.extras.fastapi.statuses import ShuttingDownError
+from rush_async.extras.fastapi.statuses import ShuttingDownError, TooManyStreamsError
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
@@ -63,6 +63,7 @@ class Service:
         objective: evaluates the tasks of the service's own queue; None if this process evaluates none.
         n_evaluators: how many of these tasks it evaluates at once.
         run_ttl: seconds after which an ended run is deleted; None if none is.
+        max_streams: how many streams of events it sends at once.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class Service:
         n_evaluators: int = 0,
         *,
         run_ttl: float | None = None,
+        max_streams: int = 100,
     ) -> None:
         self.rush = rush
         self._drain_time = drain
         self._objective = objective
         self._n_evaluators = n_evaluators
         self._run_ttl = run_ttl
+        self._max_streams = max_streams
         self._supervisor = Supervisor(f"service {rush.network_id}")
         self._runs: set[Rush] = set()  # the managers of the workers that this process started
         self._watched: set[str] = set()  # runs whose leases this process judges for a while
@@ -202,6 +205,8 @@ class Service:
     def streaming(self, run: Rush) -> Generator[None]:
         """A block that streams events of this client. The client is closed when the service stops."""
         self._check_open()
+        if len(self._streaming) >= self._max_streams:
+            raise TooManyStreamsError(f"this process sends {self._max_streams} streams already: close one, or try again later")
         self._streaming.add(run)
         try:
             yield

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 
 from rush_async.errors import (
+    DecodeError,
     EncodeError,
     NetworkStateError,
     RushConnectionError,
@@ -19,15 +21,20 @@ from rush_async.errors import (
     ServerFullError,
     TasksNotDoneError,
 )
+from rush_async.extras.fastapi.streams import LimitedStream
 from rush_async.model import FailureKind
 
-__all__ = ["HIDDEN", "STATUS_OF_FAILURE", "ErrorRoute", "ShuttingDownError", "input_errors"]
+__all__ = ["HIDDEN", "STATUS_OF_FAILURE", "ErrorRoute", "ShuttingDownError", "TooManyStreamsError", "input_errors"]
 
 logger = logging.getLogger(__name__)
 
 
 class ShuttingDownError(NetworkStateError):
     """This process starts nothing any more. Another one may."""
+
+
+class TooManyStreamsError(NetworkStateError):
+    """This process sends as many streams as it may. Another one may send more."""
 
 
 # The first class in an error's MRO that is listed counts. Every other error of this library is a 500.
@@ -39,6 +46,7 @@ _STATUSES: dict[type[BaseException], int] = {
     ShuttingDownError: 503,
     TasksNotDoneError: 503,  # there is no worker
     RushTimeoutError: 504,
+    TooManyStreamsError: 503,
 }
 _PUBLIC = (EncodeError, NetworkStateError, RushTimeoutError)  # their messages are for clients
 HIDDEN = "the service failed: its log says why"  # in place of a message that may have the database's address, or its records
@@ -58,19 +66,20 @@ STATUS_OF_FAILURE: dict[FailureKind, int] = {
 
 
 class ErrorRoute(APIRoute):
-    """A route that turns the errors of this library into responses."""
+    """A route that turns the errors of this library into responses, and limits its streams."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_errors(request: Request) -> Response:
             try:
-                return await handle(request)
+                response = await handle(request)
             except RushError as error:
                 status = next((_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES), 500)
                 logger.warning("%s %s: %s", request.method, request.url.path, error)
                 detail = _DETAILS.get(type(error)) or (str(error) if isinstance(error, _PUBLIC) else HIDDEN)
                 raise HTTPException(status, detail) from error
+            return LimitedStream(response) if isinstance(response, StreamingResponse) else response
 
         return handle_errors
 
@@ -80,6 +89,8 @@ def input_errors() -> Generator[None]:
     """A block that answers errors in the input of a request: 422, or 404 for a task that was deleted meanwhile."""
     try:
         yield
+    except DecodeError:
+        raise  # a ValueError that shows a record, and not the client's fault
     except ValueError as error:
         raise HTTPException(422, str(error)) from error
     except KeyError as error:

@@ -23,7 +23,7 @@ import pytest_asyncio
 import redis
 from fastapi import FastAPI
 
-from rush_async import DecodeError, Rush, RushConfig
+from rush_async import DecodeError, Rush, RushConfig, TasksFinished
 from rush_async.extras.fastapi import RushDep, rush_lifespan, rush_router
 from rush_async.testing import wait_until
 from tests.extras.fastapi.service_of_tests import LOOPS, create_app, objective, orderly
@@ -755,20 +755,41 @@ async def test_an_error_of_the_library_in_an_objective_shows_no_address(rush: Ru
         assert answer.json()["detail"].partition("(")[2] == "error): DecodeError: the service failed: its log says why"
 
 
-async def test_a_client_that_leaves_a_stream_with_unsent_events_raises_nothing(rush: Rush) -> None:
-    first_sent, may_leave = asyncio.Event(), asyncio.Event()
-    app = FastAPI(lifespan=rush_lifespan(rush.network_id, rush.config))
-    app.include_router(rush_router(LOOPS))
+class SlowReader:
+    """A client of a stream that reads nothing until the test lets it, and then all until it may leave."""
 
-    async def send(message: Any) -> None:
-        if message.get("body"):
-            first_sent.set()
-            await asyncio.Future()  # the client reads nothing
+    def __init__(self) -> None:
+        self.first_sent, self.may_read, self.may_leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.text = ""
 
-    async def receive() -> Any:
-        await may_leave.wait()
+    async def _send(self, message: Any) -> None:
+        if body := message.get("body"):
+            self.first_sent.set()
+            await self.may_read.wait()
+            self.text += body.decode()
+
+    async def _receive(self) -> Any:
+        await self.may_leave.wait()
         return {"type": "http.disconnect"}
 
+    async def read(self, app: FastAPI, state: Any, run: str) -> None:
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "headers": [],
+        }
+        scope |= {"path": f"/runs/{run}/events", "raw_path": b"", "query_string": b"", "root_path": "", "scheme": "http"}
+        await app({**scope, "state": dict(state)}, self._receive, self._send)
+
+
+@asynccontextmanager
+async def slow_stream(rush: Rush, **options: Any) -> AsyncGenerator[tuple[SlowReader, httpx.AsyncClient, Rush]]:
+    """A service with a run, and a slow reader of its events that has something to read."""
+    app = FastAPI(lifespan=rush_lifespan(rush.network_id, rush.config, **options))
+    app.include_router(rush_router(LOOPS))
+    reader = SlowReader()
     async with app.router.lifespan_context(app) as state:
 
         async def with_state(scope: Any, receive: Any, send: Any) -> None:
@@ -776,24 +797,68 @@ async def test_a_client_that_leaves_a_stream_with_unsent_events_raises_nothing(r
 
         async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://service") as client:
             run = await start(client, "queue")
-            scope: dict[str, Any] = {
-                "type": "http",
-                "asgi": {"spec_version": "2.3"},
-                "http_version": "1.1",
-                "method": "GET",
-                "headers": [],
-            }
-            scope |= {"path": f"/runs/{run}/events", "raw_path": b"", "query_string": b"", "root_path": "", "scheme": "http"}
-            streaming = asyncio.create_task(with_state(scope, receive, send))
-            await first_sent.wait()
-            async with Rush(f"{rush.network_id}.{run}", rush.config) as of_run, of_run.events() as events:
-                for x in range(4):
-                    await of_run.push_finished_tasks([{"x": x}], [{"y": x}])
-                    await anext(events)
-            await anyio.wait_all_tasks_blocked()
-            may_leave.set()
+            streaming = asyncio.create_task(reader.read(app, state, run))
+            await reader.first_sent.wait()
+            async with Rush(f"{rush.network_id}.{run}", rush.config) as of_run:
+                yield reader, client, of_run
+            reader.may_leave.set()
             await streaming
             await stop(client, run, forget=True)
+
+
+async def finish_some(run: Rush, n: int) -> None:
+    async with run.events(TasksFinished) as events:
+        for x in range(n):
+            await run.push_finished_tasks([{"x": x}], [{"y": x}])
+            await anext(events)
+    await anyio.wait_all_tasks_blocked()
+
+
+async def test_a_client_that_leaves_a_stream_with_unsent_events_raises_nothing(rush: Rush) -> None:
+    async with slow_stream(rush) as (_, _, run):
+        await finish_some(run, 4)
+
+
+async def test_events_that_a_slow_reader_does_not_take_are_dropped_and_reported_as_missed(
+    rush: Rush, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rush_async.extras.fastapi._BUFFER", 10)
+    async with slow_stream(rush) as (reader, _, run):
+        await finish_some(run, 40)
+        reader.may_read.set()
+        await wait_until(lambda: "event: EventsMissed" in reader.text)
+        assert 10 <= reader.text.count("event: TasksFinished") < 20
+
+
+async def test_a_process_refuses_more_streams_than_it_may_send(rush: Rush) -> None:
+    async with slow_stream(rush, max_streams=1) as (reader, client, run):
+        path = f"/runs/{run.network_id.rpartition('.')[2]}/events"
+        answer = await client.get(path)
+        assert answer.status_code == 503
+        assert answer.json() == {"detail": "this process sends 1 streams already: close one, or try again later"}
+        reader.may_leave.set()  # the place is free again
+        await run.stop_workers()
+        await wait_until(lambda: has_status(client, path, 200))
+
+
+async def has_status(client: httpx.AsyncClient, path: str, status: int) -> bool:
+    return (await client.get(path)).status_code == status
+
+
+async def in_pieces() -> AsyncIterator[bytes]:
+    for _ in range(20):
+        yield b" " * 1_000
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/evaluate", "/runs", f"/runs/{UNKNOWN}/stop", f"/runs/{UNKNOWN}/resume"])
+async def test_a_body_over_the_limit_is_refused_whether_it_says_its_length_or_not(rush: Rush, path: str) -> None:
+    app = FastAPI(lifespan=rush_lifespan(rush.network_id, rush.config))
+    app.include_router(rush_router(LOOPS, max_body=10_000))
+    async with client_of(app) as client:
+        for body in (b" " * 20_000, in_pieces()):
+            answer = await client.post(path, headers={"content-type": "application/json"}, content=body)
+            assert answer.status_code == 413
+    assert (await rush.counts()).queued == 0
 
 
 async def test_the_best_task_is_the_largest_of_the_output_that_the_router_names(rush: Rush) -> None:

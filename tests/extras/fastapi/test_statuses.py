@@ -20,13 +20,21 @@ from rush_async import (
     ServerFullError,
     TasksNotDoneError,
 )
-from rush_async.extras.fastapi.statuses import HIDDEN, STATUS_OF_FAILURE, ErrorRoute, ShuttingDownError, input_errors
+from rush_async.extras.fastapi.statuses import (
+    HIDDEN,
+    STATUS_OF_FAILURE,
+    ErrorRoute,
+    ShuttingDownError,
+    TooManyStreamsError,
+    input_errors,
+)
 from rush_async.model import FailureKind
 
 ERRORS = {
     EncodeError: 422,
     NetworkStateError: 409,
     ShuttingDownError: 503,
+    TooManyStreamsError: 503,
     RushConnectionError: 503,
     ServerFullError: 503,
     TasksNotDoneError: 503,
@@ -76,3 +84,8 @@ def test_an_error_in_the_input_is_the_clients(error: Exception, status: int) -> 
     with pytest.raises(HTTPException) as raised, input_errors():
         raise error
     assert raised.value.status_code == status
+
+
+def test_a_record_that_cannot_be_decoded_is_not_the_clients_error() -> None:
+    with pytest.raises(DecodeError), input_errors():
+        raise DecodeError(r"record b'\xff' has no header")
