@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import stat
+import struct
 import sys
 import tempfile
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rush_async.embedded.locks import is_locked, lock_exclusive, make_private, open_private
 from rush_async.errors import ServerStartError
 
-__all__ = ["DataDirectory", "RuntimeDirectory", "has_ended", "network_file_system"]
+__all__ = ["DataDirectory", "RuntimeDirectory", "check_peer", "has_ended", "network_file_system"]
 
 _LONGEST_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 _PREFIX = "rush-"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILES = ("socket", "pids", "log", "lease", "data")  # `data` is removed last: it marks the directory as one of ours
+_DATA_FILES = ("rush.lock", "rush.runtime", "rush.log", "appendonlydir")
 _LOCK_TIMEOUT = 20.0  # seconds for other processes to join or start the server of a data directory
 
 # File systems that several machines share. A lock there may not reach the others, and two servers would write the same files.
@@ -91,8 +95,13 @@ class RuntimeDirectory:
     def remove(self) -> None:
         """Removes the directory with the files that a server has there; with any other file in it, the directory stays.
 
-        Opens nothing, so that it also works without a free file descriptor.
+        Opens nothing, so that it also works without a free file descriptor. Where others may write to TMPDIR, a link may have
+        taken its place, and what that leads to stays.
         """
+        with contextlib.suppress(OSError):
+            found = os.lstat(self.path)
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                return
         for name in _FILES:
             with contextlib.suppress(OSError):
                 os.unlink(self.path / name)
@@ -102,9 +111,30 @@ class RuntimeDirectory:
 
 def has_ended(url: str) -> bool:
     """Whether a URL names the socket of an embedded server that has ended for good: its runtime directory is gone."""
-    socket = Path(url.removeprefix("unix://"))
-    is_embedded = socket.name == _FILES[0] and socket.parent.name.startswith(_PREFIX)
-    return is_embedded and not socket.parent.exists()
+    directory = _directory_of(url)
+    return directory is not None and not directory.exists()
+
+
+def check_peer(url: str, connected: Any) -> None:
+    """Refuses an embedded server of another user, who has put it in the place of ours: others may write to TMPDIR.
+
+    Args:
+        url: where the connection leads.
+        connected: its socket.
+
+    Raises:
+        PermissionError: the process of another user listens there.
+    """
+    if _directory_of(url) is not None and (option := getattr(socket, "SO_PEERCRED", None)) is not None:
+        _, owner, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
+        if owner != os.geteuid():
+            raise PermissionError(f"user {owner} listens there, not the embedded server of this user")
+
+
+def _directory_of(url: str) -> Path | None:
+    """The runtime directory of the embedded server that a URL names; None for another server."""
+    path = Path(url.removeprefix("unix://"))
+    return path.parent if path.name == _FILES[0] and path.parent.name.startswith(_PREFIX) else None
 
 
 def _base() -> str:
@@ -152,6 +182,8 @@ class DataDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             resolved = path.resolve(strict=True)
+            for place in {path, resolved}:
+                _check_not_planted(place)
             device = resolved.stat().st_dev
         except OSError as error:
             raise ServerStartError(
@@ -232,6 +264,20 @@ class DataDirectory:
         """Writes down the runtime directory of the server that is to use this directory."""
         with self.usable(), open(open_private(self.runtime_file, os.O_CREAT | os.O_TRUNC), "wb") as file:
             file.write(os.fsencode(directory.path))
+
+
+def _check_not_planted(data: Path) -> None:
+    """Refuses a data directory that another user may exchange, since that user made it, or a part of it or of the way to it, in
+    a place where everyone may, such as /tmp.
+
+    Raises:
+        PermissionError: there is such a part.
+    """
+    for path in (*(data / name for name in _DATA_FILES), data, *data.parents):
+        with contextlib.suppress(FileNotFoundError):
+            owner = os.lstat(path).st_uid
+            if owner not in (0, os.geteuid()) and os.stat(path.parent).st_mode & stat.S_IWOTH:
+                raise PermissionError(f"user {owner} made {str(path)!r}, where everyone may, and could exchange the data")
 
 
 def network_file_system(device: int, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:

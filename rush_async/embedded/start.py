@@ -21,6 +21,7 @@ __all__ = ["END_TIMEOUT", "Child", "Server", "find_server", "server_options"]
 
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 END_TIMEOUT = 5.0  # seconds to wait for the end of a server
+_CREDENTIALS = ("RUSH_URL", "REDIS_URL", "RUSH_PASSWORD")
 _PING = b"*1\r\n$4\r\nPING\r\n"
 _SHUTDOWN = b"*1\r\n$8\r\nSHUTDOWN\r\n"
 
@@ -246,8 +247,8 @@ def _spawn(binary: Path, data: DataDirectory | None, directory: RuntimeDirectory
     pid = os.posix_spawn(
         sys.executable,
         [sys.executable, "-I", "-S", str(_WATCHDOG), str(directory.lease), runtime_file, *command],
-        # A locale that is not installed keeps some servers from starting.
-        {**os.environ, "LC_ALL": "C"},
+        # A locale that is not installed keeps some servers from starting. The server needs no credentials of another.
+        {name: value for name, value in os.environ.items() if name not in _CREDENTIALS} | {"LC_ALL": "C"},
         file_actions=[
             (os.POSIX_SPAWN_DUP2, log, 1),
             (os.POSIX_SPAWN_DUP2, log, 2),

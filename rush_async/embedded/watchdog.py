@@ -137,15 +137,15 @@ def end_with(watchdog: int) -> None:
 
 
 def remove(directory: str) -> None:
-    """Removes a directory as far as it is still there: a user of the server may remove it too."""
-    for folder, folders, files in os.walk(directory, topdown=False):
-        for name in files:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(folder, name))
-        for name in folders:
-            with contextlib.suppress(OSError):
-                os.rmdir(os.path.join(folder, name))
+    """Removes our directory as far as it is still there: a user of the server may remove it too. Where others may write to
+    TMPDIR, a link may have taken its place, and what that leads to stays."""
     with contextlib.suppress(OSError):
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        if os.fstat(folder).st_uid != os.geteuid():
+            return
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=folder)
         os.rmdir(directory)
 
 

@@ -13,6 +13,7 @@ from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
 from rush_async.config import RushConfig
+from rush_async.embedded.directories import check_peer
 from rush_async.errors import RushConnectionError
 from rush_async.wire.transport import ServerFinder, Word, pack
 
@@ -65,11 +66,13 @@ class BlockingConnection:
     def _exchange(self, payload: bytes) -> Any:
         if self._is_interrupted:
             raise ConnectionError("the connection was interrupted")
-        if self._finder.moves and not self._connection.is_connected:
-            address = asyncio.run(self._finder.find())
-            assert address is not None
-            self._connection.host, self._connection.port = address
-        self._connection.connect()
+        if not self._connection.is_connected:
+            if self._finder.moves:
+                address = asyncio.run(self._finder.find())
+                assert address is not None
+                self._connection.host, self._connection.port = address
+            self._connection.connect()
+            check_peer(self._config.url or "", self._connection._sock)
         self._connection.send_packed_command([payload], check_health=False)
         return self._connection.read_response()
 

@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
 from rush_async.config import RushConfig, without_password
-from rush_async.embedded.directories import has_ended
+from rush_async.embedded.directories import check_peer, has_ended
 from rush_async.errors import RushConfigError, RushConnectionError
 from rush_async.wire.refusals import acl_remedy
 from rush_async.wire.transport import FutureCommand, ServerFinder, Transport, TransportOwner, pack
@@ -49,12 +49,13 @@ class _HandsOver:
     _reader: asyncio.StreamReader | None
     _writer: asyncio.StreamWriter | None
 
-    def hand_over(self, transport: Transport) -> None:
+    def hand_over(self, transport: Transport, url: str) -> None:
         # The stream's writer closes its connection when it is collected, so the transport keeps the stream until then.
         assert self._writer is not None
         stream = self._reader, self._writer
         self._reader = self._writer = None
         transport.adopt(cast("asyncio.Transport", stream[1].transport), stream)
+        check_peer(url, stream[1].get_extra_info("socket"))
 
 
 class _TCP(_HandsOver, TCPConnection):
@@ -134,7 +135,7 @@ class ServerOpener:
             if address is not None and not isinstance(connection, _Unix):
                 connection.host, connection.port = address
             await connection.connect()
-            connection.hand_over(transport)
+            connection.hand_over(transport, config.url or "")
             await _greet(transport, config, () if listens else self._scripts, is_master_wanted=self._finder.moves)
         except (RedisError, OSError) as error:
             transport.drop()

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rush_async import ServerStartError
+from rush_async import Rush, RushConfig, RushConnectionError, ServerStartError
+from rush_async.embedded import watchdog
 from rush_async.embedded.directories import DataDirectory, RuntimeDirectory, has_ended, network_file_system
 from rush_async.embedded.server import acquire
-from tests.embedded.users import User, ask, directory_of, wait_until_loaded
+from rush_async.wire.blocking import BlockingConnection
+from rush_async.wire.opening import connection_options
+from tests.embedded.users import OTHER, User, ask, directory_of, give_away, wait_until_loaded
 
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,3 +211,102 @@ def test_network_file_systems_are_recognised(tmp_path: Path) -> None:
     assert network_file_system(device, mounts) == "nfs4"
     mounts.write_text(line % "ext4")
     assert network_file_system(device, mounts) is None
+
+
+# other users, in directories where everyone may write
+
+
+@pytest.fixture
+def shared(directory: Path) -> Path:
+    """A directory as /tmp is."""
+    shared = directory / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    return shared
+
+
+@pytest.mark.parametrize("planted", ["results", "results/rush.log", "results/appendonlydir", "link", "project"])
+def test_a_data_dir_that_another_user_made_first_is_refused(
+    shared: Path, planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, path = shared / planted.partition("/")[0], shared / planted
+    if planted == "link":
+        (shared.parent / "elsewhere").mkdir()
+        path.symlink_to(shared.parent / "elsewhere")
+    else:
+        path.mkdir(parents=True)
+        data.chmod(0o777)
+    give_away(path, monkeypatch)
+    data = data / "run" if planted == "project" else data
+    with pytest.raises(ServerStartError, match=rf"user \d+ made '{path}', where everyone may, and could exchange the data"):
+        acquire(data)
+    assert not data.exists() or {file.name for file in data.iterdir()} <= {"rush.log", "appendonlydir"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_data_dir_of_another_user_in_a_place_that_is_not_for_everyone_is_used(directory: Path) -> None:
+    (directory / "data").mkdir()  # as where root of a container works in a directory of the host
+    os.chown(directory / "data", OTHER, -1)
+    acquire(directory / "data").release()
+
+
+@pytest.mark.parametrize("kind", ["link", "directory"])
+def test_removing_a_runtime_directory_that_was_exchanged_removes_nothing_else(
+    base: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RuntimeDirectory.create()
+    directory.path.rename(base / "ours")
+    theirs = base / "theirs" if kind == "link" else directory.path
+    theirs.mkdir()
+    (theirs / "log").touch()
+    if kind == "link":
+        directory.path.symlink_to(theirs)
+    else:
+        give_away(theirs, monkeypatch)
+    directory.remove()
+    watchdog.remove(str(directory.path))
+    assert (theirs / "log").exists()
+
+
+async def test_a_client_refuses_the_server_of_another_user_at_its_socket(
+    rush_server: RushConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    config = replace(rush_server, connect_timeout=1)
+    with pytest.raises(RushConnectionError, match=f"user {own} listens there, not the embedded server of this user"):
+        await Rush("net", config)
+    blocking = BlockingConnection(config, connection_options(config))
+    with pytest.raises(RushConnectionError, match=f"user {own} listens there"):
+        blocking.ask("PING")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_another_user_reaches_neither_the_server_nor_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as shared:  # the directories of pytest are closed to others
+        os.chmod(shared, 0o1777)
+        monkeypatch.setattr(tempfile, "tempdir", shared)
+        lease = acquire(Path(shared) / "data")
+        if (pid := os.fork()) == 0:
+            os.setuid(OTHER)
+            os._exit(
+                sum(
+                    can(act)
+                    for act in (
+                        lambda: ask(lease.url, "PING"),
+                        lambda: os.listdir(directory_of(lease.url)),
+                        lambda: os.listdir(Path(shared) / "data"),
+                    )
+                )
+            )
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        lease.release()
+
+
+def can(act: Callable[[], Any]) -> bool:
+    try:
+        act()
+    except PermissionError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 USER = """
 import sys
@@ -63,6 +65,18 @@ def watchdog_of(url: str) -> int:
 
 def wait_until_loaded(url: str) -> None:
     wait_for(lambda: ask(url, "PING") == b"+PONG\r\n")
+
+
+OTHER = 65534  # nobody
+
+
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a file or directory that of another user, which only root can; others become another user themselves."""
+    if os.geteuid() == 0:
+        os.chown(path, OTHER, -1, follow_symlinks=False)
+    else:
+        own = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: own + 1)
 
 
 class User:
