@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, unquote_plus, urlsplit
 
-from rush_async.errors import RushConfigError
+from rush_async.errors import SECRET_OPTIONS, RushConfigError, redact_options
 
 __all__ = [
     "RushConfig",
@@ -21,7 +21,6 @@ __all__ = [
     "as_seconds",
     "connection_part",
     "hosts_of",
-    "redact",
     "with_address_of_environment",
     "with_data_dir",
     "with_heartbeat",
@@ -30,24 +29,12 @@ __all__ = [
 ]
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
-_PASSWORD = re.compile(r"(?P<head>://[^/?#@\s:]*:)(?P<password>\S*)(?=@)")
 _PASSWORD_OF_URL = re.compile(r"^(?P<head>([^:/]*:?//)?[^:@]*:).*(?=@)", re.DOTALL)
-_OPTION = re.compile(r"(?P<head>[?&](?P<name>[^=&#\s]*)=)[^&\s]*")
-_SECRETS = ("password", "ssl_password", "sentinel_password")
-
-
-def redact(text: str) -> str:
-    """Replaces the password of every URL in a text by `***`."""
-    return _redact_options(_PASSWORD.sub(r"\g<head>***", text))
-
-
-def _redact_options(text: str) -> str:
-    return _OPTION.sub(lambda option: option["head"] + "***" if unquote_plus(option["name"]) in _SECRETS else option[0], text)
 
 
 def redact_url(url: str) -> str:
     """Replaces the password of a URL by `***`, also in a text that cannot be parsed as a URL."""
-    return _redact_options(_PASSWORD_OF_URL.sub(r"\g<head>***", url))
+    return redact_options(_PASSWORD_OF_URL.sub(r"\g<head>***", url))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -410,7 +397,7 @@ def without_password(url: str) -> str:
     user_info, _, host = (parts["authority"] or "").rpartition("@")
     user = user_info.partition(":")[0]
     return _url_of(
-        parts, f"{user}@{host}" if user else host, [option for option in _options(parts) if _name(option) not in _SECRETS]
+        parts, f"{user}@{host}" if user else host, [option for option in _options(parts) if _name(option) not in SECRET_OPTIONS]
     )
 
 

@@ -25,10 +25,13 @@ RushError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from itertools import islice
+from urllib.parse import unquote_plus
 
 __all__ = [
+    "SECRET_OPTIONS",
     "DecodeError",
     "DuplicateError",
     "EncodeError",
@@ -48,6 +51,8 @@ __all__ = [
     "WorkerLostError",
     "WorkersNotReadyError",
     "listed",
+    "redact",
+    "redact_options",
 ]
 
 
@@ -160,3 +165,23 @@ class WorkerLoopError(RushError):
 def listed(names: Collection[str]) -> str:
     """Joins names for a sentence: the first five, and `...` if there are more."""
     return ", ".join(islice(names, 5)) + (", ..." if len(names) > 5 else "")
+
+
+# passwords in messages
+
+# Not a port before a path. The limit keeps a long line without spaces from taking long.
+_PASSWORD = re.compile(r"(?P<head>://[^/?#@\s:]*:)(?!\d{1,5}[/?#])\S{0,500}(?=@)")
+_OPTION = re.compile(r"(?P<head>[?&](?P<name>[^=&#\s]*)=)[^&\s]*")
+SECRET_OPTIONS = ("password", "ssl_password", "sentinel_password")
+
+
+def redact(text: str) -> str:
+    """Replaces the password of every URL in a text by `***`."""
+    return redact_options(_PASSWORD.sub(r"\g<head>***", text))
+
+
+def redact_options(text: str) -> str:
+    """Replaces the passwords among the options of URLs by `***`."""
+    return _OPTION.sub(
+        lambda option: option["head"] + "***" if unquote_plus(option["name"]) in SECRET_OPTIONS else option[0], text
+    )

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeAlias,
 
 from typing_extensions import TypeVar  # `typing` has defaults from Python 3.13 on
 
-from rush_async.errors import NetworkStateError
+from rush_async.errors import NetworkStateError, redact
 
 __all__ = [
     "CANCELLED",
@@ -106,7 +106,7 @@ class Failure:
 
     @classmethod
     def of(cls, reason: BaseException | str | Failure | None, kind: FailureKind = "error") -> Failure:
-        """Makes a failure of an exception, a message or another failure.
+        """Makes a failure of an exception, a message or another failure. Passwords in URLs become `***`.
 
         Args:
             reason: the exception, message or failure; None has no message of its own.
@@ -122,10 +122,11 @@ class Failure:
             case Failure():
                 return reason
             case BaseException():
-                text = "".join(tracebacks.format_exception(reason))
-                return cls(kind, type(reason).__name__, str(reason) or type(reason).__name__, text)
+                # A URL with its password may be in the message, or in a line of the code.
+                text = redact("".join(tracebacks.format_exception(reason)))
+                return cls(kind, type(reason).__name__, redact(str(reason)) or type(reason).__name__, text)
             case str():
-                return cls(kind, None, reason, None)
+                return cls(kind, None, redact(reason), None)
             case None:
                 return cls(kind)
             case _:

@@ -21,7 +21,6 @@ from rush_async.config import (
     as_seconds,
     connection_part,
     hosts_of,
-    redact,
     redact_url,
     with_address_of_environment,
     with_data_dir,
@@ -259,13 +258,7 @@ def test_passwords_are_removed_from_a_url(url: str, bare: str) -> None:
 # messages
 
 
-def test_the_passwords_of_all_urls_in_a_text_are_hidden() -> None:
-    text = (
-        "from redis://a:one@h to rediss://:two@h and unix:///s?password=three&db=1, unix://:fo/ur@/s or redis://h?p%61ssword=x"
-    )
-    assert redact(text) == (
-        "from redis://a:***@h to rediss://:***@h and unix:///s?password=***&db=1, unix://:***@/s or redis://h?p%61ssword=***"
-    )
+def test_the_password_of_a_url_is_hidden() -> None:
     assert redact_url("redis://user:with@sign@host") == "redis://user:***@host"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import time
 
 import pytest
 
 import rush_async
 from rush_async import errors
-from rush_async.errors import RushError, ServerFullError, TasksNotDoneError, listed
+from rush_async.errors import RushError, ServerFullError, TasksNotDoneError, listed, redact
 
 BUILT_IN = {
     "DecodeError": ValueError,
@@ -67,3 +68,19 @@ def test_five_names_are_listed_and_more_are_hinted_at() -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed("abcde") == "a, b, c, d, e"
     assert listed({str(n): n for n in range(9)}) == "0, 1, 2, 3, 4, ..."
+
+
+def test_the_passwords_of_all_urls_in_a_text_are_hidden() -> None:
+    text = (
+        "from redis://a:one@h to rediss://:two@h and unix:///s?password=three&db=1, unix://:fo/ur@/s or redis://h?p%61ssword=x"
+    )
+    assert redact(text) == (
+        "from redis://a:***@h to rediss://:***@h and unix:///s?password=***&db=1, unix://:***@/s or redis://h?p%61ssword=***"
+    )
+    assert redact("GET http://localhost:8000/users/ann@host failed") == "GET http://localhost:8000/users/ann@host failed"
+
+
+def test_a_long_line_of_urls_is_searched_in_no_time() -> None:
+    begin = time.monotonic()
+    redact("redis://host:" * 10_000 + "@")
+    assert time.monotonic() - begin < 0.5

@@ -10,8 +10,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
-from rush_async.config import redact
-from rush_async.errors import RushConfigError
+from rush_async.errors import RushConfigError, redact
 from rush_async.launch.packed_loop import split_name
 from rush_async.store.keys import check_network_id
 

@@ -19,7 +19,7 @@ import anyio.to_thread
 
 from rush_async.errors import RushConnectionError
 from rush_async.launch.handle import Launch, WorkerHandle
-from rush_async.launch.job import Job, pack_report, unpack_report
+from rush_async.launch.job import Job, digest_of, pack_report, unpack_report
 from rush_async.model import Failure, WorkerExit
 from rush_async.network.network import Network
 from rush_async.process import process_generation
@@ -29,7 +29,7 @@ from rush_async.worker.log_capture import WARNINGS
 from rush_async.worker.loop import WorkerLoop
 from rush_async.worker.worker import Runner
 
-__all__ = ["Pool", "Submitter", "run_job"]
+__all__ = ["PackedJob", "Pool", "Submitter", "run_job"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,13 @@ class Submitter(Protocol):
 
     def submit(self, *args: Any, **kwargs: Any) -> Any:
         """Starts a job, and returns its future."""
+
+
+class PackedJob(bytes):
+    """A job as a pool gets it. The log of a pool may show its repr, and the job has the URL with its password."""
+
+    def __repr__(self) -> str:
+        return f"<job {digest_of(self)}>"
 
 
 # in the pool
@@ -237,7 +244,7 @@ class Pool:
     def _submit(self, job: Job, futures: dict[str, Any]) -> None:
         """Submits a job for each worker, and adds its future to `futures`."""
         for worker_id in job.worker_ids:
-            packed = replace(job, worker_ids=[worker_id]).to_pickle()
+            packed = PackedJob(replace(job, worker_ids=[worker_id]).to_pickle())
             futures[worker_id] = self.pool.submit(run_job, packed, **self.options)
         if isinstance(self.pool, ProcessPoolExecutor):
             # The executor notices the death of the process that it started last only when it gets a further item.

@@ -12,6 +12,8 @@ __all__ = ["ALPHABET", "NetworkKeys", "check_network_id", "check_worker_id", "cl
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
+_URLS = ("redis://", "rediss://", "unix://")
+
 
 class NetworkKeys(NamedTuple):
     """The keys of one network, all in one cluster slot. Scripts get them in this order, as many as they need."""
@@ -66,6 +68,8 @@ def check_worker_id(worker_id: object) -> str:
 def _check_id(value: object, what: str, forbidden: str, longest: int) -> str:
     if not isinstance(value, str):
         raise RushConfigError(f"{what} must be a string, not {type(value).__name__}: {value!r:.80}")
+    if value.startswith(_URLS):
+        raise RushConfigError(f"{what} is a name, not a URL (it is not shown): give the URL as the config, Rush('name', url)")
     if not value:
         raise RushConfigError(f"{what} is empty: give a name of 1 to {longest} characters, or leave it out for a random one")
     if len(value) > longest:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Protocol
 
+from rush_async.errors import redact
 from rush_async.store.worker_log import LogEntry
 
 __all__ = ["WARNINGS", "LogSink", "capture"]
@@ -160,7 +161,7 @@ def _entry_of(record: logging.LogRecord, worker_id: str) -> LogEntry:
         msg = f"{msg}\n{record.stack_info}"
     if len(msg) > _MAX_MESSAGE:
         msg = f"{msg[:_MAX_MESSAGE]} ... ({len(msg) - _MAX_MESSAGE:,} characters more)"
-    msg = msg.encode("utf-8", "replace").decode()  # surrogates cannot be encoded
+    msg = redact(msg).encode("utf-8", "replace").decode()  # surrogates cannot be encoded
     timestamp = datetime.fromtimestamp(record.created, UTC)
     caller = f"{record.module}.{record.funcName}:{record.lineno}"
     return LogEntry(worker_id, record.levelname, timestamp, record.name, caller, msg)
