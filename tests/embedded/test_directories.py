@@ -17,7 +17,7 @@ from rush_async.embedded import watchdog
 from rush_async.embedded.directories import DataDirectory, RuntimeDirectory, has_ended, network_file_system
 from rush_async.embedded.server import acquire
 from rush_async.wire.blocking import BlockingConnection
-from rush_async.wire.opening import connection_options
+from rush_async.wire.topology import Topology
 from tests.embedded.users import OTHER, User, ask, directory_of, give_away, wait_until_loaded
 
 
@@ -276,7 +276,7 @@ async def test_a_client_refuses_the_server_of_another_user_at_its_socket(
     config = replace(rush_server, connect_timeout=1)
     with pytest.raises(RushConnectionError, match=f"user {own} listens there, not the embedded server of this user"):
         await Rush("net", config)
-    blocking = BlockingConnection(config, connection_options(config))
+    blocking = BlockingConnection(config, Topology(config))
     with pytest.raises(RushConnectionError, match=f"user {own} listens there"):
         blocking.ask("PING")
 
