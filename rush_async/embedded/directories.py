@@ -125,7 +125,8 @@ def check_peer(url: str, connected: Any) -> None:
     Raises:
         PermissionError: the process of another user listens there.
     """
-    if _directory_of(url) is not None and (option := getattr(socket, "SO_PEERCRED", None)) is not None:
+    option = getattr(socket, "SO_PEERCRED", None)
+    if _directory_of(url) is not None and option is not None and connected.family == socket.AF_UNIX:
         _, owner, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
         if owner != os.geteuid():
             raise PermissionError(f"user {owner} listens there, not the embedded server of this user")

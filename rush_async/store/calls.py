@@ -284,8 +284,7 @@ class Batcher:
 
     def _is_founding(self) -> bool:
         """Whether a call under way is to make the network exist: others wait for it, so that all keep their order."""
-        under_way = self._unanswered.values()
-        return not self.position.epoch and any(batch.script.creates and batch.since != math.inf for batch in under_way)
+        return not self.position.epoch and any(b.script.creates and b.since != math.inf for b in self._unanswered.values())
 
     def _send(self, script: Script, requests: list[Request]) -> None:
         self._number += 1

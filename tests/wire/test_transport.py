@@ -123,7 +123,7 @@ async def test_connections_of_redis_py_have_the_members_that_are_used(rush_serve
     stream = connection._writer.transport
     lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
     transport = Transport(Owner(lost))
-    connection.hand_over(transport)
+    connection.hand_over(transport, "")
     assert stream.get_protocol() is transport
     ping = command("PING")
     transport.write([ping])
