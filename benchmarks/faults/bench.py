@@ -264,6 +264,7 @@ class Bench:
         if left := self.server.raw.keys("*"):
             violations.append(Violation(f"the reset left keys behind: {left[:5]}"))
             self.server.raw.flushall()
+        await self.server.compact()
         self._sum_up(result, known)
         shrunk = [with_faults(shrink(each, known), result.fault_log) for each in violations[:_MOST_SHRUNK]]
         shrunk += [list[str]() for _ in violations[_MOST_SHRUNK:]]

@@ -31,6 +31,7 @@ class Mutant:
         new: what stands in its place.
         script: the script; '' for each that has the piece.
         faults: the kinds of faults that show it, and how often each; none for a defect that shows without.
+        hangs: whether a round with it may never end.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Mutant:
     new: str
     script: str = ""
     faults: tuple[tuple[str, int], ...] = ()
+    hangs: bool = False
 
     @property
     def needs_processes(self) -> bool:
@@ -123,7 +125,7 @@ MUTANTS = (
         (("process killed (SIGKILL)", 1),),
     ),
     # one state
-    Mutant("a popped task stays queued", "queue", "  call('HDEL', QUEUED, unpack(keys))\n", "", "pop"),
+    Mutant("a popped task stays queued", "queue", "  call('HDEL', QUEUED, unpack(keys))\n", "", "pop", hangs=True),
     Mutant("a task that is tried again stays failed", "queue", "  call('HDEL', FAILED, unpack(moved))\n", "", "retry"),
     Mutant("a cancelled task stays running", "queue", "  call('HDEL', RUNNING, unpack(stopped))\n", "", "cancel"),
     Mutant(
@@ -161,7 +163,13 @@ MUTANTS = (
         "push",
     ),
     Mutant(
-        "a lost worker keeps its reserved places", "proposals", "  return_reserved(worker)\n", "", "lose", ((_LOST_WORKER, 1),)
+        "a lost worker keeps its reserved places",
+        "proposals",
+        "  return_reserved(worker)\n",
+        "",
+        "lose",
+        ((_LOST_WORKER, 1),),
+        hangs=True,
     ),
     Mutant(
         "a returned index is given twice",
