@@ -59,11 +59,10 @@ class BreakableServer:
             return False
 
     async def compact(self) -> None:
-        """Writes its append-only file anew. The server does not by itself when it is killed often, for it compares with the size
-        at its start."""
+        """Writes the append-only file anew: a server that is killed often does not, for it goes by the size at its start."""
         self.raw.bgrewriteaof()
         async with asyncio.timeout(_READY_TIMEOUT):
-            while self.raw.info("persistence")["aof_rewrite_in_progress"]:
+            while self.raw.info("persistence")["aof_rewrite_in_progress"]:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.01)
 
     def kill(self) -> None:

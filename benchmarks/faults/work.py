@@ -207,7 +207,7 @@ class Process:
             cancelling = group.create_task(self._cancel_workers())
             for at in range(self.order.n_workers):
                 group.create_task(self._work(f"{self.order.process}-{at}"))
-            while not self.is_over:  # noqa: ASYNC110 - whoever ends it need not know who waits
+            while not self.is_over:  # noqa: ASYNC110 - any worker may end it
                 await asyncio.sleep(_SHORT)
             cancelling.cancel()
 
