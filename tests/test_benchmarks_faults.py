@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -299,6 +300,13 @@ def test_each_mutant_changes_a_script_and_leaves_it_as_it_was() -> None:
         assert [(script.source, script.digest) for script in Script.all] == before
     with pytest.raises(ValueError, match="has to follow the scripts"), mutated(replace(MUTANTS[0], old="no such piece")):
         pass
+
+
+def test_the_page_on_reliability_has_every_kind_of_fault() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text("utf-8")
+    kinds = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", page, flags=re.MULTILINE)
+    assert sorted(kinds) == sorted(["fault", *FAULTS, "worker cancelled at a random moment"])
+    assert f"each of {len(MUTANTS)} scripts with a defect" in " ".join(page.split())
 
 
 def test_the_rounds_of_a_soak_have_every_kind_and_seeds_of_their_own() -> None:
