@@ -180,10 +180,17 @@ def test_every_fence_is_one_that_the_runner_understands(page: str) -> None:
     assert [title for title in titles if not (ROOT / title.removeprefix("in ")).is_file()] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
 def test_the_links_of_the_repositorys_pages_lead_to_files(page: str) -> None:
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", read(page)) if "://" not in link]
     assert [link for link in links if link and not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/reliability.md"])
+def test_the_tests_that_a_page_names_exist(page: str) -> None:
+    named = re.findall(r"\btests/[\w/.]+", read(page))
+    assert named
+    assert [path for path in named if not (ROOT / path.rstrip(".")).exists()] == []
 
 
 # the architecture

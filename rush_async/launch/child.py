@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from io import FileIO, TextIOWrapper
+from types import FrameType
 
 from rush_async.heartbeat.heartbeat import own_this_process
 from rush_async.launch.job import LENGTH, Job, Report, frame, pack_report
@@ -102,6 +103,9 @@ class _Child:
             schema=job.frame_schema,
             waits_for_server=True,
         )
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._drain)
+            os.register_at_fork(after_in_child=_die_of_sigterm)  # of processes that the loop forks
         # A thread notices that the manager is gone even while the event loop is blocked.
         threading.Thread(target=self._take_requests, daemon=True).start()
         for ended in asyncio.as_completed(self._runner.ended.values()):
@@ -133,6 +137,13 @@ class _Child:
         self._remove_private_directory()
         _end_group()
 
+    def _drain(self, number: int, frame: FrameType | None) -> None:
+        """Lets all workers finish their tasks, as where the machine is shut down. A second signal ends the process."""
+        _die_of_sigterm()
+        self._runner.note_stop()
+        with contextlib.suppress(RuntimeError):  # the event loop has ended already
+            self._event_loop.call_soon_threadsafe(self._runner.stop)
+
     def _cancel_soon(self, worker_id: str | None) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop has ended already
             self._event_loop.call_soon_threadsafe(self._cancel, worker_id)
@@ -158,6 +169,10 @@ class _Child:
     def _remove_private_directory(self) -> None:
         if self._private_directory is not None:
             shutil.rmtree(self._private_directory, ignore_errors=True)
+
+
+def _die_of_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _end_group() -> None:

@@ -19,7 +19,17 @@ import pytest
 from rush_async import Processes, Rush, RushConfig, RushWorker, WorkerLoopError
 from rush_async.testing import wait_until
 from tests.launch import loops_of_tests
-from tests.launch.loops_of_tests import break_once, die_talking, do_some, fork_and_hold, hold, print_and_end, serve, talk
+from tests.launch.loops_of_tests import (
+    break_once,
+    die_talking,
+    do_some,
+    fork_and_hold,
+    hold,
+    print_and_end,
+    serve,
+    serve_until_terminated,
+    talk,
+)
 from tests.proxy import Proxy
 
 
@@ -111,6 +121,21 @@ async def test_a_stop_reaches_processes_that_are_still_starting(rush: Rush) -> N
     ids = await rush.start_workers(serve, 2, on=Processes(1))
     await rush.stop_workers()
     assert [how.state for how in await rush.join_workers(ids)] == ["terminated", "terminated"]
+
+
+async def test_sigterm_lets_the_workers_of_a_process_finish_and_a_second_one_ends_it(rush: Rush) -> None:
+    orderly = await rush.start_workers(serve_until_terminated, 1, on=Processes())
+    deaf = await rush.start_workers(hold, 1, on=Processes())
+    await rush.push_tasks([{"x": 1}])
+    await rush.wait_until(lambda counts: counts.running == 2, timeout=30)
+    pids = dict((await rush.worker_info())["worker_id", "pid"].rows())
+    for worker_id in (*orderly, *deaf):
+        os.kill(pids[worker_id], signal.SIGTERM)
+    assert [end.state for end in await rush.join_workers(orderly, timeout=10)] == ["terminated"]
+    assert await rush.counts() == (0, 1, 1, 0)
+    os.kill(pids[deaf[0]], signal.SIGTERM)
+    assert [end.state for end in await rush.join_workers(deaf, timeout=10, check=False)] == ["lost"]
+    assert await rush.counts() == (0, 0, 1, 1)
 
 
 async def test_killing_a_worker_that_swallows_its_cancellation_leaves_its_neighbours_running(rush: Rush) -> None:
