@@ -15,6 +15,7 @@ from rush_async.errors import NetworkStateError, redact
 __all__ = [
     "CANCELLED",
     "FAILURE_KINDS",
+    "LAST_OUTPUT",
     "RESERVED_NAMES",
     "TASK_STATES",
     "Catch",
@@ -136,6 +137,9 @@ class Failure:
                     shown = f"write Failure({', '.join(f'{name}={value!r:.80}' for name, value in values.items())})"
                 raise TypeError(f"a failure is an exception, a string or a Failure, not {type(reason).__name__}: {shown}")
 
+
+LAST_OUTPUT = ". It last wrote: "
+"""What separates, in the failure of a worker that died, how it died from the end of its output."""
 
 CANCELLED = Failure("cancelled", None, "Task was cancelled")
 

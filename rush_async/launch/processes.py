@@ -21,7 +21,7 @@ from rush_async.launch.handle import Launch, WorkerHandle
 from rush_async.launch.job import Job, frame, take_frames, unpack_report
 from rush_async.launch.output import Output
 from rush_async.launch.threads import thread_variables
-from rush_async.model import Failure, WorkerExit
+from rush_async.model import LAST_OUTPUT, Failure, WorkerExit
 from rush_async.process import LoopValue
 
 __all__ = ["Processes"]
@@ -254,7 +254,7 @@ class _Child:
         silent = [handle for handle in self.handles.values() if handle.is_alive]
         if silent:
             self._kill_group()  # no worker is left that could use the processes it started
-            failure = Failure("lost", None, f"{_death(code)}{self._last_output()}")
+            failure = Failure.of(f"{_death(code)}{self._last_output()}", "lost")
             for handle in silent:
                 handle.end(WorkerExit(handle.worker_id, "lost", failure))
 
@@ -262,7 +262,7 @@ class _Child:
         with contextlib.suppress(OSError), self._stderr.open("rb") as stderr:
             stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _STDERR_SHOWN))
             if output := stderr.read().decode("utf-8", "replace").strip():
-                return f". It last wrote: {output}"
+                return f"{LAST_OUTPUT}{output}"
         return ""
 
 
@@ -280,6 +280,9 @@ def _death(code: int) -> str:
 @dataclass(frozen=True, slots=True)
 class Processes:
     """Start workers in processes of this machine: for objectives that compute.
+
+    On SIGTERM, which a service manager may send to all processes, the workers of a process finish what they run. A second one
+    ends the process.
 
     Attributes:
         n: the number of processes, each with one event loop and one connection, over which the workers are spread; None

@@ -6,7 +6,9 @@ import asyncio
 import inspect
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rush_async.client.arguments import Schema, as_number
@@ -52,7 +54,7 @@ def run(
     ```
 
     Ctrl-C stops the workers and returns what has finished: they have ten seconds to finish their tasks. A second Ctrl-C raises
-    `KeyboardInterrupt` at once.
+    `KeyboardInterrupt` at once. SIGTERM stops the workers likewise, and then ends the process.
 
     Args:
         loop: `async def loop(rush: RushWorker, ...)`, or a loop with its arguments by `bound(loop, ...)`.
@@ -102,7 +104,29 @@ def run(
                 await _stop(rush)
             return await rush.fetch_finished_tasks()
 
-    return asyncio.run(search())
+    return asyncio.run(_interrupted_by_sigterm(search()))
+
+
+async def _interrupted_by_sigterm(search: Coroutine[Any, Any, pl.DataFrame]) -> pl.DataFrame:
+    """Awaits a search. SIGTERM interrupts it as Ctrl-C does, and ends the process afterwards, as it would have without."""
+    task, has_come = asyncio.current_task(), False
+
+    def interrupt() -> None:
+        nonlocal has_come
+        has_come = True
+        if task is not None:
+            task.cancel()
+
+    is_ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if is_ours:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, interrupt)
+    try:
+        return await search
+    finally:
+        if is_ours:
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+        if has_come:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _has_work(rush: Rush, finished: int) -> bool:
@@ -122,7 +146,9 @@ async def _stop(rush: Rush) -> None:
     task = asyncio.current_task()
     assert task is not None
     task.uncancel()
-    logger.warning("interrupted: the workers have %g s to finish their tasks; Ctrl-C again ends them at once", _INTERRUPTED)
+    logger.warning(
+        "interrupted: the workers have %g s to finish their tasks; a second interrupt ends them at once", _INTERRUPTED
+    )
     living = rush._worker_group.living  # pyright: ignore[reportPrivateUsage]
     await rush.stop_workers(living, timeout=_INTERRUPTED)
 

@@ -15,7 +15,7 @@ from rush_async import RushConfig
 
 pytestmark = pytest.mark.chaos
 
-CYCLES = {"url": 200, "private": 50, "data_dir": 50}  # the last two start a server in each
+CYCLES = {"url": 200, "private": 25, "data_dir": 25}  # the last two start a server in each
 
 PROGRAM = """
 import asyncio, gc, json, os, sys, threading, time

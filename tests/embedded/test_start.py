@@ -13,7 +13,7 @@ import pytest
 from rush_async import ServerStartError
 from rush_async.embedded.server import ServerLease, acquire
 from rush_async.embedded.start import Child, find_server
-from tests.embedded.users import ask, directory_of, wait_for
+from tests.embedded.users import ask, directory_of, wait_for, watchdog_of
 
 
 def find_no_package(name: str) -> None:
@@ -32,6 +32,17 @@ def test_settings_reach_the_server(tmp_path: Path) -> None:
     assert b"noeviction" in ask(lease.url, "CONFIG", "GET", "maxmemory-policy")
     assert b"always" in ask(lease.url, "CONFIG", "GET", "appendfsync")
     lease.release()
+
+
+def test_the_environment_of_the_server_has_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RUSH_URL", "REDIS_URL", "RUSH_PASSWORD")
+    for name in (*names, "OTHER"):
+        monkeypatch.setenv(name, "redis://:secret@host")
+    lease = acquire(tmp_path)
+    environment = psutil.Process(watchdog_of(lease.url)).environ()  # that of the server, which overwrites its own
+    lease.release()
+    assert "OTHER" in environment
+    assert not environment.keys() & set(names)
 
 
 def test_a_locale_that_is_not_installed_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

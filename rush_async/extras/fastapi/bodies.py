@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PlainSerializer,
 from rush_async import errors
 from rush_async.events import Event, TaskReported
 from rush_async.extras.fastapi.statuses import HIDDEN
-from rush_async.model import FailureKind, StopRule, TaskState
+from rush_async.model import LAST_OUTPUT, FailureKind, StopRule, TaskState
 
 __all__ = [
     "RUN_ID",
@@ -120,7 +120,8 @@ Value = Annotated[Any, PlainSerializer(_plain, when_used="json")]  # bytes becom
 
 
 class FailureView(BaseModel):
-    """Why a task or a worker failed. The traceback stays in the database, and so does the message of an error of rush_async."""
+    """Why a task or a worker failed. The traceback stays in the database, and so do the message of an error of rush_async and
+    what a process wrote before it died."""
 
     model_config = ConfigDict(from_attributes=True)
     kind: FailureKind
@@ -131,6 +132,8 @@ class FailureView(BaseModel):
     def _hide_database(self) -> Self:
         if self.type in errors.__all__:
             self.message = HIDDEN
+        if self.kind == "lost":
+            self.message = self.message.partition(LAST_OUTPUT)[0]
         return self
 
 

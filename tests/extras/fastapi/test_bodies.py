@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from rush_async import Failure, Task
 from rush_async.events import TasksFinished, WorkerLost
-from rush_async.extras.fastapi.bodies import EvaluateRequest, RunRequest, TasksRequest, TaskView, event_view
+from rush_async.extras.fastapi.bodies import EvaluateRequest, FailureView, RunRequest, TasksRequest, TaskView, event_view
+from rush_async.model import LAST_OUTPUT
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -22,6 +23,11 @@ def a_task(**outputs: object) -> Task:
 def test_bytes_become_base64_and_nan_becomes_null() -> None:
     text = TaskView.model_validate(a_task(y=float("nan"), data=b"\xff")).model_dump_json()
     assert '"ys":{"y":null,"data":"/w=="}' in text
+
+
+def test_the_last_output_of_a_process_that_died_is_not_sent() -> None:
+    failure = Failure("lost", None, f"the process was ended by SIGKILL{LAST_OUTPUT}Traceback (most recent call last)")
+    assert FailureView.model_validate(failure).message == "the process was ended by SIGKILL"
 
 
 def test_the_traceback_of_a_failure_is_not_sent() -> None:
