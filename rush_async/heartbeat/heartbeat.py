@@ -84,8 +84,13 @@ class HeartbeatOwner(NetworkView, Protocol):
     def note(self, position: Position) -> None:
         """Notes the position in the heartbeat thread: the event loop may be blocked."""
 
-    def take_beat(self, beat: Beat, has_requests: bool) -> None:
-        """Takes the answer to a beat, in the event loop; `has_requests` tells whether requests to workers were made since."""
+    def known(self) -> tuple[int, int]:
+        """The highest epoch and the number of the last event that the event loop knows, from any thread."""
+        ...
+
+    def take_beat(self, beat: Beat, has_requests: bool, asked: tuple[int, int]) -> None:
+        """Takes the answer to a beat, in the event loop; `has_requests` tells whether requests to workers were made since, and
+        `asked` what was `known` before the beat left."""
 
 
 class Heartbeat:
@@ -206,7 +211,7 @@ class Heartbeat:
         silence = self._probe.silence()
         is_given_up = self._probe.is_blocked_for(self._max_stall)
         leases = [] if is_given_up else [(lease.lease_id, silence) for lease in self.leases]
-        vouched = self._running_elsewhere()
+        vouched, asked = self._running_elsewhere(), self._owner.known()
         while True:
             beat = store.beat(leases, vouched)
             self._clear(store, beat)
@@ -220,11 +225,11 @@ class Heartbeat:
         self._pace = math.inf if beat.pace is None else beat.pace
         self._beat_at = time.monotonic() + self._period
         with contextlib.suppress(RuntimeError):  # the loop has been closed
-            self._loop.call_soon_threadsafe(self._take, beat, has_requests)
+            self._loop.call_soon_threadsafe(self._take, beat, has_requests, asked)
 
-    def _take(self, beat: Beat, has_requests: bool) -> None:
+    def _take(self, beat: Beat, has_requests: bool, asked: tuple[int, int]) -> None:
         if not self._is_closed:
-            self._owner.take_beat(beat, has_requests)
+            self._owner.take_beat(beat, has_requests, asked)
 
     def _running_elsewhere(self) -> list[str]:
         """Returns the workers in processes that this process vouches for."""

@@ -234,6 +234,16 @@ class EventFeed:
             for listener in tuple(self._listeners):
                 listener.roll_back(position.epoch, position.seq, now)
 
+    def note_absence(self) -> None:
+        """Nothing of the network exists. Those learn it who have not heard of a reset: the server was emptied."""
+        unaware = [listener for listener in self._listeners if (listener.known or (0, 0))[1]]
+        if unaware or self._end_waits:
+            logger.warning("network %r does not exist any more: it was reset, or its server was emptied", self._network_id)
+        for listener in unaware:
+            listener.miss(0, 0, datetime.now(UTC))
+        for wait in tuple(self._end_waits):
+            wait.wake()
+
     def heard(self, channel: str, message: bytes) -> None:
         """Takes a message of the channel."""
         if not message:

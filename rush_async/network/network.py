@@ -25,7 +25,7 @@ from rush_async.heartbeat.heartbeat import Heartbeat
 from rush_async.heartbeat.log_writer import LogWriter
 from rush_async.model import Counts, Failure, StopReason, Task
 from rush_async.network.event_feed import EventFeed
-from rush_async.network.local_workers import LocalWorker, LocalWorkers
+from rush_async.network.local_workers import LocalWorker, LocalWorkers, Reconciler
 from rush_async.network.report_cache import ReportCache
 from rush_async.network.report_feed import ReportFeed
 from rush_async.network.results import Results
@@ -82,6 +82,7 @@ class Network:
         lines: waits for queued tasks and for places within a budget.
         feed: its events.
         local_workers: the workers that live in this event loop.
+        reconciler: compares what they hold with what the database keeps.
         heartbeat: renews the leases of this event loop's workers.
         log_writer: writes what they log.
         waits: what waits for changes of the network; ended when the server has ended.
@@ -107,6 +108,7 @@ class Network:
         self.lines = Lines(self.position)
         self.feed = EventFeed(network_id, link, self.tasks, self.lines)
         self.local_workers = LocalWorkers(network_id, self.position)
+        self.reconciler = Reconciler(self.local_workers, link, self.tasks, self.workers)
         self.heartbeat = Heartbeat(link.config, self.keys, self, self.local_workers.by_id)
         self.log_writer = LogWriter(link.config, self.keys, self)
         self.waits: set[anyio.CancelScope] = set()
@@ -414,6 +416,7 @@ class Network:
         if not self.local_workers:
             subscription.subscribe(channel, self)
         self.local_workers.by_id[worker.worker_id] = worker
+        self.local_workers.leases |= {worker.lease_id} - {""}
         await subscription.confirmed(channel)
 
     def unregister(self, worker: LocalWorker) -> None:
@@ -443,19 +446,12 @@ class Network:
     async def _resynchronise(self) -> None:
         if self.local_workers.registered:  # others learn by their registration whether the network has stopped
             await self.link.retry_until_reachable(self.tasks.read_position)
-        await self._take_requests()
+        await self.reconciler.take_requests()
 
-    async def _take_requests(self, gone: Collection[str] = ()) -> None:
-        """Reads what was asked of the workers here. `gone` are leases that have ended; workers may have registered under the
-        same since."""
-        link, workers, local = self.link, self.workers, self.local_workers
-        alive = await link.retry_until_reachable(lambda: workers.alive(local.registered))
-        missing = [worker_id for worker_id, entry in alive.items() if entry is None]
-        entries = await link.retry_until_reachable(lambda: workers.read_some(missing))
-        local.take_alive(alive, {worker_id: entry.state for worker_id, entry in entries.items()})
-        held = local.held_keys
-        local.drop_ended(held, await link.retry_until_reachable(lambda: self.tasks.are_running(held)))
-        self.heartbeat.forget(set(gone) - local.leases_in_use)
+    async def _take_requests(self, gone: Collection[str]) -> None:
+        """`gone` are leases that have ended; workers may have registered under the same since."""
+        await self.reconciler.take_requests()
+        self.heartbeat.forget(set(gone) - self.local_workers.leases_in_use)
 
     # the heartbeat
 
@@ -473,11 +469,18 @@ class Network:
         """Notes the position in the heartbeat thread."""
         self.position.note(position)
 
-    def take_beat(self, beat: Beat, has_requests: bool) -> None:
-        """Takes the answer to a beat."""
+    def known(self) -> tuple[int, int]:
+        """The highest epoch and the number of the last event that are known here."""
+        return self.position.highest_epoch, self.position.seq
+
+    def take_beat(self, beat: Beat, has_requests: bool, asked: tuple[int, int]) -> None:
+        """Takes the answer to a beat, which left when `asked` was known."""
+        self.position.hear_epoch(beat.position.epoch, asked[0])
+        self.position.take(beat.position, asked[1])
+        if self.position.epoch == 0:
+            self.feed.note_absence()
         if (has_requests or beat.gone) and not self.link.is_over:
             self.link.supervisor.start(self._take_requests, beat.gone)
-        self.position.take(beat.position)
         self.feed.expect(beat.position)
 
 

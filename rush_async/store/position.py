@@ -142,6 +142,8 @@ class NetworkPosition:
         server was restored from older data. Otherwise a lower epoch, or 0, is out of date.
         """
         if asked_at == self.highest_epoch:
+            if 0 < epoch < self.epoch:
+                self._note_loss(f"went back from epoch {self.epoch} to {epoch}")
             self._begin(epoch)
         elif epoch:
             self.learn_epoch(epoch)
@@ -160,13 +162,18 @@ class NetworkPosition:
 
     def roll_back(self, position: Position) -> None:
         """Takes an earlier position of the same epoch: the server was restored from older data."""
-        logger.warning("network %r went back: its server has lost what happened last", self._network_id)
+        self._note_loss(f"went back from event {self.seq} to {position.seq}")
         self.seq = self._stop_seq = position.seq
         self._stop, self._noted = position.stop, None
-        self.n_rollbacks += 1
         self.counts = position.counts
         self.n_workers = position.n_workers
         self._notify()
+
+    def _note_loss(self, how: str) -> None:
+        self.n_rollbacks += 1
+        logger.warning(
+            "network %r %s: its server was restored from older data, and has lost what happened last", self._network_id, how
+        )
 
     def begin_generation(self) -> None:
         """Takes note that finished tasks are not those that were read before: the server has lost some."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from rush_async.errors import RushConnectionError
+from rush_async.errors import DecodeError, RushConnectionError
 from rush_async.model import TaskState
+from rush_async.store.decoding import decode_task
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.position import NetworkPosition, Position, number_of, position_of
 from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Script, ScriptCaller, wire_mismatch
@@ -189,6 +191,16 @@ class TaskReads:
 
     def _hash_of(self, state: TaskState) -> str:
         return {"queued": self.keys.queued, "running": self.keys.running, "failed": self.keys.failed}[state]
+
+    async def owners(self, worker_ids: Container[str]) -> dict[str, str]:
+        """Returns the tasks that run on one of these workers, each with its worker."""
+        found: dict[str, str] = {}
+        for key, record in (await self.scan("running", MOST_TASKS)).items():
+            with suppress(DecodeError):  # what reads tasks names it
+                task = decode_task("running", record)
+                if task.key.encode() == key and task.worker_id in worker_ids:
+                    found[task.key] = str(task.worker_id)
+        return found
 
     async def are_running(self, keys: Sequence[str]) -> set[str]:
         """Returns which of these tasks are running."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -226,6 +226,16 @@ class TaskStore(TaskReads):
             if the network was reset.
         """
         return self.calls.call(_End(items)) if len(items) <= _SWEPT else self._end_many(items)
+
+    async def fail_running(self, owners: Mapping[str, str], failure: Failure) -> list[str]:
+        """Fails running tasks, each of the worker that runs it. Returns the keys that moved."""
+        ended = encode_failure(failure)
+        marks = await self._end_many([Ended("failed", key, worker_id, ended) for key, worker_id in owners.items()])
+        return [key for key, mark in zip(owners, marks, strict=True) if mark == 1]
+
+    async def quiet(self) -> None:
+        """Waits until every call issued before has been answered."""
+        await self.calls.quiet()
 
     async def _end_many(self, items: Sequence[Ended]) -> list[int | None]:
         chunks = list(slices(items, _SWEPT))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast, get_args
@@ -210,6 +210,12 @@ class WorkerStore:
             answer: list[int] = await self._calls.call(Request(STOP, list(chunk), n_tasks=len(chunk)))
             asked += [worker_id for worker_id, mark in zip(chunk, answer, strict=True) if mark == 1]
         return asked
+
+    async def under_leases(self, lease_ids: Container[str]) -> list[str]:
+        """Returns the workers that one of these leases keeps alive."""
+        flat = await self._connection.ask("HGETALL", self.keys.alive)
+        found = [(name.decode("utf-8", "replace"), AliveWorker.of(value)) for name, value in _pairs(flat)]
+        return [worker_id for worker_id, worker in found if worker.lease_id in lease_ids]
 
     async def alive(self, worker_ids: Sequence[str]) -> dict[str, AliveWorker | None]:
         """Returns each worker as it is alive; None for one that is not."""

@@ -8,15 +8,29 @@ import struct
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from rush_async import DecodeError, Rush, RushError, RushWorker, Task, TaskReported, TasksQueued, WorkerLostError
+from rush_async import (
+    DecodeError,
+    EventsMissed,
+    Rush,
+    RushConfig,
+    RushError,
+    RushWorker,
+    Task,
+    TaskReported,
+    TasksQueued,
+    WorkerLostError,
+)
+from rush_async.store.codec import to_msgpack
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.points import point_of
 from rush_async.store.records import encode_created, header
+from rush_async.testing import wait_until
 from tests.chaos.servers import SmallServer, small_server
 from tests.proxy import Proxy
 
@@ -56,10 +70,10 @@ class Stage:
     worker: RushWorker
     keys: NetworkKeys
 
-    def __init__(self, server: SmallServer, proxy: Proxy) -> None:
+    def __init__(self, server: SmallServer, proxy: Proxy, config: RushConfig) -> None:
         self.raw = server.raw
         self._proxy = proxy
-        self._config = server.config.at(proxy.url)
+        self._config = config.at(proxy.url)
         self._clients: list[Rush | RushWorker] = []
 
     @property
@@ -112,9 +126,9 @@ async def in_time(call: Awaitable[T]) -> T:
 
 
 @asynccontextmanager
-async def staged(server: SmallServer, directory: Path) -> AsyncGenerator[Stage]:
+async def staged(server: SmallServer, directory: Path, **settings: Any) -> AsyncGenerator[Stage]:
     async with Proxy(str(server.config.url), directory) as proxy:
-        stage = Stage(server, proxy)
+        stage = Stage(server, proxy, replace(server.config, **settings))
         try:
             stage.rush, stage.worker = await stage.open_network()
             stage.keys = NetworkKeys.of(stage.rush.network_id)
@@ -474,6 +488,66 @@ async def test_a_number_of_events_that_went_back_freezes_no_counter(small_server
         assert sum(isinstance(task, Task) for task in popped) == 4
         assert popped[-1] is None
         assert stage.n_commands - n_before < FEW
+        await check_that_all_goes_on(stage)
+
+
+OFTEN = {"heartbeat_period": 0.1, "heartbeat_expire": 5.0}
+
+
+async def test_an_idle_client_notices_by_its_heartbeat_that_the_server_was_emptied(
+    small_server: SmallServer, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with staged(small_server, directory, **OFTEN) as stage:
+        keys = await in_time(stage.rush.push_tasks([{"x": x} for x in range(3)]))
+        waiting = asyncio.create_task(stage.rush.wait_for_tasks(keys, need_workers=False))
+        emptied = asyncio.create_task(stage.rush.wait_until(lambda counts: counts.total == 0))
+        popping = [asyncio.create_task(stage.worker.pop_task(None)) for _ in range(4)]
+        async with stage.rush.events(EventsMissed) as events:
+            await in_time(asyncio.gather(*popping[:3]))
+            await wait_until(lambda: stage.rush.n_running_tasks == 3)
+            stage.raw.flushall()
+            assert isinstance(await in_time(anext(events)), EventsMissed)
+            with pytest.raises(KeyError):
+                await in_time(waiting)
+            await in_time(emptied)
+            assert stage.rush.n_running_workers == 0
+            (ended,) = await in_time(asyncio.gather(*popping[3:], return_exceptions=True))
+            assert ended is None or isinstance(ended, WorkerLostError)
+        assert "its server was emptied" in caplog.text
+        await in_time(stage.rush.push_tasks([{"x": 1}]))
+
+
+async def test_a_counter_recovers_from_an_event_with_a_forged_number(small_server: SmallServer, directory: Path) -> None:
+    near = replace(small_server.config, retry_deadline=31.0)  # with a connection of its own
+    async with staged(small_server, directory, **OFTEN) as stage, Rush(stage.rush.network_id, near) as other:
+        await in_time(other.push_tasks([{"x": 1}]))
+        waiting = asyncio.create_task(stage.rush.wait_until(lambda counts: counts.queued == 2))
+        await wait_until(lambda: stage.rush.n_queued_tasks == 1)
+        epoch = stage.raw.hget(stage.keys.meta, "epoch").decode()
+        forged = [epoch, 10**9, time.time(), [7, 0, 0, 0, 1], None, [["Q", "", "k"]]]
+        stage.raw.execute_command("SPUBLISH", stage.keys.events, to_msgpack(forged))
+        await in_time(other.push_tasks([{"x": 2}]))
+        await in_time(waiting)
+
+
+async def test_nothing_runs_for_ever_on_a_server_that_went_back_in_time(
+    small_server: SmallServer, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One task ended after the snapshot, one is still held, and one is of a worker that has left since."""
+    async with staged(small_server, directory, **OFTEN) as stage:
+        left = await stage.open_worker()
+        ended, held = await in_time(stage.worker.push_running_tasks([{"x": 1}, {"x": 2}]))
+        (theirs,) = await in_time(left.push_running_tasks([{"x": 3}]))
+        kept = snapshot(stage)
+        await in_time(stage.worker.finish_tasks(ended, [{"y": 1}]))
+        await in_time(left.fail_tasks(theirs))
+        await in_time(left.aclose())
+        restore(stage, kept)
+        await wait_until(lambda: {key.decode() for key in stage.raw.hkeys(stage.keys.running)} == {held}, timeout=IN_TIME)
+        assert {key.decode() for key in stage.raw.hkeys(stage.keys.failed)} == {ended, theirs}
+        assert stage.raw.hkeys(stage.keys.alive) == [stage.worker.worker_id.encode()]
+        assert "went back" in caplog.text
+        assert await in_time(stage.worker.finish_tasks(held, [{"y": 2}])) == [held]
         await check_that_all_goes_on(stage)
 
 

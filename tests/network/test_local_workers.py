@@ -125,5 +125,5 @@ async def test_a_kill_reaches_a_worker_whose_channel_was_silent(rush: Rush) -> N
         network = worker._net  # pyright: ignore[reportPrivateUsage]
         network.link.subscription.unsubscribe(network.keys.control)
         await network.workers.lose([worker.worker_id], "killed", KILLED, KILLED)
-        await network._take_requests()  # pyright: ignore[reportPrivateUsage]
+        await network.reconciler.take_requests()
         await wait_until(lambda: worker.terminated)
