@@ -166,9 +166,10 @@ class TaskStore(TaskReads):
             except BaseException as error:
                 self.take_back(target, made, worker_id)
                 if isinstance(error, ServerFullError):
-                    if target in ("finished", "failed"):
-                        error.keys = made
                     await self.calls.quiet()  # the caller sees that nothing is left
+                    if target in ("finished", "failed") and (made := made + _written(wave, requests)):
+                        written = f"{len(made):,} of its tasks were written before, `keys` of this error has their keys"
+                        raise ServerFullError(str(error).replace("nothing of it was done", written), made) from error
                 raise
             for chunk, pushed in zip(wave, taken, strict=True):
                 if pushed is LOST:
@@ -304,6 +305,16 @@ class TaskStore(TaskReads):
         if fields and self.connection.is_ready and self.connection.n_reconnects == 0:
             with suppress(RushError):
                 await self.connection.ask("HDEL", self.keys.calls, *fields)
+
+
+def _written(chunks: Sequence[Sequence[NewTask]], requests: Sequence[_Push]) -> list[str]:
+    """The keys of the tasks that were created by those of some pushes that succeeded."""
+    keys: list[str] = []
+    for chunk, request in zip(chunks, requests, strict=True):
+        if request.future.done() and not request.future.cancelled() and request.future.exception() is None:
+            pushed = request.future.result()
+            keys += [] if pushed is LOST else pushed.keys(chunk)
+    return keys
 
 
 class _Push(Request):

@@ -432,6 +432,20 @@ async def test_a_full_server_refuses_a_push_as_a_whole(forgetful: Server) -> Non
         await rush.reset()
 
 
+async def test_the_error_of_a_bulk_push_that_a_full_server_refused_in_part_has_the_keys_that_were_written(
+    forgetful: Server,
+) -> None:
+    async with Rush("full", forgetful.config) as rush:
+        await rush.push_tasks([{"x": 0}])
+        fill(forgetful, 1_500_000)
+        with pytest.raises(ServerFullError, match="were written before") as refused:
+            await rush.push_finished_tasks([{"x": x, "text": "t" * 500} for x in range(6_000)], [{"y": 1}] * 6_000)
+        forgetful.raw.config_set("maxmemory", 0)
+        assert 0 < len(refused.value.keys) < 6_000
+        assert sorted(refused.value.keys) == sorted((await rush.fetch_finished_tasks())["keys"])
+        await rush.reset()
+
+
 async def test_on_a_full_server_running_tasks_end_and_a_reset_frees_memory(forgetful: Server) -> None:
     async with Rush("full", forgetful.config) as rush:
         async with RushWorker("full", forgetful.config) as worker:
