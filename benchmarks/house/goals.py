@@ -125,7 +125,7 @@ GOALS = (
     Goal(
         "lines of code in the package",
         9_485,
-        15_000,
+        16_000,
         lambda at: Measured(sum(size for size, _ in sizes(at.house, ast.Module))),
     ),
 )

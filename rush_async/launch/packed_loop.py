@@ -36,8 +36,8 @@ def check_may_start() -> None:
     """
     if _is_loading.get():
         raise NetworkStateError(
-            "workers are started here by the module of a worker loop, which each worker imports to find it, so each would start "
-            "more: put what starts the program under `if __name__ == '__main__':`, or the loop into a module of its own"
+            "workers are started here by the module of a worker loop. Each worker imports it to find the loop, so each would "
+            "start more: put what starts the program under `if __name__ == '__main__':`, or the loop into a module of its own"
         )
 
 

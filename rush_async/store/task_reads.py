@@ -198,8 +198,8 @@ class TaskReads:
         for key, record in (await self.scan("running", MOST_TASKS)).items():
             with suppress(DecodeError):  # what reads tasks names it
                 task = decode_task("running", record)
-                if task.key.encode() == key and task.worker_id in worker_ids:
-                    found[task.key] = str(task.worker_id)
+                if task.key.encode() == key and task.worker_id is not None and task.worker_id in worker_ids:
+                    found[task.key] = task.worker_id
         return found
 
     async def are_running(self, keys: Sequence[str]) -> set[str]:
