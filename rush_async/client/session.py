@@ -193,7 +193,7 @@ class Session(Generic[N]):
                 yield
             except asyncio.CancelledError as error:
                 if not error.args:  # of `Task.cancel()`, as where a notebook interrupts a cell; anyio's has a text
-                    error.args = (f"interrupted while it waited; workers and tasks of network {self._network_id!r} continue",)
+                    error.args = (f"interrupted while it waited in network {self._network_id!r}",)
                 raise
             finally:
                 self._waiting.discard(scope)

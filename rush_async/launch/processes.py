@@ -123,7 +123,8 @@ class _Child:
         if self._output is not None:
             self._output.start(self._name)
         # No await follows: a cancelled caller has started no process, or one that is watched.
-        if sys.platform != "darwin":  # which cannot tell whether a process is stopped; the workers' own heartbeat is enough
+        # Not on macOS, which cannot tell whether a process is stopped; nor where a worker whose loop hangs is to be lost.
+        if sys.platform != "darwin" and self._job.config.max_loop_stall is None:
             for worker_id in self.handles:
                 self._network.heartbeat.vouch(worker_id, self)
         self._requests.write(frame(self._job.to_pickle()))

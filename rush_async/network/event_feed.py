@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from rush_async.errors import DecodeError
 from rush_async.events import Event, EventsMissed, NetworkReset, TasksFailed, TasksFinished, TasksQueued, TasksStarted
-from rush_async.network.waiting import Lines
+from rush_async.network.waiting import Following, Lines
 from rush_async.store.messages import EventMessage, ResetMessage, decode_events, tells_progress
 from rush_async.store.position import Position
 from rush_async.store.task_reads import TaskReads
@@ -50,12 +50,6 @@ class FailureListener(Protocol):
         """Is called with the keys of such tasks."""
 
 
-class _Following(asyncio.Event):
-    """A subscription: set once the position is up to date, or cannot be read, because of an error."""
-
-    error: DecodeError | None = None
-
-
 class EventFeed:
     """The events of one network in one event loop: it updates the position, and wakes listeners and waits.
 
@@ -76,7 +70,7 @@ class EventFeed:
     """
 
     def __init__(self, network_id: str, link: ServerLink, tasks: TaskReads, lines: Lines) -> None:
-        self.following: _Following | None = None
+        self.following: Following | None = None
         self.failures: FailureListener | None = None
         self._network_id = network_id
         self._link = link
@@ -150,10 +144,10 @@ class EventFeed:
             self._linger = None
         self._end()
 
-    def _start(self) -> _Following:
+    def _start(self) -> Following:
         following = self.following
         if following is None:
-            following = self.following = _Following()
+            following = self.following = Following()
             self._link.subscription.subscribe(self._channel, self)
         return following
 
@@ -198,7 +192,7 @@ class EventFeed:
         except DecodeError as error:
             # Who waits for the position learns why there is none. Who listens waits until it can be read.
             if (failed := self.following) is not None and not failed.is_set():
-                self.following = _Following()
+                self.following = Following()
                 failed.error = error
                 failed.set()
             if str(error) != self._unreadable:

@@ -7,12 +7,19 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from rush_async.errors import DecodeError
 from rush_async.model import Counts
 from rush_async.store.position import NetworkPosition
 
-__all__ = ["BudgetLine", "Conditions", "Line", "Lines", "Mark", "describe"]
+__all__ = ["BudgetLine", "Conditions", "Following", "Line", "Lines", "Mark", "describe"]
 
 _ALL = 2**60
+
+
+class Following(asyncio.Event):
+    """A subscription: set once the position is up to date, or cannot be read, because of an error."""
+
+    error: DecodeError | None = None
 
 
 class Conditions:

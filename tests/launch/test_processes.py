@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rush_async import Processes, Rush, RushConfig, RushWorker, WorkerLoopError
 from rush_async.testing import wait_until
 from tests.launch import loops_of_tests
 from tests.launch.loops_of_tests import (
+    block,
     break_once,
     die_talking,
     do_some,
@@ -292,3 +294,18 @@ async def test_a_worker_is_started_again_in_a_new_process(rush: Rush, directory:
     assert [exit.worker_id for exit in await rush.join_workers()] == [end.worker_id]
     assert rush.n_finished_tasks == 1
     assert (await rush.worker_info())["state"].to_list() == ["lost", "failed", "terminated"]
+
+
+async def test_a_process_whose_loop_hangs_is_given_up_where_that_is_limited(rush_server: RushConfig) -> None:
+    config = replace(rush_server, heartbeat_period=0.1, heartbeat_expire=0.4, max_loop_stall=0.5)
+    async with Rush(config=config) as rush:
+        (worker_id,) = await rush.start_workers(block, 1, on=Processes())
+        await rush.wait_for_workers(1)
+        await wait_until(lambda: is_lost(rush, worker_id), timeout=20)
+        await rush.stop_workers(mode="kill")
+        await rush.reset()
+
+
+async def is_lost(rush: Rush, worker_id: str) -> bool:
+    info = await rush.worker_info()
+    return info.filter(info["worker_id"] == worker_id)["state"].item() == "lost"

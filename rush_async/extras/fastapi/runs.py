@@ -108,7 +108,8 @@ def _end(entries: Sequence[WorkerEntry], counts: Counts, evals: int | None, reas
 
 
 def _failures(entries: Sequence[WorkerEntry]) -> list[str]:
-    return sorted({FailureView.model_validate(entry.failure).message for entry in entries if entry.failure is not None})
+    failures = [FailureView.model_validate(entry.failure) for entry in entries if entry.failure is not None]
+    return sorted({f"{each.type}: {each.message}" if each.type else each.message for each in failures})
 
 
 async def _read_best(run: RushClient, output: str, maximize: bool) -> Task | None:

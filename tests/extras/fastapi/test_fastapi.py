@@ -246,7 +246,7 @@ async def test_the_state_of_a_run_names_why_its_loop_failed(client_a: httpx.Asyn
     async with stream(client_a, run) as events:
         last = [message async for message in events][-1]
     assert last.data["workers"] == {"failed": 2}
-    assert last.data["failures"] == ["the loop is broken"]
+    assert last.data["failures"] == ["LookupError: the loop is broken"]
 
 
 async def test_the_stream_of_an_ended_run_ends_at_once_and_tells_the_client_not_to_reconnect(
