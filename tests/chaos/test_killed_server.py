@@ -16,7 +16,7 @@ from rush_async.embedded.directories import RuntimeDirectory
 
 pytestmark = pytest.mark.chaos
 
-BUDGET = 400
+BUDGET = 700
 
 
 async def spend(rush: RushWorker) -> None:
