@@ -215,9 +215,10 @@ class TaskStore(TaskReads):
         """Returns tasks that no caller has seen to the head of the queue."""
         self.calls.detach(_End([Ended("returned", key, worker_id) for key, _ in popped]))
 
-    def fail_unread(self, key: Word, worker_id: str, error: Exception) -> None:
-        """Fails a task that the worker was given and cannot read."""
-        self.calls.detach(_End([Ended("failed", key, worker_id, encode_failure(Failure.of(error)))]))
+    def fail_later(self, key: Word, worker_id: str, error: Exception | bytes) -> None:
+        """Fails a task in the background that its worker cannot read or end, because of an error or a packed failure."""
+        ended = error if isinstance(error, bytes) else encode_failure(Failure.of(error))
+        self.calls.detach(_End([Ended("failed", key, worker_id, ended)]))
 
     def end(self, items: Sequence[Ended]) -> Awaitable[list[int | None] | None]:
         """Ends running tasks.
@@ -400,7 +401,7 @@ class _Pop(Request):
                 popped.append(Popped(key.decode(), record))
             except UnicodeDecodeError as reason:
                 error = reason
-                self._store.fail_unread(key, self._worker_id, reason)
+                self._store.fail_later(key, self._worker_id, reason)
         if error is not None:
             if popped:
                 self._store.put_back(popped, self._worker_id)

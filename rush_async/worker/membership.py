@@ -321,6 +321,12 @@ class Membership:
         if self._limiter is not None:
             self._limiter.note_change()
 
+    def fail_later(self, key: str, error: Exception | bytes) -> None:
+        """Fails a task whose end was given up, once the server is there, unless that end was executed after all."""
+        if key in self._held:
+            self._forget([key], n_ended=0)
+            self._tasks.fail_later(key, self.worker_id, error)
+
     async def fail_held(self, failure: Failure) -> None:
         """Fails the tasks that the worker still holds."""
         if keys := list(self._held):

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import anyio
 
-from rush_async.errors import DecodeError, RushError, WorkerLostError
+from rush_async.errors import DecodeError, RushConnectionError, RushError, WorkerLostError
 from rush_async.model import CANCELLED, Catch, Failure, FailureKind, Task
 from rush_async.network.network import Network
 from rush_async.network.waiting import Mark
@@ -107,7 +107,7 @@ class TaskBlocks:
         try:
             task = decode_task("running", record)
         except DecodeError as error:
-            network.tasks.fail_unread(key, self.membership.worker_id, error)
+            network.tasks.fail_later(key, self.membership.worker_id, error)
             raise
         self.membership.hold([key])
         task._holder = self  # pyright: ignore[reportPrivateUsage]
@@ -235,7 +235,13 @@ class TaskBlocks:
 
     async def _end_as(self, kind: EndKind, task: Task, ended: bytes, *, quietly: bool = False) -> list[str]:
         item = Ended(kind, task.key, self.membership.worker_id, ended)
-        return await self.membership.end_tasks((item,), quietly=quietly)
+        try:
+            return await self.membership.end_tasks((item,), quietly=quietly)
+        except RushConnectionError as error:
+            self.membership.fail_later(
+                task.key, ended if kind == "failed" else error
+            )  # nothing else would end it, and it would keep its place
+            raise
 
 
 class Place:

@@ -28,6 +28,7 @@ from rush_async import (
     RushConnectionError,
     RushWorker,
     ServerFullError,
+    Task,
     TasksFinished,
     TasksQueued,
 )
@@ -405,6 +406,33 @@ async def test_an_idle_connection_is_kept(proxy: Proxy, rush: Rush) -> None:
             await asyncio.sleep(0.7)  # idle for longer than response_timeout
         await far.counts()
         assert proxy.n_connections == 2  # for calls and for events
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_block_whose_end_was_given_up_keeps_no_place(proxy: Proxy, rush: Rush, fails: bool) -> None:
+    async with RushWorker(rush.network_id, replace(rush.config.at(proxy.url), retry_deadline=0.3)) as worker:
+
+        async def block() -> Task | None:
+            async with worker.task({"x": 1}, budget=1) as task:
+                if task is not None:
+                    task.ys = {"y": 1}
+                    proxy.refuse()
+                    proxy.cut_all()
+                    if fails:
+                        raise ValueError("bad")
+            return task
+
+        with pytest.raises(ValueError if fails else RushConnectionError):
+            await block()
+        proxy.refuse(False)
+        async with asyncio.timeout(TIMEOUT), worker.task({"x": 2}, budget=1) as task:
+            assert task is not None
+            task.ys = {"y": 2}
+        ((key,),) = (await rush.keys_with_state("failed")).values()
+        (failed,) = await rush.get_tasks(key)
+        assert failed is not None
+        assert failed.failure is not None
+        assert ("bad" if fails else "gave up") in failed.failure.message
 
 
 # A full server.

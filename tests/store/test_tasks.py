@@ -282,7 +282,7 @@ async def test_more_ends_than_one_call_takes_are_answered_in_order(store: TaskSt
 async def test_a_task_that_cannot_be_read_fails(rush: Rush, store: TaskStore, rush_worker: RushWorker) -> None:
     await store.push("queued", new(1))
     ((key, _),) = await popped(store, rush_worker.worker_id)
-    store.fail_unread(key, rush_worker.worker_id, ValueError("not a record"))
+    store.fail_later(key, rush_worker.worker_id, ValueError("not a record"))
     await quiet(store)
     (task,) = await rush.get_tasks(key)
     assert task is not None
