@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import hiredis
@@ -22,6 +23,15 @@ __all__ = ["Connection", "Filler", "ServerWatcher"]
 
 logger = logging.getLogger(__name__)
 
+# Calls commands, each with the number of its words before it, and returns their replies.
+_TOGETHER = """#!lua flags=no-writes
+local replies, at = {}, 1
+while at <= #ARGV do
+  local n = tonumber(ARGV[at])
+  replies[#replies + 1] = redis.call(unpack(ARGV, at + 1, at + n))
+  at = at + n + 1
+end
+return replies"""
 _IN_A_ROW = 10.0  # seconds after which another refusal of calls counts as the first
 
 
@@ -148,7 +158,7 @@ class Connection:
     def begin_together(self, *commands: tuple[Word, ...]) -> FutureCommand:
         """Sends commands as one transaction at the end of this tick; `result` waits for their replies."""
         packed = [pack(command) for command in commands]
-        return self._send(b"".join([pack(("MULTI",)), *packed, pack(("EXEC",))]), len(packed) + 2)
+        return self._send(b"".join([pack(("MULTI",)), *packed, pack(("EXEC",))]), len(packed) + 2, commands)
 
     async def ask_script(self, by_digest: bytes, by_source: bytes) -> Any:
         """Calls a script that only reads: by its digest, or by its source where the server has forgotten it."""
@@ -165,6 +175,11 @@ class Connection:
             RushError: the server refused it.
         """
         reply: Any = await command.future
+        if command.parts and isinstance(reply, hiredis.ReplyError) and str(reply).startswith("OOM"):
+            # A full Redis refuses every command of a transaction, and no script that only reads.
+            keys = {part[1]: None for part in command.parts}
+            words: list[Word] = [word for part in command.parts for word in (len(part), *part)]
+            return await self.result(self._send(pack(("EVAL", _TOGETHER, len(keys), *keys, *words))))
         # A transaction answers with a list, in which a command that fails while it is executed has an error of its own.
         replies: list[Any] = [reply] if command.n_replies == 1 or isinstance(reply, hiredis.ReplyError) else reply
         for each in replies:
@@ -172,8 +187,8 @@ class Connection:
                 raise refusal(each, self.config.where)
         return reply
 
-    def _send(self, payload: bytes, n_replies: int = 1) -> FutureCommand:
-        command = FutureCommand(payload, n_replies)
+    def _send(self, payload: bytes, n_replies: int = 1, parts: Sequence[tuple[Word, ...]] = ()) -> FutureCommand:
+        command = FutureCommand(payload, n_replies, parts)
         self.send(command)
         return command
 

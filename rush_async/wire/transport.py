@@ -65,12 +65,19 @@ class Command:
 
 
 class FutureCommand(Command):
-    """A command whose reply is awaited."""
+    """A command whose reply is awaited.
 
-    __slots__ = ("_refusal", "future")
+    Args:
+        payload: its bytes.
+        n_replies: how many replies it gets.
+        parts: the commands of a transaction.
+    """
 
-    def __init__(self, payload: bytes, n_replies: int = 1) -> None:
+    __slots__ = ("_refusal", "future", "parts")
+
+    def __init__(self, payload: bytes, n_replies: int = 1, parts: Sequence[tuple[Word, ...]] = ()) -> None:
         super().__init__(payload, n_replies)
+        self.parts = parts
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._refusal: hiredis.ReplyError | None = None
 

@@ -528,3 +528,29 @@ async def test_a_pop_is_put_back_whose_answer_could_not_be_looked_up(small_serve
         stage.server.accept()
         await stage.proxy.listen()
         await wait_until(lambda: stage.states() == {key: ["queued"]})
+
+
+async def test_a_full_server_refuses_no_read_and_no_wait(small_server: SmallServer, directory: Path) -> None:
+    async with staged(small_server, directory) as stage:
+        rush, worker = stage.rush, stage.workers[0]
+        (finished,) = await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
+        (queued,) = await rush.push_tasks([{"x": 2}])
+        (running,) = await worker.push_running_tasks([{"x": 3}])
+        small_server.refuse("OOM")
+        async with asyncio.timeout(TIMEOUT):
+            waiting = asyncio.create_task(rush.wait_for_tasks([running], need_workers=False))
+            assert (await rush.fetch_finished_tasks())["keys"].to_list() == [finished]
+            assert (await rush.fetch_tasks_with_state("queued"))["keys"].to_list() == [queued]
+            assert await rush.keys_with_state() == {
+                "queued": [queued],
+                "running": [running],
+                "finished": [finished],
+                "failed": [],
+            }
+            tasks = await rush.get_tasks([finished, queued, running, "unknown"])
+            assert [task and task.xs["x"] for task in tasks] == [1, 2, 3, None]
+            assert len(await rush.worker_info()) == 2
+            assert (await rush.fetch_reports()).height == 0
+            await worker.finish_tasks(running, [{"y": 3}])
+            assert [task.key for task in await waiting] == [running]
+        small_server.accept()
