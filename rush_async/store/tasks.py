@@ -284,8 +284,14 @@ class TaskStore(TaskReads):
     async def retry(self, keys: Sequence[str] | None) -> list[str]:
         """Queues failed tasks again: these, or all of them for None. Returns the keys that moved."""
         wanted: Sequence[Word] = list(await self.scan("failed", MOST_TASKS)) if keys is None else keys
-        requests = [Request(RETRY, chunk, n_tasks=len(chunk)) for chunk in slices(wanted, _SWEPT)]
-        return _moved_keys(await self.calls.call_all(requests))
+        moved: list[str] = []
+        for some in slices(wanted, _SWEPT):
+            chunk = some
+            while chunk:
+                n_looked_at, *keys = await self.calls.call(Request(RETRY, chunk, n_tasks=len(chunk)))
+                moved += _moved_keys([keys])
+                chunk = chunk[n_looked_at:]
+        return moved
 
     async def reset(self, *, workers: bool) -> None:
         """Deletes every task of the network, and its workers too."""

@@ -359,3 +359,15 @@ async def test_a_merged_push_gives_each_caller_the_index_of_its_own_tasks(rush: 
     pushes = [rush.push_tasks([{"x": at}, {"x": at}]) for at in range(20)]
     for at, keys in enumerate(await asyncio.gather(*pushes)):
         assert [task.index for task in await rush.get_tasks(keys) if task is not None] == [2 * at, 2 * at + 1]
+
+
+async def test_retries_of_cancelled_tasks_keep_the_server_for_a_moment_only(store: TaskStore, rush: Rush, raw: Any) -> None:
+    """Each is searched for in a long queue, a few in a call."""
+    await store.push("queued", new(30_000))
+    keys = await rush.push_tasks([{"x": x} for x in range(200)])
+    await rush.cancel_tasks(keys)
+    raw.config_resetstat()
+    assert await rush.retry_tasks(keys) == keys
+    assert raw.info("commandstats")["cmdstat_evalsha"]["calls"] > 10
+    assert (await rush.keys_with_state("queued"))["queued"][-200:] == keys
+    assert raw.llen(NetworkKeys.of(rush.network_id).queue) == 30_200

@@ -1,18 +1,27 @@
 -- Puts failed tasks at the end of the queue again; what was created, the attempts so far and the last failure stay.
+-- The entry of one that was cancelled may still be in the queue and is looked for there: a call leaves off after some of that.
 -- An item is a key.
--- answer: the keys that moved
+-- answer: the number of keys that were looked at, then the keys that moved
+local MOST_SEARCHED = 500000 -- entries of the queue, about 7 ms
 require('call')
 require('records')
 if known then return repeated() end
 
 local keys = { unpack(ARGV, FIRST) }
 local moved, queued, seen, stale = {}, {}, {}, {}
+local most_stale, n_looked_at = math.max(1, math.floor(MOST_SEARCHED / (call('LLEN', QUEUE) + 1))), #keys
 for i, record in ipairs(call('HMGET', FAILED, unpack(keys))) do
   local key = keys[i]
   if record and not seen[key] and is_record(record) then
-    seen[key] = true
     local flags = byte(record, 2)
-    if flags >= 128 then stale[#stale + 1] = key end
+    if flags >= 128 then
+      if #stale == most_stale then
+        n_looked_at = i - 1
+        break
+      end
+      stale[#stale + 1] = key
+    end
+    seen[key] = true
     moved[#moved + 1] = key
     queued[#queued + 1] = key
     local again = as_queued(record, sub(record, started_end(record) + 1, -10))
@@ -26,4 +35,4 @@ if #moved > 0 then
   call('HDEL', FAILED, unpack(moved))
   call('RPUSH', QUEUE, unpack(moved))
 end
-return commit(moved)
+return commit({ n_looked_at, unpack(moved) })
