@@ -15,7 +15,8 @@ from rush_async import RushConfig
 
 pytestmark = pytest.mark.chaos
 
-CYCLES = {"url": 200, "private": 25, "data_dir": 25}  # the last two start a server in each
+N_CYCLES = int(os.environ.get("RUSH_CHAOS_RUNS", "40"))
+CYCLES = {"url": N_CYCLES, "private": N_CYCLES // 8, "data_dir": N_CYCLES // 8}  # the last two start a server in each
 
 PROGRAM = """
 import asyncio, gc, json, os, sys, threading, time

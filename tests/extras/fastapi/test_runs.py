@@ -60,7 +60,7 @@ async def test_an_ended_run_says_why(service: Service) -> None:
     cases: list[tuple[str, RunLoop, Mapping[str, Any] | None, str, str]] = [
         ("budget", search, None, "budget", "3 tasks are finished, and the budget is 3"),
         ("rule", search, {"finished": 2}, "rule", "finished: 2 tasks have finished"),
-        ("failed", unlucky, None, "failed", "there is no lake"),
+        ("failed", unlucky, None, "failed", "LookupError: there is no lake"),
         ("left", leaves, None, "left", "its workers ended before the budget was spent"),
     ]
     for n, (name, loop, rules, why, detail) in enumerate(cases):
