@@ -219,6 +219,7 @@ class Rush(RushClient):
     async def detect_lost_workers(self) -> list[str]:
         """Looks for workers whose leases have expired. Every process of the network does so by itself once a heartbeat period.
 
+        After a time without any connected client, the first one renews all leases, so nothing is lost before they expire again.
         The tasks of lost workers fail with kind `lost`, or are queued again if they were pushed with `retries`.
 
         Returns:
@@ -535,6 +536,8 @@ class Rush(RushClient):
 
     async def print_log(self) -> None:
         """Logs what workers logged since the last call, each record through the logger it came from.
+
+        Call `logging.basicConfig(level="INFO")` first, unless you have handlers: Python shows only warnings by default.
 
         Raises:
             DecodeError: a record in the database is malformed.
