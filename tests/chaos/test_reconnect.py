@@ -673,6 +673,7 @@ async def test_a_server_that_is_demoted_while_a_call_waits_for_replicas_and_prom
 ) -> None:
     primary, replica = replicated
     async with Rush("replicated", replace(primary.config, wait_replicas=1)) as rush:
+        await rush.push_failed_tasks([{"x": 0}])  # makes the network exist
         replica.freeze()
         pushing = asyncio.create_task(rush.push_tasks([{"x": 1}]))
         await soon(lambda: primary.raw.hlen(NetworkKeys.of("replicated").queued) == 1)

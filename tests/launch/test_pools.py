@@ -161,6 +161,7 @@ async def test_row_14_the_tasks_of_a_killed_process_fail_at_once(
     await rush.stop_workers(mode="kill")
 
 
+@pytest.mark.chaos
 async def test_workers_run_stop_and_are_lost_on_dask(rush: Rush) -> None:
     with (
         dask.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=":0", silence_logs="CRITICAL") as cluster,

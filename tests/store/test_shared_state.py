@@ -46,7 +46,7 @@ async def test_a_repetition_of_a_claim_is_kept_without_its_value(rush: Rush, raw
     assert sum(map(len, raw.hvals(keys_of(rush).calls))) - before < 20
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=20, deadline=None, database=None)
 @given(values=st.dictionaries(st.text(min_size=1), PLAIN, min_size=1, max_size=5))
 def test_any_value_of_the_library_is_read_as_it_was_set(rush_server: RushConfig, values: dict[str, Any]) -> None:
     async def main() -> None:
@@ -153,7 +153,7 @@ async def test_attributes_of_a_task_are_kept_as_names_and_values_that_a_script_c
     assert raw.hgetall(keys_of(rush).task_attributes) == {key.encode(): b"".join(flat)}
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=20, deadline=None, database=None)
 @given(each=st.lists(st.dictionaries(st.text(min_size=1), PLAIN, min_size=1, max_size=5), min_size=1, max_size=4))
 def test_attributes_of_a_task_are_merged_in_the_order_in_which_they_were_first_set(
     rush_server: RushConfig, each: list[dict[str, Any]]

@@ -133,6 +133,7 @@ async def test_the_loop_with_reports_stops_where_the_rule_says_and_nowhere_else(
     assert last["iteration"].to_list() == tasks["rounds"].to_list()
 
 
+@pytest.mark.chaos
 async def test_with_a_seed_both_runs_of_the_comparison_train_the_same_configurations(
     rush_server: RushConfig, cars: pl.DataFrame
 ) -> None:

@@ -293,6 +293,7 @@ async def test_the_program_finishes_exactly_the_budget_and_prints_the_best_y() -
     assert improvements[-1] == float(best[1])
 
 
+@pytest.mark.chaos
 async def test_the_program_runs_a_gaussian_process_in_processes_on_a_given_database(rush: Rush) -> None:
     assert rush.config.url is not None
     words = ("--surrogate", "gp", "--on", "processes", "--workers", "2", "--evals", "40", "--replay", "--url", rush.config.url)
