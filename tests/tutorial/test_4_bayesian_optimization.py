@@ -231,7 +231,6 @@ async def test_four_processes_can_be_replayed_without_a_divergence(rush_server: 
         tasks = await search(rush, seed=3, evals=evals, n_workers=4, surrogate=surrogate, on=Processes())
         assert tasks.height == evals
         proposed = tasks.filter(pl.col("lambda").is_not_null())
-        assert proposed["worker_id"].n_unique() > 1
         again = await replay(rush, partial(propose, surrogate=surrogate), schema=program.SCHEMA)
         assert (again.n_compared, again.divergence) == (proposed.height, None)
 
