@@ -460,7 +460,7 @@ class Process:
             async with self.calls.call("start", n, worker=rush.worker_id, tokens=[token]) as call:
                 task = await block.__aenter__()
                 call.got = _given(task)
-            if call.is_answered and task is None and not rush.terminated:  # a lost worker gets none either
+            if call.is_answered and task is None:
                 self.is_over = True
             if not call.is_answered or task is None:
                 continue
@@ -495,7 +495,7 @@ class Process:
                 async with self.calls.call("start", worker=rush.worker_id) as call:
                     task = await anext(proposals, None)
                     call.got = _given(task)
-                if call.is_answered and task is None and not rush.terminated:
+                if call.is_answered and task is None:
                     self.is_over = True
                 if not call.is_answered or task is None:
                     break
