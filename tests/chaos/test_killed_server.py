@@ -50,4 +50,4 @@ async def test_workers_spend_a_budget_exactly_while_the_server_is_killed(directo
         assert {end.state for end in ends} == {"terminated"}
         assert await rush.counts() == (0, 0, BUDGET, 0)
         assert (await rush.fetch_finished_tasks())["keys"].n_unique() == BUDGET
-    assert n_kills >= 3
+    assert n_kills > 0  # how many depends on how fast the machine is
