@@ -79,7 +79,7 @@ class Membership:
         self._expelled = asyncio.Event()
         self._loop: asyncio.Task[Any] | None = None
         self._is_loop_cancelled = False
-        self._is_asked_to_stop = False
+        self._is_noted = False
         self._limiter: Limiter | None = None
         self._held: dict[str, _Reported | None] = {}
         self._ended = deque[str](maxlen=_ENDED)  # the last tasks that were reported on
@@ -164,7 +164,7 @@ class Membership:
 
     def note_stop(self) -> None:
         """Sets `terminated`. May be called in any thread, because the event loop may be blocked."""
-        self._is_asked_to_stop = True
+        self._is_asked_to_stop = self._is_noted = True
 
     def request_stop(self) -> None:
         """Sets `terminated` and ends the worker's waits."""
@@ -218,6 +218,15 @@ class Membership:
     async def expelled(self) -> None:
         """Waits until a kill or a reset shuts the worker out."""
         await self._expelled.wait()
+
+    async def raise_if_lost(self) -> None:
+        """Raises `WorkerLostError` if the network has shut the worker out, also where only the heartbeat thread has noticed."""
+        if self._is_noted and self.is_registered and not self.is_shut_out:
+            if (await self._workers.alive([self.worker_id]))[self.worker_id] is None:
+                raise self.lost_error()
+            self._is_noted = False  # it was asked to stop
+        if self.is_shut_out:
+            raise self.lost_error()
 
     def lost_error(self) -> WorkerLostError:
         """Returns the error of a call that the network refused because the worker is not alive."""

@@ -111,9 +111,9 @@ class Proposals:
                     line.done()
                 if reservation is not None and seed is not None:  # it has its place: others may have a turn
                     task = await self._take(seed, reservation)
-        if task is None and membership.is_shut_out:
-            raise membership.lost_error()
-        if task is not None:
+        if task is None:
+            await membership.raise_if_lost()
+        else:
             task._catch = self._catch  # pyright: ignore[reportPrivateUsage]
         return task
 

@@ -313,8 +313,7 @@ class Place:
                     is_our_turn = await line.turn(None, self._membership.waits)
             if is_our_turn:
                 line.done()
-        if self._membership.is_shut_out:
-            raise self._membership.lost_error()
+        await self._membership.raise_if_lost()
         return None
 
     async def _push(self, new: NewTask, task: Task) -> Refusal | None:
@@ -347,8 +346,7 @@ class Place:
                 self._membership.hold([new.key])
                 return
         if refusal is not None:
-            if self._membership.is_shut_out:
-                raise self._membership.lost_error()
+            await self._membership.raise_if_lost()
             raise self._membership.stopped_error()
 
 

@@ -201,8 +201,9 @@ class RushWorker(RushClient):
             taken = await network.tasks.push("running", tasks, worker_id=membership.worker_id, budget=budget, points=points)
         if not isinstance(taken, Lost) and taken.refusal == "full" and budget is None:
             taken = await self._blocks.start_in_turn(network, tasks, mark, points)
-        if isinstance(taken, Lost) or membership.is_shut_out:
+        if isinstance(taken, Lost):
             raise membership.lost_error()
+        await membership.raise_if_lost()
         if not isinstance(taken, Created):
             return taken.entries(tasks)
         membership.hold(taken.keys)
@@ -298,8 +299,8 @@ class RushWorker(RushClient):
                 task = await (
                     self._wait_for_task(network, timeout) if key is None else self._blocks.pop_named(network, key, timeout)
                 )
-        if task is None and membership.is_shut_out:
-            raise membership.lost_error()
+        if task is None:
+            await membership.raise_if_lost()
         return task
 
     async def _wait_for_task(self, network: Network, timeout: float | None) -> Task | None:

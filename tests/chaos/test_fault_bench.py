@@ -53,8 +53,7 @@ async def test_every_kind_of_fault_is_survived(directory: Path, monkeypatch: pyt
     monkeypatch.setattr(Injector, "inject", one_of_each)
     async with Bench.opened(directory, n_processes=2) as bench:
         for at in range(MOST_ROUNDS):
-            # Rounds of queued tasks alone: at this rate workers of other rounds may end before their budget is spent.
-            result = await bench.round(plan_of(14, at * len(KINDS), n_tasks=2_000, rate=20.0))
+            result = await bench.round(plan_of(14, at, n_tasks=2_000, rate=20.0))
             assert not result.violations, "\n" + report(at, 14, result, words(2_000, 20.0))
             if not left:
                 return

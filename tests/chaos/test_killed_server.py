@@ -16,7 +16,7 @@ from rush_async.embedded.directories import RuntimeDirectory
 
 pytestmark = pytest.mark.chaos
 
-BUDGET = 700
+BUDGET = 1_500
 
 
 async def spend(rush: RushWorker) -> None:
@@ -37,7 +37,7 @@ async def test_workers_spend_a_budget_exactly_while_the_server_is_killed(directo
         async def kill() -> None:
             nonlocal n_kills
             while True:
-                await asyncio.sleep(chance.uniform(0.05, 1.0))
+                await asyncio.sleep(chance.uniform(0.05, 0.3))
                 with contextlib.suppress(ProcessLookupError, IndexError):  # it is just being started again
                     os.kill(runtime.server_pid(), signal.SIGKILL)
                     n_kills += 1
@@ -50,4 +50,4 @@ async def test_workers_spend_a_budget_exactly_while_the_server_is_killed(directo
         assert {end.state for end in ends} == {"terminated"}
         assert await rush.counts() == (0, 0, BUDGET, 0)
         assert (await rush.fetch_finished_tasks())["keys"].n_unique() == BUDGET
-    assert n_kills > 0  # how many depends on how fast the machine is
+    assert n_kills >= 3

@@ -116,7 +116,7 @@ async def test_row_11_a_network_of_nothing_has_no_key(rush: Rush, raw: Any) -> N
     assert await rush.counts() == Counts()
     assert (await rush.fetch_tasks()).height == 0
     assert await rush.keys_with_state() == {"queued": [], "running": [], "finished": [], "failed": []}
-    assert await rush.is_running_task("nobody") == [False]
+    assert await rush.is_running_task("unknown") == [False]
     assert raw.keys("*") == []
 
 
@@ -276,9 +276,9 @@ async def test_row_13_a_task_this_worker_does_not_hold_stays(
     async with RushWorker(rush.network_id, rush.config) as other:
         (theirs,) = await other.push_running_tasks([XS])
         (mine,) = await rush_worker.push_running_tasks([XS])
-        assert await end(rush_worker, [theirs, "nobody", mine, queued]) == [mine]
+        assert await end(rush_worker, [theirs, "unknown", mine, queued]) == [mine]
         (text,) = said_by_the_worker(caplog)
-        assert all(key in text for key in (theirs, "nobody", queued))
+        assert all(key in text for key in (theirs, "unknown", queued))
         assert mine not in text
         assert await rush.is_running_task([theirs, mine, queued]) == [True, False, False]
         assert await other.finish_tasks(theirs, [{"y": "theirs"}]) == [theirs]
@@ -343,7 +343,7 @@ async def test_only_failed_tasks_are_retried(rush: Rush, rush_worker: RushWorker
     (finished,) = await rush.push_finished_tasks([XS], [{"y": 1}])
     (running,) = await rush_worker.push_running_tasks([XS])
     (queued,) = await rush.push_tasks([XS])
-    assert await rush.retry_tasks([queued, running, failed, finished, "nobody", failed]) == [failed]
+    assert await rush.retry_tasks([queued, running, failed, finished, "unknown", failed]) == [failed]
     assert await rush.counts() == Counts(queued=2, running=1, finished=1)
 
 
@@ -383,7 +383,7 @@ async def test_tasks_are_got_by_key_in_the_order_given_whatever_their_state(rush
     (running,) = await rush_worker.push_running_tasks([{"n": 1}])
     (finished,) = await rush.push_finished_tasks([{"n": 2}], [{"y": 2}])
     (failed,) = await rush.push_failed_tasks([{"n": 3}], "no")
-    tasks = await rush.get_tasks([failed, "nobody", finished, running, queued, finished])
+    tasks = await rush.get_tasks([failed, "unknown", finished, running, queued, finished])
     assert [task and task.state for task in tasks] == ["failed", None, "finished", "running", "queued", "finished"]
     assert [task and task.xs["n"] for task in tasks] == [3, None, 2, 1, 0, 2]
 
@@ -392,7 +392,7 @@ async def test_is_running_and_is_failed_answer_for_each_key(rush: Rush, rush_wor
     (running,) = await rush_worker.push_running_tasks([XS])
     (failed,) = await rush.push_failed_tasks([XS])
     (finished,) = await rush.push_finished_tasks([XS], [{"y": 1}])
-    keys = [running, "nobody", failed, finished]
+    keys = [running, "unknown", failed, finished]
     assert await rush.is_running_task(keys) == [True, False, False, False]
     assert await rush.is_failed_task(keys) == [False, False, True, False]
     assert await rush.is_failed_task(failed) == [True]

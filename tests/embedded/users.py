@@ -67,7 +67,7 @@ def wait_until_loaded(url: str) -> None:
     wait_for(lambda: ask(url, "PING") == b"+PONG\r\n")
 
 
-OTHER = 65534  # nobody
+OTHER = 65534  # the user without rights
 
 
 def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_a_search_with_proposals_ends_by_the_number_of_finished_tasks(
     first = frame["x"].to_list()
     assert frame["y"].to_list() == [x + 10.0 for x in first]
     assert len(set(first)) == 5
-    # Another run goes on from there, and lifts the stop of the first.
+    # Another run continues from there, and lifts the stop of the first.
     frame = run(search, network_id=network, config=rush_server, finished=7, offset=10.0)
     assert frame.height == 7
     assert frame["x"].to_list()[:5] == first

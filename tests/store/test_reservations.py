@@ -104,13 +104,13 @@ async def test_another_workers_index_is_out_of_reach(rush: Rush, rush_worker: Ru
         assert indices.returned() == []
 
 
-@pytest.mark.parametrize("how", ["good-bye", "killed", "lost"])
+@pytest.mark.parametrize("how", ["deregistered", "killed", "lost"])
 async def test_indices_return_when_their_worker_leaves(rush: Rush, rush_worker: RushWorker, indices: Indices, how: str) -> None:
     async with RushWorker(rush.network_id, rush.config) as leaver:
         for _ in range(3):
             await reserve(leaver)
         assert await reserve(rush_worker) == 3
-        if how != "good-bye":
+        if how != "deregistered":
             state: Any = how
             await rush._net.workers.lose([leaver.worker_id], state, KILLED)  # pyright: ignore[reportPrivateUsage]
     assert indices.returned() == [0, 1, 2]

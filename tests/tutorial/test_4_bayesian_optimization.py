@@ -227,10 +227,10 @@ async def test_one_worker_alone_is_repeatable(rush_server: RushConfig) -> None:
 @pytest.mark.parametrize("surrogate", SURROGATES)
 async def test_four_processes_can_be_replayed_without_a_divergence(rush_server: RushConfig, surrogate: str) -> None:
     async with Rush(config=rush_server, seed=3) as rush:
-        evals = 200 if surrogate == "forest" else 50
-        tasks = await search(rush, seed=3, evals=evals, n_workers=4, surrogate=surrogate, on=Processes())
-        assert tasks.height == evals
+        tasks = await search(rush, seed=3, evals=200, n_workers=4, surrogate=surrogate, on=Processes())
+        assert tasks.height == 200
         proposed = tasks.filter(pl.col("lambda").is_not_null())
+        assert proposed["worker_id"].n_unique() > 1
         again = await replay(rush, partial(propose, surrogate=surrogate), schema=program.SCHEMA)
         assert (again.n_compared, again.divergence) == (proposed.height, None)
 

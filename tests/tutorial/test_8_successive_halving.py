@@ -115,7 +115,7 @@ async def test_two_workers_do_not_promote_the_same_configuration(rush: Rush, rus
     draw = Draw(seed=1, index=3, worker=0, round=0)
     assert (await first.propose(draw))["rung"] == 1
     assert (await second.propose(Draw(seed=1, index=4, worker=1, round=0)))["rung"] == 0
-    # The first worker died before its task began. Whoever gets its index makes the same promotion.
+    # The first worker died before its task began. The worker that gets its index makes the same promotion.
     assert (await Halving(rush_worker).propose(draw))["configuration"] == "000000"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from rush_async import Failure, NetworkStateError, Rush, RushWorker, WorkerLostError
+from rush_async.store.keys import NetworkKeys
 from rush_async.store.records import encode_ended
 from rush_async.store.tasks import Ended
 from rush_async.testing import wait_until
@@ -202,3 +204,23 @@ async def test_a_worker_that_has_deregistered_ends_no_task(rush: Rush, caplog: p
         await membership.end_tasks(finished(membership, "key"))
     membership.log(b"dropped")
     assert not membership.has_logged
+
+
+TAKES: dict[str, Callable[[RushWorker], Awaitable[Any]]] = {
+    "budget": lambda worker: worker.task({"x": 1}, budget=9).__aenter__(),
+    "pop": lambda worker: worker.pop_task(0),
+    "proposals": lambda worker: anext(worker.proposals(lambda draw: {"x": 1}), None),
+}
+
+
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+async def test_a_worker_that_only_the_heartbeat_thread_knows_to_be_lost_gets_an_error_and_no_end_of_work(
+    rush_worker: RushWorker, raw: Any, take: Callable[[RushWorker], Awaitable[Any]]
+) -> None:
+    membership = membership_of(rush_worker)
+    membership.note_stop()  # as for a worker that was asked to stop
+    assert await take(rush_worker) is None
+    raw.hdel(NetworkKeys.of(rush_worker.network_id).alive, rush_worker.worker_id)
+    membership.note_stop()
+    with pytest.raises(WorkerLostError):
+        await take(rush_worker)
