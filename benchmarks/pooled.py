@@ -77,7 +77,7 @@ class PooledWorker:
         created = encode_created(key, xs, None)
         record = header(created) + created
         group = ("running", self.pooled.worker_id, "", "", "", 1)
-        taken = await self._call(PUSH, self.pooled.epoch, "", "", *group, key, record, "")
+        taken = await self._call(PUSH, "", *group, key, record, "")
         assert taken[0] == 1, taken
         return key
 

@@ -107,7 +107,7 @@ class Batcher:
         self._connection = connection
         self._caller = caller
         self._number = 0
-        self._token: Word = ""  # makes the network exist, once
+        self._token = b""  # makes the network exist, once
         self._unanswered: dict[int, _Batch] = {}
         self._n_under_way = 0  # requests in them
         self._waiting: dict[Script, deque[Request]] = {}
@@ -304,9 +304,7 @@ class Batcher:
     def _args(self, batch: _Batch) -> list[Word]:
         args: list[Word] = [str(batch.epoch), self.client, batch.number]
         if batch.script.creates:
-            position = self.position
-            seed = position.stored_seed if position.seed is None else position.seed
-            args += [str(position.highest_epoch), "" if seed is None else str(seed), "" if batch.epoch else self._token]
+            args.append("" if batch.epoch else self.position.origin(self._token))
         for request in batch.requests:
             args += request.args
         return args

@@ -76,6 +76,11 @@ class NetworkPosition:
         """The seed that the network gets if it is founded here: that which a client gave, else that which it had."""
         return self.stored_seed if self.seed is None else self.seed
 
+    def origin(self, token: bytes) -> bytes:
+        """Returns what a call needs that may make the network exist."""
+        seed = self.founding_seed
+        return b"%d %b %b" % (self.highest_epoch, b"" if seed is None else b"%d" % seed, token)
+
     @property
     def latest_counts(self) -> Counts:
         """The counts of the latest position."""

@@ -66,8 +66,7 @@ class Script:
         group: the columns of the first of several rows that belong together; the last one is how many items follow.
         item: the columns of an item.
         memory: whether it `grows` the data, `keeps` their size about as it is, or only `reads`.
-        creates: whether it makes a network exist: its first arguments are then `last_known`, the highest epoch ever
-            seen, `seed`, that of the network's proposals, and `token`, with which a call may do so once.
+        creates: whether it makes a network exist: its first argument is then `origin`, see `lua/lib/create.lua`.
         merges: whether one call may serve several callers, a few items or groups each.
         is_final: whether it may be the last call of its caller: it is sent even when its caller is cancelled at once.
         leads: whether its calls leave before those of other scripts that were issued in the same tick.
@@ -91,7 +90,7 @@ class Script:
     ) -> None:
         self.name = name
         self.keys = (*_BASE, *keys)
-        self.args = (*_ARGUMENTS, *(("last_known", "seed", "token") if creates else ()), *args)
+        self.args = (*_ARGUMENTS, *(("origin",) if creates else ()), *args)
         self.group = tuple(group)
         self.item = tuple(item)
         self.creates = creates

@@ -277,7 +277,9 @@ async def test_a_late_copy_of_the_call_that_made_the_network_exist_does_not_brin
         meta = f"rush:{{{far.network_id}}}:meta"
         await far.push_tasks([{"x": 1}])
         await far.reset()
-        late = proxy.late_copy(lambda command: PUSH.digest.encode() in command and command[3 + len(PUSH.keys) + 5] != b"")
+        late = proxy.late_copy(
+            lambda command: PUSH.digest.encode() in command and not command[3 + len(PUSH.keys) + 3].endswith(b" ")
+        )
         pushing = asyncio.create_task(far.push_tasks([{"x": 1}]))
         await late.hit.wait()
         (key,) = await pushing

@@ -71,7 +71,7 @@ async def test_calls_are_merged_only_with_calls_of_their_kind(proxy: Proxy, far:
 async def test_a_call_moves_at_most_a_thousand_tasks(proxy: Proxy, far: Rush) -> None:
     keys = await far.push_tasks([{"x": x} for x in range(2_500)])
     assert len(set(keys)) == 2_500
-    assert [int(_arguments(each)[11]) for each in pushes(proxy)] == [1_000, 1_000, 500]
+    assert [int(_arguments(each)[9]) for each in pushes(proxy)] == [1_000, 1_000, 500]
     proxy.commands.clear()
     await asyncio.gather(*[far.push_tasks([{"x": x}] * 400) for x in range(5)])
     sizes = [sum(arg == b"queued" for arg in _arguments(each)) for each in pushes(proxy)]

@@ -107,8 +107,8 @@ def test_the_head_names_keys_arguments_and_columns() -> None:
         "local WORKER, WANT = 0, 1",
     ]
     assert PUSH.head().splitlines()[1:] == [
-        "local EPOCH, CLIENT, NUMBER, LAST_KNOWN, SEED, TOKEN = unpack(ARGV, 1, 6)",
-        "local FIRST, GROUP_SIZE, ITEM_SIZE = 7, 6, 3",
+        "local EPOCH, CLIENT, NUMBER, ORIGIN = unpack(ARGV, 1, 4)",
+        "local FIRST, GROUP_SIZE, ITEM_SIZE = 5, 6, 3",
         "local TARGET, WORKER, BUDGET, MAX_FAILED, DIGESTS, N = 0, 1, 2, 3, 4, 5",
         "local KEY, CREATED, ENDED = 0, 1, 2",
     ]
