@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from rush_async import Counts, Rush, RushWorker, SchemaError
+from rush_async import Counts, Rush, RushClient, RushWorker, SchemaError
 from rush_async.testing import wait_until
 from rush_async.worker.worker import membership_of
 from tests.proxy import Proxy
@@ -137,7 +137,7 @@ async def test_names_that_collide_get_prefixes(rush: Rush) -> None:
 
 async def test_a_second_fetch_moves_no_record_but_the_last(rush: Rush, proxy: Proxy) -> None:
     await finish(rush, 5_000)
-    async with Rush(rush.network_id, proxy.url) as far:
+    async with RushClient(rush.network_id, proxy.url) as far:
         assert (await far.fetch_finished_tasks()).height == 5_000
         bytes_before, commands_before = proxy.bytes_down, len(proxy.commands)
         assert (await far.fetch_finished_tasks()).height == 5_000
