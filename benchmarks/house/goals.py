@@ -121,11 +121,14 @@ GOALS = (
     ),
     Goal("old words", 0, 0, lambda at: Measured.counted(old_words({**at.house, **at.lua}, at.tests))),
     # The package began with 9,485, and its rebuild was not to add to them. What users gained since then takes code: stop rules,
-    # shared state, reports, workers that fit their machine. Only a commit that adds such a thing may raise the limit.
+    # shared state, reports, workers that fit their machine. Only a commit that adds such a thing may raise the limit. The
+    # program and the bridges to other packages are left out: who changes the library need not read them.
     Goal(
-        "lines of code in the package",
+        "lines of code in the package, without cli/ and extras/",
         9_485,
-        16_000,
-        lambda at: Measured(sum(size for size, _ in sizes(at.house, ast.Module))),
+        14_900,
+        lambda at: Measured(
+            sum(size for size, name in sizes(at.house, ast.Module) if not name.startswith(("cli/", "extras/")))
+        ),
     ),
 )
