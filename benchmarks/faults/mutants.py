@@ -61,16 +61,16 @@ MUTANTS = (
     Mutant(
         "answers are not stored",
         "queue",
-        "    call('HSET', CALLS, slot, NUMBER .. ' ' .. cmsgpack.pack(stored or answer))\n",
-        "",
+        "call('HSET', CALLS, slot, NUMBER .. ' ' .. cmsgpack.pack(stored or answer))\n",
+        "\n",
         "",
         ((_LOST_REPLY, 1),),
     ),
     Mutant(
         "a repeated pop takes other tasks",
         "queue",
-        "if known then return repeated(with_records(known), { 'left off' }) end",
-        "",
+        "if known then\n  local answer, extra = with_records",
+        "if false then\n  local answer, extra = with_records",
         "pop",
         ((_LOST_REPLY, 1),),
     ),
@@ -82,19 +82,20 @@ MUTANTS = (
         "call('LLEN', FINISHED) + 1, call('HLEN', FAILED), call('HLEN', ALIVE) }",
     ),
     Mutant(
-        "the event of an end is published before the move",
+        "the event of an end has the counts before the move",
         "queue",
-        "if #gone > 0 then call('HDEL', RUNNING, unpack(gone)) end",
-        "close_group() seq = seq + #events if #events > 0 then publish_events(counts()) end seq = seq - #events "
-        "publish_events = function() end if #gone > 0 then call('HDEL', RUNNING, unpack(gone)) end",
+        "  local last, first = 0, seq - #events\n",
+        "  local n = { n[1], n[2] + #gone, n[3] - #finished, n[4] - #failed / 2, n[5] } local last, first = 0, seq - #events\n",
         "finish",
     ),
-    Mutant("a start has no event", "queue", "      add(TASK_STARTED, worker, key)\n", "", "pop"),
+    Mutant(
+        "a start has no event", "queue", "local kind = TASK_STARTED\n      do\n", "local kind\n      if false then\n", "pop"
+    ),
     Mutant(
         "the number of events is not raised by one group",
         "queue",
-        "    seq = seq + #events\n",
-        "    seq = seq + math.min(#events, 1)\n",
+        "seq = seq + #events\n",
+        "seq = seq + math.min(#events, 1)\n",
     ),
     # who holds what
     Mutant(
@@ -131,8 +132,8 @@ MUTANTS = (
     Mutant(
         "a finished record is appended twice",
         "queue",
-        "append_finished(finished)\nif #failed",
-        "append_finished(finished)\nappend_finished({ finished[1] })\nif #failed",
+        "  call('RPUSH', FINISHED, unpack(finished))\n",
+        "  call('RPUSH', FINISHED, finished[1], unpack(finished))\n",
         "finish",
     ),
     Mutant(

@@ -52,8 +52,8 @@ class NetworkPosition:
     """
 
     def __init__(self, network_id: str) -> None:
-        self.epoch = 0
-        self.highest_epoch = 0
+        self.epoch: int = 0
+        self.highest_epoch: int = 0
         self.seq = 0
         self.counts = Counts()
         self.n_workers = 0

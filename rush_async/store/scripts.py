@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import textwrap
 from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
@@ -53,11 +54,15 @@ _FLAGS: dict[Memory, str] = {"grows": "", "keeps": " flags=allow-oom", "reads": 
 _BASE = ("meta", "calls", "events", "queued", "running", "finished", "failed", "alive")
 _ARGUMENTS = ("epoch", "client", "number")
 _LUA = resources.files("rush_async.store") / "lua"
-_REQUIRE = re.compile(r"^require\('(\w+)'\)\n", re.MULTILINE)
+_COMMENT = re.compile(r"^ *--.*\n", re.MULTILINE)  # need not travel
+_PLACE = re.compile(r"^( *)(require|include)\('(\w+)'\)\n", re.MULTILINE)
 
 
 class Script:
-    """A Lua script of `lua/`: its source behind a generated head. `require('call')` puts `lua/lib/call.lua` in its place, once.
+    """A Lua script of `lua/`: its source behind a generated head.
+
+    `require('call')` puts the text of `lua/lib/call.lua` in its place, once in a script; `include('commit')` puts that of
+    `lua/lib/commit.lua` there each time.
 
     Args:
         name: of its file.
@@ -117,16 +122,16 @@ class Script:
 
 
 def _source(name: str, seen: set[str]) -> str:
-    """The text of a Lua file with each file that it requires in place of the first `require` of it."""
+    """The text of a Lua file without comments, with the files that it requires and includes in their places."""
 
-    def required(match: re.Match[str]) -> str:
-        part = f"lib/{match[1]}"
-        if part in seen:
+    def text_of(match: re.Match[str]) -> str:
+        indent, way, name = match.groups()
+        if way == "require" and name in seen:
             return ""
-        seen.add(part)
-        return _source(part, seen)
+        seen.add(name)
+        return textwrap.indent(_source(f"lib/{name}", seen), indent)
 
-    return _REQUIRE.sub(required, (_LUA / f"{name}.lua").read_text("utf-8"))
+    return _PLACE.sub(text_of, _COMMENT.sub("", (_LUA / f"{name}.lua").read_text("utf-8")))
 
 
 def _names(names: Sequence[str]) -> str:

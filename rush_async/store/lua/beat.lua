@@ -17,6 +17,7 @@ if EPOCH == '0' then
 end
 require('time')
 require('events')
+require('add')
 require('workers')
 require('fence')
 local judging = call('HMGET', META, 'beat_at', 'pace', 'asks')
@@ -95,10 +96,10 @@ end
 require('rules')
 if judge then judge.time() end
 close_group()
-local n = counts()
+include('counts')
 if #events > 0 then
   seq = seq + #events
   call('HSET', META, 'seq', seq)
-  publish_events(n)
+  include('publish_events')
 end
 return reply(n, more, { call('HGET', META, 'pace') or '', n_asks, gone, fenced, clearing })

@@ -2,17 +2,17 @@
 -- returns to the head of the queue as if it had not been taken.
 -- An item is how it ends, key, worker, and ended ('' where it is returned).
 -- answer: for each item 1 moved, 0 not held by that worker, nil the worker is not alive
-require('call')
-require('alive')
-require('records')
+require('guard')
 require('held')
-require('finished')
 require('rules')
-if known then return repeated() end
+if known then
+  include('repeated')
+end
 
 local keys, workers = {}, {}
 for at = FIRST, #ARGV, ITEM_SIZE do keys[#keys + 1], workers[#workers + 1] = ARGV[at + KEY], ARGV[at + WORKER] end
-local records, alive = call('HMGET', RUNNING, unpack(keys)), alive_of(workers)
+local records = call('HMGET', RUNNING, unpack(keys))
+include('alive')
 
 local answer, gone = {}, {}
 local finished, failed, queued, head, stale = {}, {}, {}, {}, {}
@@ -28,28 +28,29 @@ for n = 1, #keys do
     answer[n] = 0
   else
     local at = FIRST + ITEM_SIZE * (n - 1)
-    local kind, ended = ARGV[at + KIND], ARGV[at + ENDED]
+    local how, ended = ARGV[at + KIND], ARGV[at + ENDED]
     answer[n], seen[key] = 1, true
     gone[#gone + 1] = key
-    local event
-    if kind == 'finished' then
-      event = TASK_FINISHED
+    local kind
+    if how == 'finished' then
+      kind = TASK_FINISHED
       finished[#finished + 1] = sub(record, HEADER + 1, started) .. ended .. stamp
-    elseif kind == 'failed' then
-      event = TASK_FAILED
+    elseif how == 'failed' then
+      kind = TASK_FAILED
       failed[#failed + 1], failed[#failed + 2] = key, sub(record, 1, started) .. ended .. stamp
     else
-      event = TASK_QUEUED
+      kind = TASK_QUEUED
+      require('records')
       queued[#queued + 1], queued[#queued + 2] = key, as_untaken(record)
       head[#head + 1] = key
       if byte(record, 2) >= 128 then stale[#stale + 1] = key end
     end
-    add(event, worker, key)
-    if judge then judge.ended(n_finished + #finished, n_failed + #failed / 2, kind == 'finished' and ended) end
+    include('add_event')
+    if judge then judge.ended(n_finished + #finished, n_failed + #failed / 2, how == 'finished' and ended) end
   end
 end
 if #gone > 0 then call('HDEL', RUNNING, unpack(gone)) end
-append_finished(finished)
+include('append_finished')
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
 for _, key in ipairs(stale) do call('LREM', QUEUE, 1, key) end
 if #head > 0 then
@@ -58,4 +59,4 @@ if #head > 0 then
   call('HSET', QUEUED, unpack(queued))
   call('LPUSH', QUEUE, unpack(reversed))
 end
-return commit(answer)
+include('commit')

@@ -5,13 +5,15 @@
 -- then why there were no more: 'empty', 'full', 'stopped', or 'left off' before the end of the queue, at many stale entries; for
 --      a repetition 'left off', as it may have
 local MOST_STALE = 1000
-require('call')
-require('alive')
+require('guard')
 require('records')
 require('taken')
 require('taking')
 require('rules')
-if known then return repeated(with_records(known), { 'left off' }) end
+if known then
+  local answer, extra = with_records(known), { 'left off' }
+  include('repeated')
+end
 if judge then judge.time() end
 
 local wants, workers, total = {}, {}, 0
@@ -19,7 +21,7 @@ for at = FIRST, #ARGV, ITEM_SIZE do
   workers[#workers + 1] = ARGV[at + WORKER]
   wants[#wants + 1] = tonumber(ARGV[at + WANT])
 end
-local alive = alive_of(workers)
+include('alive')
 for i, worker in ipairs(workers) do
   if alive[worker] then total = total + wants[i] end
 end
@@ -43,7 +45,8 @@ while #keys < total and stale < MOST_STALE do
   end
 end
 
-local answer, stored, running, next_key = {}, {}, {}, 1
+local answer, running, next_key = {}, {}, 1
+stored = {}
 for i, worker in ipairs(workers) do
   answer[i], stored[i] = false, false
   if alive[worker] then
@@ -53,7 +56,8 @@ for i, worker in ipairs(workers) do
       running[#running + 1], running[#running + 2] = key, record
       given[#given + 1], given[#given + 2] = key, record
       names[#names + 1] = key
-      add(TASK_STARTED, worker, key)
+      local kind = TASK_STARTED
+      include('add_event')
       next_key = next_key + 1
     end
     answer[i], stored[i] = given, names
@@ -72,4 +76,5 @@ elseif #keys == total then
 elseif stale >= MOST_STALE then
   why = 'left off'
 end
-return commit(answer, { why }, stored)
+extra = { why }
+include('commit')

@@ -4,7 +4,6 @@
 -- answer: an array of one: key and record, or nothing; nil for a worker that is not alive
 -- then why there is none: 'empty' where it is not queued, 'full', 'stopped'; for a repetition 'left off', as it is not known
 require('call')
-require('alive')
 require('records')
 require('taken')
 require('taking')
@@ -13,7 +12,7 @@ if known then return repeated(with_records(known), { 'left off' }) end
 if judge then judge.time() end
 
 local worker, key = ARGV[FIRST + WORKER], ARGV[FIRST + KEY]
-if not alive_of({ worker })[worker] then return commit({ false }, { 'empty' }) end
+if call('HEXISTS', ALIVE, worker) == 0 then return commit({ false }, { 'empty' }) end
 if stop then return commit({ {} }, { 'stopped' }) end
 local record = call('HGET', QUEUED, key)
 if not (record and is_record(record)) then return commit({ {} }, { 'empty' }) end

@@ -7,12 +7,11 @@
 -- answer: for each group the number created, nil for a worker that is not alive, 'stopped' or 'full' where the stop rules allow
 --         no start; with digests in place of the number for each item, up to the first without a place, 1 created, 0 its point is
 --         taken; and the index of its first task
-require('call')
-require('create')
-require('alive')
-require('finished')
+require('guard')
 require('rules')
-if known then return repeated() end
+if known then
+  include('repeated')
+end
 
 local answer = {}
 local queue, queued, running, finished, failed = {}, {}, {}, {}, {}
@@ -29,7 +28,7 @@ while at <= #ARGV do
   end
   at = at + GROUP_SIZE + ITEM_SIZE * ARGV[at + N]
 end
-local alive = alive_of(workers)
+include('alive')
 if points then
   is_taken, registered = {}, {}
   for i, key in ipairs(call('HMGET', POINTS, unpack(points))) do
@@ -89,26 +88,26 @@ while at <= #ARGV do
   local started = worker ~= '' and packed(worker) .. '\1' .. stamp
   for i = first, first + ITEM_SIZE * (take - 1), ITEM_SIZE do
     local key, created, ended = ARGV[i + KEY], ARGV[i + CREATED] .. stamp .. struct.pack('>BI4', 206, index), ARGV[i + ENDED]
-    local event
+    local kind
     index = index + 1
     if target == 'queued' then
-      event = TASK_QUEUED
+      kind = TASK_QUEUED
       queue[#queue + 1] = key
       queued[#queued + 1] = key
       queued[#queued + 1] = created
     elseif target == 'running' then
-      event = TASK_STARTED
+      kind = TASK_STARTED
       running[#running + 1] = key
       running[#running + 1] = '\1' .. sub(created, 2) .. started
     elseif target == 'finished' then
-      event = TASK_FINISHED
+      kind = TASK_FINISHED
       finished[#finished + 1] = created .. NEVER_STARTED .. ended .. stamp
     else
-      event = TASK_FAILED
+      kind = TASK_FAILED
       failed[#failed + 1] = key
       failed[#failed + 1] = created .. NEVER_STARTED .. ended .. stamp
     end
-    add(event, worker, key)
+    include('add_event')
     if judge and target == 'finished' then
       n_finished = n_finished + 1
       judge.ended(n_finished, n_failed, ended)
@@ -120,8 +119,9 @@ while at <= #ARGV do
   if used and target ~= 'failed' then used = used + take end
   if judge and target == 'running' then n_running = n_running + take end
 end
-local refused = n_parts > 0 and create_network()
-if refused then return refused end
+if n_parts > 0 then
+  include('create')
+end
 
 if registered and #registered > 0 then call('HSET', POINTS, unpack(registered)) end
 if #queue > 0 then
@@ -129,6 +129,6 @@ if #queue > 0 then
   call('RPUSH', QUEUE, unpack(queue))
 end
 if #running > 0 then call('HSET', RUNNING, unpack(running)) end
-append_finished(finished)
+include('append_finished')
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
-return commit(answer)
+include('commit')

@@ -3,7 +3,6 @@
 -- answer: the rank of the key and how many keys there are; the direction alone where the ranking has another one, nothing where
 -- the network has as many rankings as it may
 require('call')
-require('create')
 if known then return repeated() end
 
 local MOST = 1000
@@ -12,8 +11,7 @@ local n = call('ZCARD', ranking) -- fails before anything is written, where anot
 if direction and direction ~= DIRECTION then return commit({ direction }) end
 if not direction then
   if call('HLEN', RANKINGS) >= MOST then return commit({}) end
-  local refused = create_network()
-  if refused then return refused end
+  include('create')
   call('HSET', RANKINGS, NAME, DIRECTION)
 end
 n = n + call('ZADD', ranking, SCORE, KEY)

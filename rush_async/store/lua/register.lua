@@ -6,7 +6,6 @@
 -- answer: for each worker 1 registered or joined, 2 registered and asked to stop already, 0 refused: that id is or was in use; and its
 --         number in the order of registering as running
 require('call')
-require('create')
 require('workers')
 if known then return repeated() end
 
@@ -44,8 +43,7 @@ for at = FIRST, #ARGV, ITEM_SIZE do
   end
 end
 if #entries > 0 then
-  local refused = create_network()
-  if refused then return refused end
+  include('create')
   call('HSET', WORKERS, unpack(entries))
   call('HSET', META, 'next_number', next_number)
 end

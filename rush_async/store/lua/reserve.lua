@@ -6,7 +6,6 @@
 --         is not alive
 -- then the seed of the network, '' for none
 require('call')
-require('alive')
 require('reserved')
 require('rules')
 local seed = call('HGET', META, 'seed') or ''
@@ -15,7 +14,8 @@ if judge then judge.time() end
 
 local workers = {}
 for at = FIRST, #ARGV, ITEM_SIZE do workers[#workers + 1] = ARGV[at + WORKER] end
-local alive, n = alive_of(workers), counts()
+include('alive')
+include('counts')
 local n_queued, n_running, n_finished, n_failed = n[1], n[2], n[3], n[4]
 
 local function take_index(worker)

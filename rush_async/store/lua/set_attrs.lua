@@ -1,7 +1,6 @@
 -- Sets attributes, all of these or none. Others stay as they are. An item is a name and its value.
 -- answer: 0 set, else by how many the network would have too many attributes
 require('call')
-require('create')
 if known then return repeated() end
 
 local MOST = 10000
@@ -12,8 +11,7 @@ if n + (#ARGV - FIRST + 1) / ITEM_SIZE > MOST then
   end
   if n > MOST then return commit(n - MOST) end
 end
-local refused = create_network()
-if refused then return refused end
+include('create')
 for first = FIRST, #ARGV, MOST_WORDS do
   call('HSET', ATTRIBUTES, unpack(ARGV, first, math.min(first + MOST_WORDS - 1, #ARGV)))
 end

@@ -4,7 +4,7 @@ require('call')
 if known then return repeated() end
 
 if EPOCH == '0' then return commit(SEED) end -- it comes with the call that founds the network
-local n = counts()
+include('counts')
 if not call('HGET', META, 'seed') and n[1] + n[2] + n[3] + n[4] == 0 then
   call('HSET', META, 'seed', SEED)
   add(PLACES_CHANGED, '')

@@ -3,7 +3,6 @@
 -- answer: for each item 1 started, 0 the worker does not have that index, 'stopped' (the index returns), 'duplicate' where a task
 --         that is queued, running or finished has the point (the worker keeps the index), nil the worker is not alive
 require('call')
-require('alive')
 require('reserved')
 require('rules')
 if known then return repeated() end
@@ -11,7 +10,7 @@ if judge then judge.time() end
 
 local workers = {}
 for at = FIRST, #ARGV, ITEM_SIZE do workers[#workers + 1] = ARGV[at + WORKER] end
-local alive = alive_of(workers)
+include('alive')
 local answer, running, points = {}, {}, {}
 local function is_taken(digest)
   local key = call('HGET', POINTS, digest)

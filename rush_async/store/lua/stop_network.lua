@@ -1,11 +1,11 @@
 -- Stops the network by hand; `why` is '' where only its time is to be judged.
 -- answer: the seconds until its time is up, '' where it has no such rule or has stopped
 require('call')
-require('create')
 if known then return repeated() end
 local is_stopped = WHY ~= '' and not stop
-local refused = is_stopped and create_network()
-if refused then return refused end
+if is_stopped then
+  include('create')
+end
 local rules = is_judged and cmsgpack.unpack(call('HGET', META, 'rules')) or is_stopped and {}
 require('judge')
 if judge then judge.time() end

@@ -6,7 +6,6 @@
 --         resumption, the rule that is true already, so that nothing was changed
 local MOST_READ = 1000
 require('call')
-require('create')
 if known then return repeated() end
 
 local old, lifts = call('HGET', META, 'rules'), LIFTS == '1'
@@ -33,8 +32,7 @@ end
 
 local has_rules = next(rules) ~= nil
 if EPOCH == '0' and not has_rules then return commit('set') end
-local refused = create_network()
-if refused then return refused end
+include('create')
 rules.spec, rules.deadline = SPEC, rules.seconds and now + rules.seconds
 if has_rules then
   call('HSET', META, 'rules', cmsgpack.pack(rules), 'stop', '')

@@ -1,11 +1,10 @@
--- For scripts that grow the data: only they may make a network exist.
+-- For scripts that grow the data: only they may make a network exist, before they write anything.
 -- ARGV  origin, '' of a caller that knows the network, else joined by blanks: the highest epoch that it ever saw, the seed of the
 --       network's proposals or nothing, and the token that it was given or nothing
--- Makes the network exist, before anything is written. The first call is refused, and gets a token, {'TOKEN', token}; with that it
--- is made again. The network's beginning uses the token up, so that a late copy brings no network back that was reset since.
-local UNUSED = 60 -- seconds that a token stays that is not used
-local function create_network()
-  if EPOCH ~= '0' then return nil end
+-- The first call is refused, and gets a token, {'TOKEN', token}; with that it is made again. The network's beginning uses the
+-- token up, so that a late copy brings no network back that was reset since.
+if EPOCH == '0' then
+  local UNUSED = 60 -- seconds that a token stays that is not used
   local token = call('HGET', META, 'token')
   local last_known, seed, given = string.match(ORIGIN, '^(%d+) (%d*) (.*)$')
   if token ~= given then

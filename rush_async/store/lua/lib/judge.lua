@@ -3,6 +3,7 @@
 local judge
 if rules then
   judge = {}
+  require('add')
 
   function judge.publish(...)
     local control = string.gsub(EVENTS, ':events(:?%d*)$', ':control%1')
