@@ -16,6 +16,7 @@ from typing import Any
 import hiredis
 
 from rush_async.errors import DecodeError, RushConnectionError, RushError
+from rush_async.store import scripts
 from rush_async.store.keys import client_id
 from rush_async.store.position import NetworkPosition, position_of
 from rush_async.store.scripts import Life, Request, Script, ScriptCaller, deal, take_together, wire_mismatch
@@ -32,8 +33,6 @@ REPLICAS_IN = 1_000  # milliseconds in which replicas are to acknowledge a call,
 _PAUSE = 0.5  # seconds until a detached request is issued again where it was refused
 ENOUGH = 16  # requests that are worth a call before the tick is over
 _AHEAD = 100  # requests of a script that may be handed over in one tick without waiting
-
-RECALL = Script("recall", item=("worker",), memory="reads")
 
 
 class _Batch(Command):
@@ -394,27 +393,24 @@ class Batcher:
             self._split(batch, refusal(error, self._connection.config.where))
 
     async def _recall(self, batch: _Batch, error: hiredis.ReplyError) -> None:
-        """Asks what became of a call that the server refuses to repeat."""
+        """Asks what became of a call that the server refuses to repeat, and sees to it that no late copy of it is executed."""
         args: list[Word] = [str(batch.epoch), self.client, batch.number]
         if batch.script.name in ("pop", "pop_named"):
             args += [request.args[0] for request in batch.requests]
         try:
-            reply = await self._connection.ask_script(
-                self._caller.call(RECALL, args), self._caller.call_by_source(RECALL, args)
-            )
-        except RushConnectionError as unknown:
+            # The answer can be read where nothing can be written, as on a full disk.
+            for script in (scripts.RECALL, scripts.WITHDRAW):
+                reply = await self._connection.ask_script(*self._caller.both(script, args))
+                if scripts.is_executed(reply):
+                    self.answered(batch, reply)
+                    return
+        except RushError as unknown:
             if batch.given_up(unknown):  # what it granted is compensated once it is answered, under its number
                 await asyncio.sleep(_PAUSE)
                 self._connection.send(batch, math.inf)
             return
-        except RushError as unknown:
-            batch.failed(unknown)
-            return
-        if len(reply) > 8 and reply[8] is None:  # it was not executed
-            batch.n_sent = 1
-            self.answered(batch, error)
-        else:
-            self.answered(batch, reply)
+        batch.n_sent = 1
+        self.answered(batch, error)
 
     def _split(self, batch: _Batch, reason: Exception) -> None:
         """Of a call that failed as a whole nothing was done: alone, each of its requests fails only for itself."""

@@ -29,13 +29,16 @@ __all__ = [
     "LOST",
     "MOST_BYTES",
     "MOST_TASKS",
+    "RECALL",
     "WIRE_VERSION",
+    "WITHDRAW",
     "Life",
     "Lost",
     "Request",
     "Script",
     "ScriptCaller",
     "deal",
+    "is_executed",
     "take_together",
     "wire_mismatch",
 ]
@@ -141,6 +144,15 @@ def _names(names: Sequence[str]) -> str:
 def _offsets(columns: Sequence[str]) -> str:
     """`local KEY, WORKER = 0, 1`: where the columns are from the first on."""
     return f"local {_names(columns)} = {', '.join(str(at) for at in range(len(columns)))}"
+
+
+RECALL = Script("recall", item=("worker",), memory="reads")
+WITHDRAW = Script("withdraw", item=("worker",))
+
+
+def is_executed(reply: Any) -> bool:
+    """Whether a reply of `RECALL` or `WITHDRAW` is that of the call; `OLD`: it was withdrawn before."""
+    return reply != [b"OLD"] and not (len(reply) > 8 and reply[8] is None)
 
 
 class Life(Enum):
@@ -305,6 +317,11 @@ class ScriptCaller:
     def call_by_source(self, script: Script, args: Iterable[Word]) -> bytes:
         """Packs the same call with the source, for a server that has lost its scripts. The server keeps the script again."""
         return pack(("EVAL", script.source, len(script.keys), *self._names(script), *args))
+
+    def both(self, script: Script, args: Iterable[Word]) -> tuple[bytes, bytes]:
+        """Packs the same call by the digest of the script, and by its source."""
+        args = tuple(args)
+        return self.call(script, args), self.call_by_source(script, args)
 
 
 def _body(packed: bytes) -> bytes:

@@ -105,7 +105,7 @@ class TaskReads:
         """
         asked_at, asked_seq = self.position.highest_epoch, self.position.seq
         args: list[Word] = ["0", "", 0]
-        reply = await self.connection.ask_script(self._caller.call(POSITION, args), self._caller.call_by_source(POSITION, args))
+        reply = await self.connection.ask_script(*self._caller.both(POSITION, args))
         position = position_of(reply)
         if (error := wire_mismatch(number_of("wire", reply[8]))) is not None:
             raise error

@@ -170,10 +170,9 @@ class WorkerStore:
         """Shuts out the workers whose leases have expired, clears what they and workers shut out earlier ran, and returns the
         workers that this call shut out."""
         shut_out: list[str] = []
-        args = Beat.args()
-        by_digest, by_source = self._caller.call(BEAT, args), self._caller.call_by_source(BEAT, args)
+        call = self._caller.both(BEAT, Beat.args())
         while True:
-            beat = Beat.of(await self._connection.ask_script(by_digest, by_source))
+            beat = Beat.of(await self._connection.ask_script(*call))
             shut_out += beat.shut_out
             for state, worker_ids in beat.clearing.items():
                 await self.lose(worker_ids, state, FAILURES[state])

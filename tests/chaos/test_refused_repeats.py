@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import pytest
 
 from rush_async import Failure, Rush, RushConnectionError, RushError, RushWorker, ServerFullError, Task
-from rush_async.store.calls import RECALL
 from rush_async.store.decoding import decode_task
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
@@ -20,7 +19,7 @@ from rush_async.store.records import RecordEncoder
 from rush_async.store.report_entry import Report
 from rush_async.store.reports import REPORT
 from rush_async.store.reservations import RESERVE, START, Reserved
-from rush_async.store.scripts import Script
+from rush_async.store.scripts import RECALL, Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS, SET_TASK_ATTRS
 from rush_async.store.stop_rules import STOP_NETWORK, STOP_WHEN
 from rush_async.store.tasks import CANCEL, FINISH, POP, POP_NAMED, PUSH, RESET, RETRY
@@ -528,6 +527,29 @@ async def test_a_pop_is_put_back_whose_answer_could_not_be_looked_up(small_serve
         stage.server.accept()
         await stage.proxy.listen()
         await wait_until(lambda: stage.states() == {key: ["queued"]})
+
+
+@pytest.mark.parametrize("refusal", ["OOM", "MISCONF"])
+@pytest.mark.parametrize("n_callers", [1, 2])
+async def test_a_late_copy_of_a_call_that_was_given_up_after_a_refusal_leaves_nothing(
+    refusal: Refusal, n_callers: int, small_server: SmallServer, directory: Path
+) -> None:
+    """The first copy arrives after the repetition was refused, and after the callers heard that nothing was done."""
+    async with staged(small_server, directory) as stage:
+        late = stage.proxy.late_copy(named("EVALSHA", PUSH.digest))
+        async with asyncio.timeout(TIMEOUT):
+            callers = [asyncio.ensure_future(push_running(stage, None, n)) for n in range(n_callers)]
+            await late.hit.wait()
+            small_server.refuse(refusal)
+            results = await asyncio.gather(*callers, return_exceptions=True)
+            small_server.accept()
+            assert [type(result) for result in results] == [ServerFullError] * n_callers
+            await late.deliver()
+            await wait_until(lambda: all(state == ["failed"] for state in stage.states().values()))
+            worker = stage.workers[0]
+            assert await worker.push_running_tasks([{"x": 1}])  # later calls are executed
+            assert (await worker.counts()).running == 1
+        late.discard()
 
 
 async def test_a_full_server_refuses_no_read_and_no_wait(small_server: SmallServer, directory: Path) -> None:

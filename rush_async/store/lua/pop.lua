@@ -11,7 +11,7 @@ require('taken')
 require('taking')
 require('rules')
 if known then
-  local answer, extra = with_records(known), { 'left off' }
+  known, extra = with_records(known), { 'left off' }
   include('repeated')
 end
 if judge then judge.time() end

@@ -7,5 +7,6 @@ local function commit(answer, extra, stored)
 end
 
 local function repeated(answer, extra)
+  local known = answer or known
   include('repeated')
 end
