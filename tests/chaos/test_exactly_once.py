@@ -489,7 +489,7 @@ CALLS = {
     "reset_all": Call(RESET, reset_all, three_queued),
     "reset_tasks": Call(RESET, reset_tasks, three_queued),
 }
-# These calls have no numbers of their own: leases may be renewed twice, a log record may come twice, and a call be withdrawn twice.
+# These calls have no numbers of their own: leases may be renewed twice, a log record come twice, and a call be withdrawn twice.
 UNNUMBERED = {"beat", "log", "withdraw"}
 FAULTS: tuple[FaultName, ...] = ("drop_reply", "cut_before", "late_copy")
 
