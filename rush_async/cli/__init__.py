@@ -1,1 +1,1 @@
-"""The program `rush-async`: runs workers on any machine, and ends them on signals."""
+"""The program `rush-async`: runs workers on any machine, and shows, steers and keeps networks."""

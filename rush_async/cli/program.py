@@ -1,228 +1,145 @@
-"""The program `rush-async`: runs workers on any machine, started by hand or by a scheduler.
+"""The program `rush-async`: a table of commands, each in a module of its own, which is imported when the command is called.
 
-`rush-async worker NETWORK --start ID` runs what `Rush.worker_command` prepared, and `rush-async worker NETWORK module:function`
-a loop by its name. All workers of a program run in one process and one event loop.
+A module of `cli/commands/` has two functions. `add_arguments(parser)` adds its options; `parser.get_default("command")` is the
+name in the table, for a module that has several commands. `run(options)` does the work and returns the exit code; it imports
+what takes time, such as polars. `options.parser.error(...)` refuses options that do not go together, with exit code 2.
 
-SIGTERM and SIGINT *drain* the program: the workers finish their tasks and take no new ones. After `--drain` seconds, or at a
-second signal, they are cancelled, and their tasks fail as `cancelled`. A loop that never awaits ends with the process.
-
-Where the whole network stops, by a rule or by hand, the workers end likewise, with exit code 0, and a line says why. A program
-that joins a stopped network warns and ends.
-
-`--max-time`, `--max-tasks` and `--idle-timeout` stop each worker as a request does: between two tasks, with exit code 0.
-
-numpy, polars and others compute with a thread for each core that the program may use, unless the environment says otherwise.
-
-Exit codes:
-
-| code | means |
-|---|---|
-| 0 | all workers ended by themselves or on request, drained ones too |
-| 1 | a worker's loop failed; its traceback is on stderr |
-| 2 | wrong usage |
-| 3 | a worker was killed or declared lost |
-| 69 | the server cannot be reached |
-| 78 | the loop cannot be imported, the start is unknown, or the configuration is refused |
-| 130, 143 | ended by SIGINT, SIGTERM before it was drained |
+`cli/options.py` has the options that commands share, `cli/opening.py` opens what they name, `cli/output.py` prints, and
+`cli/exit_codes.py` has the exit codes and the errors that lead to them.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import logging
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from contextlib import suppress
+from importlib import import_module
+from typing import NamedTuple
 
-from rush_async.cli.drain import Drain
-from rush_async.cli.options import parse
-from rush_async.config import RushConfig, with_heartbeat, with_password_of_environment, without_password
-from rush_async.errors import RushConfigError, RushConnectionError, RushError
-from rush_async.heartbeat.heartbeat import own_this_process
-from rush_async.launch.job import Job
-from rush_async.launch.packed_loop import PackedLoop
-from rush_async.launch.threads import thread_variables
-from rush_async.model import Failure, StopReason, WorkerExit
-from rush_async.network.network import Network
-from rush_async.worker.limits import Limits
-from rush_async.worker.log_capture import WARNINGS
-from rush_async.worker.loop import WorkerLoop, bind_loop
-from rush_async.worker.names import worker_name
-from rush_async.worker.worker import Runner
+from rush_async.cli.exit_codes import CLOSED_PIPE, DONE, INTERRUPTED, USAGE, explain
+from rush_async.cli.options import Parser
+from rush_async.errors import RushError, redact
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "Command", "main", "parse"]
 
-logger = logging.getLogger(__name__)
 
-_FAILED, _SHUT_OUT, _UNREACHABLE, _REFUSED = 1, 3, 69, 78  # the last two are EX_UNAVAILABLE and EX_CONFIG of sysexits.h
+class Command(NamedTuple):
+    """A command of the program.
+
+    Attributes:
+        name: the word that calls it.
+        summary: what it does, in one line.
+        group: the heading under which `--help` lists it.
+        module: its module in `cli/commands/`.
+    """
+
+    name: str
+    summary: str
+    group: str
+    module: str
+
+
+COMMANDS = (Command("worker", "run workers of a network until they end or are asked to stop", "Work", "worker"),)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program and returns its exit code."""
-    options = parse(sys.argv[1:] if argv is None else argv)
-    level = {0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG)
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if options.url and without_password(options.url) != options.url:
-        logger.warning("every user of this machine can see a password in --url: set RUSH_URL or RUSH_PASSWORD instead")
-    drain = Drain(options.drain)
-    drain.install()
-    drain.end(_run(options, drain))
-    return drain.code
-
-
-def _run(options: argparse.Namespace, drain: Drain) -> int:
-    own_this_process()
-    os.environ.update(thread_variables())  # before the loop's module imports numpy or polars
-    if not sys.flags.safe_path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    """Runs the program and returns its exit code. Wrong usage raises `SystemExit`, as argparse does."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="backslashreplace")  # a value may have characters that the terminal has not
     try:
-        job = _job(options, _config(options))
-        loop = _load(job, options.args or {})  # outside of any event loop, as modules expect to be imported
-        if drain.signal is not None:
-            logger.info("asked to end before a worker was started")
-            return 0
-        limits = Limits(options.max_time, options.max_tasks, options.idle_timeout)
-        return asyncio.run(_work(job, loop, limits, drain))
-    except RushConnectionError as error:
-        logger.error("%s", f"{error.problem}. {_advice(error)}" if error.advice else error)
-        return _UNREACHABLE
+        try:
+            return _run(words)
+        finally:
+            _flush()
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at interpreter exit says nothing
+        return CLOSED_PIPE
+
+
+def _run(words: list[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(), file=sys.stdout if words else sys.stderr)
+        return DONE if words else USAGE
+    if words[0] in ("-V", "--version"):
+        print(f"rush-async {sys.modules['rush_async'].__version__}")
+        return DONE
+    command = next((each for each in COMMANDS if each.name == words[0]), None)
+    if command is None:
+        print(_unknown(words[0]), file=sys.stderr)
+        return USAGE
+    parser = Parser(prog=f"rush-async {command.name}")
+    options = parse(command, parser, words[1:])
+    try:
+        return import_module(_module_of(command)).run(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except RushError as error:
-        # The cause is the error that importing the module raised.
-        logger.error("%s", error, exc_info=error.__cause__)
-        return _REFUSED
+        code, message = explain(error)
+        print(f"rush-async {command.name}: {message}", file=sys.stderr)
+        return code
 
 
-def _advice(error: RushConnectionError) -> str:
-    if not error.is_password_refused:
-        return "Start a Redis or Valkey server there, or name another in RUSH_URL or by --url"
-    if os.environ.get("RUSH_PASSWORD") is None:
-        return "RUSH_PASSWORD is not set in the environment: set it, or write the password into RUSH_URL"
-    return "Check RUSH_PASSWORD, or the password in RUSH_URL, which counts first"
+def parse(command: Command, parser: Parser, words: list[str]) -> Namespace:
+    """Returns the options of a command, with `command`, its name, and `parser`, for errors. Wrong usage raises `SystemExit`."""
+    _fill(command, parser)
+    # Options may stand between arguments; what follows `--` must not be mistaken for them.
+    return parser.parse_args(words) if "--" in words else parser.parse_intermixed_args(words)
 
 
-# the job
+def _fill(command: Command, parser: ArgumentParser) -> None:
+    parser.set_defaults(command=command.name, parser=parser)
+    import_module(_module_of(command)).add_arguments(parser)
 
 
-def _config(options: argparse.Namespace) -> RushConfig:
-    if options.data_dir is not None:
-        return RushConfig(data_dir=options.data_dir)
-    url: str | None = options.url
-    found = RushConfig.from_env()
-    if url is not None and (found.url is None or without_password(found.url) != url):
-        RushConfig(url)  # checked before a password is written into it
-        found = RushConfig(with_password_of_environment(url))
-    if found == RushConfig():
-        raise RushConfigError(
-            "no server is named: set RUSH_URL in the environment or add --url; for an embedded server on this machine, set "
-            "RUSH_DATA_DIR or add --data-dir"
-        )
-    return replace(
-        found,
-        tls_ca_file=options.tls_ca_file,
-        tls_cert_file=options.tls_cert_file,
-        tls_key_file=options.tls_key_file,
-        tls_check_hostname=options.tls_check_hostname,
-    )
+def _module_of(command: Command) -> str:
+    return f"rush_async.cli.commands.{command.module}"
 
 
-def _job(options: argparse.Namespace, config: RushConfig) -> Job:
-    """Returns the job that the options name; options override what a manager prepared."""
-    if options.loop is not None:
-        job = Job(options.network, config, [worker_name()], PackedLoop.without_arguments(options.loop), None)
-    else:
-        start = asyncio.run(_read_start(options, config))
-        job = Job.of_start(start, options.start, options.network, config, allow_pickle=options.allow_pickle)
-    if options.workers is not None:
-        job = replace(job, worker_ids=[worker_name() for _ in range(options.workers)])
-    if options.log_level is not None:
-        job = replace(job, log_levels=dict(options.log_level))
-    return replace(job, config=with_heartbeat(job.config, options.heartbeat_period, options.heartbeat_expire))
+def _flush() -> None:
+    with suppress(AttributeError, ValueError):  # stdout was closed
+        sys.stdout.flush()
 
 
-async def _read_start(options: argparse.Namespace, config: RushConfig) -> bytes:
-    network = await Network.acquire(options.network, config)
+_MORE_HELP = """
+
+options:
+  -h, --help     show this help; `rush-async COMMAND --help` shows that of a command
+  -V, --version  show the version
+
+The server is named by --url or --data-dir, else by RUSH_URL, REDIS_URL or RUSH_DATA_DIR in the environment, its
+password by RUSH_PASSWORD, and the network by the first argument of a command, else by RUSH_NETWORK."""
+
+
+def _help() -> str:
+    lines = ["usage: rush-async COMMAND ...", "", "Works in networks of rush_async, and shows, steers and keeps them."]
+    for group in dict.fromkeys(command.group for command in COMMANDS):
+        lines += ["", f"{group}:"]
+        lines += [f"  {command.name:<10} {command.summary}" for command in COMMANDS if command.group == group]
+    return "\n".join(lines) + _MORE_HELP
+
+
+def _unknown(word: str) -> str:
+    from difflib import get_close_matches
+
+    names = [command.name for command in COMMANDS]
+    near = get_close_matches(word, names, n=1)
+    advice = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(names)}"
+    return f"rush-async: error: there is no command {redact(word)!r}: {advice}"
+
+
+def _complete() -> None:
+    """Answers a shell that completes a line, where argcomplete is installed, and ends the process."""
     try:
-        start = await network.workers.read_start(options.start)
-    finally:
-        await network.release()
-    if start is None:
-        raise RushConfigError(
-            f"network {options.network!r} on {config.where} has no start {options.start!r}. A reset has removed it, or the "
-            "command is for another server: make a new one with worker_command(). Or the manager's event loop has been blocked "
-            "since it made the command, and could not send it: await something there first"
-        )
-    return start
-
-
-def _load(job: Job, arguments: dict[str, Any]) -> WorkerLoop:
-    """Imports or unpickles the loop, and checks it with its arguments."""
-    loop = job.loop.load()
-    try:
-        return bind_loop(loop.function, {**loop.arguments, **arguments}, {}, of="the command")
-    except TypeError as error:
-        raise RushConfigError(str(error)) from None
-
-
-# the workers
-
-
-async def _work(job: Job, loop: WorkerLoop, limits: Limits, drain: Drain) -> int:
-    network = await Network.acquire(
-        job.network_id, job.config
-    )  # shared by the workers: one error if the server cannot be reached
-    try:
-        teller = _StopTeller(network)
-        log_levels = WARNINGS if job.log_levels is None else job.log_levels
-        runner = Runner(*(job.network_id, job.config, job.worker_ids, loop, log_levels, limits), schema=job.frame_schema)
-        drain.attend(runner)
-        ends = await runner.run()
-        teller.position_changed()  # a loop that never awaited kept the event loop from hearing of it
-    finally:
-        await network.release()
-    code = _code(ends, drain)
-    drain.end(code)  # from here on threads of the loops may delay the end of the program only for a limited time
-    return code
-
-
-class _StopTeller:
-    """Logs once that the network has stopped, and why.
-
-    Args:
-        network: the network, open.
-    """
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        network.position.watchers.add(self)
-        if (stop := network.position.stop) is not None:
-            self._tell(logging.WARNING, stop, "the workers started just now take no task. `resume(...)` lifts the stop")
-
-    def position_changed(self) -> None:
-        if self in self._network.position.watchers and (stop := self._network.position.stop) is not None:
-            self._tell(logging.INFO, stop, "workers finish their tasks")
-
-    def _tell(self, level: int, stop: StopReason, what: str) -> None:
-        self._network.position.watchers.discard(self)
-        logger.log(level, "network %r has stopped (%s): %s", self._network.network_id, stop, what)
-
-
-def _code(ends: Sequence[WorkerExit], drain: Drain) -> int:
-    """Logs how workers failed, each distinct traceback once, and returns the exit code."""
-    failed: dict[str, list[WorkerExit]] = {}
-    for end in ends:
-        if end.state == "failed":
-            failure = end.failure or Failure()
-            failed.setdefault(failure.traceback or failure.message, []).append(end)
-        elif end.state in ("killed", "lost"):
-            logger.error("worker %s was %s", end.worker_id, "killed" if end.state == "killed" else "declared lost")
-    for text, failures in failed.items():
-        logger.error("the loop of worker %s failed:\n%s", ", ".join(end.worker_id for end in failures), text)
-    if drain.has_cancelled:
-        return 128 + (drain.signal or 0)
-    types = {end.failure.type if end.failure else None for end in ends if end.state == "failed"}
-    if types:
-        return _UNREACHABLE if types == {RushConnectionError.__name__} else _FAILED
-    return _SHUT_OUT if any(end.state in ("killed", "lost") for end in ends) else 0
+        import argcomplete
+    except ImportError:
+        return
+    parser = ArgumentParser(prog="rush-async")
+    commands = parser.add_subparsers()
+    for command in COMMANDS:
+        _fill(command, commands.add_parser(command.name, help=command.summary))
+    argcomplete.autocomplete(parser)

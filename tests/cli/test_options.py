@@ -1,68 +1,91 @@
-"""The options of the program `rush-async`."""
+"""The options that the commands of the program `rush-async` share."""
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from rush_async.cli.options import parse
+from rush_async import RushConfig, RushConfigError
+from rush_async.cli.options import (
+    Parser,
+    add_network,
+    add_server,
+    config_of,
+    count,
+    json_object,
+    limit,
+    seconds,
+    warn_of_password,
+)
 
 
-def test_options_have_values_of_their_types() -> None:
-    words = "worker net a:b -n 3 --drain 1.5 --max-time 3600 --max-tasks 10 --idle-timeout 2.5 "
-    words += "--log-level my.logger=debug --log-level other=INFO --no-tls-check-hostname -vv"
-    options = parse([*words.split(), "--args", '{"x": [1, null]}'])
-    assert (options.network, options.loop, options.start, options.workers, options.drain) == ("net", "a:b", None, 3, 1.5)
-    assert options.args == {"x": [1, None]}
-    assert (options.max_time, options.max_tasks, options.idle_timeout) == (3600.0, 10, 2.5)
-    assert options.log_level == [("my.logger", "DEBUG"), ("other", "INFO")]
-    assert (options.tls_check_hostname, options.verbose) == (False, 2)
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUSH_URL", "REDIS_URL", "RUSH_DATA_DIR", "RUSH_PASSWORD", "RUSH_NETWORK"):
+        monkeypatch.delenv(name, raising=False)
 
 
-def test_options_that_are_not_given_are_none() -> None:
-    options = parse(["worker", "--start", "1", "net"])
-    assert (options.loop, options.start) == (None, "1")
-    assert (options.workers, options.args, options.log_level, options.heartbeat_period) == (None, None, None, None)
-    assert (options.max_time, options.max_tasks, options.idle_timeout) == (None, None, None)
-    assert (options.drain, options.tls_check_hostname, options.allow_pickle) == (30.0, True, False)
+def parsed(*words: str) -> Namespace:
+    parser = Parser()
+    add_network(parser)
+    add_server(parser)
+    return parser.parse_args(words)
 
 
-def test_options_may_stand_between_network_and_loop() -> None:
-    assert parse(["worker", "net", "-n", "2", "a:b"]).loop == "a:b"
+def test_the_network_is_the_argument_or_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed()
+    assert "required: NETWORK" in capsys.readouterr().err
+    monkeypatch.setenv("RUSH_NETWORK", "known")
+    assert parsed().network == "known"
+    assert parsed("another").network == "another"
+    monkeypatch.setenv("RUSH_NETWORK", "{}")
+    with pytest.raises(SystemExit):
+        parsed()
+    assert "network_id '{}' contains '{'" in capsys.readouterr().err
 
 
-def test_a_network_that_begins_with_a_dash_follows_two_dashes() -> None:
-    assert parse(["worker", "--start", "1", "--", "-net"]).network == "-net"
+def test_the_server_is_the_option_or_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RushConfigError, match="no server is named"):
+        config_of(parsed("net"))
+    monkeypatch.setenv("RUSH_URL", "redis://:secret@there")
+    assert config_of(parsed("net")).url == "redis://:secret@there"
+    assert config_of(parsed("net", "--url", "redis://@there")).url == "redis://@there"
+    assert config_of(parsed("net", "--data-dir", "here")) == RushConfig(data_dir="here")
+    monkeypatch.setenv("RUSH_PASSWORD", "word")
+    assert config_of(parsed("net", "--url", "redis://elsewhere")).url == "redis://:word@elsewhere"
+    found = config_of(parsed("net", "--tls-ca-file", "ca.pem", "--no-tls-check-hostname"))
+    assert (found.tls_ca_file, found.tls_check_hostname) == ("ca.pem", False)
+
+
+def test_a_password_in_an_option_is_warned_of() -> None:
+    assert warn_of_password(parsed("net", "--url", "redis://h")) is None
+    assert "can see a password in --url" in (warn_of_password(parsed("net", "--url", "redis://:x@h")) or "")
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("of", "text", "value"),
     [
-        ("", "required: COMMAND"),
-        ("worker", "required: NETWORK"),
-        ("worker net", "name the loop by MODULE:FUNCTION, or what was prepared by --start ID"),
-        ("worker net a:b --start 1", "one of the two"),
-        ("worker net nonsense", "not of the form module:function"),
-        ("worker net ./good.py:loop", "write good:loop"),
-        ("worker net --start 1 extra:loop", "one of the two"),
-        ("worker net a:b --url redis://h --data-dir d", "by --url, or an embedded one by --data-dir: one of the two"),
-        ("worker net a:b c:d", "unrecognized arguments: c:d"),
-        ("worker net a:b --heartbeat-expire soon", "not a number of seconds"),
-        ("worker {} a:b", "network_id '{}' contains '{'"),
-        ("worker net a:b -n 0", "not a number, 1 or more"),
-        ("worker net a:b --drain nan", "not a number of seconds"),
-        ("worker net a:b --max-time 0", "'0' is not a number of seconds above 0"),
-        ("worker net a:b --idle-timeout inf", "'inf' is not a number of seconds"),
-        ("worker net a:b --max-tasks many", "'many' is not a number, 1 or more"),
-        ("worker net a:b --args [1]", "a JSON object is needed"),
-        ("worker net a:b --args {", "no JSON"),
-        ("worker net a:b --log-level x=LOUD", "my.logger=DEBUG"),
-        ("worker net -v a:b --ur redis://:hunter2@h", "redis://:***@h"),
+        (count, "3", 3),
+        (count, "0", "1 or more"),
+        (count, "many", "1 or more"),
+        (seconds, "0", 0.0),
+        (seconds, "nan", "not a number of seconds"),
+        (limit, "0", "above 0"),
+        (limit, "2.5", 2.5),
+        (json_object, '{"a": 1}', {"a": 1}),
+        (json_object, "[1]", "a JSON object is needed"),
+        (json_object, "{", "no JSON"),
     ],
 )
-def test_wrong_usage_exits_with_2_and_a_reason(words: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parse(words.split())
-    assert ended.value.code == 2
-    errors = capsys.readouterr().err
-    assert complaint in " ".join(errors.split())
-    assert "hunter2" not in errors
+def test_types_of_options(of: Callable[[str], Any], text: str, value: Any) -> None:
+    if isinstance(value, str):
+        with pytest.raises(ArgumentTypeError, match=value):
+            of(text)
+    else:
+        assert of(text) == value

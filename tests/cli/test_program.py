@@ -1,179 +1,96 @@
-"""The program `rush-async`, run as a process as a scheduler would."""
+"""The program `rush-async`: its table of commands, and how it ends."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-import shlex
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlsplit
+from argparse import Namespace
+from importlib import import_module
 
-import pytest_asyncio
+import pytest
 
-from rush_async import Rush, RushConfig
-from tests.cli.programs import LOOPS, Run
-from tests.launch.loops_of_tests import note_arguments, raise_holding, serve, show_arguments
-
-PASSWORD = 'it\'s $HOME `id` \\ "a" %41 & ; ü €@:/?#'
+from rush_async import RushConfigError, __version__
+from rush_async.cli.commands import worker
+from rush_async.cli.exit_codes import CLOSED_PIPE, CommandError
+from rush_async.cli.program import COMMANDS, Command, main
+from tests.cli.programs import Run
 
 
-@pytest_asyncio.fixture
-async def with_password(rush: Rush, raw: Any) -> AsyncIterator[RushConfig]:
-    """The server of `rush` for a user with a difficult password."""
-    assert rush.config.url is not None
-    raw.execute_command("ACL", "SETUSER", "ann", "on", f">{PASSWORD}", "~*", "&*", "+@all")
-    url = f"unix://ann:{quote(PASSWORD, safe='')}@{urlsplit(rush.config.url).path}"
-    yield replace(rush.config, url=url)
-    raw.execute_command("ACL", "DELUSER", "ann")
-
-
-async def test_row_7_commands_run_in_a_shell_each_with_its_loop_and_arguments(
-    rush: Rush, run: Run, with_password: RushConfig, directory: Path
-) -> None:
-    program = directory / "rush-async"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m rush_async "$@"\n')
-    program.chmod(0o755)
-    path = f"{directory}:{os.environ['PATH']}"
-    args = {"when": datetime(2026, 1, 2, tzinfo=UTC), "data": b"\0\xff", "nested": {"a": [1, 2.5, None]}}
-    async with Rush(rush.network_id, with_password) as manager:
-        first = manager.worker_command(show_arguments, args=args, n_workers=2)
-        second = manager.worker_command(note_arguments, second=2, with_password=True)
-    assert "%24HOME" in second
-    assert "%24HOME" not in first
-    programs = [
-        await run("sh", "-c", f"exec {first} --verbose", PATH=path, RUSH_PASSWORD=PASSWORD),
-        await run("sh", "-c", second, PATH=path),
+def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ") and line[2].islower()] == [
+        command.name for command in sorted(COMMANDS, key=lambda each: [one.group for one in COMMANDS].index(each.group))
     ]
-    ends = [await program.ended() for program in programs]
-    assert [code for code, _ in ends] == [0, 0], ends
-    assert not any("HOME" in errors for _, errors in ends)
-    tasks = await rush.fetch_finished_tasks()
-    assert tasks["second"].drop_nulls().to_list() == ["2"]
-    assert (await rush.read_log()).select("level", "msg").rows() == [("WARNING", "noted")]  # without `log_levels`
-    shown = tasks.drop_nulls("when")
-    assert shown.height == 2
-    assert {name: shown[name][0] for name in args} == {name: repr(value) for name, value in args.items()}
-    # Without its password the first command fails at once, and says why.
-    code, errors = await (await run("sh", "-c", first, PATH=path)).ended()
-    assert code == 69
-    assert "RUSH_PASSWORD is not set in the environment" in errors
-    code, errors = await (await run("sh", "-c", first, PATH=path, RUSH_PASSWORD="another")).ended()
-    assert code == 69
-    assert "Check RUSH_PASSWORD" in errors
+    assert main([]) == 2
+    assert capsys.readouterr() == ("", shown)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rush-async {__version__}\n"
 
 
-async def test_each_kind_of_failure_has_its_exit_code(rush: Rush, worker: Run) -> None:
-    words = shlex.split(rush.worker_command(raise_holding, allow_pickle=True))
-    start_id = words[words.index("--start") + 1]
-    failed = await worker(f"{LOOPS}:raise_holding", "--args", '{"message": "out of money"}', "-n", "2")
-    refused = await worker("--start", start_id)
-    unknown = await worker("--start", "0123")
-    code, errors = await failed.ended()
-    assert code == 1
-    assert errors.count("RuntimeError: out of money") == 1
-    assert all(worker_id in errors for worker_id in (await rush.worker_info())["worker_id"])
-    code, errors = await refused.ended()
-    assert code == 78
-    assert "--allow-pickle" in errors
-    code, errors = await unknown.ended()
-    assert code == 78
-    assert "has no start '0123'" in errors
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_help_of_every_command_has_examples(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command.name, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"Examples:\n  rush-async {command.name} " in shown
+    assert max(map(len, shown.splitlines())) <= 120
 
 
-async def test_a_worker_that_is_killed_or_refused_its_loop_ends_the_program(rush: Rush, worker: Run) -> None:
-    killed = await worker(f"{LOOPS}:hold")
-    refused = await worker(f"{LOOPS}:no_such_loop")
-    unreachable = await worker(f"{LOOPS}:hold", "--url", "redis://:hunter2@localhost:1")
-    await rush.wait_until(lambda counts: counts.running == 1, timeout=30)
-    await rush.stop_workers(mode="kill")
-    code, errors = await killed.ended()
-    assert code == 3
-    assert "was killed" in errors
-    code, errors = await refused.ended()
-    assert code == 78
-    assert "has no 'no_such_loop'" in errors
-    code, errors = await unreachable.ended()
-    assert code == 69
+def test_a_mistyped_command_gets_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["wroker", "net"]) == 2
+    assert "there is no command 'wroker': did you mean 'worker'?" in capsys.readouterr().err
+    assert main(["redis://:hunter2@h"]) == 2
+    errors = capsys.readouterr().err
+    assert "the commands are worker" in errors
     assert "hunter2" not in errors
-    assert "name another in RUSH_URL or by --url" in errors
-    assert "leave the url out" not in errors  # the command has no embedded server
-    assert "every user of this machine can see a password in --url" in errors
 
 
-async def test_options_override_what_was_prepared(rush: Rush, worker: Run) -> None:
-    words = shlex.split(rush.worker_command(show_arguments, n_workers=3, args={"a": 1, "b": 2}))
-    start_id = words[words.index("--start") + 1]
-    program = await worker("--start", start_id, "-n", "1", "--args", '{"b": 3}')
-    assert (await program.ended())[0] == 0
-    tasks = await rush.fetch_finished_tasks()
-    assert (tasks["a"].to_list(), tasks["b"].to_list()) == (["1"], ["3"])
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RushConfigError("no such thing"), 78, "rush-async worker: no such thing\n"),
+        (CommandError("nothing found"), 1, "rush-async worker: nothing found\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_an_error_of_a_user_is_one_line(
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(options: Namespace) -> int:
+        assert options.command == "worker"
+        raise error
+
+    monkeypatch.setattr(worker, "run", run)
+    assert main(["worker", "net", "a:b"]) == code
+    assert capsys.readouterr().err == message
 
 
-async def test_arguments_that_the_loop_does_not_take_are_refused(rush: Rush, worker: Run) -> None:
-    code, errors = await (await worker(f"{LOOPS}:raise_holding", "--args", '{"massage": "x"}')).ended()
-    assert code == 78
-    assert "massage" in errors
-    assert (await rush.worker_info()).is_empty()
+async def test_a_closed_pipe_ends_the_program_quietly(run: Run) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for words in (["--help"], ["worker", "--help"]):
+        program = [sys.executable, "-m", "rush_async", *words]
+        process = await asyncio.create_subprocess_exec(*program, stdout=writer, stderr=asyncio.subprocess.PIPE)
+        assert await process.communicate() == (None, b"")
+        assert process.returncode == CLOSED_PIPE
+    os.close(writer)
+    line = f"{sys.executable} -m rush_async --help >&-; echo code $? >&2"
+    assert (await (await run("sh", "-c", line)).ended())[1] == "code 0\n"
 
 
-async def test_each_limit_ends_the_program_as_a_stop_does(rush: Rush, worker: Run) -> None:
-    await rush.push_tasks([{"x": x} for x in range(3)])
-    for limit, words in [
-        (("--max-tasks", "2"), "has ended 2 tasks (max_tasks)"),
-        (("--idle-timeout", "0.1"), "has waited 0.1 s without a task (idle_timeout)"),
-        (("--max-time", "0.1"), "has run for 0.1 s (max_time)"),
-    ]:
-        code, errors = await (await worker(f"{LOOPS}:serve", *limit, "-v")).ended()
-        assert code == 0
-        assert errors.count(f"{words}: it takes no new task") == 1
-        assert (await rush.counts()).queued == (1 if "--max-tasks" in limit else 0)
-    assert (await rush.counts()).finished == 3
-    assert set((await rush.worker_info())["state"]) == {"terminated"}
+def test_every_module_of_a_command_is_in_the_table() -> None:
+    for command in COMMANDS:
+        module = import_module(f"rush_async.cli.commands.{command.module}")
+        assert {"add_arguments", "run"} <= set(module.__all__)
 
 
-async def test_a_stop_of_the_network_ends_the_program_and_a_line_says_why(rush: Rush, worker: Run) -> None:
-    await rush.stop_when(finished=3)
-    program = await worker(f"{LOOPS}:serve", "-n", "2", "-v")
-    quiet = await worker(f"{LOOPS}:serve")
-    await rush.wait_for_workers(3, timeout=30)
-    await rush.push_tasks([{"x": x} for x in range(5)])
-    code, errors = await program.ended()
-    assert code == 0
-    stopped = f"network {rush.network_id!r} has stopped (finished: 3 tasks have finished): "
-    assert errors.count(f"{stopped}workers finish their tasks") == 1
-    assert await quiet.ended() == (0, "")
-    # One that joins a network that has stopped warns, and ends likewise.
-    code, errors = await (await worker(f"{LOOPS}:serve", "-n", "2")).ended()
-    assert code == 0
-    (line,) = errors.splitlines()
-    assert "WARNING" in line
-    assert f"{stopped}the workers started just now take no task. `resume(...)` lifts the stop" in line
-    assert set((await rush.worker_info())["state"]) == {"terminated"}
-    assert (await rush.counts()).queued == 2
-
-
-async def test_a_server_must_be_named(rush: Rush, run: Run) -> None:
-    program = await run(sys.executable, "-m", "rush_async", "worker", rush.network_id, f"{LOOPS}:serve")
-    code, errors = await program.ended()
-    assert code == 78
-    assert "no server is named: set RUSH_URL in the environment or add --url; for an embedded server on this machine" in errors
-
-
-async def test_a_data_dir_names_the_embedded_server_of_other_programs(run: Run, directory: Path) -> None:
-    data_dir = str(directory / "results")
-    async with Rush("net", data_dir=data_dir) as rush:
-        await rush.push_tasks([{"x": 1}, {"x": 2}])
-        words = shlex.split(rush.worker_command(serve))
-    assert words[5:7] == ["--data-dir", data_dir]
-    program = [sys.executable, "-m", "rush_async"]
-    programs = [  # the server of the manager has ended
-        await run(*program, *words[1:], "--max-tasks", "1"),
-        await run(*program, "worker", "net", f"{LOOPS}:serve", "--max-tasks", "1", RUSH_DATA_DIR=data_dir),
-    ]
-    assert [await each.ended() for each in programs] == [(0, ""), (0, "")]
-    async with Rush("net", data_dir=data_dir) as rush:
-        assert (await rush.fetch_finished_tasks())["y"].sort().to_list() == [2, 4]
+async def test_a_shell_completes_commands_and_options(run: Run) -> None:
+    pytest.importorskip("argcomplete")
+    for line, word in (("rush-async wor", "worker "), ("rush-async worker --max-ta", "--max-tasks ")):
+        completed = f"{sys.executable} -m rush_async 8>&1 9>&2 >/dev/null 2>&1"
+        variables = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "IFS": "\013"}
+        program = await run("sh", "-c", f"({completed}) >&2", **variables)
+        assert await program.ended() == (0, word)

@@ -1,0 +1,65 @@
+"""The network that the options name: `open_client` for all calls of `Rush`, `open_network` for its stores alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from rush_async.cli.exit_codes import REFUSED, CommandError
+from rush_async.cli.options import config_of
+from rush_async.config import RushConfig
+from rush_async.errors import NetworkStateError
+from rush_async.network.network import Network
+
+if TYPE_CHECKING:
+    from rush_async.manager.manager import Rush
+
+__all__ = ["open_client", "open_network"]
+
+
+@asynccontextmanager
+async def open_client(options: argparse.Namespace, *, must_exist: bool = True) -> AsyncGenerator[Rush]:
+    """Opens a manager of the network that the options name: it has all calls of `Rush`.
+
+    Args:
+        options: those of `add_network` and `add_server`.
+        must_exist: whether a network that does not exist is refused.
+
+    Raises:
+        CommandError: the network does not exist.
+        RushConnectionError: the server cannot be reached.
+    """
+    from rush_async.manager.manager import Rush  # what starts workers takes its time to import
+
+    config = config_of(options)
+    rush = Rush(options.network, config, exist_ok=True, must_exist=must_exist)
+    try:
+        await rush
+    except NetworkStateError:
+        raise _missing(options.network, config) from None
+    try:
+        yield rush
+    finally:
+        await rush.aclose()
+
+
+@asynccontextmanager
+async def open_network(options: argparse.Namespace, *, must_exist: bool = True) -> AsyncGenerator[Network]:
+    """Opens the view of the network that the options name: its stores, its position and its events. Arguments and errors are
+    those of `open_client`."""
+    config = config_of(options)
+    network = await Network.acquire(options.network, config)
+    try:
+        if must_exist and not network.position.epoch:
+            raise _missing(options.network, config)
+        yield network
+    finally:
+        await network.release()
+
+
+def _missing(network_id: str, config: RushConfig) -> CommandError:
+    return CommandError(
+        f"network {network_id!r} does not exist on {config.where}: `rush-async networks` lists those that do", REFUSED
+    )
