@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Parser",
+    "add_json",
     "add_network",
     "add_server",
     "config_of",
@@ -74,6 +75,11 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="take a certificate of another host",
     )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds the option `--json`: `options.json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 # what they name

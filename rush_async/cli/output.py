@@ -16,7 +16,7 @@ from typing import Any
 
 from rush_async.cli.exit_codes import FAILED, USAGE, CommandError
 
-__all__ = ["age", "as_text", "ask", "print_json", "print_table"]
+__all__ = ["age", "as_text", "ask", "json_text", "print_json", "print_table"]
 
 # with separators of lines, and with what turns the direction of writing
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -71,17 +71,18 @@ def as_text(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="seconds")
-    text = value if isinstance(value, str) else _json(value) if isinstance(value, list | tuple | dict) else str(value)
+    text = value if isinstance(value, str) else json_text(value) if isinstance(value, list | tuple | dict) else str(value)
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def print_json(value: Any) -> None:
     """Prints a value as indented JSON. What JSON has not is written as text: times in ISO 8601, bytes in base64; numbers that
     are not finite are null."""
-    print(_json(value, indent=2))
+    print(json_text(value, indent=2))
 
 
-def _json(value: Any, indent: int | None = None) -> str:
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Returns a value as JSON, as `print_json` prints it."""
     try:
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import NamedTuple
 
-from rush_async.cli.exit_codes import CLOSED_PIPE, DONE, INTERRUPTED, USAGE, explain
+from rush_async.cli.exit_codes import CLOSED_PIPE, DONE, FAILED, INTERRUPTED, USAGE, explain
 from rush_async.cli.options import Parser
 from rush_async.errors import RushError, redact
 
@@ -41,7 +41,17 @@ class Command(NamedTuple):
     module: str
 
 
-COMMANDS = (Command("worker", "run workers of a network until they end or are asked to stop", "Work", "worker"),)
+COMMANDS = (
+    Command("worker", "run workers of a network until they end or are asked to stop", "Work", "worker"),
+    Command("networks", "list the networks of the server", "Look", "networks"),
+    Command("status", "show a network: tasks, rate, workers, stop rules, last failures", "Look", "status"),
+    Command("watch", "show a network live, until it ends", "Look", "watch"),
+    Command("tasks", "show tasks as a table, CSV, JSON or Parquet", "Look", "tasks"),
+    Command("best", "show the finished tasks with the best values of an output", "Look", "tasks"),
+    Command("workers", "list workers, each with the time since it took its task", "Look", "workers"),
+    Command("failures", "show why tasks failed, each reason once, with a traceback", "Look", "failures"),
+    Command("log", "print what workers logged", "Look", "log"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +92,11 @@ def _run(words: list[str]) -> int:
         code, message = explain(error)
         print(f"rush-async {command.name}: {message}", file=sys.stderr)
         return code
+    except OSError as error:
+        if error.filename is None:  # such as a closed pipe
+            raise
+        print(f"rush-async {command.name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return FAILED
 
 
 def parse(command: Command, parser: Parser, words: list[str]) -> Namespace:

@@ -47,7 +47,7 @@ from rush_async.store.workers import WorkerStore
 from rush_async.supervisor import run_to_completion
 from rush_async.wire.link import Link
 
-__all__ = ["Network"]
+__all__ = ["SOURCES", "Network", "start_server"]
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Network:
         """
         leases: list[ServerLease] = []
         if config.url is None:
-            leases.append(await _start_server(config))
+            leases.append(await start_server(config))
             config = config.at(leases[0].url)
         link = await Link.acquire(config, SOURCES, leases, NetworkKeys.of(network_id).meta)
         networks = _networks.get()
@@ -484,7 +484,7 @@ class Network:
         self.feed.expect(beat.position)
 
 
-async def _start_server(config: RushConfig) -> ServerLease:
+async def start_server(config: RushConfig) -> ServerLease:
     """Returns a lease of the embedded server."""
     if config.wait_replicas:
         raise RushConfigError("the embedded server has no replicas: leave wait_replicas out, or name a server with the url")

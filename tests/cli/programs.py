@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LOOPS = "tests.launch.loops_of_tests"
@@ -40,6 +41,24 @@ class Program:
 
 
 Run = Callable[..., Awaitable[Program]]
+
+
+@dataclass
+class Output:
+    """What a command printed, and how it ended."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of stdout; the command has succeeded, and has written nothing to stderr."""
+        assert (self.code, self.err) == (0, b"")
+        return self.out.decode().splitlines()
+
+
+Command = Callable[..., Coroutine[Any, Any, Output]]
 
 
 @asynccontextmanager

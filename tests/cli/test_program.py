@@ -89,7 +89,7 @@ def test_every_module_of_a_command_is_in_the_table() -> None:
 
 async def test_a_shell_completes_commands_and_options(run: Run) -> None:
     pytest.importorskip("argcomplete")
-    for line, word in (("rush-async wor", "worker "), ("rush-async worker --max-ta", "--max-tasks ")):
+    for line, word in (("rush-async netw", "networks "), ("rush-async worker --max-ta", "--max-tasks ")):
         completed = f"{sys.executable} -m rush_async 8>&1 9>&2 >/dev/null 2>&1"
         variables = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "IFS": "\013"}
         program = await run("sh", "-c", f"({completed}) >&2", **variables)

@@ -28,6 +28,7 @@ from rush_async import (
     WorkerLost,
 )
 from rush_async.embedded.server import acquire
+from rush_async.network.listing import list_networks
 from rush_async.testing import wait_until
 from tests.launch.loops_of_tests import hold_three
 from tests.topology.load import working
@@ -254,6 +255,8 @@ async def test_many_networks_share_a_server_or_are_spread_over_a_cluster(servers
         if isinstance(servers, Cluster):
             assert len({servers.master(f"{{{rush.network_id}}}").port for rush in networks}) == 3
         assert [(await rush.counts()).queued for rush in networks] == [1] * 12
+        found = {each.network_id: each.position for each in await list_networks(servers.config)}
+        assert [position.counts.queued for rush in networks if (position := found[rush.network_id])] == [1] * 12
     finally:
         for rush in networks:
             await rush.reset()
