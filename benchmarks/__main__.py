@@ -31,7 +31,7 @@ from benchmarks.losses import measure_deaths, measure_idle
 from benchmarks.peers import __main__ as peers
 from benchmarks.reads import measure_archive_memory, measure_reads, measure_seen_elsewhere
 from benchmarks.report import Table, compare, read
-from benchmarks.server import measure_deaf_subscribers, measure_stalls, measure_start
+from benchmarks.server import measure_commands, measure_deaf_subscribers, measure_stalls, measure_start
 from benchmarks.tasks import measure_counters, measure_fetching_loop, measure_tasks
 
 PARTS = ("tasks", "loop", "counters", "reads", "elsewhere", "start", "stalls", "deaf", "memory", "deaths", "idle", "peers")
@@ -52,6 +52,7 @@ async def measure(table: Table, parts: list[str], repetitions: int, *, quick: bo
         await measure_seen_elsewhere(table, repetitions, 100 if quick else 300)
     if "start" in parts:
         measure_start(table, repetitions)
+        await measure_commands(table, repetitions)
     if "stalls" in parts:
         await measure_stalls(table, 100_000)
     if "deaf" in parts:

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from benchmarks.tasks import subscriber
 from rush_async import Rush, RushWorker
 from rush_async.wire.link import Link
 
-__all__ = ["measure_deaf_subscribers", "measure_stalls", "measure_start"]
+__all__ = ["measure_commands", "measure_deaf_subscribers", "measure_stalls", "measure_start"]
 
 START, STALLS, DEAF = (
     "Opening",
@@ -29,11 +30,11 @@ _OPEN = """
 import time
 t = time.perf_counter()
 import asyncio
-import rush_async
+from rush_async import Rush
 imported = time.perf_counter() - t
 async def main():
     t = time.perf_counter()
-    async with rush_async.Rush("x") as rush:
+    async with Rush("x") as rush:
         opened = time.perf_counter() - t
         await rush.reset()
     print(imported, opened)
@@ -56,9 +57,36 @@ def measure_start(table: Table, repetitions: int) -> None:
         if at:  # the first round only fills the file cache
             for values, value in zip((bare, imported, opened), found, strict=True):
                 values.append(value)
-    table.add(Row(START, "import redis.asyncio", bare, "s"), Row(START, "import rush_async", imported, "s"))
+    table.add(Row(START, "import redis.asyncio", bare, "s"), Row(START, "from rush_async import Rush", imported, "s"))
     table.add(Row(START, 'Rush("x") on the embedded server, empty data', opened, "s", "<= 0.5"))
     table.add(ratio(START, "the same over import redis.asyncio", opened, bare, goal="<= 4"))
+
+
+async def measure_commands(table: Table, repetitions: int) -> None:
+    """The time that a command of the program takes as a process, beside `python -c pass`, in turn."""
+    async with Rush() as rush:
+        await rush.push_tasks([{"x": 1}] * 100)
+        assert rush.config.url is not None
+        status = ["-m", "rush_async", "status", rush.network_id, "--url", rush.config.url]
+        bare, shown, asked = await asyncio.to_thread(
+            _seconds_of, repetitions, ["-c", "pass"], ["-m", "rush_async", "--help"], status
+        )
+        await rush.reset()
+    table.add(Row(START, "python -c pass", bare, "s"))
+    table.add(ratio(START, "rush-async --help, over python -c pass", shown, bare, goal="<= 10"))
+    table.add(ratio(START, "rush-async status, over python -c pass", asked, bare, goal="<= 35"))
+
+
+def _seconds_of(repetitions: int, *programs: list[str]) -> list[list[float]]:
+    """Returns how long each program takes, run in turn."""
+    seconds: list[list[float]] = [[] for _ in programs]
+    for at in range(repetitions + 1):
+        for program, values in zip(programs, seconds, strict=True):
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, *program], stdout=subprocess.DEVNULL, check=True)
+            if at:  # the first round only fills the file cache
+                values.append(time.perf_counter() - begun)
+    return seconds
 
 
 async def measure_stalls(table: Table, n: int) -> None:
