@@ -25,6 +25,7 @@ __all__ = [
     "with_data_dir",
     "with_heartbeat",
     "with_password_of_environment",
+    "with_settings_of_environment",
     "without_password",
 ]
 
@@ -126,15 +127,16 @@ class RushConfig:
         """The configuration with the URL in `RUSH_URL`, else in `REDIS_URL`, else with the data directory in `RUSH_DATA_DIR`,
         else that of a private embedded server.
 
-        A URL without a password gets the one in `RUSH_PASSWORD`, which is not quoted.
+        A URL without a password gets the one in `RUSH_PASSWORD`, which is not quoted. Every other setting is `RUSH_` and its
+        name in capitals, such as `RUSH_TLS_CA_FILE`.
 
         Returns:
             The configuration.
 
         Raises:
-            RushConfigError: the variable holds no URL that can be used.
+            RushConfigError: a variable holds no URL, or no value, that can be used.
         """
-        return with_address_of_environment(cls())[0]
+        return with_address_of_environment(with_settings_of_environment(cls()))[0]
 
     def at(self, url: str) -> RushConfig:
         """Returns the same settings for another server.
@@ -256,7 +258,7 @@ def with_data_dir(config: RushConfig | str | None, data_dir: str | os.PathLike[s
         )
     if config is not None and config.data_dir is not None:
         raise RushConfigError("the config has a data_dir already: leave the one beside it out")
-    return replace(config or RushConfig(), data_dir=data_dir)
+    return replace(config or with_settings_of_environment(RushConfig()), data_dir=data_dir)
 
 
 def as_path(data_dir: str | os.PathLike[str]) -> Path:
@@ -361,6 +363,41 @@ def with_address_of_environment(settings: RushConfig) -> tuple[RushConfig, str |
                 raise RushConfigError(f"the environment variable {name}: {error}") from None
             return settings.at(with_password_of_environment(value)), name
     return settings, None
+
+
+def with_settings_of_environment(settings: RushConfig) -> RushConfig:
+    """Completes settings by the variables that have their names, without the address; an empty variable counts as unset.
+
+    Raises:
+        RushConfigError: a variable holds no value that can be used.
+    """
+    given: dict[str, Any] = {}
+    for variable in (
+        *("RUSH_HEARTBEAT_PERIOD", "RUSH_HEARTBEAT_EXPIRE", "RUSH_MAX_LOOP_STALL", "RUSH_MAX_RECORD_SIZE", "RUSH_MAX_REPORTS"),
+        *("RUSH_MAX_START_ARGS_SIZE", "RUSH_LARGE_OBJECTS_PATH", "RUSH_TLS_CA_FILE", "RUSH_TLS_CERT_FILE", "RUSH_TLS_KEY_FILE"),
+        *("RUSH_TLS_CHECK_HOSTNAME", "RUSH_CONNECT_TIMEOUT", "RUSH_RESPONSE_TIMEOUT", "RUSH_RETRY_DEADLINE"),
+        *("RUSH_WAIT_REPLICAS", "RUSH_APPENDFSYNC"),
+    ):
+        if text := os.environ.get(variable):
+            given[variable] = text
+    try:
+        named = {variable.removeprefix("RUSH_").lower(): text for variable, text in given.items()}
+        return replace(settings, **{name: _setting_of(name, text) for name, text in named.items()})
+    except RushConfigError as error:
+        raise RushConfigError(f"in the environment, {', '.join(given)}: {error}") from None
+
+
+def _setting_of(name: str, text: str) -> Any:
+    if name == "tls_check_hostname":
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise RushConfigError(f"{name} must be true or false, not {text!r:.80}")
+        return text.lower() in ("true", "1")
+    if name in (*_SECONDS, *_WHOLE):
+        try:
+            return int(text) if name in _WHOLE else float(text)
+        except ValueError:
+            raise RushConfigError(f"{name} must be a {'whole ' * (name in _WHOLE)}number, not {text!r:.80}") from None
+    return text
 
 
 _PARTS = re.compile(

@@ -12,7 +12,14 @@ from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any, cast
 
-from rush_async.config import RushConfig, as_number, as_seconds, with_address_of_environment, with_data_dir
+from rush_async.config import (
+    RushConfig,
+    as_number,
+    as_seconds,
+    with_address_of_environment,
+    with_data_dir,
+    with_settings_of_environment,
+)
 from rush_async.errors import NetworkStateError, RushConfigError
 
 __all__ = ["Plan", "PlanBlock", "check_levels", "current_plan", "locate", "resolve_config", "rush_plan"]
@@ -183,7 +190,7 @@ def _checked_config(value: Any, data_dir: str | os.PathLike[str] | None = None) 
         raise _no_config(value)
     if data_dir is not None:
         return with_data_dir(value, data_dir)
-    return RushConfig(url=value) if isinstance(value, str) else value
+    return with_settings_of_environment(RushConfig(url=value)) if isinstance(value, str) else value
 
 
 def _checked_place(value: Any) -> Any:
@@ -243,7 +250,7 @@ def locate(config: RushConfig | str | None, data_dir: str | os.PathLike[str] | N
 
     The argument wins over the plan, the plan over `RUSH_URL`, that over `REDIS_URL`, that over `RUSH_DATA_DIR`, and that over
     the private embedded server. A `RushConfig` without `url` and `data_dir` keeps its settings and takes only the address from
-    the plan or the environment.
+    the plan or the environment; without one the other settings are those of the environment.
 
     Returns:
         The configuration, and where its address came from: None for the argument and for the embedded server.
@@ -258,7 +265,8 @@ def locate(config: RushConfig | str | None, data_dir: str | os.PathLike[str] | N
     if planned is not None and _has_address(planned):
         found = planned if config is None else replace(config, url=planned.url, data_dir=planned.data_dir)
         return found, "rush_plan"
-    found, variable = with_address_of_environment(config or planned or RushConfig())
+    settings = config or planned or with_settings_of_environment(RushConfig())
+    found, variable = with_address_of_environment(settings)
     return found, None if variable is None else f"the environment variable {variable}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -190,6 +190,54 @@ def test_rush_url_is_preferred_to_redis_url_and_that_to_rush_data_dir(monkeypatc
     monkeypatch.setenv("RUSH_URL", "redis://rush-url")
     assert found() == (settings.at("redis://rush-url"), "RUSH_URL")
     assert RushConfig.from_env() == RushConfig("redis://rush-url")
+
+
+IN_ENVIRONMENT: dict[str, tuple[str, object]] = {
+    "heartbeat_period": ("1.5", 1.5),
+    "heartbeat_expire": ("6", 6.0),
+    "max_loop_stall": ("60", 60.0),
+    "max_record_size": ("1000", 1000),
+    "max_reports": ("5", 5),
+    "max_start_args_size": ("2000", 2000),
+    "large_objects_path": ("large", "large"),
+    "tls_ca_file": ("ca.pem", "ca.pem"),
+    "tls_cert_file": ("cert.pem", "cert.pem"),
+    "tls_key_file": ("key.pem", "key.pem"),
+    "tls_check_hostname": ("False", False),
+    "connect_timeout": ("2", 2.0),
+    "response_timeout": ("3", 3.0),
+    "retry_deadline": ("0", 0.0),
+    "wait_replicas": ("1", 1),
+    "appendfsync": ("always", "always"),
+}
+
+
+def test_every_setting_can_be_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [field.name for field in fields(RushConfig) if field.name not in ("url", "data_dir")]
+    assert list(IN_ENVIRONMENT) == settings
+    for name, (text, _) in IN_ENVIRONMENT.items():
+        monkeypatch.setenv(f"RUSH_{name.upper()}", text)
+    values: dict[str, Any] = {name: value for name, (_, value) in IN_ENVIRONMENT.items()}
+    assert RushConfig.from_env() == RushConfig(**values)
+    monkeypatch.setenv("RUSH_URL", "redis://host")
+    assert RushConfig.from_env() == RushConfig("redis://host", **values)
+    monkeypatch.setenv("RUSH_CONNECT_TIMEOUT", "")
+    assert RushConfig.from_env().connect_timeout == RushConfig().connect_timeout
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "words"),
+    [
+        ("RUSH_CONNECT_TIMEOUT", "soon", "connect_timeout must be a number, not 'soon'"),
+        ("RUSH_WAIT_REPLICAS", "1.5", "wait_replicas must be a whole number, not '1.5'"),
+        ("RUSH_TLS_CHECK_HOSTNAME", "no", "tls_check_hostname must be true or false, not 'no'"),
+        ("RUSH_HEARTBEAT_EXPIRE", "1", "heartbeat_expire must be at least twice the heartbeat_period"),
+    ],
+)
+def test_an_unusable_setting_names_its_variable(variable: str, text: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(RushConfigError, match=f"in the environment, {variable}: {words}"):
+        RushConfig.from_env()
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,18 @@ def test_row_2_a_plan_without_an_address_uses_the_embedded_server() -> None:
     assert locate(None) == (RushConfig(connect_timeout=4), None)
 
 
+def test_settings_of_the_environment_hold_where_no_configuration_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSH_CONNECT_TIMEOUT", "3")
+    assert resolve_config(None) == RushConfig(connect_timeout=3)
+    assert resolve_config(URL) == RushConfig(url=URL, connect_timeout=3)
+    assert resolve_config(None, "results") == RushConfig(data_dir="results", connect_timeout=3)
+    assert resolve_config(RushConfig(url=URL)) == RushConfig(url=URL)
+    rush_plan(config=URL)
+    assert resolve_config(None) == RushConfig(url=URL, connect_timeout=3)
+    rush_plan(config=RushConfig(url=URL))
+    assert resolve_config(None) == RushConfig(url=URL)
+
+
 def test_row_2_an_invalid_variable_raises_only_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUSH_URL", "http://host")
     rush_plan(config=URL)

@@ -91,11 +91,13 @@ def config_of(options: argparse.Namespace) -> RushConfig:
     Raises:
         RushConfigError: no server is named, or a setting cannot be used.
     """
+    from dataclasses import replace
+
     from rush_async.config import RushConfig, with_password_of_environment, without_password
 
     found = RushConfig.from_env()
     if options.data_dir is not None:
-        found = RushConfig(data_dir=options.data_dir)
+        found = replace(found, url=None, data_dir=options.data_dir)
     elif options.url is not None and (found.url is None or without_password(found.url) != options.url):
         RushConfig(options.url)  # checked before a password is written into it
         found = found.at(with_password_of_environment(options.url))
@@ -104,8 +106,6 @@ def config_of(options: argparse.Namespace) -> RushConfig:
             "no server is named: set RUSH_URL in the environment or add --url; for an embedded server on this machine, set "
             "RUSH_DATA_DIR or add --data-dir"
         )
-    from dataclasses import replace
-
     names = ("tls_ca_file", "tls_cert_file", "tls_key_file", "tls_check_hostname")
     return replace(found, **{name: value for name in names if (value := getattr(options, name)) is not None})
 
