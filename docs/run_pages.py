@@ -16,7 +16,7 @@ what happens to its block:
 - `python title="search.py"`, or any other title that is the name of a file: written to
   that file.
 - `text title="output"`: what the block before it printed. Numbers with a decimal point,
-  times, keys and worker ids may differ, and `...` stands for anything. With
+  times, ages, keys and worker ids may differ, and `...` stands for anything. With
   `--update-pages` the page gets what was printed.
 - Any other title says why the block is left out: `sh title="on the cluster"`,
   `python title="in examples/random_search.py"`.
@@ -53,6 +53,7 @@ _UNWANTED = (
     "REDIS_URL",
     "RUSH_DATA_DIR",
     "RUSH_PASSWORD",
+    "RUSH_NETWORK",
     "PYTHONPATH",
     "PYTHONHOME",
     "PYTHONWARNINGS",
@@ -60,9 +61,12 @@ _UNWANTED = (
 )
 _VARIES = re.compile(
     r"\d{4}-\d\d-\d\d[T ][\d:.+]+(?: UTC|Z)?"  # a time
+    r"|^\d\d:\d\d:\d\d\b"
+    r"|\b(?:\d+ [smhd]\b ?){1,2}"  # an age
     r"|-?\d+\.\d+(?:e[+-]?\d+)?"
     r"|\b[a-z]+_[a-z]+_[0-9a-f]{6}\b"  # a worker id
-    r"|\b(?=\w*\d)[A-Za-z0-9]{12}\b"  # a key
+    r"|\b(?=\w*\d)[A-Za-z0-9]{12}\b",  # a key
+    re.MULTILINE,
 )
 
 # What `python -m asyncio` does with what is typed, without a terminal: lines in, a

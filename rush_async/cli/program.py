@@ -22,7 +22,7 @@ from rush_async.cli.exit_codes import CLOSED_PIPE, DONE, FAILED, INTERRUPTED, US
 from rush_async.cli.options import Parser
 from rush_async.errors import RushError, redact
 
-__all__ = ["COMMANDS", "Command", "main", "parse"]
+__all__ = ["COMMANDS", "Command", "fill", "main", "parse"]
 
 
 class Command(NamedTuple):
@@ -101,12 +101,13 @@ def _run(words: list[str]) -> int:
 
 def parse(command: Command, parser: Parser, words: list[str]) -> Namespace:
     """Returns the options of a command, with `command`, its name, and `parser`, for errors. Wrong usage raises `SystemExit`."""
-    _fill(command, parser)
+    fill(command, parser)
     # Options may stand between arguments; what follows `--` must not be mistaken for them.
     return parser.parse_args(words) if "--" in words else parser.parse_intermixed_args(words)
 
 
-def _fill(command: Command, parser: ArgumentParser) -> None:
+def fill(command: Command, parser: ArgumentParser) -> None:
+    """Adds the options of a command to a parser."""
     parser.set_defaults(command=command.name, parser=parser)
     import_module(_module_of(command)).add_arguments(parser)
 
@@ -156,5 +157,5 @@ def _complete() -> None:
     parser = ArgumentParser(prog="rush-async")
     commands = parser.add_subparsers()
     for command in COMMANDS:
-        _fill(command, commands.add_parser(command.name, help=command.summary))
+        fill(command, commands.add_parser(command.name, help=command.summary))
     argcomplete.autocomplete(parser)

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
             continue
         _, _, counts, n_workers, stop = each.position
         since = age((datetime.now(UTC) - each.created_at).total_seconds())
-        rows.append([each.network_id, *counts, n_workers, since, "" if stop is None else f"stopped ({stop})"])
+        rows.append([each.network_id, *counts, n_workers, since, "" if stop is None else f"stopped ({stop.rule})"])
         facts.append(
             {
                 "network": each.network_id,

@@ -17,7 +17,7 @@ async def test_the_networks_of_the_server_are_listed(searched: Rush, command: Co
     found = json.loads((await command("networks", "--json")).out)
     (facts,) = [each for each in found if each["network"] == searched.network_id]
     assert (facts["finished"], facts["workers"], facts["stop"]["detail"]) == (3, 1, "enough")
-    assert "stopped (manual: enough)" in (await command("networks")).out.decode()
+    assert "stopped (manual)" in (await command("networks")).out.decode()
 
 
 async def test_a_server_that_cannot_be_reached_is_69(command: Command) -> None:
