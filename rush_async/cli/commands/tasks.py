@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from io import BytesIO
 from typing import IO, TYPE_CHECKING
 
 from rush_async.cli.exit_codes import DONE, FAILED, USAGE, CommandError
@@ -115,8 +116,9 @@ def _write(frame: pl.DataFrame, options: argparse.Namespace) -> None:
         with open(options.output, "wb") as file:
             _write_bytes(frame, options.format, file)
     else:
-        sys.stdout.flush()
-        _write_bytes(frame, options.format, sys.stdout.buffer)
+        written = BytesIO()  # polars raises an error of its own for a closed pipe
+        _write_bytes(frame, options.format, written)
+        sys.stdout.buffer.write(written.getbuffer())
         sys.stdout.buffer.flush()
 
 

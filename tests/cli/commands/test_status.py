@@ -65,8 +65,9 @@ async def test_a_closed_pipe_ends_a_command_quietly(searched: Rush) -> None:
     assert searched.config.url is not None
     reader, writer = os.pipe()
     os.close(reader)
-    words = [sys.executable, "-m", "rush_async", "status", searched.network_id, "--url", searched.config.url]
-    process = await asyncio.create_subprocess_exec(*words, stdout=writer, stderr=asyncio.subprocess.PIPE)
-    assert await process.communicate() == (None, b"")
-    assert process.returncode == 141
+    for command in (["status"], ["tasks", "--format", "parquet"]):
+        words = [sys.executable, "-m", "rush_async", *command, searched.network_id, "--url", searched.config.url]
+        process = await asyncio.create_subprocess_exec(*words, stdout=writer, stderr=asyncio.subprocess.PIPE)
+        assert await process.communicate() == (None, b"")
+        assert process.returncode == 141
     os.close(writer)
