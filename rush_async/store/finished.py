@@ -142,9 +142,9 @@ class Records:
             key: decode_task("finished", self.raw(row, row + 1)[0]) for key in keys if (row := self._rows.get(key)) is not None
         }
 
-    def numbers(self, output: str) -> Iterator[float]:
-        """The values of an output that are numbers, nan left out."""
-        for window in self.windows(0, len(self)):
+    def numbers(self, output: str, first: int = 0) -> Iterator[float]:
+        """The values of an output that are numbers, nan left out, from row `first` on."""
+        for window in self.windows(first, len(self)):
             outputs: list[dict[str, Any] | None] = self.decode(*window)[END::FIELDS]
             for each in outputs:
                 value = None if each is None else each.get(output)
