@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import traceback as tracebacks
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from html import escape
 from types import TracebackType
 from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeAlias, cast
 
@@ -29,6 +31,7 @@ __all__ = [
     "TaskState",
     "WorkerExit",
     "WorkerState",
+    "html_table",
 ]
 
 X = TypeVar("X", default=dict[str, Any])
@@ -54,6 +57,35 @@ RESERVED_NAMES = frozenset(
 )
 
 
+_LONGEST_SHOWN = 300  # characters of a value in a table for notebooks
+
+
+def html_table(kind: str, name: str, rows: Mapping[str, object]) -> str:
+    """Returns what a notebook shows of an object: its kind, its name, and a table of the rows that are not None. It has no
+    colours of its own, so it fits a light and a dark theme."""
+    cells = {escape(key): _html_of(value) for key, value in rows.items() if value is not None}
+    shown = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in cells.items())
+    return f"<b>{escape(kind)}</b> {escape(name)}<table>{shown}</table>"
+
+
+def _html_of(value: object) -> str:
+    match value:
+        case Failure(kind, kind_of_error, message, trace):
+            summary = escape(_cut(f"{kind_of_error or kind}: {message}"))
+            return summary if trace is None else f"<details><summary>{summary}</summary><pre>{escape(trace)}</pre></details>"
+        case datetime():
+            return f"{value:%Y-%m-%d %H:%M:%S} UTC"
+        case dict():
+            items = cast("dict[Any, Any]", value).items()
+            return escape(_cut(", ".join(f"{key} = {each!r:.{_LONGEST_SHOWN}}" for key, each in items)))
+        case _:
+            return escape(_cut(str(value)))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
 class Counts(NamedTuple):
     """How many tasks of a network are in each state."""
 
@@ -66,6 +98,9 @@ class Counts(NamedTuple):
     def total(self) -> int:
         """All tasks of the network."""
         return self.queued + self.running + self.finished + self.failed
+
+    def _repr_html_(self) -> str:
+        return html_table("Counts", f"of {self.total:,} tasks", self._asdict())
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +270,10 @@ class Task(Generic[X, Y]):
             )
         await self._holder.report(self, values)
 
+    def _repr_html_(self) -> str:
+        rows = {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_") and name != "key"}
+        return html_table("Task", self.key, rows)
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerExit:
@@ -249,3 +288,6 @@ class WorkerExit:
     worker_id: str
     state: WorkerState
     failure: Failure | None = None
+
+    def _repr_html_(self) -> str:
+        return html_table("WorkerExit", self.worker_id, {"state": self.state, "failure": self.failure})

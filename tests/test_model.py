@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import FrozenInstanceError
+from datetime import UTC, datetime
 from typing import Any, get_args
 
 import pytest
@@ -16,6 +18,33 @@ def test_the_total_counts_the_tasks_in_all_states() -> None:
     assert counts.total == 4321
     assert Counts() == (0, 0, 0, 0)
     assert Counts._fields == TASK_STATES
+
+
+def test_a_notebook_shows_small_tables_that_any_theme_can_colour_and_no_value_can_break() -> None:
+    failure = Failure.of(ValueError("<b>"), "timeout")
+    task = Task(
+        *("<i>", "failed", {"<x>": "<script>", "n": list(range(1_000))}),
+        failure=failure,
+        attempt=2,
+        ended_at=datetime(2026, 1, 2, 3, 4, 5, 6, UTC),
+    )
+    shown = {
+        Counts: Counts(1, 2, 3, 4)._repr_html_(),  # pyright: ignore[reportPrivateUsage]
+        Task: task._repr_html_(),  # pyright: ignore[reportPrivateUsage]
+        WorkerExit: WorkerExit("a_b", "failed", failure)._repr_html_(),  # pyright: ignore[reportPrivateUsage]
+    }
+    assert shown[Counts] == (
+        "<b>Counts</b> of 10 tasks<table><tr><td>queued</td><td>1</td></tr><tr><td>running</td><td>2</td></tr>"
+        "<tr><td>finished</td><td>3</td></tr><tr><td>failed</td><td>4</td></tr></table>"
+    )
+    assert "<td>xs</td><td>&lt;x&gt; = &#x27;&lt;script&gt;&#x27;, n = [0, 1, 2" in shown[Task]
+    assert "<td>ended_at</td><td>2026-01-02 03:04:05 UTC</td>" in shown[Task]
+    assert "<td>ys" not in shown[Task]
+    assert "<summary>ValueError: &lt;b&gt;</summary><pre>ValueError: &lt;b&gt;\n</pre>" in shown[WorkerExit]
+    for html in shown.values():
+        tags = set(re.findall(r"<[^>]*>", html))
+        assert {tag.strip("</>") for tag in tags} <= {"b", "table", "tr", "td", "details", "summary", "pre"}
+        assert len(html) < 1_500
 
 
 def test_the_lists_of_states_and_kinds_are_complete() -> None:

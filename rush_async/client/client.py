@@ -168,18 +168,18 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         if self._network is None:
             return f"<{type(self).__name__} {self._network_id!r}, not open>"
         self._network.follow()
-        return status_text(type(self).__name__, self._network_id, self._network.position.latest, self._old_tasks)
+        return status_text(type(self).__name__, self._network_id, self._network.position.latest, self._notes)
 
     def _repr_html_(self) -> str:
         if self._network is None:
             return f"<p>{escape(repr(self))}</p>"
         self._network.follow()
-        return status_html(type(self).__name__, self._network_id, self._network.position.latest, self._old_tasks)
+        return status_html(type(self).__name__, self._network_id, self._network.position.latest, self._notes)
 
     @property
-    def _old_tasks(self) -> str:
-        """How many tasks the network held when it was opened, for the status of a manager."""
-        return ""
+    def _notes(self) -> dict[str, str]:
+        """What a kind of client shows beside the network's counts."""
+        return {}
 
     # tasks
 

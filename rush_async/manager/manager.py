@@ -120,8 +120,8 @@ class Rush(RushClient):
         network.follow()
 
     @property
-    def _old_tasks(self) -> str:
-        return str(self._old)
+    def _notes(self) -> dict[str, str]:
+        return {"Old Tasks": old} if (old := str(self._old)) else {}
 
     async def _create(
         self, network: Network, target: Target, tasks: Sequence[NewTask], points: Sequence[bytes] = ()

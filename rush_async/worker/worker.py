@@ -110,6 +110,10 @@ class RushWorker(RushClient):
         network has stopped. Reading it makes no call."""
         return self._membership.terminated
 
+    @property
+    def _notes(self) -> dict[str, str]:
+        return {"This Worker": self.worker_id + (" (takes no new task)" if self.terminated else "")}
+
     # registering and deregistering
 
     async def _acquire(self) -> Network:

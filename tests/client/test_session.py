@@ -907,9 +907,14 @@ async def test_a_client_prints_as_in_the_tutorial(rush: Rush, rush_worker: RushW
         "• Failed Tasks: 0",
     ]
     assert "<RushWorker>" in repr(rush_worker)
+    assert repr(rush_worker).endswith(f"• This Worker: {rush_worker.worker_id}")
     assert "Queued Tasks: 25" in repr(rush_worker)
     html = rush._repr_html_()  # pyright: ignore[reportPrivateUsage]
     assert "<td>Queued Tasks</td><td>25</td>" in html
+    await rush.stop_workers(rush_worker.worker_id, timeout=0)
+    await wait_until(lambda: rush_worker.terminated)
+    html = rush_worker._repr_html_()  # pyright: ignore[reportPrivateUsage]
+    assert f"<td>This Worker</td><td>{rush_worker.worker_id} (takes no new task)</td>" in html
 
 
 async def test_what_a_client_prints_follows_the_network(rush: Rush) -> None:

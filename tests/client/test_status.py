@@ -13,7 +13,7 @@ STOP = StopReason("manual", datetime(2026, 1, 1, tzinfo=UTC), 7, "y < 0.5")
 
 
 def test_a_client_is_shown_with_its_counts() -> None:
-    assert status_text("Rush", "net", POSITION).splitlines() == [
+    assert status_text("Rush", "net", POSITION, {}).splitlines() == [
         "── <Rush> net ".ljust(60, "─"),
         "• Running Workers: 5",
         "• Queued Tasks: 1",
@@ -24,7 +24,7 @@ def test_a_client_is_shown_with_its_counts() -> None:
 
 
 def test_a_notebook_shows_a_table_with_the_name_escaped() -> None:
-    html = status_html("Rush", "<net>", POSITION)
+    html = status_html("Rush", "<net>", POSITION, {})
     assert html.startswith("<b>Rush</b> &lt;net&gt;<table>")
     assert html.count("<tr>") == 5
     assert "<tr><td>Running Workers</td><td>5</td></tr>" in html
@@ -32,8 +32,8 @@ def test_a_notebook_shows_a_table_with_the_name_escaped() -> None:
 
 def test_a_stopped_network_is_shown_in_one_line_more() -> None:
     stopped = POSITION._replace(stop=STOP)
-    assert status_text("Rush", "net", stopped).splitlines()[5:] == ["• Failed Tasks: 4", "• Stopped: manual: y < 0.5"]
-    html = status_html("Rush", "net", stopped)
+    assert status_text("Rush", "net", stopped, {}).splitlines()[5:] == ["• Failed Tasks: 4", "• Stopped: manual: y < 0.5"]
+    html = status_html("Rush", "net", stopped, {})
     assert html.count("<tr>") == 6
     assert "<tr><td>Stopped</td><td>manual: y &lt; 0.5</td></tr>" in html
 
