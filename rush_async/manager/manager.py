@@ -22,6 +22,7 @@ from rush_async.launch.coroutines import Coroutines
 from rush_async.launch.handle import Launcher
 from rush_async.launch.payload import remove_payloads
 from rush_async.launch.pools import Pool, Submitter
+from rush_async.manager.cells import cells
 from rush_async.manager.ends import WorkerEnds
 from rush_async.manager.log import frame_of_log, log_again
 from rush_async.manager.old_tasks import OldTasks
@@ -115,6 +116,7 @@ class Rush(RushClient):
 
     async def _on_open(self, network: Network) -> None:
         self._old = OldTasks(network, are_expected=self._exist_ok)
+        cells.watch(self)
         if network.feed.failures is None:  # one log for all managers of the event loop
             network.feed.failures = FailureLog(network)
         network.follow()

@@ -22,6 +22,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from rush_async.testing import wait_until
 
@@ -104,13 +105,30 @@ class Kernel:
             errors = [output for output in cell.get("outputs", ()) if output.get("name") == "stderr"]
             assert errors == [], cell.source
 
-    async def value(self, expression: str) -> Any:
-        """Evaluates an expression in the kernel and returns its value, encoded as JSON on the way."""
-        code = f"import json; print(json.dumps({expression}))"
+    async def value(self, expression: str, first: str = "") -> Any:
+        """Evaluates an expression in the kernel and returns its value, encoded as JSON on the way; `first` is run before."""
+        code = f"{first}\nimport json; print(json.dumps({expression}))"
         self.notebook.cells.append(cell := code_cell(code))
         await self._runner.async_execute_cell(cell, len(self.notebook.cells) - 1)
         self.notebook.cells.pop()
         return json.loads(cell.outputs[0].text)
+
+    async def interrupt(self, code: str) -> tuple[str, str, str]:
+        """Runs a cell, interrupts it when it has printed "waits", and returns its error, with its text, and its stderr."""
+        cell = code_cell(code)
+        self.notebook.cells.append(cell)
+        n_seen = len(self.spectator.messages)
+        running = asyncio.create_task(self._runner.async_execute_cell(cell, len(self.notebook.cells) - 1))
+        await wait_until(
+            lambda: any("waits" in content.get("text", "") for *_, content in self.spectator.messages[n_seen:]), timeout=20
+        )
+        manager: Any = self._manager
+        await manager.interrupt_kernel()
+        with suppress(CellExecutionError):
+            await running
+        self.notebook.cells.pop()
+        (error,) = [output for output in cell.outputs if output.output_type == "error"]
+        return error.ename, error.evalue, "".join(output.text for output in cell.outputs if output.get("name") == "stderr")
 
     def cell(self, words: str) -> Any:
         """The first code cell that contains these words."""
@@ -126,6 +144,48 @@ class Kernel:
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+async def check_interrupts(kernel: Kernel) -> None:
+    """Interrupts cells while workers run: only the cell ends, and a line says so."""
+    says = "only the cell was interrupted, and network 'parabola' continues, with {} running workers"
+    start = "ids = await rush.start_workers(search, n_workers=2); await rush.wait_for_workers(2)"
+    wait = "await rush.wait_until(lambda counts: counts.finished > 1_000_000)"
+    name, text, below = await kernel.interrupt(f"{start}; print('waits'); {wait}")
+    assert (name, text) == ("CancelledError", "interrupted while it waited in network 'parabola'")
+    assert says.format(2) in below
+
+    name, _, below = await kernel.interrupt("import time; print('waits'); time.sleep(60)")
+    assert name == "KeyboardInterrupt"
+    assert says.format(2) in below
+
+    # A push is whole, or its tasks fail.
+    push = "while True: pushed += await rush.push_tasks([{'x': 2}] * 3)"
+    name, _, below = await kernel.interrupt(f"pushed = []; print('waits')\n{push}")
+    assert name == "CancelledError"
+    assert says.format(2) in below
+    assert await kernel.value("(await rush.counts()).queued - len(pushed)") == 0
+
+    # A block of the cell ends its task; its worker stays open.
+    block = "async with worker.task({'x': 3}): print('waits'); await asyncio.sleep(60)"
+    name, _, below = await kernel.interrupt(f"worker = await RushWorker('parabola', rush.config)\n{block}")
+    assert name == "CancelledError"
+    assert says.format(3) in below
+    failed = "[task for task in (await rush.fetch_failed_tasks()).to_dicts() if task['x'] == 3]"
+    assert await kernel.value(f"[(task['condition']['kind'], task['worker_id'] == worker.worker_id) for task in {failed}]") == [
+        ["cancelled", True]
+    ]
+
+    # The workers continue.
+    more = "n = rush.n_finished_tasks; await rush.wait_until(lambda counts: counts.finished > n + 5, timeout=10); "
+    assert await kernel.value("rush.n_running_workers", first=more) == 3
+    assert await kernel.value(
+        "[exit.state for exit in await rush.join_workers(ids)]", first="await rush.stop_workers(ids)"
+    ) == [
+        "terminated",
+        "terminated",
+    ]
+    assert await kernel.value("rush.n_running_tasks") == 0
 
 
 def code_cell(source: str) -> Any:
@@ -220,6 +280,9 @@ async def test_the_cells_of_the_guide_run_and_a_kernel_that_ends_leaves_no_proce
         assert last.count(",") == 5  # four coroutines and two processes
         assert len(kernel.spectator.shown_by(kernel.cell("table.update").source)[0]) == 1 + 5
         assert len(kernel.spectator.shown_by(kernel.cell("picture.update").source)[0]) == 1 + 5
+        (bar,) = kernel.cell("progress(rush, n").outputs
+        assert "application/vnd.jupyter.widget-view+json" in bar.data
         assert "0.25" in kernel.notebook.cells[-1].outputs[0].data["text/plain"]
+        await check_interrupts(kernel)
         assert kernel.children()  # the last client is still open
     await wait_until(lambda: not alive(kernel.seen))
