@@ -54,6 +54,11 @@ class NetworkKeys(NamedTuple):
         channels = {"events": f"events{suffix}", "control": f"control{suffix}", "report_events": f"events:reports{suffix}"}
         return cls(*(f"rush:{{{network_id}}}:{channels.get(name, name)}" for name in cls._fields))
 
+    @property
+    def network_id(self) -> str:
+        """The id of the network."""
+        return self.meta.removeprefix("rush:{").removesuffix("}:meta")
+
 
 def check_network_id(network_id: object) -> str:
     """Returns the id if it can name a network: 1 to 200 characters without braces and control characters."""

@@ -44,8 +44,8 @@ class SharedStateStore:
         args = _packed(values)
         if n_too_many := await self._calls.call(Request(SET_ATTRS, args)):
             raise NetworkStateError(
-                f"{self.keys.attributes} may hold 10,000 names and would hold {n_too_many:,} more, so nothing was set: "
-                "set one attribute to a mapping, or push what is many as tasks"
+                f"network {self.keys.network_id!r} may have 10,000 attributes and would have {n_too_many:,} more, so nothing "
+                "was set: set one attribute to a mapping, or push what is many as tasks"
             )
 
     async def attrs(self, names: Sequence[str]) -> dict[str, Any]:
@@ -65,24 +65,24 @@ class SharedStateStore:
             EncodeError: a value cannot be stored, or they take too many bytes.
             NetworkStateError: the task is neither queued nor running, or would have too many attributes.
         """
-        args = _packed(values)
+        args, task = _packed(values), f"task {key!r:.80} of network {self.keys.network_id!r}"
         match await self._calls.call(Request(SET_TASK_ATTRS, [key.encode(), *args])):
             case b"set":
                 return
             case b"ended":
                 raise NetworkStateError(
-                    f"task {key!r:.80} of {self.keys.task_attributes} is neither queued nor running, so nothing was set: it "
-                    "ended, never existed, or was deleted by a reset"
+                    f"{task} is neither queued nor running, so nothing was set: it ended, never existed, or was deleted by a "
+                    "reset"
                 )
             case b"names":
                 raise NetworkStateError(
-                    f"task {key!r:.80} of {self.keys.task_attributes} would have more than 1,000 attributes, so nothing was "
-                    "set: set one attribute to a mapping, or report what is many"
+                    f"{task} would have more than 1,000 attributes, so nothing was set: set one attribute to a mapping, or "
+                    "report what is many"
                 )
             case b"bytes":
                 raise EncodeError(
-                    f"the attributes of task {key!r:.80} of {self.keys.task_attributes} would take more than {MOST_BYTES:,} "
-                    "bytes, so nothing was set: store the large part elsewhere and set where it is"
+                    f"the attributes of {task} would take more than {MOST_BYTES:,} bytes, so nothing was set: store the large "
+                    "part elsewhere and set where it is"
                 )
             case _:
                 raise DecodeError(f"{self.keys.task_attributes} holds no attributes of this library under {key!r:.80}")
@@ -118,7 +118,7 @@ class SharedStateStore:
             answer = await self._calls.call(Request(CLAIM, [name, packed]))
             if answer == -1:
                 raise NetworkStateError(
-                    f"{self.keys.claims} holds 10,000 names, as many as it may, and none is {name!r:.80}: "
+                    f"network {self.keys.network_id!r} has 10,000 claims, as many as it may, and none is {name!r:.80}: "
                     "claim one name with a mapping as its value, or push what is many as tasks"
                 )
             if answer == 0:  # another won, and this is the answer to a repetition
@@ -139,7 +139,7 @@ class SharedStateStore:
         answer = await self._calls.call(Request(RANK, args))
         if not answer:
             raise NetworkStateError(
-                f"{self.keys.rankings} holds 1,000 rankings, as many as it may, and none is {name!r:.80}: "
+                f"network {self.keys.network_id!r} has 1,000 rankings, as many as it may, and none is {name!r:.80}: "
                 "use fewer rankings of more keys, or reset the network"
             )
         if len(answer) == 1:
@@ -178,8 +178,8 @@ class SharedStateStore:
         if is_direction != direction:
             is_max = is_direction == b"max"
             raise NetworkStateError(
-                f"ranking {name!r:.80} of {self.keys.rankings} was created with maximize={is_max} and is used with "
-                f"maximize={not is_max}: pass maximize={is_max}, or give the other ranking a name of its own"
+                f"ranking {name!r:.80} of network {self.keys.network_id!r} was created with maximize={is_max} and is used "
+                f"with maximize={not is_max}: pass maximize={is_max}, or give the other ranking a name of its own"
             )
 
 

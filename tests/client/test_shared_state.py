@@ -113,12 +113,14 @@ async def test_names_are_given_one_by_one(rush: Rush) -> None:
 
 async def test_a_network_has_at_most_10000_attributes_and_a_call_beyond_sets_none(rush: Rush) -> None:
     await rush.set_attrs({f"n{at}": at for at in range(9_999)})
-    with pytest.raises(NetworkStateError, match=r"attributes may hold 10,000 names and would hold 2 more, so nothing was set"):
+    with pytest.raises(
+        NetworkStateError, match=r"network '.*' may have 10,000 attributes and would have 2 more, so nothing was set"
+    ):
         await rush.set_attrs({"n0": "new", "a": 1, "b": 2, "c": 3})
     assert await rush.attrs("n0", "a") == {"n0": 0}
     await rush.set_attrs({"n0": "new", "a": 1})
     await rush.set_attrs({f"n{at}": at + 1 for at in range(9_999)})
-    with pytest.raises(NetworkStateError, match="would hold 1 more"):
+    with pytest.raises(NetworkStateError, match="would have 1 more"):
         await rush.set_attrs({"b": 2})
     attrs = await rush.attrs()
     assert len(attrs) == 10_000
@@ -126,7 +128,7 @@ async def test_a_network_has_at_most_10000_attributes_and_a_call_beyond_sets_non
 
 
 async def test_too_many_attributes_for_a_network_that_does_not_exist_yet_create_none(rush: Rush, raw: Any) -> None:
-    with pytest.raises(NetworkStateError, match="would hold 1 more"):
+    with pytest.raises(NetworkStateError, match="would have 1 more"):
         await rush.set_attrs({f"n{at}": at for at in range(10_001)})
     assert raw.keys("*") == []
 
@@ -168,7 +170,9 @@ async def test_attributes_of_a_task_stay_through_its_attempts_and_change_no_more
         assert await rush_worker.pop_task(0) is not None
         await rush.set_task_attrs(key, {"attempt": attempt})
         await rush_worker.fail_tasks(key)
-        with pytest.raises(NetworkStateError, match=rf"task '{key}' of .*task_attributes is neither queued nor running"):
+        with pytest.raises(
+            NetworkStateError, match=rf"task '{key}' of network '{rush.network_id}' is neither queued nor running"
+        ):
             await rush.set_task_attrs(key, {"attempt": 0})
         await rush.retry_tasks(key)
     await rush_worker.pop_task(0)
@@ -182,7 +186,7 @@ async def test_attributes_of_a_task_stay_through_its_attempts_and_change_no_more
 @pytest.mark.parametrize(
     ("key", "values", "error", "words"),
     [
-        ("unknown", {"a": 1}, NetworkStateError, "task 'unknown' of rush:.* is neither queued nor running"),
+        ("unknown", {"a": 1}, NetworkStateError, "task 'unknown' of network '.*' is neither queued nor running"),
         ("task", {"a": [1, object()]}, EncodeError, r"values\['a'\]\[1\]: builtins.object cannot be"),
         ("task", {"a": "x" * MIB}, EncodeError, r"values and names take 1,048,\d+ bytes"),
         ("task", {"": 1}, ValueError, "the name of an attribute must have at least one character"),
@@ -302,7 +306,7 @@ async def test_what_cannot_be_claimed_is_an_error(
 async def test_a_network_has_at_most_10000_claims_and_those_it_has_are_answered(rush: Rush) -> None:
     for first in range(0, 10_000, 1_000):
         await asyncio.gather(*[rush.claim(f"n{at}", at) for at in range(first, first + 1_000)])
-    with pytest.raises(NetworkStateError, match=r"claims holds 10,000 names, as many as it may, and none is 'one more'"):
+    with pytest.raises(NetworkStateError, match=r"network '.*' has 10,000 claims, as many as it may, and none is 'one more'"):
         await rush.claim("one more", 1)
     assert await rush.claim("n9999", "late") == 9_999
 
@@ -384,7 +388,10 @@ async def test_concurrent_additions_get_the_rank_of_their_moment(rush: Rush, rus
 async def test_a_ranking_of_another_direction_is_refused_by_every_call(rush: Rush, maximize: bool) -> None:
     await rush.ranking("rung", maximize=maximize).add("a", 1)
     other = rush.ranking("rung", maximize=not maximize)
-    words = f"ranking 'rung' of .* was created with maximize={maximize} and is used with maximize={not maximize}: pass"
+    words = (
+        f"ranking 'rung' of network '{rush.network_id}' was created with maximize={maximize} and is used with "
+        f"maximize={not maximize}: pass"
+    )
     for call in (other.add("b", 2), other.rank("a"), other.best(1), other.size()):
         with pytest.raises(NetworkStateError, match=words):
             await call
@@ -425,7 +432,7 @@ async def test_a_name_or_number_that_cannot_be_used_is_refused(rush: Rush) -> No
 
 async def test_a_network_has_at_most_1000_rankings_and_those_it_has_still_grow(rush: Rush) -> None:
     assert {await rush.ranking(f"r{at}").add("a", 1) for at in range(1_000)} == {(0, 1)}
-    with pytest.raises(NetworkStateError, match=r"rankings holds 1,000 rankings, as many as it may, and none is 'one more'"):
+    with pytest.raises(NetworkStateError, match=r"network '.*' has 1,000 rankings, as many as it may, and none is 'one more'"):
         await rush.ranking("one more").add("a", 1)
     assert await rush.ranking("r999").add("b", 1) == (1, 2)
     assert await rush.ranking("one more").size() == 0
