@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, unquote_plus, urlsplit
 
-from rush_async.errors import SECRET_OPTIONS, RushConfigError, redact_options
+from rush_async.errors import SECRET_OPTIONS, RushConfigError, explain_arguments, redact_options
 
 __all__ = [
     "RushConfig",
@@ -159,6 +159,8 @@ class RushConfig:
             return redact_url(self.url)
         return f"embedded server in {Path(self.data_dir)}" if self.data_dir is not None else "embedded server"
 
+
+explain_arguments(RushConfig, "__init__")
 
 _SECONDS = ("heartbeat_period", "heartbeat_expire", "max_loop_stall", "connect_timeout", "response_timeout", "retry_deadline")
 _WHOLE = ("max_record_size", "max_reports", "max_start_args_size", "wait_replicas")

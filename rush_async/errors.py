@@ -25,9 +25,12 @@ RushError
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from collections.abc import Collection, Sequence
 from itertools import islice
+from typing import Any
 from urllib.parse import unquote_plus
 
 __all__ = [
@@ -50,6 +53,8 @@ __all__ = [
     "WorkerLoopError",
     "WorkerLostError",
     "WorkersNotReadyError",
+    "did_you_mean",
+    "explain_arguments",
     "listed",
     "redact",
     "redact_options",
@@ -165,6 +170,59 @@ class WorkerLoopError(RushError):
 def listed(names: Collection[str]) -> str:
     """Joins names for a sentence: the first five, and `...` if there are more."""
     return ", ".join(islice(names, 5)) + (", ..." if len(names) > 5 else "")
+
+
+# misspelled arguments
+
+_OTHER_NAMES = {  # under which other libraries know our options
+    **dict.fromkeys(("budget", "max_tasks", "n_evals", "n_tasks"), ("finished",)),
+    **dict.fromkeys(("executor", "pool", "processes"), ("on",)),
+    **dict.fromkeys(("server", "url"), ("config",)),
+    **dict.fromkeys(("id", "name"), ("worker_id", "network_id")),
+    "timeout": ("seconds",),
+}
+
+
+def did_you_mean(name: str, options: Collection[str], of: str = "") -> str:
+    """Returns a hint at the option that may be meant by a name, for the end of a message; the empty string where none may."""
+    from difflib import get_close_matches  # takes milliseconds to import, for an error
+
+    close = [other for other in _OTHER_NAMES.get(name, ()) if other in options] or get_close_matches(name, options, n=1)
+    return f"; did you mean {close[0]}{of}?" if close else ""
+
+
+def explain_arguments(owner: type, *names: str) -> None:
+    """Makes methods of a class say, where they are called with a keyword that they do not have, which one was meant."""
+    for name in names:
+        setattr(owner, name, _explaining(owner, name))
+
+
+def _explaining(owner: type, name: str) -> Any:
+    method = vars(owner)[name]
+
+    def explained(error: TypeError, given: Collection[str]) -> TypeError:
+        options = list(inspect.signature(method).parameters)[1:]
+        for wrong in given:
+            if wrong not in options:
+                called = owner.__name__ if name == "__init__" else name
+                hint = did_you_mean(wrong, options) or f"; it takes {', '.join(options)}"
+                return TypeError(f"{called}() got an unexpected keyword argument {wrong!r}{hint}")
+        return error
+
+    @functools.wraps(method)
+    def checked(*args: Any, **given: Any) -> Any:
+        try:
+            return method(*args, **given)
+        except TypeError as error:
+            if (better := explained(error, given)) is error:
+                raise
+            raise better from None
+
+    @functools.wraps(method)
+    async def awaited(*args: Any, **given: Any) -> Any:
+        return await checked(*args, **given)
+
+    return awaited if inspect.iscoroutinefunction(method) else checked
 
 
 # passwords in messages

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import pickle
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
 import rush_async
-from rush_async import errors
+from rush_async import Rush, RushClient, RushConfig, RushWorker, errors
 from rush_async.errors import RushError, ServerFullError, TasksNotDoneError, listed, redact
 
 BUILT_IN = {
@@ -30,6 +35,42 @@ def test_an_error_is_caught_as_rush_error_and_as_the_built_in_that_fits(name: st
     error = getattr(errors, name)
     assert issubclass(error, RushError)
     assert issubclass(error, BUILT_IN.get(name, Exception))
+
+
+MISSPELLED: list[tuple[Callable[[Any], Any], str, str]] = [
+    (lambda wrong: Rush("net", **wrong), "data_directory", "; did you mean data_dir?"),
+    (lambda wrong: Rush("net", **wrong), "url", "; did you mean config?"),
+    (lambda wrong: RushClient("net", **wrong), "seeds", "; did you mean seed?"),
+    (lambda wrong: RushWorker("net", **wrong), "id", "; did you mean worker_id?"),
+    (lambda wrong: RushConfig(**wrong), "heartbeat", "; did you mean heartbeat_period?"),
+    (lambda wrong: replace(RushConfig(), **wrong), "retry_dead", "; did you mean retry_deadline?"),
+    (lambda wrong: cast("Any", RushWorker("net")).task({}, **wrong), "budgets", "; did you mean budget?"),
+    (
+        lambda wrong: cast("Any", RushWorker("net")).task(**wrong),
+        "x1",
+        "; it takes xs, xs_extra, budget, max_failed, catch, timeout",
+    ),
+    (lambda wrong: asyncio.run(Rush("net").stop_when(**wrong)), "finish", "; did you mean finished?"),
+    (lambda wrong: asyncio.run(Rush("net").resume(**wrong)), "timeout", "; did you mean seconds?"),
+]
+
+
+@pytest.mark.parametrize(("call", "wrong", "hint"), MISSPELLED, ids=[wrong for _, wrong, _ in MISSPELLED])
+def test_a_misspelled_argument_is_an_error_that_names_the_right_one(call: Any, wrong: str, hint: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        call({wrong: 1})
+    assert str(caught.value).endswith(f"() got an unexpected keyword argument {wrong!r}{hint}")
+    assert "__init__" not in str(caught.value)
+
+
+def test_the_error_of_another_wrong_call_is_that_of_python_and_signatures_stay() -> None:
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'network_id'"):
+        RushWorker()  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match="seed must be a whole number, not str"):
+        Rush("net", seed="7")  # pyright: ignore[reportArgumentType]
+    assert inspect.iscoroutinefunction(Rush.stop_when)
+    assert list(inspect.signature(RushWorker.task).parameters)[:3] == ["self", "xs", "xs_extra"]
+    assert "heartbeat_period" in inspect.signature(RushConfig).parameters
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -29,7 +29,7 @@ from rush_async.client.snapshot import Snapshot, take_snapshot
 from rush_async.client.status import status_html, status_text
 from rush_async.client.stopping import Stopping
 from rush_async.config import RushConfig
-from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError, ServerStartError
+from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError, ServerStartError, explain_arguments
 from rush_async.events import Event, EventsMissed
 from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
 from rush_async.network.network import Network
@@ -533,6 +533,9 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         if as_number(buffer, "buffer") < 1:
             raise ValueError(f"buffer must be at least 1, not {buffer}")
         return EventStream(self, kinds, buffer, has_results=results)
+
+
+explain_arguments(RushClient, "__init__")
 
 
 def _archive_of(results: Results) -> Archive:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from rush_async.client.arguments import as_number, as_real, as_seconds
 from rush_async.client.session import Session, Shared
-from rush_async.errors import NetworkStateError
+from rush_async.errors import NetworkStateError, explain_arguments
 from rush_async.model import StopReason
 from rush_async.store.position import NetworkPosition
 from rush_async.store.stop_rules import RulesAnswer, StopRules, StopRulesStore
@@ -201,6 +201,9 @@ class Stopping(Session[S]):
         network = self._net
         network.follow()
         return network.position.n_workers
+
+
+explain_arguments(Stopping, "stop_when", "resume")
 
 
 def _rules(finished: Any, failed: Any, seconds: Any, target: Any, patience: Any, *, maximize: bool) -> StopRules:

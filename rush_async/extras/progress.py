@@ -84,11 +84,13 @@ class _Counted(Protocol):
 
     Attributes:
         n: how many tasks are done.
+        n_finished: how many tasks have finished.
         n_failed: how many tasks have failed.
         total: how many tasks there will be; None where nothing says so.
     """
 
     n: int
+    n_finished: int
     n_failed: int
     total: int | None
 
@@ -115,7 +117,7 @@ class _Network:
     """
 
     def __init__(self, rush: RushClient, total: int | None, best: _Best) -> None:
-        self.n = self.n_failed = 0
+        self.n = self.n_finished = self.n_failed = 0
         self.total = total
         self._rush = rush
         self._best = best
@@ -134,7 +136,7 @@ class _Network:
     async def refresh(self, *, is_last: bool = False) -> None:
         rush, network = self._rush, self._rush._net  # pyright: ignore[reportPrivateUsage]
         counts = self._counts = Counts(rush.n_queued_tasks, rush.n_running_tasks, rush.n_finished_tasks, rush.n_failed_tasks)
-        self.n, self.n_failed = counts.finished, counts.failed
+        self.n, self.n_finished, self.n_failed = counts.finished, counts.finished, counts.failed
         if not self._has_own_total and self._rules_at != network.lines.n_changes:
             at = network.lines.n_changes
             self.total = (await rush.stop_rules()).get("finished", self.total)
@@ -161,7 +163,7 @@ class _Tasks:
     """
 
     def __init__(self, rush: RushClient, keys: Sequence[str], best: _Best) -> None:
-        self.n = self.n_failed = 0
+        self.n = self.n_finished = self.n_failed = 0
         self._keys = dict.fromkeys(keys)
         self.total: int | None = len(self._keys)
         self._rush = rush
@@ -207,6 +209,7 @@ class _Tasks:
             self._take_values((await network.results.find(self._unread)).values())
             self._unread = []
         self.n, self.n_failed = len(self._has_failed), sum(self._has_failed.values())
+        self.n_finished = self.n - self.n_failed
 
     def _take_values(self, tasks: Iterable[Task]) -> None:
         self._best.take(task.ys.get(self._best.output) for task in tasks if task.state == "finished")
@@ -257,6 +260,7 @@ class ProgressBar:
             if error is None:
                 with suppress(RushError):  # the client was closed, or its server is away
                     await self._counted.refresh(is_last=True)
+                    self._check_best()
         finally:
             await self._counted.close()
             try:
@@ -282,6 +286,15 @@ class ProgressBar:
             pass  # the client was closed
         except Exception as error:  # must not end the search that it shows
             logger.warning("the bar of network %r shows no more progress: %s", self._rush.network_id, error)
+
+    def _check_best(self) -> None:
+        if (output := self._best.output) is not None and self._best.value is None and self._counted.n_finished:
+            logger.warning(
+                "no finished task of network %r has a number as output %r, so its bar showed no best value: give the name of "
+                "an output as `by`",
+                self._rush.network_id,
+                output,
+            )
 
     @property
     def _notes(self) -> str:

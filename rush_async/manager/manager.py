@@ -16,7 +16,7 @@ import anyio
 from rush_async.client.arguments import Schema, as_keys, as_number, as_seconds
 from rush_async.client.client import RushClient
 from rush_async.config import RushConfig, with_heartbeat
-from rush_async.errors import RushConnectionError, RushTimeoutError, WorkersNotReadyError, listed
+from rush_async.errors import RushConnectionError, RushTimeoutError, WorkersNotReadyError, explain_arguments, listed
 from rush_async.launch.command import prepare_command
 from rush_async.launch.coroutines import Coroutines
 from rush_async.launch.handle import Launcher
@@ -547,6 +547,9 @@ class Rush(RushClient):
         self._log_place, entries = await self._net.worker_log.read(self._log_place)
         for entry in entries:
             log_again(entry)
+
+
+explain_arguments(Rush, "__init__")
 
 
 def _as_launcher(on: Launcher | Submitter | None) -> Launcher:

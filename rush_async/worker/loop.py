@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec, cast
+from typing import Any, Concatenate, ParamSpec, cast, get_args
+
+from rush_async.errors import did_you_mean
+from rush_async.model import StopRule
 
 __all__ = ["WorkerLoop", "bind_loop", "bound", "is_async", "with_worker_class"]
 
 P = ParamSpec("P")
+
+_STOP_RULES = frozenset(get_args(StopRule)) - {"manual"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +153,14 @@ def bind_loop(
 
 
 def _suggestion(signature: inspect.Signature, further: Mapping[str, Any], options: Collection[str], of: str) -> str:
-    """Returns a hint if a keyword looks like a misspelled option, else the empty string."""
-    for name in further:
-        if name not in signature.parameters and (close := difflib.get_close_matches(name, options, n=1)):
-            return f"; did you mean {close[0]}, an option of {of}?"
+    """Returns a hint if a keyword looks like another name of an option or like a stop rule, else the empty string."""
+    for name in further if options else ():
+        if name in signature.parameters:
+            continue
+        if name in _STOP_RULES:
+            return f"; {name} is a stop rule: the loop, or a manager, calls `await rush.stop_when({name}=...)`"
+        if hint := did_you_mean(name, options, f", an option of {of}"):
+            return hint
     return ""
 
 

@@ -13,7 +13,7 @@ from rush_async.client.arguments import Schema, as_failures, as_keys, as_number,
 from rush_async.client.client import RushClient
 from rush_async.client.draw import Draw
 from rush_async.config import RushConfig
-from rush_async.errors import NetworkStateError, RushConnectionError, WorkerIdTakenError
+from rush_async.errors import NetworkStateError, RushConnectionError, WorkerIdTakenError, explain_arguments
 from rush_async.model import Catch, Failure, Task, TaskState, WorkerExit
 from rush_async.network.network import Network
 from rush_async.store.keys import check_worker_id
@@ -131,9 +131,8 @@ class RushWorker(RushClient):
         await register(network, self._membership, self._config)
 
     async def _on_close(self, error: BaseException | None) -> None:
-        network, membership = self._network, self._membership
-        if network is not None and membership.is_registered:
-            await deregister(network, membership, error)
+        if self._network is not None and self._membership.is_registered:
+            await deregister(self._network, self._membership, error)
 
     # tasks
 
@@ -517,6 +516,9 @@ class RushWorker(RushClient):
         while (task := await self.pop_task(timeout)) is not None:
             task._catch = catch  # pyright: ignore[reportPrivateUsage]
             yield task
+
+
+explain_arguments(RushWorker, "__init__", "task")
 
 
 async def live(worker: RushWorker, loop: WorkerLoop, log_levels: Mapping[str, str | int] | None = None) -> WorkerExit:

@@ -165,6 +165,19 @@ async def test_an_error_in_the_block_leaves_it_and_a_bar_that_cannot_be_drawn_do
     assert "could not be drawn: its reader has ended" in caplog.text
 
 
+async def test_an_output_that_no_task_has_is_named_at_the_end(rush: Rush, caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {"by": "z", "file": Terminal()}
+    async with progress(rush, **options):
+        pass
+    assert caplog.messages == []  # no task has finished
+    keys = await rush.push_finished_tasks([{"x": 0}], [{"y": 1, "text": "z"}])
+    others: list[dict[str, Any]] = [{}, {"keys": keys}, {"by": "text"}]
+    for other in others:
+        async with progress(rush, **(options | other)):
+            pass
+    assert [text.partition(" has a number as output ")[2][:6] for text in caplog.messages] == ["'z', s", "'z', s", "'text'"]
+
+
 async def test_a_cancelled_block_closes_its_bar(rush: Rush) -> None:
     terminal, is_open = Terminal(), asyncio.Event()
 

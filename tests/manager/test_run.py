@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,8 +79,14 @@ async def test_inside_an_event_loop_it_says_what_to_await() -> None:
 
 
 def test_misspelled_and_impossible_arguments_are_refused_before_a_server_starts(directory: Path) -> None:
-    with pytest.raises(TypeError, match=r"did you mean n_workers, an option of run\?"):
-        run(search, n_worker=4)
+    for name, meant in {"n_worker": "n_workers", "budget": "finished", "url": "config", "processes": "on"}.items():
+        with pytest.raises(TypeError, match=rf"'{name}'; did you mean {meant}, an option of run\?"):
+            wrong: dict[str, Any] = {name: 4}
+            run(search, **wrong)
+    with pytest.raises(
+        TypeError, match=r"; seconds is a stop rule: the loop, or a manager, calls `await rush.stop_when\(seconds="
+    ):
+        run(search, seconds=2)
     with pytest.raises(TypeError, match=r"has a parameter 'seed', which is an option of run"):
         run(with_seed, seed=3)
     with pytest.raises(ValueError, match="finished must be at least 1"):
