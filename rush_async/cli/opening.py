@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from rush_async.cli.exit_codes import REFUSED, CommandError
 from rush_async.cli.options import config_of
-from rush_async.config import RushConfig
+from rush_async.config import RushConfig, as_path
 from rush_async.errors import NetworkStateError
 from rush_async.network.network import Network
 
 if TYPE_CHECKING:
     from rush_async.manager.manager import Rush
 
-__all__ = ["open_client", "open_network"]
+__all__ = ["existing", "open_client", "open_network"]
 
 
 @asynccontextmanager
@@ -33,7 +33,7 @@ async def open_client(options: argparse.Namespace, *, must_exist: bool = True) -
     """
     from rush_async.manager.manager import Rush  # what starts workers takes its time to import
 
-    config = config_of(options)
+    config = existing(config_of(options)) if must_exist else config_of(options)
     rush = Rush(options.network, config, exist_ok=True, must_exist=must_exist)
     try:
         await rush
@@ -49,7 +49,7 @@ async def open_client(options: argparse.Namespace, *, must_exist: bool = True) -
 async def open_network(options: argparse.Namespace, *, must_exist: bool = True) -> AsyncGenerator[Network]:
     """Opens the view of the network that the options name: its stores, its position and its events. Arguments and errors are
     those of `open_client`."""
-    config = config_of(options)
+    config = existing(config_of(options)) if must_exist else config_of(options)
     network = await Network.acquire(options.network, config)
     try:
         if must_exist and not network.position.epoch:
@@ -57,6 +57,19 @@ async def open_network(options: argparse.Namespace, *, must_exist: bool = True) 
         yield network
     finally:
         await network.release()
+
+
+def existing(config: RushConfig) -> RushConfig:
+    """Returns the settings.
+
+    Raises:
+        CommandError: their data directory does not exist, and a command that looks must not create it.
+    """
+    if config.data_dir is not None and not as_path(config.data_dir).is_dir():
+        raise CommandError(
+            f"there is no data directory {as_path(config.data_dir)}: check --data-dir and RUSH_DATA_DIR", REFUSED
+        )
+    return config
 
 
 def _missing(network_id: str, config: RushConfig) -> CommandError:

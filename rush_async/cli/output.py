@@ -16,7 +16,7 @@ from typing import Any
 
 from rush_async.cli.exit_codes import FAILED, USAGE, CommandError
 
-__all__ = ["age", "as_text", "ask", "json_text", "print_json", "print_table"]
+__all__ = ["age", "as_text", "ask", "is_terminal", "json_text", "print_json", "print_table"]
 
 # with separators of lines, and with what turns the direction of writing
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -30,20 +30,25 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         columns: the names.
         rows: the values, as many as there are columns. Numbers are aligned to the right; None is an empty cell.
     """
-    rows = [list(row) for row in rows]
+    columns, rows = [as_text(name) for name in columns], [list(row) for row in rows]
     numeric = [
         bool(rows) and all(isinstance(row[at], int | float | None) and not isinstance(row[at], bool) for row in rows)
         for at in range(len(columns))
     ]
     texts = [[as_text(value) for value in row] for row in rows]
-    if sys.stdout.isatty() and _print_with_rich(columns, texts, numeric):
+    if is_terminal() and _print_with_rich(columns, texts, numeric):
         return
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
-    for row in (list(columns), *texts):
+    for row in (columns, *texts):
         cells = [
             text.rjust(width) if right else text.ljust(width) for text, width, right in zip(row, widths, numeric, strict=True)
         ]
         print(_GAP.join(cells).rstrip())
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a terminal. It may be closed."""
+    return sys.stdout is not None and sys.stdout.isatty()  # pyright: ignore[reportUnnecessaryComparison]
 
 
 def _print_with_rich(columns: Sequence[str], texts: Sequence[Sequence[str]], numeric: Sequence[bool]) -> bool:

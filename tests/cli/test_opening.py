@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from rush_async import Rush
+from rush_async import Rush, RushConfig
 from rush_async.cli.exit_codes import REFUSED, CommandError
-from rush_async.cli.opening import open_client, open_network
+from rush_async.cli.opening import existing, open_client, open_network
 from rush_async.cli.options import Parser, add_network, add_server
 
 
@@ -27,3 +29,10 @@ async def test_a_network_that_does_not_exist_is_refused_unless_it_may_be_new(rus
         await client.push_tasks([{"x": 1}])
     async with open_client(options) as client, open_network(options) as network:
         assert (await client.counts()).queued == network.position.counts.queued == 1
+
+
+def test_a_data_directory_that_does_not_exist_is_not_created(directory: Path) -> None:
+    assert existing(config := RushConfig(data_dir=directory)) is config
+    with pytest.raises(CommandError, match=r"there is no data directory .*/no: check --data-dir") as error:
+        existing(RushConfig(data_dir=directory / "no"))
+    assert error.value.code == REFUSED

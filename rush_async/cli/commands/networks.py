@@ -30,11 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the networks, and returns the exit code."""
+    from rush_async.cli.opening import existing
     from rush_async.cli.output import age, print_json, print_table
     from rush_async.cli.readings import stop_fields
     from rush_async.network.listing import list_networks
 
-    networks = asyncio.run(list_networks(config_of(options)))
+    networks = asyncio.run(list_networks(existing(config_of(options))))
     rows: list[list[object]] = []
     facts: list[dict[str, object]] = []
     for each in networks:

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import sys
 from io import BytesIO
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from rush_async.cli.exit_codes import DONE, FAILED, USAGE, CommandError
 from rush_async.cli.options import add_network, add_server, count
@@ -18,6 +18,7 @@ __all__ = ["add_arguments", "run"]
 
 _STATES = ("queued", "running", "finished", "failed")
 _ROWS = 50  # rows of a table, where no limit is given
+_WIDEST = 60  # characters of a value in a table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     else:
         parser.description = (
             "Shows tasks with their inputs, outputs and extras, in the order of their states, and finished ones in the\n"
-            "order they finished. A table shows the first 50 tasks, the other formats have all. Values with members are\n"
-            "JSON in a table and in CSV, and keep their members in JSON and Parquet."
+            "order they finished. A table shows the first 50 tasks and the beginning of long values, the other formats have\n"
+            "all. Values with members are JSON in a table and in CSV, and keep their members in JSON and Parquet."
         )
         parser.epilog = (
             "Examples:\n"
@@ -64,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints tasks, and returns the exit code."""
-    if options.format == "parquet" and not options.output and sys.stdout.isatty():
+    from rush_async.cli.output import is_terminal
+
+    if options.format == "parquet" and not options.output and is_terminal():
         options.parser.error("Parquet is not for terminals: name a file with -o, or redirect the output")
     if options.format == "table" and options.output:
         options.parser.error("a table is for terminals: choose --format csv, json or parquet for a file")
@@ -109,7 +112,7 @@ def _write(frame: pl.DataFrame, options: argparse.Namespace) -> None:
 
     if options.format == "table":
         shown = frame if options.limit else frame.head(_ROWS)
-        print_table(shown.columns, shown.iter_rows())
+        print_table(shown.columns, [[_cell(value) for value in row] for row in shown.iter_rows()])
         if left := frame.height - shown.height:
             print(f"... and {left:,} more: -n {frame.height} shows all", file=sys.stderr)
     elif options.output:
@@ -118,8 +121,21 @@ def _write(frame: pl.DataFrame, options: argparse.Namespace) -> None:
     else:
         written = BytesIO()  # polars raises an error of its own for a closed pipe
         _write_bytes(frame, options.format, written)
-        sys.stdout.buffer.write(written.getbuffer())
-        sys.stdout.buffer.flush()
+        if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison] - it may be closed
+            sys.stdout.buffer.write(written.getbuffer())
+            sys.stdout.buffer.flush()
+
+
+def _cell(value: Any) -> Any:
+    """Returns a value as a table shows it: of a failure type and message, of what is long the beginning."""
+    from rush_async.cli.output import as_text
+
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, dict) and value.keys() == {"kind", "type", "message", "traceback"}:  # pyright: ignore[reportUnknownMemberType]
+        value = f"{value['type'] or value['kind']}: {value['message']}"
+    text = as_text(value)
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
 
 
 def _write_bytes(frame: pl.DataFrame, form: str, file: IO[bytes]) -> None:

@@ -18,14 +18,16 @@ async def test_tasks_are_shown_as_a_table(searched: Rush, command: Command) -> N
     assert head.split() == ["state", "worker_id", "x", "tags", "y", "note", "condition", "keys"]
     assert [row.split()[0] for row in rows] == ["queued"] * 2 + ["running"] + ["finished"] * 3 + ["failed"] * 3
     assert '["a", null]' in rows[0]
+    assert r"  ValueError: no \x1b[2J  " in rows[-2]
     lines = (await command("tasks", "--state", "finished,failed", "--sort", "x", "--descending", "--columns", "x,state")).lines
     assert lines[1:3] == ["3  failed", "2  finished"]
     assert len((await command("tasks", "-n", "2", "--times")).lines) == 3
 
 
 async def test_a_long_table_is_cut_with_a_word_on_it(searched: Rush, command: Command) -> None:
-    await searched.push_tasks([{"x": 1.0}] * 60)
+    await searched.push_tasks([{"x": 1.0, "tags": ["a" * 60]}] * 60)
     shown = await command("tasks")
+    assert f'  ["{"a" * 55}...  ' in shown.out.decode()
     assert shown.out.count(b"\n") == 51
     assert shown.err == b"... and 19 more: -n 69 shows all\n"
 
