@@ -39,7 +39,8 @@ class Costs:
         stats = self._raw.info("commandstats")
         own = ("cmdstat_config|resetstat", "cmdstat_info")
         inside = {
-            "cmdstat_" + name for name in ("hget", "hset", "hdel", "hlen", "hincrby", "rpush", "time", "spublish", "hexists")
+            "cmdstat_" + name
+            for name in ("hget", "hset", "hdel", "hlen", "hincrby", "rpush", "time", "spublish", "hexists", "zadd", "zrange")
         }
         return Counter({name[8:]: each["calls"] for name, each in stats.items() if name not in inside and name not in own})
 

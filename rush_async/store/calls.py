@@ -17,18 +17,17 @@ import hiredis
 
 from rush_async.errors import DecodeError, RushConnectionError, RushError
 from rush_async.store import scripts
-from rush_async.store.keys import client_id
+from rush_async.store.numbering import WINDOW, CallerName
 from rush_async.store.position import NetworkPosition, position_of
-from rush_async.store.scripts import Life, Request, Script, ScriptCaller, deal, take_together, wire_mismatch
+from rush_async.store.scripts import Life, Request, Script, ScriptCaller, deal, epoch_of, take_together
 from rush_async.wire.connection import Connection
-from rush_async.wire.refusals import gave_up, refusal
+from rush_async.wire.refusals import forgotten, gave_up, refusal, unacknowledged
 from rush_async.wire.transport import Command, Word, pack
 
 __all__ = ["Batcher"]
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 64  # calls of a client that may be unanswered; the scripts store as many answers
 REPLICAS_IN = 1_000  # milliseconds in which replicas are to acknowledge a call, before it is sent again
 _PAUSE = 0.5  # seconds until a detached request is issued again where it was refused
 ENOUGH = 16  # requests that are worth a call before the tick is over
@@ -38,16 +37,17 @@ _AHEAD = 100  # requests of a script that may be handed over in one tick without
 class _Batch(Command):
     """A call under way; where replicas are to acknowledge it, with a second reply that tells how many did."""
 
-    __slots__ = ("asked_at", "asked_seq", "batcher", "epoch", "number", "reply", "requests", "script", "wait_ends")
+    __slots__ = ("asked_at", "asked_seq", "batcher", "client", "epoch", "number", "reply", "requests", "script", "wait_ends")
 
-    def __init__(self, batcher: Batcher, script: Script, requests: list[Request], number: int) -> None:
+    def __init__(self, batcher: Batcher, script: Script, requests: list[Request]) -> None:
         super().__init__(b"", 2 if batcher.n_replicas else 1)
         self.reply: Any = None
         self.wait_ends: float | None = None
         self.batcher = batcher
         self.script = script
         self.requests = requests
-        self.number = number
+        self.number = batcher.number
+        self.client = batcher.name.text
         self.asked_at = batcher.position.highest_epoch
         self.asked_seq = batcher.position.seq
         self.epoch = batcher.position.epoch
@@ -70,23 +70,18 @@ class _Batch(Command):
     def given_up(self, error: Exception) -> bool:
         # What the server may have granted already is compensated once it answers again.
         detached = (Life.DETACHED, Life.OVERDUE)
-        if self.n_sent and any(request.compensates or request.life in detached for request in self.requests):
-            for request in self.requests:
-                if request.life is Life.DETACHED:
-                    request.life = Life.OVERDUE
-                elif request.life is not Life.OVERDUE:
-                    request.reject(error)
-            self.batcher.progressed()
-            return True
-        self.batcher.forget(self)
+        is_kept = self.n_sent > 0 and any(request.compensates or request.life in detached for request in self.requests)
+        if not is_kept:
+            self.batcher.forget(self)
         for request in self.requests:
-            if request.life in detached:
-                request.life = Life.OVERDUE
-                self.batcher.issue(request)
-            else:
+            if request.life not in detached:
                 request.reject(error)
+                continue
+            request.life = Life.OVERDUE
+            if not is_kept:
+                self.batcher.issue(request)
         self.batcher.progressed()
-        return False
+        return is_kept
 
 
 class Batcher:
@@ -100,12 +95,12 @@ class Batcher:
 
     def __init__(self, connection: Connection, caller: ScriptCaller, position: NetworkPosition) -> None:
         self.position = position
-        self.client = client_id()
+        self.name = CallerName()
+        self.number = 0  # of the last call
         self.n_replicas = connection.config.wait_replicas
         self._wait = pack(("WAIT", self.n_replicas, REPLICAS_IN)) if self.n_replicas else b""
         self._connection = connection
         self._caller = caller
-        self._number = 0
         self._token = b""  # makes the network exist, once
         self._unanswered: dict[int, _Batch] = {}
         self._n_under_way = 0  # requests in them
@@ -279,20 +274,19 @@ class Batcher:
             return True
         # While the server takes nothing there is no use in queueing: what waits here can still be merged, or cancelled.
         oldest = next(iter(self._unanswered))
-        return self._number + 1 - oldest < WINDOW and self._connection.is_ready
+        return self.number + 1 - oldest < WINDOW and self._connection.is_ready
 
     def _is_founding(self) -> bool:
         """Whether a call under way is to make the network exist: others wait for it, so that all keep their order."""
         return not self.position.epoch and any(b.script.creates and b.since != math.inf for b in self._unanswered.values())
 
     def _send(self, script: Script, requests: list[Request]) -> None:
-        self._number += 1
-        batch = _Batch(self, script, requests, self._number)
+        self.number += 1
+        if asyncio.get_running_loop().time() > self.name.old_at:
+            self.name.renew()
+        batch = _Batch(self, script, requests)
         try:
-            args = tuple(self._args(batch))
-            n_words, head = self._caller.heads[script]
-            body = pack(args)
-            batch.payload = b"*%d\r\n%b%b%b" % (n_words + len(args), head, body[body.index(b"\n") + 1 :], self._wait)
+            batch.payload = self._caller.call(script, self._args(batch)) + self._wait
         except (TypeError, ValueError) as error:  # such as a key with a lone surrogate, which has no bytes
             self._split(batch, error)
             return
@@ -301,7 +295,7 @@ class Batcher:
         self._connection.send(batch, requests[0].since)
 
     def _args(self, batch: _Batch) -> list[Word]:
-        args: list[Word] = [str(batch.epoch), self.client, batch.number]
+        args: list[Word] = [str(batch.epoch), batch.client, batch.number]
         if batch.script.creates:
             args.append("" if batch.epoch else self.position.origin(self._token))
         for request in batch.requests:
@@ -327,6 +321,9 @@ class Batcher:
                 self.forget(batch)
                 self._token = token
                 self._waiting[batch.script].extendleft(reversed(batch.requests))
+            case [b"GONE", at]:
+                self.forget(batch)
+                self._forgotten(batch, float(at))
             case [b"OLD"]:
                 batch.failed(RushError("the server took a call for an old one: a defect of rush_async, please report it"))
             case [_, _, _, _, _, _, _, _, answer, *extra]:
@@ -341,22 +338,31 @@ class Batcher:
         self.progressed()
 
     def _epoch_refused(self, batch: _Batch, epoch: bytes, wire: bytes) -> None:
-        try:
-            number, version = int(epoch), int(wire)
-        except ValueError:
-            error: RushError | None = DecodeError(f"the network's meta holds the epoch {epoch!r} and the wire version {wire!r}")
-        else:
-            if (error := wire_mismatch(version)) is None:
-                self.position.hear_epoch(number, batch.asked_at)
+        number = epoch_of(epoch, wire)
+        if isinstance(number, int):
+            self.position.hear_epoch(number, batch.asked_at)
         for request in batch.requests:
-            if error is not None:
-                request.reject(error)
+            if not isinstance(number, int):
+                request.reject(number)
             elif not request.survives_reset:
                 request.resolve(None)
             elif request.future.done():
                 request.life = Life.OVER
             else:
                 self.issue(request)
+
+    def _forgotten(self, batch: _Batch, at: float) -> None:
+        """The name of the client is so old that its answers may be gone: as after a long pause of this process."""
+        if batch.client == self.name.text:
+            self.name.renew(at)
+        if batch.n_sent == 1:  # it was not executed
+            for request in batch.requests:
+                self.issue(request)
+            return
+        error = forgotten(self._connection.config.where, batch.script.name)
+        logger.warning("%s", error)
+        for request in batch.requests:
+            request.reject(error)
 
     def acknowledged(self, batch: _Batch, n: Any) -> None:
         """Takes how many replicas have what was written up to this call. While there are too few, the call is repeated."""
@@ -372,10 +378,7 @@ class Batcher:
         if isinstance(n, hiredis.ReplyError):
             error: Exception = refusal(n, config.where)
         else:
-            error = RushConnectionError(
-                f"{config.where} executed a call that {n} of {self.n_replicas} replicas have acknowledged within "
-                f"{config.retry_deadline:g} s: see after the replicas, or lower RushConfig(wait_replicas=...)"
-            )
+            error = unacknowledged(config.where, n, self.n_replicas, config.retry_deadline)
         for request in batch.requests:
             request.reject(error)
         self.answered(batch, batch.reply)  # what it granted is compensated
@@ -394,7 +397,7 @@ class Batcher:
 
     async def _recall(self, batch: _Batch, error: hiredis.ReplyError) -> None:
         """Asks what became of a call that the server refuses to repeat, and sees to it that no late copy of it is executed."""
-        args: list[Word] = [str(batch.epoch), self.client, batch.number]
+        args: list[Word] = [str(batch.epoch), batch.client, batch.number]
         if batch.script.name in ("pop", "pop_named"):
             args += [request.args[0] for request in batch.requests]
         try:
@@ -435,8 +438,3 @@ class Batcher:
             return False
         loop.call_later(_PAUSE, self.issue, request)
         return True
-
-    def slots(self) -> list[str]:
-        """Where the server keeps the answers to this client's last calls."""
-        first = max(1, self._number - WINDOW + 1)
-        return [f"{self.client}:{number % WINDOW}" for number in range(first, self._number + 1)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import time
 import unicodedata
 from typing import NamedTuple
 
 from rush_async.errors import RushConfigError
 
-__all__ = ["ALPHABET", "NetworkKeys", "check_network_id", "check_worker_id", "client_id", "random_network_id"]
+__all__ = ["ALPHABET", "NetworkKeys", "check_network_id", "check_worker_id", "client_id", "client_name", "random_network_id"]
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -96,5 +97,10 @@ def random_network_id() -> str:
 
 
 def client_id() -> str:
-    """Returns a new name for a sender of numbered calls: 60 random bits in 10 characters."""
+    """Returns a new random name: 60 bits in 10 characters."""
     return "".join(secrets.choice(ALPHABET) for _ in range(10))
+
+
+def client_name(at: float | None = None) -> str:
+    """Returns a new name for a sender of numbered calls: a time, by default now, which tells its age, and 60 random bits."""
+    return f"{int(time.time() if at is None else at):08x}{client_id()}"

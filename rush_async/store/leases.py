@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from rush_async.errors import DecodeError
 from rush_async.model import Failure, WorkerState
-from rush_async.store.keys import NetworkKeys, client_id
+from rush_async.store.keys import NetworkKeys, client_name
 from rush_async.store.position import Position, number_of, position_of
 from rush_async.store.records import encode_failure, encode_worker_failure
 from rush_async.store.scripts import Script, ScriptCaller
@@ -220,8 +220,6 @@ class BlockingWorkerStore:
         self._connection = connection
         self._keys = keys
         self._caller = ScriptCaller(keys)
-        self._client = client_id()
-        self._number = 0
 
     def _call(self, script: Script, args: list[Word]) -> list[Any]:
         return self._connection.call(self._caller.call(script, args), self._caller.call_by_source(script, args))
@@ -232,13 +230,16 @@ class BlockingWorkerStore:
 
     def lose(self, state: WorkerState, worker_ids: Sequence[str], epoch: int) -> None:
         """Shuts workers out, which end in `state`, and clears what they run, unless the network is in another epoch."""
-        step = LoseStep.begin(state, FAILURES[state], None, worker_ids)
+        step, client, number = LoseStep.begin(state, FAILURES[state], None, worker_ids), client_name(), 0
         while not step.is_done:
-            self._number += 1
-            reply = self._call(LOSE, [str(epoch), self._client, self._number, *step.args()])
+            number += 1
+            reply = self._call(LOSE, [str(epoch), client, number, *step.args()])
             if reply[0] in (b"EPOCH", b"OLD"):
                 return  # the network was reset, or the next beat of another process completes it
-            step = step.next(reply[8])
+            if reply[0] == b"GONE":  # the clock of this machine is behind
+                client = client_name(float(reply[1]))
+            else:
+                step = step.next(reply[8])
 
     def log(self, records: Sequence[bytes], epoch: int) -> int:
         """Appends packed records to the worker log, unless the network is in another epoch; returns the network's epoch."""

@@ -38,6 +38,7 @@ __all__ = [
     "Script",
     "ScriptCaller",
     "deal",
+    "epoch_of",
     "is_executed",
     "take_together",
     "wire_mismatch",
@@ -295,18 +296,19 @@ class ScriptCaller:
     """Writes calls of scripts on one network's keys; what never changes in a call is packed once.
 
     Attributes:
+        keys: the keys of the network.
         heads: for each script how many words its call has before its arguments, and their bytes.
     """
 
     def __init__(self, keys: NetworkKeys) -> None:
-        self._keys = keys
+        self.keys = keys
         self.heads: dict[Script, tuple[int, bytes]] = {}
         for script in Script.all:
             words = ("EVALSHA", script.digest, len(script.keys), *self._names(script))
             self.heads[script] = len(words), _body(pack(words))
 
     def _names(self, script: Script) -> list[str]:
-        return [getattr(self._keys, name) for name in script.keys]
+        return [getattr(self.keys, name) for name in script.keys]
 
     def call(self, script: Script, args: Iterable[Word]) -> bytes:
         """Packs a call of `script` by its digest."""
@@ -335,3 +337,12 @@ def wire_mismatch(wire: int) -> RushError | None:
     return RushError(
         f"this network is written in wire version {wire} and this library knows {WIRE_VERSION}: upgrade rush_async here"
     )
+
+
+def epoch_of(epoch: bytes, wire: bytes) -> int | RushError:
+    """Returns the epoch that the refusal of a call names; an error where this library cannot go on in it."""
+    try:
+        number, version = int(epoch), int(wire)
+    except ValueError:
+        return DecodeError(f"the network's meta holds the epoch {epoch!r} and the wire version {wire!r}")
+    return wire_mismatch(version) or number

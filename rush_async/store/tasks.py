@@ -308,10 +308,12 @@ class TaskStore(TaskReads):
 
         They stay if a connection was ever lost, because a late copy of a call may still arrive over it.
         """
-        fields = self.calls.slots()
+        name = self.calls.name
+        fields = name.slots(self.calls.number)
         if fields and self.connection.is_ready and self.connection.n_reconnects == 0:
             with suppress(RushError):
-                await self.connection.ask("HDEL", self.keys.calls, *fields)
+                clients = f"{self.keys.calls}:clients"
+                await self.connection.ask_together(("HDEL", self.keys.calls, *fields), ("ZREM", clients, name.text))
 
 
 def _written(chunks: Sequence[Sequence[NewTask]], requests: Sequence[_Push]) -> list[str]:

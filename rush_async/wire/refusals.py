@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rush_async.errors import RushConnectionError, RushError, ServerFullError
 
-__all__ = ["acl_remedy", "broken", "gave_up", "refusal"]
+__all__ = ["acl_remedy", "broken", "forgotten", "gave_up", "refusal", "unacknowledged"]
 
 
 def acl_remedy(network_id: str = "") -> str:
@@ -54,3 +54,19 @@ def broken(where: str, error: Exception | None) -> RushConnectionError:
     reason = RushConnectionError(f"the connection to {where} broke: {error}")
     reason.__cause__ = error
     return reason
+
+
+def unacknowledged(where: str, n: object, n_replicas: int, deadline: float) -> RushConnectionError:
+    """Returns the error for a call that was executed, and that too few replicas have acknowledged."""
+    return RushConnectionError(
+        f"{where} executed a call that {n} of {n_replicas} replicas have acknowledged within {deadline:g} s: see after the "
+        "replicas, or lower RushConfig(wait_replicas=...)"
+    )
+
+
+def forgotten(where: str, script: str) -> RushConnectionError:
+    """Returns the error for a call that was repeated so late that its answer may be gone."""
+    return RushConnectionError(
+        f"{where} does not know any more whether it executed a call ({script}) that was made an hour ago or more: see what "
+        "became of it before it is made again"
+    )

@@ -760,7 +760,7 @@ async def test_finishes_cancelled_during_an_outage_take_effect_after_it(proxy: P
     async with RushWorker(rush.network_id, replace(rush.config.at(proxy.url), retry_deadline=0.3)) as far:
         keys = await far.push_running_tasks([{"x": x} for x in range(3)])
         calls = far._net.tasks.calls  # pyright: ignore[reportPrivateUsage]
-        before = calls._number  # pyright: ignore[reportPrivateUsage]
+        before = calls.number
         proxy.refuse()
         proxy.cut_all()
         waiting = [asyncio.create_task(far.finish_tasks(key, [{"y": 1}])) for key in keys]
@@ -771,7 +771,7 @@ async def test_finishes_cancelled_during_an_outage_take_effect_after_it(proxy: P
         for _ in range(3):
             with pytest.raises(RushConnectionError):
                 await asyncio.wait_for(far.push_tasks([{"x": 1}]), TIMEOUT)
-        assert calls._number - before < 20  # pyright: ignore[reportPrivateUsage]
+        assert calls.number - before < 20
         proxy.refuse(False)
         await rush.wait_until(lambda counts: counts.finished == 3, timeout=TIMEOUT)
 

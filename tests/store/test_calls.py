@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from rush_async import Rush, RushConfig, RushConnectionError, RushWorker
-from rush_async.store.calls import WINDOW, Batcher
-from rush_async.store.keys import NetworkKeys
+from rush_async.store.calls import Batcher
+from rush_async.store.keys import NetworkKeys, client_name
+from rush_async.store.numbering import WINDOW
 from rush_async.store.tasks import FINISH, POP, PUSH, Popped
 from rush_async.testing import wait_until
 from tests.proxy import Command, Proxy, named
@@ -135,7 +137,7 @@ async def test_call_numbers_rise_by_one_and_slots_hold_the_last_answers(proxy: P
         await far.push_tasks([{"x": x}])
     numbers = [int(_arguments(each)[2]) for each in pushes(proxy)]
     assert numbers == list(range(numbers[0], numbers[0] + WINDOW + 10))
-    client = calls_of(far).client
+    client = calls_of(far).name.text
     slots = {name: held for name, held in raw.hgetall(NetworkKeys.of(far.network_id).calls).items() if _is_of(name, client)}
     assert len(slots) == WINDOW
     assert {int(held.split()[0]) for held in slots.values()} == set(numbers[-WINDOW:])
@@ -278,7 +280,7 @@ async def test_a_closed_client_leaves_no_answers_on_the_server(rush: Rush, raw: 
     async with Rush(rush.network_id, RushConfig(url=rush.config.url, retry_deadline=29)) as other:
         for x in range(70):
             await other.push_tasks([{"x": x}])
-        mine = set(calls_of(other).slots())
+        mine = set(calls_of(other).name.slots(calls_of(other).number))
         assert len(mine) == WINDOW
         assert mine <= {field.decode() for field in raw.hkeys(NetworkKeys.of(rush.network_id).calls)}
     assert not mine & {field.decode() for field in raw.hkeys(NetworkKeys.of(rush.network_id).calls)}
@@ -290,5 +292,45 @@ async def test_answers_are_kept_while_a_late_copy_may_still_arrive(proxy: Proxy,
             await far.push_tasks([{"x": n}])
             proxy.cut_all()
         await far.push_tasks([{"x": 2}])
-        mine = {f"{calls_of(far).client}:{number}" for number in (2, 3, 4)}  # the first call was refused
+        mine = {f"{calls_of(far).name.text}:{number}" for number in (2, 3, 4)}  # the first call was refused
     assert mine <= {field.decode() for field in raw.hkeys(NetworkKeys.of(rush.network_id).calls)}
+
+
+async def test_answers_of_clients_that_were_killed_are_removed_hours_later(rush: Rush, raw: Any) -> None:
+    keys, now, name = NetworkKeys.of(rush.network_id), time.time(), calls_of(rush).name
+    killed = [client_name(now - age) for age in (86_400, 8_000, 7_300)]
+    young = client_name(now - 7_100)
+    for client in (*killed, young):
+        raw.hset(keys.calls, mapping={f"{client}:{slot}": f"{slot + 1} \x01" for slot in range(WINDOW)})
+        raw.zadd(f"{keys.calls}:clients", {client: int(client[:8], 16)})
+    names = [client_name(), client_name()]
+    for name.text in names:  # each new client removes the answers of two old ones
+        await rush.push_tasks([{"x": 0}])
+    fields = raw.hkeys(keys.calls)
+    assert len([field for field in fields if _is_of(field, young)]) == WINDOW
+    assert [field for field in fields for client in killed if _is_of(field, client)] == []
+    assert set(raw.zrange(f"{keys.calls}:clients", 0, -1)) == {young.encode(), *[text.encode() for text in names]}
+
+
+async def test_a_call_under_a_name_that_is_too_old_is_made_under_another(far: Rush, raw: Any) -> None:
+    name, old = calls_of(far).name, client_name(time.time() - 4_000)
+    name.text = old
+    async with asyncio.timeout(TIMEOUT):
+        keys = await asyncio.gather(*[far.push_tasks([{"x": x}]) for x in range(WINDOW)])
+    assert (await far.fetch_queued_tasks())["x"].to_list() == list(range(WINDOW))
+    assert len(set(map(tuple, keys))) == WINDOW
+    assert (await far.counts()).queued == WINDOW
+    assert name.text != old
+    assert not [field for field in raw.hkeys(NetworkKeys.of(far.network_id).calls) if _is_of(field, old)]
+
+
+async def test_a_repeated_call_whose_answer_may_have_been_removed_is_not_executed_again(proxy: Proxy, far: Rush) -> None:
+    calls_of(far).name.text = client_name(time.time() - 4_000)
+    fault = proxy.drop_reply(named("EVALSHA", PUSH.digest))
+    with pytest.raises(RushConnectionError, match="does not know any more whether it executed a call"):
+        async with asyncio.timeout(TIMEOUT):
+            await far.push_tasks([{"x": 1}])
+    assert fault.hit.is_set()
+    assert (await far.counts()).queued == 0
+    await far.push_tasks([{"x": 2}])
+    assert (await far.counts()).queued == 1

@@ -11,7 +11,7 @@ import pytest
 from rush_async import Failure, Rush, RushConfig, RushWorker
 from rush_async.model import Counts
 from rush_async.network.network import Network
-from rush_async.store.keys import NetworkKeys
+from rush_async.store.keys import NetworkKeys, client_name
 from rush_async.store.leases import (
     KILLED,
     LOSE,
@@ -176,7 +176,7 @@ async def test_a_repeated_loss_answers_as_the_first_time(rush: Rush, connection:
     async with RushWorker(rush.network_id, rush.config) as worker:
         await worker.push_running_tasks([{"x": 1}] * 3000)
         step = LoseStep.begin("killed", KILLED, KILLED, ["a | b", "c", worker.worker_id])
-        caller, args = ScriptCaller(keys_of(rush)), [str(net_of(rush).epoch), "client", 1, *step.args()]
+        caller, args = ScriptCaller(keys_of(rush)), [str(net_of(rush).epoch), client_name(), 1, *step.args()]
         first, again = [connection.call(caller.call(LOSE, args), caller.call_by_source(LOSE, args)) for _ in range(2)]
         assert first == again
         step = step.next(first[8])

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from rush_async import DecodeError, Rush, RushError, RushWorker
-from rush_async.store.calls import WINDOW
 from rush_async.store.codec import decode
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.numbering import WINDOW
 from rush_async.store.report_entry import Report
 from rush_async.store.reports import REPORT, Reporter, ReportStore
 from rush_async.store.tasks import FINISH
@@ -362,7 +362,7 @@ async def test_reports_wait_while_the_connection_takes_nothing(far: RushWorker, 
             n_handed_over += 1
 
     reporting = asyncio.ensure_future(report())
-    await wait_until(lambda: far._net.tasks.calls._number >= 60)  # pyright: ignore[reportPrivateUsage]
+    await wait_until(lambda: far._net.tasks.calls.number >= 60)
     for _ in range(1_000):
         await asyncio.sleep(0)
     assert n_handed_over < 200
