@@ -17,6 +17,7 @@ import hiredis
 
 from rush_async.errors import DecodeError, RushConnectionError, RushError
 from rush_async.store import scripts
+from rush_async.store.key_types import explained
 from rush_async.store.numbering import WINDOW, CallerName
 from rush_async.store.position import NetworkPosition, position_of
 from rush_async.store.scripts import Life, Request, Script, ScriptCaller, deal, epoch_of, take_together
@@ -171,6 +172,8 @@ class Batcher:
         except asyncio.CancelledError:
             self._abandon(request)
             raise
+        except RushError as error:
+            raise await explained(self._connection, self._caller.keys, error) from error.__cause__
 
     async def call_all(self, requests: Sequence[Request]) -> list[Any]:
         """Issues requests together and waits for all. When one fails or the caller is cancelled, all are abandoned."""
@@ -193,7 +196,7 @@ class Batcher:
         if error is not None:
             for request in requests:
                 self._abandon(request)
-            raise error
+            raise await explained(self._connection, self._caller.keys, error)
         return results
 
     # waiting for what no caller awaits

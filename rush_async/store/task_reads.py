@@ -6,9 +6,10 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from rush_async.errors import DecodeError, RushConnectionError
+from rush_async.errors import DecodeError, RushConnectionError, RushError
 from rush_async.model import TaskState
 from rush_async.store.decoding import decode_task
+from rush_async.store.key_types import explained
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.position import NetworkPosition, Position, number_of, position_of
 from rush_async.store.scripts import MOST_BYTES, MOST_TASKS, Script, ScriptCaller, wire_mismatch
@@ -105,7 +106,10 @@ class TaskReads:
         """
         asked_at, asked_seq = self.position.highest_epoch, self.position.seq
         args: list[Word] = ["0", "", 0]
-        reply = await self.connection.ask_script(*self._caller.both(POSITION, args))
+        try:
+            reply = await self.connection.ask_script(*self._caller.both(POSITION, args))
+        except RushError as error:
+            raise await explained(self.connection, self.keys, error) from error.__cause__
         position = position_of(reply)
         if (error := wire_mismatch(number_of("wire", reply[8]))) is not None:
             raise error

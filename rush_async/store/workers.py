@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast, get_args
 
-from rush_async.errors import DecodeError
+from rush_async.errors import DecodeError, RushError
 from rush_async.model import Failure, WorkerState
 from rush_async.store.calls import Batcher
 from rush_async.store.codec import decode_all, encode
 from rush_async.store.decoding import failure_of
+from rush_async.store.key_types import explained
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import BEAT, FAILURES, KILLED, LOSE, LOST_WORKER, AliveWorker, Beat, Lease, LoseStep, answered_at
 from rush_async.store.malformed import MalformedRecords
@@ -172,7 +173,10 @@ class WorkerStore:
         shut_out: list[str] = []
         call = self._caller.both(BEAT, Beat.args())
         while True:
-            beat = Beat.of(await self._connection.ask_script(*call))
+            try:
+                beat = Beat.of(await self._connection.ask_script(*call))
+            except RushError as error:
+                raise await explained(self._connection, self.keys, error) from error.__cause__
             shut_out += beat.shut_out
             for state, worker_ids in beat.clearing.items():
                 await self.lose(worker_ids, state, FAILURES[state])

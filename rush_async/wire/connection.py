@@ -149,7 +149,7 @@ class Connection:
 
     async def ask(self, *words: Word) -> Any:
         """Sends one plain command and returns its reply; for reads."""
-        return await self.result(self._send(pack(words)))
+        return await self.result(self._send(pack(words), 1, (words,)))
 
     async def ask_together(self, *commands: tuple[Word, ...]) -> list[Any]:
         """Sends commands as one transaction and returns their replies; for reads."""
@@ -175,16 +175,17 @@ class Connection:
             RushError: the server refused it.
         """
         reply: Any = await command.future
-        if command.parts and isinstance(reply, hiredis.ReplyError) and str(reply).startswith("OOM"):
+        if command.n_replies > 1 and isinstance(reply, hiredis.ReplyError) and str(reply).startswith("OOM"):
             # A full Redis refuses every command of a transaction, and no script that only reads.
             keys = {part[1]: None for part in command.parts}
             words: list[Word] = [word for part in command.parts for word in (len(part), *part)]
             return await self.result(self._send(pack(("EVAL", _TOGETHER, len(keys), *keys, *words))))
         # A transaction answers with a list, in which a command that fails while it is executed has an error of its own.
         replies: list[Any] = [reply] if command.n_replies == 1 or isinstance(reply, hiredis.ReplyError) else reply
-        for each in replies:
+        for at, each in enumerate(replies):
             if isinstance(each, hiredis.ReplyError):
-                raise refusal(each, self.config.where)
+                failed = command.parts[at] if command.parts else ()
+                raise refusal(each, self.config.where, *failed[1:2])
         return reply
 
     def _send(self, payload: bytes, n_replies: int = 1, parts: Sequence[tuple[Word, ...]] = ()) -> FutureCommand:

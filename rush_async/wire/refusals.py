@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rush_async.errors import RushConnectionError, RushError, ServerFullError
+from rush_async.errors import DecodeError, RushConnectionError, RushError, ServerFullError
+from rush_async.wire.transport import Word
 
 __all__ = ["acl_remedy", "broken", "forgotten", "gave_up", "refusal", "unacknowledged"]
 
@@ -16,9 +17,14 @@ def acl_remedy(network_id: str = "") -> str:
     )
 
 
-def refusal(reply: Exception, where: str) -> RushError:
-    """Returns the error for an error reply of the server at `where`."""
+def refusal(reply: Exception, where: str, key: Word = "") -> RushError:
+    """Returns the error for an error reply of the server at `where` to a command on a key."""
     text = str(reply).rstrip(".")
+    if text.startswith("WRONGTYPE") and key:
+        key = key.decode() if isinstance(key, bytes) else key
+        return DecodeError(
+            f"another program has put something else in the place of {key}, on {where}: remove or mend it ({text})"
+        )
     if text.startswith("MISCONF"):
         return ServerFullError(
             f"{where} cannot write to its disk and refused the call, nothing of it was done: "

@@ -396,6 +396,40 @@ async def test_what_another_program_writes_into_meta_is_an_error_that_every_call
         await check_that_all_goes_on(stage)
 
 
+@pytest.mark.parametrize("name", ["queue", "queued", "running", "finished", "failed", "calls", "alive"])
+async def test_a_key_that_another_program_replaced_is_named_and_loses_no_task(
+    name: str, small_server: SmallServer, directory: Path
+) -> None:
+    async with staged(small_server, directory) as stage:
+        raw, keys, rush, worker = stage.raw, stage.keys, stage.rush, stage.worker
+        queued = await in_time(rush.push_tasks([{"x": x} for x in range(6)]))
+        running = await in_time(worker.push_running_tasks([{"x": 1}] * 3))
+        await in_time(rush.push_failed_tasks([{"x": 2}]))
+        await in_time(rush.push_finished_tasks([{"x": 3}], [{"y": 3}]))
+        key = getattr(keys, name)
+        raw.rename(key, "aside")
+        raw.set(key, "junk")
+        calls: list[Awaitable[Any]] = [worker.pop_task(0), worker.pop_task(key=queued[2]), rush.push_tasks([{"x": 4}])]
+        calls += [worker.finish_tasks(running[0], [{"y": 1}]), worker.fail_tasks(running[1]), rush.retry_tasks()]
+        calls += [
+            rush.cancel_tasks([queued[1], running[2]]),
+            rush.empty_queue(),
+            rush.fetch_tasks(),
+            rush.detect_lost_workers(),
+        ]
+        for call in calls:
+            (result,) = await asyncio.gather(in_time(call), return_exceptions=True)
+            assert not isinstance(result, Exception) or (isinstance(result, DecodeError) and key in str(result)), result
+        raw.rename("aside", key)
+        counts = await in_time(rush.counts())
+        assert sum(counts) in (11, 12), counts
+        known = {*raw.hkeys(keys.queued), *raw.hkeys(keys.running), *raw.hkeys(keys.failed)}
+        assert sum(counts) - len(known) == raw.llen(keys.finished)
+        assert {task.encode() for task in queued} <= known
+        listed = set(raw.lrange(keys.queue, 0, -1))
+        assert set(raw.hkeys(keys.queued)) <= listed
+
+
 # Older data.
 
 

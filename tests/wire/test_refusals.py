@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rush_async import RushConnectionError, RushError, ServerFullError
+from rush_async import DecodeError, RushConnectionError, RushError, ServerFullError
 from rush_async.wire.refusals import acl_remedy, broken, gave_up, refusal
 
 
@@ -49,6 +49,13 @@ def test_any_other_error_reply_is_a_refused_call() -> None:
     error = refusal(Exception("WRONGTYPE Operation against a key."), "redis://host")
     assert type(error) is RushError
     assert str(error) == "redis://host refused a call: WRONGTYPE Operation against a key"
+
+
+@pytest.mark.parametrize("key", ["rush:{net}:log", b"rush:{net}:log"])
+def test_a_key_of_another_type_is_named(key: str | bytes) -> None:
+    error = refusal(Exception("WRONGTYPE Operation against a key holding the wrong kind of value"), "redis://host", key)
+    assert isinstance(error, DecodeError)
+    assert "in the place of rush:{net}:log, on redis://host: remove or mend it (WRONGTYPE" in str(error)
 
 
 def test_the_rule_may_name_one_network() -> None:

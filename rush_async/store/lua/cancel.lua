@@ -31,12 +31,12 @@ for i, key in ipairs(keys) do
     end
   end
 end
+if #failed > 0 then call('HSET', FAILED, unpack(failed)) end -- first: nothing is lost where that key is none of ours
 if #unqueued > 0 then call('HDEL', QUEUED, unpack(unqueued)) end
 if #stopped > 0 then
   call('HDEL', RUNNING, unpack(stopped))
   raise_asks()
 end
-if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
 if judge then judge.ended(call('LLEN', FINISHED), call('HLEN', FAILED), false) end
 for worker, theirs in pairs(by_worker) do publish_control({ 'cancel', EPOCH, worker }, theirs) end
 return commit(moved)

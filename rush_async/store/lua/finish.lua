@@ -49,8 +49,8 @@ for n = 1, #keys do
     if judge then judge.ended(n_finished + #finished, n_failed + #failed / 2, how == 'finished' and ended) end
   end
 end
-if #gone > 0 then call('HDEL', RUNNING, unpack(gone)) end
-include('append_finished')
+-- A task is in its new place before it leaves the old one, and what may be written twice comes first: a key that another program
+-- has replaced fails a call and loses no task.
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
 for _, key in ipairs(stale) do call('LREM', QUEUE, 1, key) end
 if #head > 0 then
@@ -59,4 +59,6 @@ if #head > 0 then
   call('HSET', QUEUED, unpack(queued))
   call('LPUSH', QUEUE, unpack(reversed))
 end
+include('append_finished')
+if #gone > 0 then call('HDEL', RUNNING, unpack(gone)) end
 include('commit')

@@ -55,11 +55,12 @@ end
 local function each(items, most, act)
   for first = 1, #items, most do act(first, math.min(first + most - 1, #items)) end
 end
-each(gone, 1000, function(a, b) call('HDEL', RUNNING, unpack(gone, a, b)) end)
+-- Last they leave `running`: where another program has replaced a key, they are still found there.
 each(failed, 2000, function(a, b) call('HSET', FAILED, unpack(failed, a, b)) end)
 each(queued, 2000, function(a, b) call('HSET', QUEUED, unpack(queued, a, b)) end)
 for _, key in ipairs(stale) do call('LREM', QUEUE, 1, key) end
 each(head, 1000, function(a, b) call('LPUSH', QUEUE, unpack(head, a, b)) end)
+each(gone, 1000, function(a, b) call('HDEL', RUNNING, unpack(gone, a, b)) end)
 if judge then judge.ended(call('LLEN', FINISHED), call('HLEN', FAILED), false) end
 if step[1] == '0' then
   for _, workers in ipairs({ fenced, others }) do

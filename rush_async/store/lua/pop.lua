@@ -63,11 +63,12 @@ for i, worker in ipairs(workers) do
     answer[i], stored[i] = given, names
   end
 end
-if n_entries > 0 then call('LPOP', QUEUE, n_entries) end
+-- Its place in `running` comes first: where another program has replaced that key, the queue stays as it is.
 if #keys > 0 then
-  call('HDEL', QUEUED, unpack(keys))
   call('HSET', RUNNING, unpack(running))
+  call('HDEL', QUEUED, unpack(keys))
 end
+if n_entries > 0 then call('LPOP', QUEUE, n_entries) end
 local why = 'empty'
 if stop then
   why = 'stopped'

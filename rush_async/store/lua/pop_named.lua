@@ -20,7 +20,7 @@ if judge and judge.places_left(call('HLEN', RUNNING), call('LLEN', FINISHED)) ==
 
 record = as_taken(record, packed(worker))
 record = sub(record, 1, 1) .. char(byte(record, 2) % 128 + 128) .. sub(record, 3)
-call('HDEL', QUEUED, key)
 call('HSET', RUNNING, key, record)
+call('HDEL', QUEUED, key)
 add(TASK_STARTED, worker, key)
 return commit({ { key, record } }, { 'empty' }, { { key } })

@@ -125,8 +125,8 @@ end
 
 if registered and #registered > 0 then call('HSET', POINTS, unpack(registered)) end
 if #queue > 0 then
+  call('RPUSH', QUEUE, unpack(queue)) -- an entry without a record is skipped, a record without an entry is never found
   call('HSET', QUEUED, unpack(queued))
-  call('RPUSH', QUEUE, unpack(queue))
 end
 if #running > 0 then call('HSET', RUNNING, unpack(running)) end
 include('append_finished')

@@ -34,10 +34,10 @@ else
     fail(heads)
   end
 end
-if n_entries > 0 then call('LPOP', QUEUE, n_entries) end
 if #moved > 0 then
+  call('HSET', FAILED, unpack(failed)) -- first: nothing is lost where that key is none of ours
   call('HDEL', QUEUED, unpack(moved))
-  call('HSET', FAILED, unpack(failed))
-  if judge then judge.ended(call('LLEN', FINISHED), call('HLEN', FAILED), false) end
 end
+if n_entries > 0 then call('LPOP', QUEUE, n_entries) end
+if #moved > 0 and judge then judge.ended(call('LLEN', FINISHED), call('HLEN', FAILED), false) end
 return commit(moved, { n_entries > 0 and 1 or 0 })

@@ -31,8 +31,8 @@ for i, record in ipairs(call('HMGET', FAILED, unpack(keys))) do
 end
 for _, key in ipairs(stale) do call('LREM', QUEUE, 1, key) end
 if #moved > 0 then
+  call('RPUSH', QUEUE, unpack(moved))
   call('HSET', QUEUED, unpack(queued))
   call('HDEL', FAILED, unpack(moved))
-  call('RPUSH', QUEUE, unpack(moved))
 end
 return commit({ n_looked_at, unpack(moved) })
