@@ -201,11 +201,17 @@ async def test_a_task_popped_by_name_that_no_caller_saw_returns_to_the_head_of_t
     tasks = new(3)
     keys, hash_of_queued = [task.key for task in tasks], NetworkKeys.of(rush.network_id).queued
     await store.push("queued", tasks)
-    before = raw.hgetall(hash_of_queued)
+    before = {key: (record[:1], record[2:]) for key, record in raw.hgetall(hash_of_queued).items()}
+    raw.config_resetstat()
     store.put_back([await popped_by_name(store, rush_worker.worker_id, keys[1])], rush_worker.worker_id)
     await quiet(store)
-    assert queue_of(rush, raw) == [keys[1], keys[0], keys[2]]
-    assert raw.hgetall(hash_of_queued) == before
+    assert "cmdstat_lrem" not in raw.info("commandstats")  # it would search the whole queue
+    assert queue_of(rush, raw) == [keys[1], *keys]
+    assert {key: (record[:1], record[2:]) for key, record in raw.hgetall(hash_of_queued).items()} == before
+    assert [task.key for task in await popped(store, rush_worker.worker_id, 9)] == [keys[1], keys[0], keys[2]]
+    await rush_worker.fail_tasks(keys[1])
+    assert await store.retry([keys[1]]) == [keys[1]]
+    assert queue_of(rush, raw) == [keys[1]]
 
 
 @pytest.mark.parametrize("retries", [0, 1, 127])
@@ -215,14 +221,17 @@ async def test_a_task_popped_by_name_has_its_retries_when_its_worker_is_lost(rus
     async with RushWorker(rush.network_id, rush.config) as worker:
         await popped_by_name(store, worker.worker_id, keys[1])
         workers = rush._net.workers  # pyright: ignore[reportPrivateUsage]
+        raw.config_resetstat()
         await workers.lose([worker.worker_id], "killed", KILLED, KILLED)
+        assert "cmdstat_lrem" not in raw.info("commandstats")  # it would search the whole queue
     assert await rush.counts() == ((1, 0, 0, 1) if not retries else (2, 0, 0, 0))
     if not retries:
         assert await rush.retry_tasks() == [keys[1]]
         assert queue_of(rush, raw) == keys
     else:
-        assert queue_of(rush, raw) == [keys[1], keys[0]]
-        assert raw.hget(NetworkKeys.of(rush.network_id).queued, keys[1])[1] == retries - 1
+        assert queue_of(rush, raw) == [keys[1], *keys]
+        assert raw.hget(NetworkKeys.of(rush.network_id).queued, keys[1])[1] == 128 + retries - 1
+        assert (await rush.fetch_queued_tasks())["x"].to_list() == [2, 1]
 
 
 async def test_a_cancelled_task_that_was_popped_by_name_is_queued_once_when_it_is_retried(

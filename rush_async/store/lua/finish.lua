@@ -15,7 +15,7 @@ local records = call('HMGET', RUNNING, unpack(keys))
 include('alive')
 
 local answer, gone = {}, {}
-local finished, failed, queued, head, stale = {}, {}, {}, {}, {}
+local finished, failed, queued, head = {}, {}, {}, {}
 local seen = {}
 local n_finished, n_failed
 if judge then n_finished, n_failed = call('LLEN', FINISHED), call('HLEN', FAILED) end
@@ -43,7 +43,6 @@ for n = 1, #keys do
       require('records')
       queued[#queued + 1], queued[#queued + 2] = key, as_untaken(record)
       head[#head + 1] = key
-      if byte(record, 2) >= 128 then stale[#stale + 1] = key end
     end
     include('add_event')
     if judge then judge.ended(n_finished + #finished, n_failed + #failed / 2, how == 'finished' and ended) end
@@ -52,7 +51,6 @@ end
 -- A task is in its new place before it leaves the old one, and what may be written twice comes first: a key that another program
 -- has replaced fails a call and loses no task.
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
-for _, key in ipairs(stale) do call('LREM', QUEUE, 1, key) end
 if #head > 0 then
   local reversed = {}
   for i = #head, 1, -1 do reversed[#reversed + 1] = head[i] end

@@ -30,7 +30,7 @@ if #fenced > 0 then raise_asks() end
 publish_control({ 'out', EPOCH, STATE }, fenced)
 if #fenced + #others == 0 then return commit({ '0', {}, {}, 0, 0 }) end
 
-local gone, failed, queued, head, stale = {}, {}, {}, {}, {}
+local gone, failed, queued, head = {}, {}, {}, {}
 local step = call('HSCAN', RUNNING, CURSOR, 'COUNT', 1000)
 for i = 1, #step[2], 2 do
   local key, record = step[2][i], step[2][i + 1]
@@ -42,9 +42,8 @@ for i = 1, #step[2], 2 do
     local retries = flags % 128
     if retries > 0 then
       queued[#queued + 1] = key
-      queued[#queued + 1] = sub(record, 1, 1) .. char(retries - 1) .. sub(as_queued(record, ENDED), 3)
+      queued[#queued + 1] = sub(record, 1, 1) .. char(flags - 1) .. sub(as_queued(record, ENDED), 3)
       head[#head + 1] = key
-      if flags >= 128 then stale[#stale + 1] = key end
       add(TASK_QUEUED, worker, key)
     else
       failed[#failed + 1], failed[#failed + 2] = key, as_started(record) .. ENDED .. stamp
@@ -58,7 +57,6 @@ end
 -- Last they leave `running`: where another program has replaced a key, they are still found there.
 each(failed, 2000, function(a, b) call('HSET', FAILED, unpack(failed, a, b)) end)
 each(queued, 2000, function(a, b) call('HSET', QUEUED, unpack(queued, a, b)) end)
-for _, key in ipairs(stale) do call('LREM', QUEUE, 1, key) end
 each(head, 1000, function(a, b) call('LPUSH', QUEUE, unpack(head, a, b)) end)
 each(gone, 1000, function(a, b) call('HDEL', RUNNING, unpack(gone, a, b)) end)
 if judge then judge.ended(call('LLEN', FINISHED), call('HLEN', FAILED), false) end

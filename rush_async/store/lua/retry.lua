@@ -1,5 +1,6 @@
 -- Puts failed tasks at the end of the queue again; what was created, the attempts so far and the last failure stay.
--- The entry of one that was cancelled may still be in the queue and is looked for there: a call leaves off after some of that.
+-- Stale entries of one that was taken by name or cancelled may still be in the queue and are looked for there: a call leaves off
+-- after some of that.
 -- An item is a key.
 -- answer: the number of keys that were looked at, then the keys that moved
 local MOST_SEARCHED = 500000 -- entries of the queue, about 7 ms
@@ -29,7 +30,7 @@ for i, record in ipairs(call('HMGET', FAILED, unpack(keys))) do
     add(TASK_QUEUED, '', key)
   end
 end
-for _, key in ipairs(stale) do call('LREM', QUEUE, 1, key) end
+for _, key in ipairs(stale) do call('LREM', QUEUE, 0, key) end
 if #moved > 0 then
   call('RPUSH', QUEUE, unpack(moved))
   call('HSET', QUEUED, unpack(queued))

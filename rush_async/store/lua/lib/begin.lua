@@ -3,7 +3,7 @@
 -- about as much as a command that reads: what calls of all workers do is no function but a text to `include`.
 local call, sub, char, byte, concat = redis.call, string.sub, string.char, string.byte, table.concat
 local WIRE, MESSAGE, MOST_WORDS = '1', 960, 4000
-local HEADER = 6 -- attempt u8, retries left u8 (high bit: a stale entry is left in the queue), length of created u32
+local HEADER = 6 -- attempt u8, retries left u8 (high bit: stale entries may be in the queue), length of created u32
 local NEVER_STARTED = '\192\192\192'
 
 local position = call('HMGET', META, 'epoch', 'seq', 'stop', 'next_index')

@@ -52,8 +52,8 @@ local function as_unstarted_failed(record, ended, stale)
   return as_created(record) .. NEVER_STARTED .. ended .. stamp
 end
 
--- A record that was taken from the queue and never seen, as it was there. A stale entry of it is to leave the queue.
+-- A record that was taken from the queue and never seen, as it was there. It goes to the head of the queue: a stale entry behind
+-- that is skipped as any other.
 local function as_untaken(record)
-  local attempt, retries = math.max(byte(record) - 1, 0), byte(record, 2) % 128
-  return char(attempt, retries) .. sub(as_queued(record, last_failure(record)), 3)
+  return char(math.max(byte(record) - 1, 0)) .. sub(as_queued(record, last_failure(record)), 2)
 end
