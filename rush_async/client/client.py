@@ -19,7 +19,6 @@ from rush_async.client.arguments import (
     as_seconds,
     as_states,
     check_kinds,
-    check_lengths,
 )
 from rush_async.client.event_stream import EventStream
 from rush_async.client.malformed import Repairs
@@ -36,7 +35,7 @@ from rush_async.network.network import Network
 from rush_async.network.waiting import describe
 from rush_async.plan import locate
 from rush_async.store.keys import check_network_id, random_network_id
-from rush_async.store.points import Unique, as_unique, points_of
+from rush_async.store.points import Unique, all_points_of, as_unique
 from rush_async.store.records import NewTask, RecordEncoder, as_records, encode_failure
 from rush_async.store.scripts import Lost
 from rush_async.store.tasks import Created, Target
@@ -201,7 +200,8 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
     async def push_tasks(
         self, xss: Iterable[Any], *, xss_extra: Iterable[Any] | None = None, retries: int = 0, unique: Unique = False
     ) -> Sequence[str | None]:
-        """Queues tasks for workers to pop, first in first out.
+        """Queues tasks for workers to pop, first in first out. Many inputs are encoded in slices, between which the event loop
+        runs: leave them as they are until the call returns.
 
         Args:
             xss: the inputs, a record each: a mapping with string names, a dataclass instance, or anything with `model_dump()`.
@@ -223,8 +223,8 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         retries = as_number(retries, "retries", 127)
         network, names = self._net, as_unique(unique)
         xss = as_records(xss, "xss") if names else xss
-        tasks = self._encoder.tasks(xss, xss_extra, retries=retries)
-        return await self._push(network, "queued", tasks, points_of(xss, names))
+        tasks = await self._encoder.all_tasks(xss, xss_extra, retries=retries)
+        return await self._push(network, "queued", tasks, await all_points_of(xss, names))
 
     @overload
     async def push_finished_tasks(
@@ -271,11 +271,8 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         """
         network, names = self._net, as_unique(unique)
         xss = as_records(xss, "xss") if names else xss
-        tasks = self._encoder.tasks(xss, xss_extra, has_header=False)
-        ends = self._encoder.ends(yss, yss_extra)
-        check_lengths("xss", tasks, "yss", ends)
-        ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
-        return await self._push(network, "finished", ended, points_of(xss, names))
+        tasks = await self._encoder.finished_tasks(xss, yss, xss_extra, yss_extra)
+        return await self._push(network, "finished", tasks, await all_points_of(xss, names))
 
     async def push_failed_tasks(
         self, xss: Iterable[Any], failures: Any = None, *, xss_extra: Iterable[Any] | None = None
@@ -291,7 +288,7 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
             The keys, in the order of `xss`.
         """
         network = self._net
-        tasks = self._encoder.tasks(xss, xss_extra)
+        tasks = await self._encoder.all_tasks(xss, xss_extra)
         ends = [encode_failure(failure) for failure in as_failures(failures, len(tasks), "xss")]
         ended = [NewTask(task.key, task.created, end) for task, end in zip(tasks, ends, strict=True)]
         return (await self._create(network, "failed", ended)).keys

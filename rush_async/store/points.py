@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeAlias, cast
 
 from rush_async.store.codec import as_mapping, to_msgpack, to_plain
 
-__all__ = ["Unique", "as_unique", "canonical", "point_of", "points_of"]
+__all__ = ["Unique", "all_points_of", "as_unique", "canonical", "point_of", "points_of"]
 
 Unique: TypeAlias = bool | str | Iterable[str]
 """Whether each point is to be there once; or the names of the inputs that make it."""
 
+_SLICE = 1_000  # points that are made before the event loop runs again
 _BYTES = 16  # of a digest
 _SAME: frozenset[type] = frozenset({str, bytes, bool, type(None)})  # what is stored as it is, and is equal to no other type
 
@@ -40,12 +43,22 @@ def as_unique(unique: Unique) -> tuple[str, ...] | bool:
     return names
 
 
-def points_of(records: Iterable[Any], unique: tuple[str, ...] | bool, what: str = "xss") -> list[bytes]:
-    """Returns the point of each record; nothing where points do not matter."""
+async def all_points_of(records: Iterable[Any], unique: tuple[str, ...] | bool) -> list[bytes]:
+    """Returns what `points_of` returns, of many records in slices, between which the event loop runs."""
+    points, rest = list[bytes](), iter(records if unique is not False else ())
+    while some := list(islice(rest, _SLICE)):
+        if points:
+            await asyncio.sleep(0)
+        points += points_of(some, unique, len(points))
+    return points
+
+
+def points_of(records: Iterable[Any], unique: tuple[str, ...] | bool, first: int = 0) -> list[bytes]:
+    """Returns the point of each record; nothing where points do not matter. `first` is the index of the first, for errors."""
     if unique is False:
         return []
     names = () if unique is True else unique
-    return [point_of(record, names, f"{what}[{at}]") for at, record in enumerate(records)]
+    return [point_of(record, names, f"xss[{at}]") for at, record in enumerate(records, first)]
 
 
 def point_of(xs: Mapping[str, Any], names: Sequence[str] = (), what: str = "xs") -> bytes:

@@ -7,6 +7,7 @@ task is queued, running or failed, a header of six bytes precedes the record: at
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import struct
 from collections.abc import Iterable, Sequence
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 _TIME, _INDEX = struct.Struct(">Bd"), struct.Struct(">BI")  # what the scripts append
+_SLICE = 1_000  # records of one call that are encoded before the event loop runs again
 _LONGEST_TEXT = 50_000  # characters of a message or traceback
 _DICTS: frozenset[type] = frozenset({dict})
 _SCALARS = PLAIN_TYPES - {bytes}
@@ -110,19 +112,48 @@ class RecordEncoder:
     def __init__(self, max_record_size: int) -> None:
         self._max_size = max_record_size
 
-    def tasks(
+    async def all_tasks(
         self, xss: Iterable[Any], xss_extra: Iterable[Any] | None = None, *, retries: int = 0, has_header: bool = True
     ) -> list[NewTask]:
+        """Encodes inputs as `tasks` does, many of them in slices, between which the event loop runs."""
+        if type(xss) is list and len(given := cast("list[Any]", xss)) <= _SLICE:
+            return self.tasks(given, xss_extra, retries=retries, has_header=has_header)
+        records, extras = _as_list(cast("object", xss), "xss"), None if xss_extra is None else _as_list(xss_extra, "xss_extra")
+        _check_lengths(records, extras, "xss")
+        records = records.copy()  # their caller may change the list meanwhile
+        tasks: list[NewTask] = []
+        for first in range(0, len(records), _SLICE):
+            some = slice(first, first + _SLICE)
+            tasks += self.tasks(records[some], extras and extras[some], retries=retries, has_header=has_header, first=first)
+            await asyncio.sleep(0)
+        return tasks
+
+    def tasks(
+        self,
+        xss: Iterable[Any],
+        xss_extra: Iterable[Any] | None = None,
+        *,
+        retries: int = 0,
+        has_header: bool = True,
+        first: int = 0,
+    ) -> list[NewTask]:
         """Encodes inputs as new tasks.
+
+        Args:
+            xss: the inputs.
+            xss_extra: what to store beside each.
+            retries: of each task.
+            has_header: whether the tasks are not finished.
+            first: the index of the first one, for errors.
 
         Raises:
             EncodeError: a value cannot be stored, or a record is too large.
             ValueError: a name is reserved, or the lengths differ.
         """
-        records = as_records(xss, "xss")
-        if len(records) == 1 and xss_extra is None:
+        records = as_records(xss, "xss", first)
+        if len(records) == 1 and xss_extra is None and not first:
             return [self.task(records[0], None, "xs", retries, has_header)]
-        pairs = enumerate(_paired(records, xss_extra, "xss"))
+        pairs = enumerate(_paired(records, xss_extra, "xss", first), first)
         return [self.task(record, extra, f"xss[{at}]", retries, has_header) for at, (record, extra) in pairs]
 
     def task(
@@ -144,12 +175,29 @@ class RecordEncoder:
             created = header(created, retries=retries) + created
         return NewTask(key, created)
 
-    def ends(self, yss: Iterable[Any], yss_extra: Iterable[Any] | None = None) -> list[bytes]:
-        """Encodes outputs as the last parts of records."""
-        records = as_records(yss, "yss")
-        if len(records) == 1 and yss_extra is None:
+    async def finished_tasks(
+        self, xss: Iterable[Any], yss: Iterable[Any], xss_extra: Iterable[Any] | None, yss_extra: Iterable[Any] | None
+    ) -> list[NewTask]:
+        """Encodes inputs and outputs as finished tasks, many of them in slices, between which the event loop runs."""
+        tasks = await self.all_tasks(xss, xss_extra, has_header=False)
+        records, extras = _as_list(yss, "yss"), None if yss_extra is None else _as_list(yss_extra, "yss_extra")
+        _check_lengths(records, extras, "yss")
+        if len(records) != len(tasks):
+            raise ValueError(f"xss has {len(tasks):,} entries and yss has {len(records):,}: give one for each")
+        for first in range(0, len(records), _SLICE):
+            if first:
+                await asyncio.sleep(0)
+            some = slice(first, first + _SLICE)
+            ends = self.ends(records[some], extras and extras[some], first)
+            tasks[some] = [NewTask(task.key, task.created, end) for task, end in zip(tasks[some], ends, strict=True)]
+        return tasks
+
+    def ends(self, yss: Iterable[Any], yss_extra: Iterable[Any] | None = None, first: int = 0) -> list[bytes]:
+        """Encodes outputs as the last parts of records; `first` is the index of the first one, for errors."""
+        records = as_records(yss, "yss", first)
+        if len(records) == 1 and yss_extra is None and not first:
             return [self._end(records[0], None, "ys")]
-        pairs = enumerate(_paired(records, yss_extra, "yss"))
+        pairs = enumerate(_paired(records, yss_extra, "yss", first), first)
         return [self._end(record, extra, f"yss[{at}]") for at, (record, extra) in pairs]
 
     def end(self, ys: Any, ys_extra: Any = None) -> bytes:
@@ -200,14 +248,18 @@ def _plain_scalars(record: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def _paired(
-    records: Sequence[dict[str, Any]], extras: Iterable[Any] | None, what: str
+    records: Sequence[dict[str, Any]], extras: Iterable[Any] | None, what: str, first: int
 ) -> Iterable[tuple[dict[str, Any], dict[str, Any] | None]]:
     if extras is None:
         return [(record, None) for record in records]
-    found = as_extras(extras, f"{what}_extra")
-    if len(found) != len(records):
-        raise ValueError(f"{what} has {len(records):,} entries and {what}_extra has {len(found):,}: give one for each")
+    found = as_extras(extras, f"{what}_extra", first)
+    _check_lengths(records, found, what)
     return zip(records, found, strict=True)
+
+
+def _check_lengths(records: Sequence[Any], extras: Sequence[Any] | None, what: str) -> None:
+    if extras is not None and len(extras) != len(records):
+        raise ValueError(f"{what} has {len(records):,} entries and {what}_extra has {len(extras):,}: give one for each")
 
 
 def as_record(value: Any, what: str, at: int | None = None) -> dict[str, Any]:
@@ -229,14 +281,19 @@ def as_record(value: Any, what: str, at: int | None = None) -> dict[str, Any]:
     return record
 
 
-def as_records(values: object, what: str) -> list[dict[str, Any]]:
+def as_records(values: object, what: str, first: int = 0) -> list[dict[str, Any]]:
     """Returns each entry as a record. A string, bytes or a single record instead of a sequence is refused."""
-    return [as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what))]
+    return [as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what), first)]
 
 
-def as_extras(values: object, what: str) -> list[dict[str, Any] | None]:
+def as_extras(values: object, what: str, first: int = 0) -> list[dict[str, Any] | None]:
     """Returns each entry as a record, or None for None."""
-    return [None if value is None else as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what))]
+    return [None if value is None else as_record(value, what, at) for at, value in enumerate(_as_sequence(values, what), first)]
+
+
+def _as_list(values: object, what: str) -> list[Any]:
+    found = _as_sequence(values, what)
+    return cast("list[Any]", found) if type(found) is list else list(found)
 
 
 def _as_sequence(values: object, what: str) -> Iterable[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rush_async.errors import DecodeError, RushError, ServerFullError
@@ -156,8 +157,8 @@ class TaskStore(TaskReads):
         entries: list[str | None] = []
         first = Pushed(0, 0)
         chunks, n = _chunks(tasks), 0
-        for at in range(0, len(chunks), _WAVE):
-            wave, requests = chunks[at : at + _WAVE], list[_Push]()
+        while wave := list(islice(chunks, _WAVE)):
+            requests = list[_Push]()
             for chunk in wave:
                 requests.append(_Push(self, target, chunk, worker_id, budget, max_failed, points[n : n + len(chunk)]))
                 n += len(chunk)
@@ -455,21 +456,17 @@ def _remove(ended: bytes, most: int, keys: Sequence[Word] = ()) -> Request:
     return _Remove(REMOVE, [most, ended, *keys], n_tasks=most)
 
 
-def _chunks(tasks: Sequence[NewTask]) -> list[Sequence[NewTask]]:
+def _chunks(tasks: Sequence[NewTask]) -> Iterator[Sequence[NewTask]]:
     """Cuts a bulk push into calls of at most 1,000 tasks and 1 MiB."""
-    if len(tasks) == 1:
-        return [tasks]
-    chunks: list[Sequence[NewTask]] = []
     first = size = 0
     for at, task in enumerate(tasks):
         length = len(task.created) + len(task.ended)
         if at > first and (at - first == MOST_TASKS or size + length > MOST_BYTES):
-            chunks.append(tasks[first:at])
+            yield tasks[first:at]
             first, size = at, 0
         size += length
     if tasks:
-        chunks.append(tasks[first:])
-    return chunks
+        yield tasks[first:]
 
 
 def _moved_keys(answers: Iterable[Any]) -> list[str]:

@@ -17,7 +17,7 @@ from rush_async.errors import NetworkStateError, RushConnectionError, WorkerIdTa
 from rush_async.model import Catch, Failure, Task, TaskState, WorkerExit
 from rush_async.network.network import Network
 from rush_async.store.keys import check_worker_id
-from rush_async.store.points import Unique, as_unique, points_of
+from rush_async.store.points import Unique, all_points_of, as_unique
 from rush_async.store.records import as_records, encode_failure
 from rush_async.store.scripts import Lost
 from rush_async.store.tasks import Created, Ended
@@ -189,8 +189,8 @@ class RushWorker(RushClient):
         budget = None if budget is None else as_number(budget, "budget")
         names = unique is not False and as_unique(unique)
         xss = as_records(xss, "xss") if names else xss
-        tasks = self._encoder.tasks(xss, xss_extra)
-        points = points_of(xss, names) if names else []
+        tasks = await self._encoder.all_tasks(xss, xss_extra)
+        points = await all_points_of(xss, names) if names else []
         if not tasks:
             return []
         if not membership.is_registered:

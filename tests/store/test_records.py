@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,7 +22,17 @@ from rush_async import DecodeError, EncodeError, Failure
 from rush_async.model import RESERVED_NAMES, TaskState
 from rush_async.store.codec import decode, decode_all, encode
 from rush_async.store.decoding import complete, decode_flat, decode_task
-from rush_async.store.records import as_record, as_records, check_names, encode_created, encode_ended, encode_failure, header
+from rush_async.store.points import all_points_of, points_of
+from rush_async.store.records import (
+    RecordEncoder,
+    as_record,
+    as_records,
+    check_names,
+    encode_created,
+    encode_ended,
+    encode_failure,
+    header,
+)
 from tests.store.values import PLAIN, Loud, Model, Point
 
 STAMP = b"\xcb" + struct.pack(">d", 1.7e9)
@@ -310,3 +322,51 @@ def test_values_in_the_wrong_places_are_a_decode_error_or_a_record(values: list[
     for state, record in (("finished", raw), ("failed", prefix + raw), ("running", prefix + raw), ("queued", prefix + raw)):
         with suppress(DecodeError):
             decode_task(cast("TaskState", state), record)
+
+
+class Ticks:
+    """Counts the steps of the event loop, and notes at which of them inputs are encoded."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.seen: list[int] = []
+
+    def model_dump(self) -> dict[str, int]:
+        self.seen.append(self.n)
+        return {"x": len(self.seen)}
+
+    async def run(self) -> None:
+        while True:
+            self.n += 1
+            await asyncio.sleep(0)
+
+
+async def test_many_records_are_encoded_in_slices_between_which_the_event_loop_runs() -> None:
+    ticks, encoder = Ticks(), RecordEncoder(1_000)
+    counting = asyncio.create_task(ticks.run())
+    for encoding, n_at_once in (
+        (encoder.all_tasks([ticks] * 3_500), 1_000),
+        (encoder.all_tasks([ticks] * 3_500, [ticks] * 3_500), 2_000),
+        (encoder.finished_tasks([ticks] * 3_500, [ticks] * 3_500, None, None), 1_000),
+    ):
+        ticks.seen.clear()
+        assert len(await encoding) == 3_500
+        assert max(Counter(ticks.seen).values()) == n_at_once
+    points: list[bytes] = await all_points_of([{"x": x} for x in range(2_500)], True)
+    assert points == points_of([{"x": x} for x in range(2_500)], True)
+    counting.cancel()
+
+
+async def test_the_errors_of_many_records_name_the_one() -> None:
+    encoder, good = RecordEncoder(1_000), [{"x": 1}] * 2_500
+    for encoding, error, words in (
+        (encoder.all_tasks([*good, {"x": object()}]), EncodeError, r"xss\[2500\]\['x'\]"),
+        (encoder.all_tasks([*good, 5]), TypeError, r"xss\[2500\] must be a record"),
+        (encoder.all_tasks([*good, *good], [*good, *good[1:], 5]), TypeError, r"xss_extra\[4999\] must be a record"),
+        (encoder.all_tasks(good, good[1:]), ValueError, "xss has 2,500 entries and xss_extra has 2,499"),
+        (encoder.finished_tasks(good, good[1:], None, None), ValueError, "xss has 2,500 entries and yss has 2,499"),
+        (encoder.finished_tasks(good, [*good[1:], {"y": object()}], None, None), EncodeError, r"yss\[2499\]\['y'\]"),
+        (all_points_of([*good, {"z": 1}], ("x",)), ValueError, r"xss\[2500\] has no input 'x'"),
+    ):
+        with pytest.raises(error, match=words):
+            await encoding
