@@ -227,7 +227,13 @@ class _Child:
 
     def _remove_private_directory(self) -> None:
         if self._private_directory is not None:
-            shutil.rmtree(self._private_directory, ignore_errors=True)
+            # By name first: a process that is out of descriptors can list no directory.
+            for suffix in (".stdout", ".stderr"):
+                self._stderr.with_suffix(suffix).unlink(missing_ok=True)
+            try:
+                os.rmdir(self._private_directory)
+            except OSError:
+                shutil.rmtree(self._private_directory, ignore_errors=True)
 
     def _take_reports(self) -> None:
         """Takes the reports of the process: ends of workers, and confirmed requests."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 import sys
 import tempfile
@@ -309,3 +310,20 @@ async def test_a_process_whose_loop_hangs_is_given_up_where_that_is_limited(rush
 async def is_lost(rush: Rush, worker_id: str) -> bool:
     info = await rush.worker_info()
     return info.filter(info["worker_id"] == worker_id)["state"].item() == "lost"
+
+
+async def test_a_start_without_free_descriptors_leaves_no_directory(
+    rush: Rush, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for free in range(3):
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                await rush.start_workers(hold, 1, on=Processes())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert os.listdir(directory) == []
