@@ -399,7 +399,15 @@ class Batcher:
             self._split(batch, refusal(error, self._connection.config.where))
 
     async def _recall(self, batch: _Batch, error: hiredis.ReplyError) -> None:
-        """Asks what became of a call that the server refuses to repeat, and sees to it that no late copy of it is executed."""
+        """Asks what became of a call that the server refuses to repeat, and sees to it that no late copy of it is executed.
+        No caller waits for ever, whatever ends this."""
+        try:
+            await self._look_up(batch, error)
+        except BaseException as reason:
+            batch.failed(RushConnectionError(f"it is not known whether a call was executed: {reason!r}"))
+            raise
+
+    async def _look_up(self, batch: _Batch, error: hiredis.ReplyError) -> None:
         args: list[Word] = [str(batch.epoch), batch.client, batch.number]
         if batch.script.name in ("pop", "pop_named"):
             args += [request.args[0] for request in batch.requests]

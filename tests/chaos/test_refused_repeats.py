@@ -552,6 +552,29 @@ async def test_a_late_copy_of_a_call_that_was_given_up_after_a_refusal_leaves_no
         late.discard()
 
 
+@pytest.mark.parametrize("ending", [RuntimeError("a defect"), asyncio.CancelledError()])
+async def test_a_caller_gets_an_error_when_the_look_up_of_its_call_ends(
+    ending: BaseException, small_server: SmallServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its connection is closed at that moment."""
+    async with staged(small_server, directory) as stage:
+
+        async def end(*_: bytes) -> Any:
+            raise ending
+
+        fault = stage.proxy.drop_reply(named("EVALSHA", PUSH.digest))
+        caller = asyncio.ensure_future(stage.rush.push_tasks([{"x": 1}]))
+        await fault.hit.wait()
+        with monkeypatch.context() as patched:
+            patched.setattr(stage.rush._net.link.connection, "ask_script", end)  # pyright: ignore[reportPrivateUsage]
+            stage.server.refuse("MISCONF")
+            async with asyncio.timeout(TIMEOUT):
+                with pytest.raises(RushConnectionError, match="not known whether a call was executed"):
+                    await caller
+        stage.server.accept()
+        assert len(await stage.rush.push_tasks([{"x": 2}])) == 1
+
+
 async def test_a_full_server_refuses_no_read_and_no_wait(small_server: SmallServer, directory: Path) -> None:
     async with staged(small_server, directory) as stage:
         rush, worker = stage.rush, stage.workers[0]
