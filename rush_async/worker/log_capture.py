@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from rush_async.errors import redact
+from rush_async.process import forget_in_child
 from rush_async.store.worker_log import LogEntry
 
 __all__ = ["WARNINGS", "LogSink", "capture"]
@@ -124,6 +125,12 @@ class _CaptureHandler(logging.Handler):
         self.close()
         return True
 
+    def forget(self) -> None:
+        """Leaves the logger in a forked child, with its former level."""
+        if self._logger.level == self._given_level:
+            self._set_level(self._former_level)
+        self._logger.removeHandler(self)
+
     def _set_level(self, level: int) -> None:
         self._logger.setLevel(level)
         self._given_level = level
@@ -187,10 +194,20 @@ class _Registry:
     def remove(self, source: _Source) -> None:
         """Stops capturing what a worker logs."""
         with self._lock:
-            self._sources.discard(source)
+            if source not in self._sources:  # it is that of a worker whose process has forked this one
+                return
+            self._sources.remove(source)
             for name, level in source.levels.items():
                 if self._handlers[name].remove_worker(level if source.sets_levels else None):
                     del self._handlers[name]
+
+    def forget(self) -> None:
+        """Forgets all workers in a forked child: their event loops are the parent's, as are locks that threads of it held."""
+        self._lock = threading.Lock()
+        self._sources.clear()
+        for handler in self._handlers.values():
+            handler.forget()
+        self._handlers.clear()
 
     def source_of(self, record: logging.LogRecord) -> _Source | None:
         """Returns the worker that logged a record. Takes no lock, because any thread may log at any moment."""
@@ -203,3 +220,4 @@ class _Registry:
 
 
 _registry = _Registry()
+forget_in_child(_registry)

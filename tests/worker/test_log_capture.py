@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
@@ -11,7 +13,7 @@ import pytest
 
 from rush_async import Coroutines, Launcher, Processes, Rush, RushWorker
 from rush_async.store.worker_log import LogEntry
-from rush_async.worker.log_capture import WARNINGS, capture
+from rush_async.worker.log_capture import WARNINGS, _registry, capture  # pyright: ignore[reportPrivateUsage]
 from rush_async.worker.worker import membership_of
 from tests.launch.loops_of_tests import log_some
 
@@ -316,6 +318,36 @@ def test_records_of_the_code_that_sends_records_are_not_captured(sink: Sink) -> 
         for name in [*names, "rush_async.wired", "rush_async.worker.worker"]:
             logging.getLogger(name).error("it failed")
     assert [entry.logger for entry in sink.entries] == ["rush_async.wired", "rush_async.worker.worker"]
+
+
+class LockedSink(Sink):
+    """Waits for a lock, as a log writer does for that of the heartbeat thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def log(self, record: bytes) -> None:
+        with self.lock:
+            super().log(record)
+
+
+def test_a_forked_child_belongs_to_no_worker_and_waits_for_no_lock_of_its_parent() -> None:
+    sink, logger = LockedSink(), logging.getLogger("forked")
+    with capture("a", {"forked": "DEBUG"}, sink):
+        with sink.lock, _registry._lock:  # pyright: ignore[reportPrivateUsage] - as if other threads held them
+            child = os.fork()
+            if child == 0:
+                signal.alarm(5)  # ends a child that waits
+                logger.warning("from the child")
+                own = Sink()
+                with capture("b", {"forked": "INFO"}, own):
+                    logger.info("from its worker")
+                is_right = sink.entries == [] and own.lines == [("b", "from its worker")] and logger.level == logging.NOTSET
+                os._exit(0 if is_right else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        logger.debug("from the parent")
+    assert sink.messages == ["from the parent"]
 
 
 def test_a_record_that_cannot_be_formatted_is_reported_and_the_worker_continues(
