@@ -64,8 +64,7 @@ class BlockingConnection:
             raise self._failure(error) from error
 
     def _exchange(self, payload: bytes) -> Any:
-        if self._is_interrupted:
-            raise ConnectionError("the connection was interrupted")
+        self._raise_if_interrupted()
         if not self._connection.is_connected:
             if self._finder.moves:
                 address = asyncio.run(self._finder.find())
@@ -73,8 +72,13 @@ class BlockingConnection:
                 self._connection.host, self._connection.port = address
             self._connection.connect()
             check_peer(self._config.url or "", self._connection._sock)
+            self._raise_if_interrupted()  # there was no socket to shut down while it connected
         self._connection.send_packed_command([payload], check_health=False)
         return self._connection.read_response()
+
+    def _raise_if_interrupted(self) -> None:
+        if self._is_interrupted:
+            raise ConnectionError("the connection was interrupted")
 
     def _failure(self, error: Exception) -> RushConnectionError:
         self.close()

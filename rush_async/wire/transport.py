@@ -89,7 +89,7 @@ class FutureCommand(Command):
 
     def passed(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
-            self._refusal = reply
+            self._refusal = self._refusal or reply  # the first is the reason, whatever the others are refused for
 
     def failed(self, error: Exception) -> None:
         if not self.future.done():

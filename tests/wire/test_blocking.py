@@ -72,3 +72,20 @@ async def test_an_interruption_ends_a_call_that_waits_and_every_later_one(connec
         await asyncio.wait_for(waiting, 5)
     with pytest.raises(RushConnectionError, match="interrupted"):
         connection.ask("PING")
+
+
+def test_an_interruption_while_it_connects_lets_it_send_nothing(
+    connection: BlockingConnection, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner: Any = connection._connection  # pyright: ignore[reportPrivateUsage]
+    connect = inner.connect
+
+    def connect_slowly() -> None:
+        connection.interrupt()  # as another thread does at this moment
+        connect()
+
+    monkeypatch.setattr(inner, "connect", connect_slowly)
+    raw.config_resetstat()
+    with pytest.raises(RushConnectionError, match="interrupted"):
+        connection.ask("DBSIZE")
+    assert "cmdstat_dbsize" not in raw.info("commandstats")

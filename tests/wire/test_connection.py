@@ -73,6 +73,11 @@ async def test_a_command_that_fails_in_a_transaction_is_an_error_too(connection:
     assert await connection.ask_together(("ECHO", "next")) == [b"next"]
 
 
+async def test_the_error_of_a_discarded_transaction_is_that_of_its_first_command(connection: Connection) -> None:
+    with pytest.raises(RushError, match="refused a call: ERR unknown command 'NONSENSE'"):
+        await connection.ask_together(("NONSENSE", "x"), ("LLEN", "list", "and", "more"))
+
+
 async def test_a_script_that_the_server_does_not_know_is_sent_with_its_source(connection: Connection, raw: Any) -> None:
     raw.script_flush()
     source = "return ARGV[1] .. ' of this test'"
