@@ -408,9 +408,8 @@ class Batcher:
             raise
 
     async def _look_up(self, batch: _Batch, error: hiredis.ReplyError) -> None:
-        args: list[Word] = [str(batch.epoch), batch.client, batch.number]
-        if batch.script.name in ("pop", "pop_named"):
-            args += [request.args[0] for request in batch.requests]
+        workers = [request.args[0] for request in batch.requests if request.script.name in ("pop", "pop_named")]
+        args: list[Word] = [str(batch.epoch), batch.client, batch.number, *workers]
         try:
             # The answer can be read where nothing can be written, as on a full disk.
             for script in (scripts.RECALL, scripts.WITHDRAW):
