@@ -31,7 +31,7 @@ Facts: TypeAlias = Mapping[str, str]
 """The lines of INFO, by name."""
 
 _SLOW, _TOO_SLOW = 0.01, 1.0  # seconds of a round trip
-_LARGE_DIFFERENCE = 2.0  # seconds between two clocks
+_LARGE_DIFFERENCE = 2.0  # between two clocks, in s
 _NEARLY_FULL = 0.85  # of the memory
 
 # Of each command a harmless form; `k` stands for a key of the network, `c` for a channel.

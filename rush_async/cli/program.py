@@ -51,6 +51,7 @@ COMMANDS = (
     Command("workers", "list workers, each with the time since it took its task", "Look", "workers"),
     Command("failures", "show why tasks failed, each reason once, with a traceback", "Look", "failures"),
     Command("log", "print what workers logged", "Look", "log"),
+    Command("server", "run the embedded server in the foreground, with a port for other machines", "Servers", "server"),
     Command("doctor", "check a server, your rights and a network: a verdict and a remedy each", "Servers", "doctor"),
 )
 

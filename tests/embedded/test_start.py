@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 import pytest
 
-from rush_async import ServerStartError
+from rush_async import Rush, RushConnectionError, ServerStartError
+from rush_async.embedded.directories import has_ended
 from rush_async.embedded.server import ServerLease, acquire
-from rush_async.embedded.start import Child, find_server
-from tests.embedded.users import ask, directory_of, wait_for, watchdog_of
+from rush_async.embedded.start import Child, Listener, find_server
+from tests.embedded.users import User, ask, directory_of, free_port, wait_for, watchdog_of
 
 
 def find_no_package(name: str) -> None:
@@ -125,3 +129,43 @@ def test_a_child_is_reaped_once() -> None:
     wait_for(reaped.has_ended)
     assert reaped.has_ended()
     child.wait()
+
+
+async def test_a_port_takes_the_password_which_those_who_join_find(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "rush_async")
+    password = 'a "b" \\ %41 @:/?# ü'
+    listener = Listener(port := free_port(), password)
+    lease = acquire(directory / "data", listener=listener)
+    try:
+        url = f"redis://:{quote(password, safe='')}@127.0.0.1:{port}"
+        async with Rush("net", url) as far:
+            await far.push_tasks([{"x": 1}])
+        with pytest.raises(RushConnectionError, match="refuses this user or password"):
+            await Rush("net", f"redis://:another@127.0.0.1:{port}")
+        # Another process, which names the data directory alone.
+        other = User(directory / "data")
+        async with Rush("net", other.url) as near:
+            assert (await near.counts()).queued == 1
+            await near.reset()
+        other.close()
+        assert [record for record in caplog.messages if "ü" in record or "%C3" in record] == []
+        assert any("unix://:***@" in record for record in caplog.messages)
+        # It is started again with its port.
+        async with Rush("net", url) as far:
+            os.kill(lease.pid, signal.SIGKILL)
+            assert (await far.counts()).total == 0
+        words = psutil.Process(watchdog_of(lease.url)).cmdline()
+        assert password not in " ".join(words)
+        folder = directory_of(lease.url)
+        assert {path.name for path in folder.iterdir() if path.stat().st_mode & 0o077} <= {"data"}
+    finally:
+        lease.release()
+    assert not folder.exists()
+    assert has_ended(lease.url)
+
+
+def test_a_port_that_is_taken_is_named(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerStartError, match=f"port {port}"):
+            acquire(directory / "data", listener=Listener(port, "secret"))

@@ -56,7 +56,12 @@ def is_gone(pid: int) -> bool:
 
 
 def directory_of(url: str) -> Path:
-    return Path(url.removeprefix("unix://")).parent
+    return Path(url[url.index("/", len("unix://")) :]).parent
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def watchdog_of(url: str) -> int:
