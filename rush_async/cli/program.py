@@ -51,6 +51,13 @@ COMMANDS = (
     Command("workers", "list workers, each with the time since it took its task", "Look", "workers"),
     Command("failures", "show why tasks failed, each reason once, with a traceback", "Look", "failures"),
     Command("log", "print what workers logged", "Look", "log"),
+    Command("stop", "stop a network: no task starts any more, in any process", "Steer", "stop"),
+    Command("resume", "let a network that has stopped continue", "Steer", "stop"),
+    Command("kill", "end workers at once, wherever they run", "Steer", "stop"),
+    Command("retry", "queue failed tasks again", "Steer", "retry"),
+    Command("cancel", "take tasks out of the queue", "Steer", "retry"),
+    Command("reset", "empty a network for a new run", "Steer", "reset"),
+    Command("delete", "delete a network: nothing is left on the server", "Steer", "reset"),
     Command("server", "run the embedded server in the foreground, with a port for other machines", "Servers", "server"),
     Command("doctor", "check a server, your rights and a network: a verdict and a remedy each", "Servers", "doctor"),
 )
