@@ -48,8 +48,8 @@ FLOORS = (
     Floor("worker", frozenset({"worker"}), neighbours=True),
     Floor("launch", frozenset({"launch"}), neighbours=True),
     Floor("manager", frozenset({"manager"}), neighbours=True),
-    Floor("cli", frozenset({"cli"}), neighbours=True),
     Floor("the edges", frozenset({"testing", "extras"})),
+    Floor("cli", frozenset({"cli"}), neighbours=True),
     Floor("the program", frozenset({"__main__"})),
     Floor("the roof", frozenset({""})),
 )

@@ -101,6 +101,10 @@ class Heartbeat:
         keys: the keys of the network.
         owner: the event loop's view of the network.
         local_workers: the workers that live in the event loop, by their ids.
+
+    Attributes:
+        n_beats: how many beats the server has answered.
+        beaten_at: when the last of them was answered, on the monotonic clock; None before the first.
     """
 
     def __init__(
@@ -123,6 +127,8 @@ class Heartbeat:
         self._n_requests = 0
         self._beat_at = self._end_process_at = math.inf
         self._is_closed = False
+        self.n_beats = 0
+        self.beaten_at: float | None = None
 
     # in the event loop
 
@@ -223,7 +229,8 @@ class Heartbeat:
             self._note_requests(store)
         self._n_requests = beat.n_requests
         self._pace = math.inf if beat.pace is None else beat.pace
-        self._beat_at = time.monotonic() + self._period
+        self.n_beats, self.beaten_at = self.n_beats + 1, time.monotonic()
+        self._beat_at = self.beaten_at + self._period
         with contextlib.suppress(RuntimeError):  # the loop has been closed
             self._loop.call_soon_threadsafe(self._take, beat, has_requests, asked)
 

@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Protocol
 
 from rush_async.errors import DecodeError, listed
-from rush_async.model import Failure, WorkerState
+from rush_async.model import Failure, TaskState, WorkerState
 from rush_async.store.leases import LOST_WORKER, AliveWorker
 from rush_async.store.messages import (
     CancelMessage,
@@ -21,7 +21,7 @@ from rush_async.store.messages import (
 from rush_async.store.position import NetworkPosition
 from rush_async.wire.link import Link
 
-__all__ = ["LocalWorker", "LocalWorkers", "Reconciler"]
+__all__ = ["LocalWorker", "LocalWorkers", "Reconciler", "TaskObserver"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,16 @@ class LocalWorker(Protocol):
         """Ends its waits for a task or a place, with an error where one is given."""
 
     def shut_out(self, why: str) -> None: ...
+
+
+class TaskObserver(Protocol):
+    """Learns what the workers of this event loop run, such as for metrics. It is called in the event loop, and returns soon."""
+
+    def tasks_held(self, keys: Sequence[str]) -> None:
+        """A worker runs these tasks from here on."""
+
+    def tasks_ended(self, keys: Sequence[str], state: TaskState | None) -> None:
+        """Tasks have finished or failed here; None: the network took them away from a worker that it shut out."""
 
 
 class StoredTasks(Protocol):
@@ -102,11 +112,13 @@ class LocalWorkers:
     Attributes:
         by_id: the workers by their ids.
         leases: the leases under which workers have lived here.
+        observer: learns what they run; None where nothing asks.
     """
 
     def __init__(self, network_id: str, position: NetworkPosition) -> None:
         self.by_id: dict[str, LocalWorker] = {}
         self.leases: set[str] = set()
+        self.observer: TaskObserver | None = None
         self.position = position
         self._network_id = network_id
         position.watchers.add(self)

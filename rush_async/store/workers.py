@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -230,6 +231,12 @@ class WorkerStore:
         """Returns all workers that the network knows, ordered by the time at which they registered."""
         flat = await self._connection.ask("HGETALL", self.keys.workers)
         return sorted(self._entries(_pairs(flat)), key=lambda entry: (entry.started_at, entry.worker_id))
+
+    async def count_states(self) -> dict[WorkerState, int]:
+        """Returns how many workers are in each state; those that are being cleared are in the state in which they end."""
+        entries: list[bytes] = await self._connection.ask("HVALS", self.keys.workers)
+        states = Counter(entry.partition(b" ")[0].removeprefix(b"clearing-") for entry in entries)
+        return {state: states[state.encode()] for state in get_args(WorkerState)}
 
     async def networks(self, prefix: str) -> list[str]:
         """Returns the ids that begin with `prefix` of networks with workers. The server looks at every key of the database."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from typing import Any
 
 from rush_async.errors import NetworkStateError, NetworkStoppedError, WorkerLostError, listed
 from rush_async.heartbeat.log_writer import LogWriter
-from rush_async.model import Failure, WorkerExit, WorkerState
+from rush_async.model import Failure, TaskState, WorkerExit, WorkerState
+from rush_async.network.local_workers import LocalWorkers
 from rush_async.store.records import encode_failure
 from rush_async.store.reports import ReportStore
 from rush_async.store.tasks import Ended, TaskStore
@@ -92,14 +93,16 @@ class Membership:
         self._most_reports: int
         self._log_writer: LogWriter | None = None
         self._turns: LoopTurns
-        self._neighbours: Sized
+        self._neighbours: LocalWorkers
 
     def limit(self, limits: Limits) -> None:
         """Sets the limits of the worker, before it registers."""
         self._limiter = Limiter(limits, self)
         self.waits = self._limiter.waits
 
-    def join(self, tasks: TaskStore, workers: WorkerStore, log_writer: LogWriter, turns: LoopTurns, neighbours: Sized) -> None:
+    def join(
+        self, tasks: TaskStore, workers: WorkerStore, log_writer: LogWriter, turns: LoopTurns, neighbours: LocalWorkers
+    ) -> None:
         """The network counts the worker as running from here on.
 
         Args:
@@ -186,6 +189,7 @@ class Membership:
         """Notes that the network has shut the worker out, and why."""
         if self.shut_out_because is None and self.is_registered:
             self.shut_out_because = why
+            self._tell_ended(list(self._held), None)
             self._held.clear()
             self.request_stop()
             # The loop of a lost worker continues: it gets a `WorkerLostError` and may open another worker.
@@ -275,12 +279,15 @@ class Membership:
         """Adds tasks that the network gave to the worker, and returns their keys."""
         for key in keys:
             self._held[key] = None
+        if (observer := self._neighbours.observer) is not None:
+            observer.tasks_held(keys)
         self._note_change()
         return keys
 
     def cancel_task(self, key: str) -> None:
         """Cancels the block of a task that the network has failed."""
         if self._held.pop(key, _NOT_HELD) is not _NOT_HELD:
+            self._tell_ended([key], "failed")
             self._note_change()
             if (guard := self._guards.get(key)) is not None:
                 guard.cancel()
@@ -295,26 +302,28 @@ class Membership:
             return []
         if self._has_left:
             raise NetworkStateError(f"worker {self.worker_id} of network {self.network_id!r} is closed")
-        keys = [str(item.key) for item in items]
+        keys, state = [str(item.key) for item in items], "finished" if items[0].kind == "finished" else "failed"
         try:
             marks = await self._tasks.end(items) or [0] * len(items)
         except asyncio.CancelledError:
-            self._forget(keys, n_ended=len(self._held.keys() & set(keys)))  # the call takes effect nevertheless
+            ended = [key for key in keys if key in self._held]
+            self._forget(keys, n_ended=len(ended))  # the call takes effect nevertheless
+            self._tell_ended(ended, state)
             raise
         moved = keys if marks == [1] else [key for key, mark in zip(keys, marks, strict=True) if mark == 1]
         self._forget(keys, n_ended=len(moved))
+        self._tell_ended(moved, state)
         if len(moved) == len(items):
             return moved
         if None in marks:
             raise self.lost_error()
         if not quietly:
             missed = [key for key, mark in zip(keys, marks, strict=True) if mark != 1]
-            verb = "finished" if items[0].kind == "finished" else "failed"
             logger.warning(
                 "worker %s does not run %s: not %s (ended before, held by another worker, unknown, or deleted by a reset)",
                 self.worker_id,
                 listed(missed),
-                verb,
+                state,
             )
         return moved
 
@@ -326,6 +335,10 @@ class Membership:
             self._limiter.note_ended(n_ended)
         self._note_change()
 
+    def _tell_ended(self, keys: Sequence[str], state: TaskState | None) -> None:
+        if (observer := self._neighbours.observer) is not None:
+            observer.tasks_ended(keys, state)
+
     def _note_change(self) -> None:
         if self._limiter is not None:
             self._limiter.note_change()
@@ -334,11 +347,13 @@ class Membership:
         """Fails a task whose end was given up, once the server is there, unless that end was executed after all."""
         if key in self._held:
             self._forget([key], n_ended=0)
+            self._tell_ended([key], "failed")
             self._tasks.fail_later(key, self.worker_id, error)
 
     async def fail_held(self, failure: Failure) -> None:
         """Fails the tasks that the worker still holds."""
         if keys := list(self._held):
+            self._tell_ended(keys, "failed")
             self._held.clear()
             ended = encode_failure(failure)
             await self._tasks.end([Ended("failed", key, self.worker_id, ended) for key in keys])

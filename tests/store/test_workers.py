@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -51,6 +52,7 @@ async def test_a_worker_that_was_announced_registers_and_learns_of_a_stop(rush: 
     alive = await store.alive(["a", "b", "c"])
     assert [None if entry is None else entry.is_asked_to_stop for entry in alive.values()] == [False, True, None]
     assert await states(rush) == {"a": "running", "b": "running", "c": "starting"}
+    assert Counter(await store.count_states()) == Counter(running=2, starting=1)
     for worker_id in ("a", "b", "c"):
         assert await store.deregister(worker_id, "terminated")
 

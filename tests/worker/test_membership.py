@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -224,3 +224,38 @@ async def test_a_worker_that_only_the_heartbeat_thread_knows_to_be_lost_gets_an_
     membership.note_stop()
     with pytest.raises(WorkerLostError):
         await take(rush_worker)
+
+
+class Observed:
+    """Notes what an observer is told."""
+
+    def __init__(self) -> None:
+        self.running: set[str] = set()
+        self.ended: list[tuple[str, str | None]] = []
+
+    def tasks_held(self, keys: Sequence[str]) -> None:
+        self.running.update(keys)
+
+    def tasks_ended(self, keys: Sequence[str], state: str | None) -> None:
+        self.running.difference_update(keys)
+        self.ended += [(key, state) for key in keys]
+
+
+async def test_an_observer_learns_each_task_and_how_it_ended_here(rush: Rush) -> None:
+    observed = Observed()
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        worker._net.local_workers.observer = observed  # pyright: ignore[reportPrivateUsage]
+        keys = await worker.push_running_tasks([{"x": n} for n in range(5)])
+        assert observed.running == set(keys)
+        await worker.finish_tasks(keys[:2], [{"y": 1}, {"y": 2}])
+        await worker.fail_tasks(keys[2])
+        await rush.cancel_tasks(keys[3])
+        await wait_until(lambda: len(observed.ended) == 4)
+        await worker.fail_tasks(keys[3])  # ended already
+    assert observed.ended == list(zip(keys, ["finished", "finished", "failed", "failed", "failed"], strict=True))
+    observed.ended.clear()
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        (key,) = await worker.push_running_tasks([{"x": 1}])
+        await rush.stop_workers(worker.worker_id, mode="kill")
+        await wait_until(lambda: observed.ended)
+        assert (observed.ended, observed.running) == ([(key, None)], set())

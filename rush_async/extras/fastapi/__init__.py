@@ -53,7 +53,7 @@ from rush_async.extras.fastapi.bodies import (
     event_view,
 )
 from rush_async.extras.fastapi.runs import START, events_until_end, living_workers, read_reports, read_status
-from rush_async.extras.fastapi.service import Objective, RunLoop, Service
+from rush_async.extras.fastapi.service import Metrics, Objective, RunLoop, Service
 from rush_async.extras.fastapi.statuses import STATUS_OF_FAILURE, ErrorRoute, input_errors
 from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
@@ -61,7 +61,7 @@ from rush_async.manager.manager import Rush
 from rush_async.supervisor import Supervisor
 from rush_async.worker.loop import bind_loop
 
-__all__ = ["Objective", "RunLoop", "RushDep", "rush_config", "rush_lifespan", "rush_router"]
+__all__ = ["Metrics", "Objective", "RunLoop", "RushDep", "rush_config", "rush_lifespan", "rush_router"]
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +182,7 @@ def rush_router(
     _add_run_routes(router, _Loops(loops), best, maximize, on)
     _add_state_routes(router)
     _add_task_routes(router, xs)
+    _add_metrics_route(router)
     return router
 
 
@@ -195,6 +196,7 @@ def rush_lifespan(
     drain: float = 10.0,
     run_ttl: float | None = None,
     max_streams: int = 100,
+    metrics: Metrics | None = None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]:
     """The lifespan of an application: opens one `Rush`, and drains the workers at the end.
 
@@ -208,6 +210,8 @@ def rush_lifespan(
         drain: seconds that workers have to finish their tasks when the process ends. Then they are killed.
         run_ttl: seconds after which an ended run is deleted with its results; None keeps all.
         max_streams: how many streams of events this process sends at once; a further one is refused with 503.
+        metrics: a `NetworkMetrics()` of `rush_async.extras.metrics`, for `GET /metrics`: it shows the service's own network,
+            and the runs whose workers live in this process as long as they do.
 
     Returns:
         What FastAPI takes as `lifespan`.
@@ -229,7 +233,9 @@ def rush_lifespan(
         override = app.dependency_overrides.get(rush_config)
         given = (config, data_dir) if override is None else (override(), None)
         async with Rush(network_id, given[0], data_dir=given[1], exist_ok=True) as rush:
-            service = Service(rush, drain, objective, n_evaluators, run_ttl=run_ttl, max_streams=max_streams)
+            service = Service(
+                *(rush, drain, objective, n_evaluators), run_ttl=run_ttl, max_streams=max_streams, metrics=metrics
+            )
             try:
                 await service.open()
                 with service.stop_on_signals():
@@ -341,6 +347,16 @@ def _add_state_routes(router: APIRouter) -> None:
     ) -> list[ReportView]:
         """Returns what running tasks reported, oldest first. For more, ask again `since` the `at` of the last one."""
         return await read_reports(run, key, since, limit)
+
+
+def _add_metrics_route(router: APIRouter) -> None:
+    @router.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
+    async def get_metrics(service: _ServiceDep, accept: Annotated[str, Header()] = "") -> Response:
+        """Returns the metrics of this process for Prometheus, where the service has any."""
+        if service.metrics is None:
+            raise HTTPException(404, "this service has no metrics: give rush_lifespan(metrics=NetworkMetrics())")
+        text, content_type = await service.metrics.scrape(accept)
+        return Response(text, headers={"Content-Type": content_type})
 
 
 def _add_task_routes(router: APIRouter, xs: Any) -> None:

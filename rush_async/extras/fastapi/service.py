@@ -33,7 +33,7 @@ from rush_async.supervisor import Supervisor, run_to_completion
 from rush_async.worker.loop import is_async
 from rush_async.worker.worker import RushWorker
 
-__all__ = ["Objective", "RunLoop", "Service"]
+__all__ = ["Metrics", "Objective", "RunLoop", "Service"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,18 @@ class RunLoop(Protocol):
     def __call__(self, rush: RushWorker, /, *, evals: int) -> Awaitable[Any]: ...
 
 
+class Metrics(Protocol):
+    """Shows networks to Prometheus: `rush_async.extras.metrics.NetworkMetrics`."""
+
+    def watch(self, client: Rush) -> None: ...
+
+    def forget(self, client: Rush) -> None: ...
+
+    async def scrape(self, accept: str) -> tuple[bytes, str]:
+        """Returns the text and its content type."""
+        ...
+
+
 class Service:
     """One process of a service.
 
@@ -64,6 +76,7 @@ class Service:
         n_evaluators: how many of these tasks it evaluates at once.
         run_ttl: seconds after which an ended run is deleted; None if none is.
         max_streams: how many streams of events it sends at once.
+        metrics: shows the service's own network, and the runs whose workers live in this process; None for none.
     """
 
     def __init__(
@@ -75,8 +88,10 @@ class Service:
         *,
         run_ttl: float | None = None,
         max_streams: int = 100,
+        metrics: Metrics | None = None,
     ) -> None:
         self.rush = rush
+        self.metrics = metrics
         self._drain_time = drain
         self._objective = objective
         self._n_evaluators = n_evaluators
@@ -95,6 +110,8 @@ class Service:
     async def open(self) -> None:
         """Starts the evaluators, and the timer that deletes ended runs."""
         await self._supervisor.open()
+        if self.metrics is not None:
+            self.metrics.watch(self.rush)
         with contextlib.suppress(ServerFullError):
             await self.rush.worker_info()  # imports polars now, so that the first request does not wait for it
         if self._objective is not None:
@@ -224,6 +241,8 @@ class Service:
         """Starts workers of a run in this process. For a new run, `stop_when` has the stop rules that it begins with."""
         self._check_open()
         run = await self.client(run_id)
+        if self.metrics is not None:
+            self.metrics.watch(run)
         try:
             if stop_when:
                 await run.stop_when(**stop_when)
@@ -231,7 +250,7 @@ class Service:
             await run.set_attrs({START: {"loop": asked.loop, "evals": asked.evals}})
             self._check_open()  # the service may have begun to stop meanwhile
         except BaseException:
-            await run_to_completion(run.aclose())
+            await self._close_run(run)
             raise
         self._runs.add(run)
         self._supervisor.start(self._keep_run, run)
@@ -241,8 +260,13 @@ class Service:
         try:
             await run._wait_for_ends(run._worker_group.worker_ids)  # pyright: ignore[reportPrivateUsage]
         finally:
-            self._runs.discard(run)
-            await run.aclose()
+            await self._close_run(run)
+
+    async def _close_run(self, run: Rush) -> None:
+        self._runs.discard(run)
+        if self.metrics is not None and run.network_id not in {other.network_id for other in self._runs}:
+            self.metrics.forget(run)
+        await run_to_completion(run.aclose())
 
     async def runs(self) -> list[RunSummary]:
         """Reads all runs of the service, those of other processes too, the last started first."""

@@ -897,6 +897,7 @@ def test_the_schema_describes_every_endpoint() -> None:
         "/runs/{run_id}/reports": ["get"],
         "/tasks": ["get", "post"],
         "/evaluate": ["post"],
+        "/metrics": ["get"],
     }
     answers = schema["paths"]["/evaluate"]["post"]["responses"]
     assert sorted(answers) == ["200", "404", "409", "422", "500", "503", "504"]
