@@ -52,6 +52,10 @@ def limits_on_page() -> dict[str, float]:
     return {limit: float(value) for limit, value in _ROW.findall((ROOT / "docs/architecture.md").read_text("utf-8"))}
 
 
+def test_a_scrape_of_a_program_waits_for_the_server_as_long_as_its_event_loop_does() -> None:
+    assert seconds("extras/metrics.py:_ANSWER") < seconds("cli/status_server.py:_ANSWER")
+
+
 def test_the_page_has_every_limit_with_its_value() -> None:
     assert limits_on_page() == {limit: seconds(limit) for limit in limits_in_code()}
 

@@ -27,6 +27,7 @@ __all__ = [
     "json_object",
     "limit",
     "network_id",
+    "port",
     "seconds",
     "warn_of_password",
 ]
@@ -155,6 +156,13 @@ def limit(text: str) -> float:
     if not (number := seconds(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return number
+
+
+def port(text: str) -> int:
+    """The number of a port; 0 for a free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a port, 0 to 65535")
+    return int(text)
 
 
 def json_object(text: str) -> dict[str, Any]:

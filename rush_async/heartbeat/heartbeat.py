@@ -105,6 +105,7 @@ class Heartbeat:
     Attributes:
         n_beats: how many beats the server has answered.
         beaten_at: when the last of them was answered, on the monotonic clock; None before the first.
+        max_stall: how many seconds the event loop may block before its workers are given up.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Heartbeat:
         self._leases: dict[tuple[float, float], Lease] = {}
         self._vouched: dict[str, VouchedProcess] = {}
         self._watch_period = self._pace = math.inf
-        self._max_stall = math.inf
+        self.max_stall = math.inf
         self._n_requests = 0
         self._beat_at = self._end_process_at = math.inf
         self._is_closed = False
@@ -156,8 +157,8 @@ class Heartbeat:
         """Judges the leases of other processes every `period` seconds, and gives up the workers of this event loop when it is
         blocked for longer than `max_stall`."""
         self._watch_period = min(period, self._watch_period)
-        if max_stall is not None and self._max_stall == math.inf:
-            self._max_stall = max_stall
+        if max_stall is not None and self.max_stall == math.inf:
+            self.max_stall = max_stall
         self._beat_within(period)
         if self._thread is None and self._start_timer is None:
             self._start_timer = self._loop.call_later(period, self._start)  # a client that closes sooner needs no thread
@@ -215,7 +216,7 @@ class Heartbeat:
 
     def _beat(self, store: BlockingWorkerStore) -> None:
         silence = self._probe.silence()
-        is_given_up = self._probe.is_blocked_for(self._max_stall)
+        is_given_up = self._probe.is_blocked_for(self.max_stall)
         leases = [] if is_given_up else [(lease.lease_id, silence) for lease in self.leases]
         vouched, asked = self._running_elsewhere(), self._owner.known()
         while True:

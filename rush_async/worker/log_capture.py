@@ -17,7 +17,7 @@ from rush_async.errors import redact
 from rush_async.process import forget_in_child
 from rush_async.store.worker_log import LogEntry
 
-__all__ = ["WARNINGS", "LogSink", "capture"]
+__all__ = ["WARNINGS", "LogSink", "capture", "worker_of"]
 
 WARNINGS: Mapping[str, str | int] = MappingProxyType({"root": "WARNING"})
 """What pools and the command capture where no levels are given. No logger is given this level."""
@@ -221,3 +221,9 @@ class _Registry:
 
 _registry = _Registry()
 forget_in_child(_registry)
+
+
+def worker_of(record: logging.LogRecord) -> str | None:
+    """Returns the worker that logged a record, for a handler that is called with it; None where no worker did."""
+    source = _registry.source_of(record)
+    return None if source is None else source.worker_id

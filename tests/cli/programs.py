@@ -24,12 +24,13 @@ class Program:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    async def says(self, words: str) -> None:
-        """Waits until the program has written these words to stderr."""
+    async def says(self, words: str) -> str:
+        """Waits until the program has written these words to stderr, and returns the line."""
         assert self.process.stderr is not None
         async with asyncio.timeout(30):
             while words not in (line := (await self.process.stderr.readline()).decode()):
                 assert line, f"it ended without having said {words!r}"
+            return line
 
     async def ended(self) -> tuple[int, str]:
         """Returns the exit code and what was written to stderr; nothing is written to stdout."""

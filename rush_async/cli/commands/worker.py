@@ -27,6 +27,7 @@ from typing import Any
 
 from rush_async.cli.drain import Drain
 from rush_async.cli.exit_codes import DONE, FAILED, REFUSED, SHUT_OUT, UNREACHABLE, advice_of
+from rush_async.cli.json_log import JsonFormatter
 from rush_async.cli.options import (
     add_network,
     add_server,
@@ -34,9 +35,11 @@ from rush_async.cli.options import (
     count,
     json_object,
     limit,
+    port,
     seconds,
     warn_of_password,
 )
+from rush_async.cli.status_server import WorkerStatus, serving
 from rush_async.config import RushConfig, with_heartbeat
 from rush_async.errors import RushConfigError, RushConnectionError, RushError
 from rush_async.heartbeat.heartbeat import own_this_process
@@ -95,6 +98,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--idle-timeout", metavar="S", type=limit, help="seconds that each worker waits for a task or a place; then it ends"
     )
     parser.add_argument("--allow-pickle", action="store_true", help="take a start that holds a pickle")
+    parser.add_argument("--metrics-port", metavar="PORT", type=port, help="serve /metrics, /healthz and /readyz at this port")
+    parser.add_argument(
+        "--metrics-address", metavar="ADDRESS", default="127.0.0.1", help="where to serve them (default: on this machine alone)"
+    )
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="json: one object a line (default: text)"
+    )
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log at INFO; twice: at DEBUG")
     add_server(parser)
 
@@ -103,12 +113,16 @@ def run(options: argparse.Namespace) -> int:
     """Runs workers, and returns the exit code."""
     _check(options)
     level = {0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG)
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    if options.log_format == "json":
+        handler.setFormatter(JsonFormatter(options.network))
+        logging.captureWarnings(True)
+    logging.basicConfig(handlers=[handler], level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if warning := warn_of_password(options):
         logger.warning("%s", warning)
     drain = Drain(options.drain)
     drain.install()
-    drain.end(_run(options, drain))
+    drain.end(_run(options, drain, WorkerStatus(drain)))
     return drain.code
 
 
@@ -125,19 +139,20 @@ def _check(options: argparse.Namespace) -> None:
             options.parser.error(str(error))
 
 
-def _run(options: argparse.Namespace, drain: Drain) -> int:
+def _run(options: argparse.Namespace, drain: Drain, status: WorkerStatus) -> int:
     own_this_process()
     os.environ.update(thread_variables())  # before the loop's module imports numpy or polars
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        job = _job(options, config_of(options))
-        loop = _load(job, options.args or {})  # outside of any event loop, as modules expect to be imported
-        if drain.signal is not None:
-            logger.info("asked to end before a worker was started")
-            return 0
-        limits = Limits(options.max_time, options.max_tasks, options.idle_timeout)
-        return asyncio.run(_work(job, loop, limits, drain))
+        with serving(status, options.metrics_address, options.metrics_port):
+            job = _job(options, config_of(options))
+            loop = _load(job, options.args or {})  # outside of any event loop, as modules expect to be imported
+            if drain.signal is not None:
+                logger.info("asked to end before a worker was started")
+                return 0
+            limits = Limits(options.max_time, options.max_tasks, options.idle_timeout)
+            return asyncio.run(_work(job, loop, limits, drain, status))
     except RushConnectionError as error:
         logger.error("%s", advice_of(error))
         return UNREACHABLE
@@ -191,7 +206,7 @@ def _load(job: Job, arguments: dict[str, Any]) -> WorkerLoop:
 # the workers
 
 
-async def _work(job: Job, loop: WorkerLoop, limits: Limits, drain: Drain) -> int:
+async def _work(job: Job, loop: WorkerLoop, limits: Limits, drain: Drain, status: WorkerStatus) -> int:
     network = await Network.acquire(
         job.network_id, job.config
     )  # shared by the workers: one error if the server cannot be reached
@@ -200,9 +215,11 @@ async def _work(job: Job, loop: WorkerLoop, limits: Limits, drain: Drain) -> int
         log_levels = WARNINGS if job.log_levels is None else job.log_levels
         runner = Runner(*(job.network_id, job.config, job.worker_ids, loop, log_levels, limits), schema=job.frame_schema)
         drain.attend(runner)
+        status.join(network)
         ends = await runner.run()
         teller.position_changed()  # a loop that never awaited kept the event loop from hearing of it
     finally:
+        status.close()
         await network.release()
     code = _code(ends, drain)
     drain.end(code)  # from here on threads of the loops may delay the end of the program only for a limited time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -47,6 +49,7 @@ def test_options_that_are_not_given_are_none() -> None:
     assert (options.workers, options.args, options.log_level, options.heartbeat_period) == (None, None, None, None)
     assert (options.max_time, options.max_tasks, options.idle_timeout) == (None, None, None)
     assert (options.drain, options.tls_check_hostname, options.allow_pickle) == (30.0, None, False)
+    assert (options.metrics_port, options.metrics_address, options.log_format) == (None, "127.0.0.1", "text")
 
 
 def test_options_may_stand_between_network_and_loop() -> None:
@@ -75,6 +78,7 @@ def test_a_network_that_begins_with_a_dash_follows_two_dashes() -> None:
         ("worker net a:b --max-time 0", "'0' is not a number of seconds above 0"),
         ("worker net a:b --idle-timeout inf", "'inf' is not a number of seconds"),
         ("worker net a:b --max-tasks many", "'many' is not a number, 1 or more"),
+        ("worker net a:b --metrics-port 65536", "'65536' is not the number of a port"),
         ("worker net a:b --args [1]", "a JSON object is needed"),
         ("worker net a:b --args {", "no JSON"),
         ("worker net a:b --log-level x=LOUD", "my.logger=DEBUG"),
@@ -223,6 +227,28 @@ async def test_a_stop_of_the_network_ends_the_program_and_a_line_says_why(rush: 
     assert f"{stopped}the workers started just now take no task. `resume(...)` lifts the stop" in line
     assert set((await rush.worker_info())["state"]) == {"terminated"}
     assert (await rush.counts()).queued == 2
+
+
+async def test_metrics_and_probes_are_served_and_the_log_is_json(rush: Rush, worker: Run) -> None:
+    words = ("--metrics-port", "0", "--log-format", "json", "-v")
+    program = await worker(f"{LOOPS}:serve", *words)
+    port = json.loads(await program.says("serves /metrics"))["message"].rpartition(":")[2]
+    await rush.wait_for_workers(1, timeout=30)
+    await rush.push_tasks([{"x": 1}, {"x": 2}])
+    await rush.wait_until(lambda counts: counts.finished == 2)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        assert f'rush_tasks_finished_total{{network="{rush.network_id}"}} 2.0' in (await client.get("/metrics")).text
+        assert (await client.get("/healthz")).status_code == (await client.get("/readyz")).status_code == 200
+        code, errors = await (await worker(f"{LOOPS}:serve", *words[2:], "--metrics-port", port)).ended()
+    assert code == 78
+    assert f"--metrics-port {port} cannot be served" in json.loads(errors)["message"]
+    await rush.push_tasks([{"z": 1}])  # has no "x"
+    code, errors = await program.ended()
+    assert code == 1
+    entries = [json.loads(line) for line in errors.splitlines()]
+    assert {entry["network"] for entry in entries} == {rush.network_id}
+    (failed,) = [entry for entry in entries if entry["level"] == "ERROR"]
+    assert "KeyError" in failed["message"]
 
 
 async def test_a_server_must_be_named(rush: Rush, run: Run) -> None:
