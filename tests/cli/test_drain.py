@@ -83,8 +83,8 @@ async def ended(rush: Rush) -> bool:
 async def test_a_closed_stdout_does_not_change_the_exit_code(rush: Rush, run: Run) -> None:
     assert rush.config.url is not None
     program = f"{sys.executable} -m rush_async worker {rush.network_id} {LOOPS}"
-    is_closed = f"{program}:do_some >&-; echo code $? >&2"
-    has_no_reader = f"({program}:print_and_end; echo code $? >&2) | exec true"
+    is_closed = f"{program}:do_some -q >&-; echo code $? >&2"
+    has_no_reader = f"({program}:print_and_end -q; echo code $? >&2) | exec true"
     for line in (is_closed, has_no_reader):
         _, errors = await (await run("sh", "-c", line, RUSH_URL=rush.config.url, PYTHONUNBUFFERED="")).ended()
         assert errors == "code 0\n"

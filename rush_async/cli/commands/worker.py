@@ -20,7 +20,9 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,6 +41,9 @@ from rush_async.cli.options import (
     seconds,
     warn_of_password,
 )
+from rush_async.cli.outcomes import counted
+from rush_async.cli.output import age
+from rush_async.cli.processes import run_in_processes
 from rush_async.cli.status_server import WorkerStatus, serving
 from rush_async.config import RushConfig, with_heartbeat
 from rush_async.errors import RushConfigError, RushConnectionError, RushError
@@ -57,18 +62,20 @@ from rush_async.worker.worker import Runner
 __all__ = ["add_arguments", "run"]
 
 logger = logging.getLogger(__name__)
+_life = logger.getChild("life")  # what the program says without `-v`: that its workers join, and how they ended
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.description = (
-        "Runs workers in this process until they end or are asked to stop. On SIGTERM and SIGINT the workers\n"
-        "finish their tasks and take no new ones. The loop may be in a module of the current directory."
+        "Runs workers until they end or are asked to stop. On SIGTERM and SIGINT the workers finish their tasks and\n"
+        "take no new ones. The loop may be in a module of the current directory."
     )
     parser.epilog = (
         "Examples:\n"
         "  rush-async worker branin search:random_search -n 4\n"
         "  rush-async worker branin search:random_search --args '{\"budget\": 200}' --max-time 3000\n"
+        "  rush-async worker branin search:random_search --processes 8\n"
         "  rush-async worker branin --start 5f0c7a    what Rush.worker_command() prepared\n"
         "\n"
         "Exit codes: 0 all workers ended, 1 a loop failed, 2 wrong usage, 3 a worker was killed or lost,\n"
@@ -79,6 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("loop", metavar="MODULE:FUNCTION", nargs="?", help="the worker loop, by its name")
     parser.add_argument("--start", metavar="ID", help="what Rush.worker_command() prepared, instead of MODULE:FUNCTION")
     parser.add_argument("-n", "--workers", metavar="N", type=count, help="how many workers (default: as prepared, else 1)")
+    parser.add_argument(
+        "--processes", metavar="N", type=count, default=1, help="in how many processes, each with so many workers (default: 1)"
+    )
     parser.add_argument("--args", metavar="JSON", type=json_object, help="arguments of the loop, as a JSON object")
     parser.add_argument(
         "--log-level",
@@ -87,6 +97,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="a logger whose records Rush.read_log() shows; may be given several times (default: all from WARNING on)",
     )
+    _add_limits(parser)
+    parser.add_argument("--allow-pickle", action="store_true", help="take a start that holds a pickle")
+    parser.add_argument("--metrics-port", metavar="PORT", type=port, help="serve /metrics, /healthz and /readyz at this port")
+    parser.add_argument(
+        "--metrics-address", metavar="ADDRESS", default="127.0.0.1", help="where to serve them (default: on this machine alone)"
+    )
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="json: one object a line (default: text)"
+    )
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="log at INFO; twice: at DEBUG")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not say that workers join and how they ended")
+    add_server(parser)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heartbeat-period", metavar="S", type=seconds, help="seconds between two heartbeats")
     parser.add_argument("--heartbeat-expire", metavar="S", type=seconds, help="seconds after which silent workers are lost")
     parser.add_argument(
@@ -97,16 +122,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--idle-timeout", metavar="S", type=limit, help="seconds that each worker waits for a task or a place; then it ends"
     )
-    parser.add_argument("--allow-pickle", action="store_true", help="take a start that holds a pickle")
-    parser.add_argument("--metrics-port", metavar="PORT", type=port, help="serve /metrics, /healthz and /readyz at this port")
-    parser.add_argument(
-        "--metrics-address", metavar="ADDRESS", default="127.0.0.1", help="where to serve them (default: on this machine alone)"
-    )
-    parser.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="json: one object a line (default: text)"
-    )
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="log at INFO; twice: at DEBUG")
-    add_server(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -120,6 +135,9 @@ def run(options: argparse.Namespace) -> int:
     logging.basicConfig(handlers=[handler], level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if warning := warn_of_password(options):
         logger.warning("%s", warning)
+    _life.setLevel(logging.WARNING if options.quiet else logging.INFO)
+    if options.processes > 1 and (code := run_in_processes(options.processes)) is not None:
+        return code
     drain = Drain(options.drain)
     drain.install()
     drain.end(_run(options, drain, WorkerStatus(drain)))
@@ -132,6 +150,8 @@ def _check(options: argparse.Namespace) -> None:
         options.loop, options.network = options.network, known  # one word is the loop where the environment names the network
     if (options.loop is None) is (options.start is None):
         options.parser.error("name the loop by MODULE:FUNCTION, or what was prepared by --start ID: one of the two")
+    if options.processes > 1 and options.metrics_port is not None:
+        options.parser.error("--metrics-port is for one process: leave --processes out, and start the command more than once")
     if options.loop is not None:
         try:
             split_name(options.loop)
@@ -141,7 +161,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, drain: Drain, status: WorkerStatus) -> int:
     own_this_process()
-    os.environ.update(thread_variables())  # before the loop's module imports numpy or polars
+    os.environ.update(thread_variables(n_processes=options.processes))  # before the loop's module imports numpy or polars
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -216,8 +236,12 @@ async def _work(job: Job, loop: WorkerLoop, limits: Limits, drain: Drain, status
         runner = Runner(*(job.network_id, job.config, job.worker_ids, loop, log_levels, limits), schema=job.frame_schema)
         drain.attend(runner)
         status.join(network)
+        workers, begin = counted(n := len(job.worker_ids), "worker"), time.monotonic()
+        _life.info("%s join%s network %r on %s", workers, "s" if n == 1 else "", job.network_id, job.config.where)
         ends = await runner.run()
         teller.position_changed()  # a loop that never awaited kept the event loop from hearing of it
+        lasted = age(time.monotonic() - begin)
+        _life.info("%s of network %r ended after %s: %s", workers, job.network_id, lasted, _how(ends, network, drain))
     finally:
         status.close()
         await network.release()
@@ -246,6 +270,16 @@ class _StopTeller:
     def _tell(self, level: int, stop: StopReason, what: str) -> None:
         self._network.position.watchers.discard(self)
         logger.log(level, "network %r has stopped (%s): %s", self._network.network_id, stop, what)
+
+
+def _how(ends: Sequence[WorkerExit], network: Network, drain: Drain) -> str:
+    """Returns in which states workers ended, and what asked them to."""
+    states = [end.state for end in ends]
+    how = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+    if drain.signal is not None:
+        return f"{how}, asked by {signal.Signals(drain.signal).name}"
+    stop = network.position.stop
+    return how if stop is None else f"{how}, as the network has stopped ({stop})"
 
 
 def _code(ends: Sequence[WorkerExit], drain: Drain) -> int:

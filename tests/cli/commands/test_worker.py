@@ -211,16 +211,20 @@ async def test_each_limit_ends_the_program_as_a_stop_does(rush: Rush, worker: Ru
 async def test_a_stop_of_the_network_ends_the_program_and_a_line_says_why(rush: Rush, worker: Run) -> None:
     await rush.stop_when(finished=3)
     program = await worker(f"{LOOPS}:serve", "-n", "2", "-v")
-    quiet = await worker(f"{LOOPS}:serve")
+    quiet = await worker(f"{LOOPS}:serve", "-q")
     await rush.wait_for_workers(3, timeout=30)
     await rush.push_tasks([{"x": x} for x in range(5)])
     code, errors = await program.ended()
     assert code == 0
     stopped = f"network {rush.network_id!r} has stopped (finished: 3 tasks have finished): "
     assert errors.count(f"{stopped}workers finish their tasks") == 1
+    net = rush.network_id
+    assert errors.count(f"2 workers join network '{net}' on {rush.config.url}\n") == 1
+    assert f"2 workers of network '{net}' ended after " in errors.splitlines()[-1]
+    assert errors.endswith(": 2 terminated, as the network has stopped (finished: 3 tasks have finished)\n")
     assert await quiet.ended() == (0, "")
     # One that joins a network that has stopped warns, and ends likewise.
-    code, errors = await (await worker(f"{LOOPS}:serve", "-n", "2")).ended()
+    code, errors = await (await worker(f"{LOOPS}:serve", "-n", "2", "-q")).ended()
     assert code == 0
     (line,) = errors.splitlines()
     assert "WARNING" in line
@@ -266,8 +270,8 @@ async def test_a_data_dir_names_the_embedded_server_of_other_programs(run: Run, 
     assert words[5:7] == ["--data-dir", data_dir]
     program = [sys.executable, "-m", "rush_async"]
     programs = [  # the server of the manager has ended
-        await run(*program, *words[1:], "--max-tasks", "1"),
-        await run(*program, "worker", "net", f"{LOOPS}:serve", "--max-tasks", "1", RUSH_DATA_DIR=data_dir),
+        await run(*program, *words[1:], "--max-tasks", "1", "-q"),
+        await run(*program, "worker", "net", f"{LOOPS}:serve", "--max-tasks", "1", "-q", RUSH_DATA_DIR=data_dir),
     ]
     assert [await each.ended() for each in programs] == [(0, ""), (0, "")]
     async with Rush("net", data_dir=data_dir) as rush:
