@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rush_async.cli.exit_codes import REFUSED, CommandError
 from rush_async.cli.options import config_of
 from rush_async.config import RushConfig, as_path
-from rush_async.errors import NetworkStateError
+from rush_async.errors import NetworkStateError, RushError
 from rush_async.network.network import Network
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ async def open_client(options: argparse.Namespace, *, must_exist: bool = True) -
     try:
         await rush
     except NetworkStateError:
-        raise _missing(options.network, config) from None
+        raise await _missing(options.network, config) from None
     try:
         yield rush
     finally:
@@ -53,7 +53,7 @@ async def open_network(options: argparse.Namespace, *, must_exist: bool = True) 
     network = await Network.acquire(options.network, config)
     try:
         if must_exist and not network.position.epoch:
-            raise _missing(options.network, config)
+            raise await _missing(options.network, config)
         yield network
     finally:
         await network.release()
@@ -72,7 +72,15 @@ def existing(config: RushConfig) -> RushConfig:
     return config
 
 
-def _missing(network_id: str, config: RushConfig) -> CommandError:
-    return CommandError(
-        f"network {network_id!r} does not exist on {config.where}: `rush-async networks` lists those that do", REFUSED
-    )
+async def _missing(network_id: str, config: RushConfig) -> CommandError:
+    from difflib import get_close_matches
+
+    from rush_async.network.listing import list_networks
+
+    try:
+        names = [summary.network_id for summary in await list_networks(config)]
+    except RushError:  # this user may not look for them
+        names = []
+    near = get_close_matches(network_id, names)
+    advice = f"did you mean {' or '.join(map(repr, near))}?" if near else "`rush-async networks` lists those that do"
+    return CommandError(f"network {network_id!r} does not exist on {config.where}: {advice}", REFUSED)

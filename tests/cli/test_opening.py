@@ -27,6 +27,14 @@ async def test_a_network_that_does_not_exist_is_refused_unless_it_may_be_new(rus
         assert error.value.code == REFUSED
     async with open_client(options, must_exist=False) as client:
         await client.push_tasks([{"x": 1}])
+    options.network += "s"
+    for opened in (open_client(options), open_network(options)):
+        with pytest.raises(
+            CommandError, match=f"network '{rush.network_id}s' does not exist on .*: did you mean '{rush.network_id}'"
+        ):
+            async with opened:
+                pass
+    options.network = rush.network_id
     async with open_client(options) as client, open_network(options) as network:
         assert (await client.counts()).queued == network.position.counts.queued == 1
 
