@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rush_async.cli.exit_codes import DONE, FAILED
-from rush_async.cli.options import add_server, config_of, network_id, warn_of_password
+from rush_async.cli.options import add_json, add_server, config_of, network_id, warn_of_password
+from rush_async.cli.outcomes import counted
 from rush_async.cli.output import as_text, print_json
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("RUSH_NETWORK") or None,
         help="a network whose heartbeats and records to check too; by default RUSH_NETWORK of the environment",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     add_server(parser)
 
 
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
             }
         )
     else:
-        print(f"{len(checks)} checks: {verdicts.count('bad')} bad, {verdicts.count('warning')} to be warned of")
+        print(f"{counted(len(checks), 'check')}: {verdicts.count('bad')} bad, {verdicts.count('warning')} to be warned of")
     return FAILED if worst == "bad" else DONE
 
 

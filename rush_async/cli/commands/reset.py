@@ -8,7 +8,7 @@ import re
 
 from rush_async.cli.exit_codes import DONE
 from rush_async.cli.opening import open_client
-from rush_async.cli.options import add_network, add_server, config_of
+from rush_async.cli.options import add_json, add_network, add_server, config_of
 from rush_async.cli.outcomes import counted, report
 from rush_async.cli.output import ask
 from rush_async.manager.manager import Rush
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "78 no such network."
     )
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     add_server(parser)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from rush_async.cli.exit_codes import DONE, FAILED
 from rush_async.cli.opening import open_client
-from rush_async.cli.options import add_network, add_server
+from rush_async.cli.options import add_json, add_network, add_server
 from rush_async.cli.outcomes import counted, report
 from rush_async.cli.output import as_text
 from rush_async.errors import listed
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--key", metavar="KEY", action="append", dest="keys", help="the task of this key; may be given several times"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     add_server(parser)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rush_async.cli.exit_codes import DONE, FAILED, CommandError
 from rush_async.cli.opening import open_client, open_network
-from rush_async.cli.options import add_network, add_server, count, limit
+from rush_async.cli.options import add_json, add_network, add_server, count, limit
 from rush_async.cli.outcomes import counted, report
 from rush_async.cli.output import as_text
 from rush_async.model import StopReason
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--patience", metavar="NAME=N", type=_patience, help="stop after so many tasks without a better value of an output"
         )
         parser.add_argument("--maximize", action="store_true", help="larger values of that output are better")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     add_server(parser)
 
 
