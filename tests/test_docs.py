@@ -29,6 +29,7 @@ from sybil import Document
 import rush_async
 import rush_async.extras.fastapi
 import rush_async.extras.metrics
+import rush_async.extras.opentelemetry
 import rush_async.extras.progress
 import rush_async.testing
 from docs.run_pages import PageError, Reader, fences_of, is_followed, is_output
@@ -322,11 +323,10 @@ def test_the_reference_shows_every_public_name_once() -> None:
     assert sorted(named_in_reference("rush_async")) == sorted(rush_async.__all__)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [rush_async.testing, rush_async.extras.fastapi, rush_async.extras.metrics, rush_async.extras.progress],
-    ids=lambda module: module.__name__,
-)
+_EXTRAS = [rush_async.extras.fastapi, rush_async.extras.metrics, rush_async.extras.opentelemetry, rush_async.extras.progress]
+
+
+@pytest.mark.parametrize("module", [rush_async.testing, *_EXTRAS], ids=lambda module: module.__name__)
 def test_the_reference_shows_every_fixture_and_every_function_of_the_extras_once(module: ModuleType) -> None:
     assert sorted(named_in_reference(module.__name__)) == sorted(module.__all__)
 
