@@ -1,4 +1,4 @@
-"""How a network stops as one: its stop rules, a stop by hand, resumption, and waiting for the stop."""
+"""How a network stops as one: its stop rules, a stop by hand, resumption, waiting for the stop; and its time to live."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = ["Stopping"]
 
 _LONGEST_OUTPUT = 100  # characters of the name of an output that a rule judges
 _LONGEST_WHY = 200  # characters of a reason
+_SHORTEST, _LONGEST = 0.001, 1e9  # seconds that a network may stay after it has ended
 
 
 class StoppableNetwork(Shared, Protocol):
@@ -181,6 +182,23 @@ class Stopping(Session[S]):
         network = self._net
         with cast("AbstractContextManager[None]", self._until_closed()):
             return await network.wait_for_stop(as_seconds(timeout), need_workers=need_workers)
+
+    async def expire(self, after: float | None) -> None:
+        """Sets the time to live of the network: so long after it has ended, it goes by itself, with all its results.
+
+        A network has ended while no worker is starting or running, and no task is queued or running, stopped or not. The time
+        begins with the last change of the network; a change after which it has not ended, such as a push, ends the time until
+        it has ended once more. Reading changes nothing. Dead workers count until a client has found them.
+
+        Args:
+            after: seconds; None keeps the network, which is the default.
+
+        Raises:
+            ValueError: the time is not above 0, or longer than 30 years.
+        """
+        if after is not None and not _SHORTEST <= as_real(after, "after") <= _LONGEST:
+            raise ValueError(f"after must be {_SHORTEST:g} to {_LONGEST:g} seconds, not {after:g}; None keeps the network")
+        await self._net.stop_rules.expire(None if after is None else round(after * 1000))
 
     @property
     def stop_reason(self) -> StopReason | None:

@@ -1,4 +1,4 @@
-"""The rules by which a network stops: the scripts judge them, so that one step of the server decides."""
+"""The rules by which a network stops, and its time to live: the scripts judge them, so that one step of the server decides."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ RulesAnswer: TypeAlias = Literal["set", "same", "stopped", "behind", "finished",
 
 STOP_WHEN = Script("stop_when", args=("lifts", "spec", "best", "n_read"), memory="grows", creates=True)
 STOP_NETWORK = Script("stop_network", args=("why",), creates=True)
+EXPIRE = Script("expire", args=("ttl",), creates=True)
 
 
 class StopRules(NamedTuple):
@@ -107,6 +108,10 @@ class StopRulesStore:
     async def stop(self, why: str) -> None:
         """Stops the network by hand, unless it has stopped."""
         await self._calls.call(_StopNetwork(why))
+
+    async def expire(self, milliseconds: int | None) -> None:
+        """Sets for how long the network stays after it has ended; None for ever."""
+        await self._calls.call(Request(EXPIRE, ["" if milliseconds is None else milliseconds]))
 
     async def judge_time(self) -> float | None:
         """Stops the network if its time is up. Returns the seconds that it has left; None where nothing limits them."""

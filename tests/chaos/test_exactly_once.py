@@ -19,7 +19,7 @@ from rush_async.store.reports import REPORT
 from rush_async.store.reservations import RESERVE, SET_SEED, START, UNRESERVE
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS, SET_TASK_ATTRS
-from rush_async.store.stop_rules import STOP_NETWORK, STOP_WHEN
+from rush_async.store.stop_rules import EXPIRE, STOP_NETWORK, STOP_WHEN
 from rush_async.store.tasks import CANCEL, DISCARD, FINISH, POP, POP_NAMED, PUSH, REMOVE, RESET, RETRY
 from rush_async.store.workers import DEREGISTER, PREPARE, REGISTER, RELEASE_LEASES, STOP, WorkerStore
 from rush_async.testing import wait_until
@@ -329,6 +329,11 @@ async def stop_when(stage: Stage, _: Any) -> Any:
     return reason and reason.detail, await seen_nearby(stage)
 
 
+async def expire(stage: Stage, _: Any) -> Any:
+    await stage.far.expire(3600)
+    return stage.raw.hget(stage.keys.meta, "ttl"), stage.raw.ttl(stage.keys.meta)
+
+
 async def stop_by_hand(stage: Stage, _: Any) -> Any:
     reason = await stage.far.stop("enough")
     return reason.detail, reason.seq, await seen_nearby(stage)
@@ -479,6 +484,7 @@ CALLS = {
     "resume_in_vain": Call(STOP_WHEN, resume_in_vain, two_finished_and_stopped),
     "stop": Call(STOP_NETWORK, stop_by_hand),
     "stop_in_vain": Call(STOP_NETWORK, stop_by_hand, stopped),
+    "expire": Call(EXPIRE, expire),
     "push_running_on_a_full_network": Call(PUSH, start_on_a_full_network, full),
     "pop_on_a_full_network": Call(POP, pop_on_a_full_network, full),
     "finish_the_last": Call(FINISH, finish_the_last, three_running_of_two),

@@ -465,6 +465,7 @@ CALLS: dict[str, Callable[[RushClient], Any]] = {
     "resume": lambda rush: rush.resume(),
     "stop": lambda rush: rush.stop(),
     "wait_until_stopped": lambda rush: rush.wait_until_stopped(),
+    "expire": lambda rush: rush.expire(3600),
     "ranking_size": lambda rush: rush.ranking("a").size(),
 }
 MANAGER_CALLS: dict[str, Callable[[Rush], Any]] = {

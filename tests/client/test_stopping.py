@@ -1185,3 +1185,11 @@ async def test_events_of_failures_are_heard_beside_the_stop(rush: Rush, rush_wor
         (stopped,) = await events.until(NetworkStopped)
         (failed,) = events.of(TasksFailed)
         assert (failed.keys, failed.seq) == ((key,), stopped.seq - 1)
+
+
+@pytest.mark.parametrize("after", [0, -1, 2e9, math.nan])
+async def test_a_time_to_live_is_a_number_of_seconds_above_0(rush: Rush, after: float) -> None:
+    with pytest.raises(ValueError, match="after"):
+        await rush.expire(after)
+    with pytest.raises(TypeError, match="after"):
+        await rush.expire("7d")  # pyright: ignore[reportArgumentType]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from typing import Any
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
 import pytest
 
-from rush_async import DecodeError, Rush
+from rush_async import DecodeError, Rush, RushWorker
 from rush_async.store.codec import decode, to_msgpack
-from rush_async.store.stop_rules import StopRules, StopRulesStore
+from rush_async.store.keys import NetworkKeys
+from rush_async.store.leases import Lease
+from rush_async.store.stop_rules import EXPIRE, StopRules, StopRulesStore
+from rush_async.testing import wait_until
+from rush_async.worker.log_capture import capture
+from rush_async.worker.worker import membership_of
+from tests.launch.loops_of_tests import serve
 
 XS = {"x": 1.0}
 
@@ -133,3 +141,89 @@ async def test_rules_of_another_program_are_refused(rush: Rush, raw: Any, found:
     with pytest.raises(DecodeError, match=r"not packed by a script|not the stop rules of a network"):
         await rush.stop_rules()
     raw.hdel(rush._net.keys.meta, "rules")  # pyright: ignore[reportPrivateUsage]
+
+
+def expiry(rush: Rush, raw: Any) -> dict[str, int]:
+    """When each key of the network expires (milliseconds since 1970); -1 for never."""
+    prefix = f"rush:{{{rush.network_id}}}:"
+    return {key.decode().removeprefix(prefix): raw.pexpiretime(key) for key in raw.keys(f"{prefix}*")}
+
+
+def test_the_script_names_every_key_of_a_network() -> None:
+    (names,) = re.findall(r"gmatch\('([^)]*)', '%S\+'\)", EXPIRE.source)
+    channels = {"events", "control", "report_events"}
+    assert set(re.findall(r"\w+", names)) == set(NetworkKeys._fields) - channels
+
+
+async def test_all_keys_of_an_ended_network_expire_at_one_moment_and_the_first_call_that_uses_it_lifts_that(
+    rush: Rush, raw: Any
+) -> None:
+    await rush.set_attrs({"a": 1})
+    await rush.claim("c", 1)
+    await rush.ranking("r").add("k", 1.0)
+    await rush.push_finished_tasks([XS, {"x": 2}], [{"y": 1}] * 2, unique=True)
+    await rush.push_failed_tasks([XS])
+    rush.worker_command(serve)
+    await rush.expire(3600)  # while workers run
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        with capture(worker.worker_id, {"my": "INFO"}, membership_of(worker)):
+            logging.getLogger("my").warning("it is there")
+        (key,) = await worker.push_running_tasks([XS])
+        await rush.set_task_attrs(key, {"a": 1})
+        await worker.report_tasks(key, [{"loss": 1.0}])
+        assert set(expiry(rush, raw).values()) == {-1}
+        await worker.finish_tasks(key, [{"y": 1}])
+        assert set(expiry(rush, raw).values()) == {-1}
+    found = expiry(rush, raw)
+    assert {"rankings:r", "log", "reports", "points", "starts", "calls", "claims", "attributes", "failed"} <= found.keys()
+    (at,) = set(found.values())
+    assert 3590 < at / 1000 - raw.time()[0] < 3601
+    network = rush._net  # pyright: ignore[reportPrivateUsage]
+    raw.delete(network.keys.log)
+    network.log_writer.start()
+    network.log_writer.log(b"\x90")  # comes late
+    await network.log_writer.flush()
+    assert expiry(rush, raw)["log"] == at
+
+    (key,) = await rush.push_tasks([{"x": 3}])
+    assert set(expiry(rush, raw).values()) == {-1}
+    await rush.cancel_tasks(str(key))
+    (again,) = set(expiry(rush, raw).values())
+    assert again >= at
+    await rush.expire(None)
+    assert set(expiry(rush, raw).values()) == {-1}
+    await rush.set_attrs({"a": 2})
+    assert set(expiry(rush, raw).values()) == {-1}
+
+    await rush.expire(0.001)
+    await wait_until(lambda: not expiry(rush, raw))
+    assert (await rush.counts()).total == 0
+    await rush.push_finished_tasks([XS], [{"y": 1}])  # founds another network, which has no time to live
+    assert (await rush.fetch_finished_tasks()).height == 1
+    assert set(expiry(rush, raw).values()) == {-1}
+
+
+async def test_a_time_to_live_costs_no_command_while_a_network_is_in_use(rush: Rush, raw: Any) -> None:
+    await rush.push_tasks([XS])
+
+    async def commands() -> dict[str, int]:
+        raw.config_resetstat()
+        await rush.push_tasks([XS])
+        stats = raw.info("commandstats")
+        return {name: each["calls"] for name, each in stats.items() if "config" not in name and "info" not in name}
+
+    without = await commands()
+    await rush.expire(3600)
+    assert await commands() == without
+    assert not any("expire" in name or "persist" in name or "ttl" in name for name in without)
+
+
+async def test_a_starting_worker_keeps_the_network(rush: Rush, raw: Any) -> None:
+    store, lease = rush._net.workers, Lease("lease", 500.0, 2000.0)  # pyright: ignore[reportPrivateUsage]
+    await store.announce(["owl"], {"pid": None}, lease)
+    await rush.expire(3600)
+    assert set(expiry(rush, raw).values()) == {-1}
+    await store.report("owl", "failed", None)
+    assert -1 not in expiry(rush, raw).values()
+    await rush.reset(workers=False)
+    assert -1 not in expiry(rush, raw).values()

@@ -257,6 +257,7 @@ async def workers(rush: Rush) -> None:
     reason = await rush.wait_until_stopped(timeout=5, need_workers=False)
     assert_type((reason.rule, reason.at, reason.seq, reason.detail), tuple[StopRule, datetime, int, str])
     assert_type(await rush.stop("why"), StopReason)
+    assert_type(await rush.expire(3600), None)
     assert_type(rush.n_running_workers, int)
     assert_type(await rush.join_workers(check=False), list[WorkerExit])
     assert_type(await rush.reset(workers=False), None)

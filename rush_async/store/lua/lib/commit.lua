@@ -21,6 +21,9 @@ if EPOCH ~= '0' then
   end
 end
 include('counts')
+if ttl then
+  include('expire_keys')
+end
 if #events > 0 then
   include('publish_events')
 end
