@@ -57,6 +57,7 @@ COMMANDS = (
     Command("retry", "queue failed tasks again", "Steer", "retry"),
     Command("cancel", "take tasks out of the queue", "Steer", "retry"),
     Command("reset", "empty a network for a new run", "Steer", "reset"),
+    Command("expire", "let a network go by itself, some time after it has ended", "Steer", "expire"),
     Command("delete", "delete a network: nothing is left on the server", "Steer", "reset"),
     Command("server", "run the embedded server in the foreground, with a port for other machines", "Servers", "server"),
     Command("doctor", "check a server, your rights and a network: a verdict and a remedy each", "Servers", "doctor"),
