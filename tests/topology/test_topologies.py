@@ -172,6 +172,20 @@ async def test_a_network_works_the_same_on_every_kind_of_server(servers: Reachab
         await rush.reset()
 
 
+async def test_a_network_that_has_ended_goes_as_a_whole_on_every_kind_of_server(servers: Reachable) -> None:
+    async with Rush("ending", servers.config) as rush:
+        await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
+        await rush.ranking("rung").add("key", 1)
+        await rush.expire(0.001)
+        network = rush._net  # pyright: ignore[reportPrivateUsage]
+        keys = [network.keys.meta, network.keys.finished, network.keys.rankings, f"{network.keys.rankings}:rung"]
+
+        async def is_gone() -> bool:
+            return await network.link.connection.ask("EXISTS", *keys) == 0
+
+        await wait_until(is_gone)
+
+
 async def test_a_network_that_nothing_disturbs_loses_no_message(servers: Reachable) -> None:
     async with working("quiet", servers.config) as load:
         await load.continues()
