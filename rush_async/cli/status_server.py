@@ -81,7 +81,7 @@ class WorkerStatus:
         found: dict[str, Any] = {
             "state": "ending" if self._is_ending else "running",
             "network": network.network_id,
-            "workers": len(network.local_workers.registered),
+            "workers": _n_workers(network),
             "seconds_since_heartbeat": round(age, 3),
             "seconds_without_answer_of_event_loop": round(silence, 3),
         }
@@ -95,7 +95,7 @@ class WorkerStatus:
     def readiness(self) -> dict[str, Any]:
         """Returns what a check of readiness shows; it has a `problem` where the program takes no task."""
         found, joined = self.health(), self._joined
-        if joined is None or not joined[0].local_workers.registered:
+        if joined is None or not _n_workers(joined[0]):
             found.setdefault("problem", "it is ending" if self._is_ending else "no worker has joined the network")
         elif self._is_ending:
             found.setdefault("problem", "it was asked to end: its workers finish their tasks")
@@ -121,6 +121,11 @@ class WorkerStatus:
         joined = self._joined
         with self._lock:
             return 0.0 if joined is None else joined[2].silence()
+
+
+def _n_workers(network: Network) -> int:
+    """Returns how many workers here have joined; the event loop may change the table meanwhile."""
+    return sum([worker.is_registered for worker in list(network.local_workers.by_id.values())])
 
 
 class _Server(socketserver.ThreadingTCPServer):
