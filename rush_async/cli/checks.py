@@ -167,14 +167,13 @@ def check_memory(facts: Facts) -> Check:
     return Check("memory", "ok", f"{finding}: a full server refuses, and loses nothing" if policy == "noeviction" else finding)
 
 
-def check_topology(facts: Facts, kind: str, cluster: Facts | None, uses_cluster: bool) -> Check:
+def check_topology(facts: Facts, kind: str, cluster: Facts | Refusal | None) -> Check:
     """Judges what the server is to others: a master, a replica, a node of a cluster.
 
     Args:
         facts: what INFO says.
         kind: what the URL names besides a server: `sentinel`, `cluster` or nothing.
-        cluster: what CLUSTER INFO says; None for a server that is no node, or does not tell this user.
-        uses_cluster: whether the server is a node of a cluster.
+        cluster: what CLUSTER INFO says, or a refusal; None for a server that is no node of a cluster.
     """
     name = "topology"
     if facts.get("role", "master") != "master":
@@ -183,14 +182,14 @@ def check_topology(facts: Facts, kind: str, cluster: Facts | None, uses_cluster:
             *(name, "bad", f"a replica of {master}, which takes no writes"),
             "name the master, or its Sentinels: redis+sentinel://host:26379/service",
         )
-    if uses_cluster and kind != "cluster":
+    if cluster is not None and kind != "cluster":
         return Check(
             name,
             "bad",
             "a node of a cluster, named as a single server",
             "name the cluster: redis+cluster://host:6379,host:6379",
         )
-    if cluster is not None and cluster.get("cluster_state", "ok") != "ok":
+    if isinstance(cluster, Mapping) and cluster.get("cluster_state", "ok") != "ok":
         return Check(
             name,
             "bad",
@@ -199,7 +198,11 @@ def check_topology(facts: Facts, kind: str, cluster: Facts | None, uses_cluster:
         )
     n_replicas = int(facts.get("connected_slaves", 0))
     late = [number for number in range(n_replicas) if "state=online" not in facts.get(f"slave{number}", "state=online")]
-    what = f"node of a cluster of {cluster.get('cluster_known_nodes', '?')}, master" if cluster else "master"
+    what = "master"
+    if isinstance(cluster, Mapping):
+        what = f"node of a cluster of {cluster.get('cluster_known_nodes', '?')}, master"
+    elif cluster is not None:
+        what = f"node of a cluster whose state cannot be told ({cluster.text}), master"
     finding = f"{what} with {n_replicas} replica{'' if n_replicas == 1 else 's'}"
     if late:
         return Check(

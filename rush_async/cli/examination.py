@@ -115,10 +115,9 @@ class Examination:
             yield check_version(facts)
             yield check_persistence(facts, self._setting("save"))
             yield check_memory(facts)
-            uses_cluster = facts.get("cluster_enabled", "0") != "0"
-            cluster = self._facts("CLUSTER", "INFO") if uses_cluster else None
+            cluster = self._facts("CLUSTER", "INFO") if facts.get("cluster_enabled", "0") != "0" else None
             kind = urlsplit(self._config.url or "").scheme.partition("+")[2]
-            yield check_topology(facts, kind, None if isinstance(cluster, Refusal) else cluster, uses_cluster)
+            yield check_topology(facts, kind, cluster)
         before = time.time()
         answer = self._server.ask("TIME")
         if isinstance(answer, Refusal):

@@ -113,13 +113,14 @@ def test_memory(used: int, most: int, policy: str, verdict: str, words: str) -> 
             "ok",
             "node of a cluster of 6, master with 1 replica",
         ),
+        ({"role": "master"}, "cluster", Refusal("no rights", True), "ok", "whose state cannot be told (no rights), master"),
         ({"connected_slaves": "1", "slave0": "ip=a,state=wait_bgsave"}, "", None, "warning", "1 not in step"),
         ({"connected_slaves": "1", "slave0": "ip=a,state=online"}, "sentinel", None, "warning", "cut off from its Sentinels"),
         ({"connected_slaves": "1", "min_slaves_good_slaves": "1"}, "sentinel", None, "ok", "master with 1 replica"),
     ],
 )
-def test_topology(facts: dict[str, str], kind: str, cluster: dict[str, str] | None, verdict: str, words: str) -> None:
-    check = check_topology(facts, kind, cluster, cluster is not None)
+def test_topology(facts: dict[str, str], kind: str, cluster: dict[str, str] | Refusal | None, verdict: str, words: str) -> None:
+    check = check_topology(facts, kind, cluster)
     assert (check.verdict, words in check.finding, bool(check.remedy)) == (verdict, True, verdict != "ok"), check
 
 

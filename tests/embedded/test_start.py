@@ -17,7 +17,8 @@ from rush_async import Rush, RushConnectionError, ServerStartError
 from rush_async.embedded.directories import has_ended
 from rush_async.embedded.server import ServerLease, acquire
 from rush_async.embedded.start import Child, Listener, find_server
-from tests.embedded.users import User, ask, directory_of, free_port, wait_for, watchdog_of
+from tests.embedded.users import User, ask, directory_of, wait_for, watchdog_of
+from tests.topology.servers import free_port
 
 
 def find_no_package(name: str) -> None:

@@ -59,11 +59,6 @@ def directory_of(url: str) -> Path:
     return Path(url[url.index("/", len("unix://")) :]).parent
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def watchdog_of(url: str) -> int:
     return int((directory_of(url) / "pids").read_text().split()[0])
 

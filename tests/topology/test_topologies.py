@@ -27,6 +27,7 @@ from rush_async import (
     TasksFinished,
     WorkerLost,
 )
+from rush_async.cli.examination import Examination
 from rush_async.embedded.server import acquire
 from rush_async.network.listing import list_networks
 from rush_async.testing import wait_until
@@ -275,6 +276,22 @@ async def test_many_networks_share_a_server_or_are_spread_over_a_cluster(servers
         for rush in networks:
             await rush.reset()
             await rush.aclose()
+
+
+async def test_doctor_examines_every_kind_of_server(servers: Reachable) -> None:
+    checks = {check.name: check for check in await asyncio.to_thread(lambda: list(Examination(servers.config, "net").checks()))}
+    well = ("connection", "version", "memory", "clock", "rights", "network")
+    assert [checks[name].verdict for name in well] == ["ok"] * len(well), checks
+    match servers:
+        case Sentinels():
+            assert "cut off from its Sentinels" in checks["topology"].finding
+        case Cluster():
+            assert checks["topology"].finding.startswith("node of a cluster whose state cannot be told")
+            named_alone = servers.config.at(f"redis://127.0.0.1:{servers.master('{net}').port}")
+            found = {each.name: each for each in await asyncio.to_thread(lambda: list(Examination(named_alone, None).checks()))}
+            assert found["topology"].finding == "a node of a cluster, named as a single server"
+        case _:
+            assert checks["topology"].finding == "master with 0 replicas"
 
 
 async def test_sentinels_and_clusters_are_reached_by_tls(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+from typing import TYPE_CHECKING
 
 from rush_async.cli.exit_codes import DONE
 from rush_async.cli.opening import open_client
 from rush_async.cli.options import add_json, add_network, add_server, config_of
 from rush_async.cli.outcomes import counted, report
 from rush_async.cli.output import ask
-from rush_async.manager.manager import Rush
 from rush_async.network.network import Network
+
+if TYPE_CHECKING:
+    from rush_async.manager.manager import Rush
 
 __all__ = ["add_arguments", "run"]
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from rush_async.cli.exit_codes import DONE, FAILED
 from rush_async.cli.opening import open_client
@@ -13,7 +14,9 @@ from rush_async.cli.options import add_json, add_network, add_server
 from rush_async.cli.outcomes import counted, report
 from rush_async.cli.output import as_text
 from rush_async.errors import listed
-from rush_async.manager.manager import Rush
+
+if TYPE_CHECKING:
+    from rush_async.manager.manager import Rush
 
 __all__ = ["add_arguments", "run"]
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from rush_async.cli.exit_codes import DONE, FAILED, REFUSED, CommandError
-from rush_async.config import as_path
+from rush_async.config import RushConfig, as_path, with_settings_of_environment
 from rush_async.embedded.directories import DataDirectory
 from rush_async.embedded.server import ServerLease, acquire
 from rush_async.embedded.start import Listener
@@ -54,8 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--appendfsync",
         choices=("always", "everysec", "no"),
-        default="everysec",
-        help="when a change is on the disk: before it is answered, about a second later, or when the system writes it",
+        help="when a change is on the disk: before it is answered, a second later (default), or when the system writes it",
     )
 
 
@@ -68,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
     # From here on the signals wait, also while the server starts.
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, (*_ENDS, signal.SIGCHLD))
-    lease = acquire(data_dir, appendfsync=options.appendfsync, listener=listener, joins=False)
+    appendfsync = options.appendfsync or with_settings_of_environment(RushConfig()).appendfsync
+    lease = acquire(data_dir, appendfsync=appendfsync, listener=listener, joins=False)
     directory = DataDirectory(data_dir)
     try:
         _tell(lease, listener)

@@ -15,7 +15,8 @@ import pytest
 from rush_async import Rush
 from tests.cli.calling import call
 from tests.cli.programs import Program, Run
-from tests.embedded.users import free_port
+from tests.embedded.users import ask
+from tests.topology.servers import free_port
 
 SERVER = (sys.executable, "-m", "rush_async", "server", "--data-dir")
 
@@ -57,8 +58,10 @@ async def test_it_serves_programs_of_this_machine_and_others_and_keeps_the_data(
     near.signal(signal.SIGTERM)
     await near.process.wait()
     # It ends alone, with the data.
-    alone = await run(*SERVER, str(data_dir))
+    alone = await run(*SERVER, str(data_dir), RUSH_APPENDFSYNC="always")
     await lines_of(alone, 2)
+    async with Rush("net", data_dir=data_dir) as again:
+        assert b"always" in ask(again.config.url or "", "CONFIG", "GET", "appendfsync")
     alone.signal(signal.SIGINT)
     assert await alone.ended() == (0, f"ended by SIGINT; the data are in {data_dir}\n")
     async with Rush("net", data_dir=data_dir) as again:
