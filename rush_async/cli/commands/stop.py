@@ -91,7 +91,7 @@ async def _stop(options: argparse.Namespace) -> int:
             f"{network} has stopped ({as_text(str(reason))}): {counted(counts.running, 'running task')} may end, "
             f"{counted(counts.queued, 'queued one')} wait for `rush-async resume {options.network}`"
         )
-    report(options, line, has_stopped=before is None, **_as_dict(reason), **counts._asdict())
+    report(options, line, changed=before is None, **_as_dict(reason), **counts._asdict())
     return DONE
 
 
@@ -104,7 +104,7 @@ async def _resume(options: argparse.Namespace) -> int:
     async with open_client(options) as rush:
         before = rush.stop_reason
         if before is None:
-            report(options, f"{network} has not stopped: nothing was changed", was_resumed=False)
+            report(options, f"{network} has not stopped: nothing was changed", changed=False)
             return DONE
         try:
             await rush.resume(**rules, maximize=options.maximize)
@@ -114,7 +114,7 @@ async def _resume(options: argparse.Namespace) -> int:
     then = ", ".join(f"{name}={value}" for name, value in rules.items()) or "no rule"
     who = f"{counted(n_workers, 'worker')} running" if n_workers else "no worker is running, so start some"
     line = f"{network} continues, with {as_text(then)}; {who} (it had stopped: {as_text(str(before))})"
-    report(options, line, was_resumed=True, rules=rules, workers=n_workers, **_as_dict(before))
+    report(options, line, changed=True, rules=rules, workers=n_workers, **_as_dict(before))
     return DONE
 
 

@@ -32,7 +32,7 @@ async def test_a_network_stops_and_continues(rush: Rush, rush_worker: RushWorker
     assert again == {
         "network": net,
         "said": f"network '{net}' had stopped already (manual: enough\\x1b): nothing to do",
-        "has_stopped": False,
+        "changed": False,
         "rule": "manual",
         "detail": "enough\x1b",
         "queued": 2,
