@@ -115,7 +115,7 @@ class Rush(RushClient):
         return self._workers
 
     async def _on_open(self, network: Network) -> None:
-        self._old = OldTasks(network, are_expected=self._exist_ok)
+        self._old = OldTasks(network, self.config, are_expected=self._exist_ok)
         cells.watch(self)
         if network.feed.failures is None:  # one log for all managers of the event loop
             network.feed.failures = FailureLog(network)

@@ -15,7 +15,19 @@ from rush_async.store.codec import decode_all, encode
 from rush_async.store.decoding import failure_of
 from rush_async.store.key_types import explained
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.leases import BEAT, FAILURES, KILLED, LOSE, LOST_WORKER, AliveWorker, Beat, Lease, LoseStep, answered_at
+from rush_async.store.leases import (
+    BEAT,
+    FAILURES,
+    KILLED,
+    LOSE,
+    LOST_WORKER,
+    AliveWorker,
+    Beat,
+    Lease,
+    LoseStep,
+    answered_at,
+    is_late,
+)
 from rush_async.store.malformed import MalformedRecords
 from rush_async.store.records import encode_worker_failure
 from rush_async.store.scripts import MOST_TASKS, Request, Script, ScriptCaller
@@ -205,6 +217,23 @@ class WorkerStore:
             for worker_id, value in _pairs(alive)
             if (at := seen.get(AliveWorker.of(value).lease_id)) is not None
         }
+
+    async def silent(self) -> list[str]:
+        """Returns the workers that are alive as far as the network knows, and whose lease was not renewed in time."""
+        alive, processes, leases, clock = await self._connection.ask_together(
+            ("HGETALL", self.keys.alive),
+            ("HGETALL", self.keys.processes),
+            ("ZRANGE", self.keys.leases, "0", "-1", "WITHSCORES"),
+            ("TIME",),
+        )
+        now, expires_at = int(clock[0]) + int(clock[1]) / 1e6, dict(_pairs(leases))
+        late = {
+            lease.decode("utf-8", "replace")
+            for lease, times in _pairs(processes)
+            if lease in expires_at and is_late(times, expires_at[lease], now)
+        }
+        workers = [(name.decode("utf-8", "backslashreplace"), AliveWorker.of(value)) for name, value in _pairs(alive)]
+        return [worker_id for worker_id, worker in workers if worker.lease_id in late]
 
     async def ask_to_stop(self, worker_ids: Sequence[str]) -> list[str]:
         """Asks workers to stop, and returns those that are alive or being started."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +15,9 @@ import pytest_asyncio
 
 from rush_async import NetworkStateError, Rush, RushClient, RushConfig, RushWorker
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.leases import Lease
+from rush_async.store.workers import WorkerStore
+from rush_async.testing import wait_until
 from tests.launch.loops_of_tests import do_some
 
 XS = {"x1": 1.0}
@@ -105,6 +111,61 @@ async def test_a_time_that_is_none_does_no_harm(rush: Rush, raw: Any, caplog: py
         assert "• Old Tasks: 1 since an unknown time" in repr(other)
         await other.reset()
     assert said(caplog) == []
+
+
+def named_as_dead(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "seem to be dead" in record.msg]
+
+
+async def test_a_worker_of_this_machine_whose_process_is_gone_is_named_at_once(
+    rush: Rush, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, gone = rush._net.workers, await asyncio.create_subprocess_exec("true")  # pyright: ignore[reportPrivateUsage]
+    await gone.wait()
+    async with RushWorker(rush.network_id, rush.config) as alive:
+        await alive.push_running_tasks([XS])
+        for name, info in {
+            "gone": {"pid": gone.pid, "hostname": socket.gethostname()},
+            "far": {"pid": gone.pid, "hostname": "another machine"},
+            "foreign": {"pid": "none", "hostname": socket.gethostname()},
+        }.items():
+            await store.register(name, Lease(name, 5.0, 20.0), info | {"heartbeat": True})
+        async with Rush(rush.network_id, rush.config, exist_ok=True) as other:
+            await other.push_tasks([XS])
+            await other.push_tasks([XS])
+            await wait_until(lambda: named_as_dead(caplog))
+        for name in ("gone", "far", "foreign"):
+            await store.deregister(name, "terminated")
+    (text,) = named_as_dead(caplog)
+    assert f"network {rush.network_id!r} has running tasks, and workers that seem to be dead" in text
+    assert "was killed: gone. Until they are declared lost, within " in text
+
+
+async def test_a_worker_that_turns_silent_a_little_later_is_named_too(
+    rush: Rush, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[list[str]] = [[], ["silent"]]
+
+    async def silent(_: WorkerStore) -> list[str]:
+        return answers.pop(0)
+
+    monkeypatch.setattr(WorkerStore, "silent", silent)
+    config = replace(rush.config, heartbeat_period=0.05, heartbeat_expire=20)
+    async with RushWorker(rush.network_id, rush.config) as holder:
+        await holder.push_running_tasks([XS])
+        async with Rush(rush.network_id, config, exist_ok=True) as other:
+            await other.push_tasks([XS])
+            await wait_until(lambda: named_as_dead(caplog))
+    (text,) = named_as_dead(caplog)
+    assert ": silent. Until they are declared lost, within 20 s" in text
+
+
+async def test_nothing_is_asked_where_no_old_task_runs(old: Rush, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[WorkerStore] = []
+    monkeypatch.setattr(WorkerStore, "silent", asked.append)
+    async with Rush(old.network_id, old.config, exist_ok=True) as rush:
+        await start(rush)
+    assert asked == []
 
 
 @pytest_asyncio.fixture

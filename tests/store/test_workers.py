@@ -206,3 +206,15 @@ async def test_networks_with_workers_are_found_by_the_beginning_of_their_ids(rus
     for network_id in ids:
         async with Rush(network_id, rush.config) as other:
             await other.reset()
+
+
+async def test_a_worker_is_silent_once_its_lease_was_not_renewed_for_a_period_and_more(rush: Rush, raw: Any) -> None:
+    store, keys = store_of(rush), NetworkKeys.of(rush.network_id)
+    for name, silence in (("silent", 10.0), ("alive", 5.5), ("other", 0.0)):
+        assert (await store.register(name, Lease(name, 5.0, 20.0), INFO)).mark == 1
+        raw.zincrby(keys.leases, -silence, name)
+    assert (await store.register("broken", Lease("broken", 5.0, 20.0), INFO)).mark == 1
+    raw.hset(keys.processes, "broken", "no numbers")
+    assert await store.silent() == ["silent"]
+    for name in ("silent", "alive", "other", "broken"):
+        assert await store.deregister(name, "terminated")
