@@ -40,6 +40,7 @@ def run(
     network_id: str | None = None,
     config: RushConfig | str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    exist_ok: bool = False,
     schema: Schema | None = None,
     seed: int | None = None,
     finished: int | None = None,
@@ -63,6 +64,8 @@ def run(
         network_id: the network; a random one by default.
         config: a URL or a `RushConfig`, as for `Rush`.
         data_dir: where the embedded server keeps its data for the next run; needs a `network_id`.
+        exist_ok: whether the network may hold tasks of an earlier run, which are among the results; without it, and without
+            `finished`, a warning says how many.
         schema: columns that the frame always has, with their dtypes.
         seed: the seed of the proposals, as for `Rush`.
         finished: how many tasks finish, those of earlier runs included: a stop rule, by which `rush.proposals(...)` and
@@ -89,10 +92,10 @@ def run(
     if is_in_event_loop():
         raise NetworkStateError(
             "run starts an event loop of its own, and one is running here, as in a notebook. Await instead: "
-            f"`rush = await rsh()`, `await rush.start_workers({bound.name}, n_workers=4)`, `await rush.join_workers()`, "
-            "`await rush.fetch_finished_tasks()`"
+            f"`rush = await Rush({network_id or 'search'!r})`, `await rush.start_workers({bound.name}, n_workers=4)`, "
+            "`await rush.join_workers()`, `await rush.fetch_finished_tasks()`"
         )
-    manager = Rush(network_id, config, data_dir=data_dir, schema=schema, seed=seed, exist_ok=finished is not None)
+    manager = Rush(network_id, config, data_dir=data_dir, schema=schema, seed=seed, exist_ok=exist_ok or finished is not None)
 
     async def search() -> pl.DataFrame:
         async with manager as rush:

@@ -74,7 +74,9 @@ def test_the_error_of_a_loop_is_raised(network: str, rush_server: RushConfig) ->
 
 
 async def test_inside_an_event_loop_it_says_what_to_await() -> None:
-    with pytest.raises(NetworkStateError, match=r"(?s)notebook.*await rush.start_workers\(search, n_workers=4\)"):
+    with pytest.raises(
+        NetworkStateError, match=r"notebook.*await Rush\('search'\).*await rush.start_workers\(search, n_workers=4\)"
+    ):
         run(search)
 
 
@@ -100,6 +102,13 @@ def test_misspelled_and_impossible_arguments_are_refused_before_a_server_starts(
 async def with_seed(rush: RushWorker, seed: int) -> None: ...
 
 
-def test_a_data_dir_keeps_the_results_for_the_next_run(directory: Path) -> None:
+def test_a_data_dir_keeps_the_results_for_the_next_run(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     for finished in (2, 3):
         assert run(search, network_id="kept", data_dir=directory, finished=finished).height == finished
+    assert run(look, network_id="kept", data_dir=directory, exist_ok=True).height == 3
+    assert "held tasks" not in caplog.text
+    assert run(look, network_id="kept", data_dir=directory).height == 3
+    assert "exist_ok=True says that this is meant" in caplog.text
+
+
+async def look(rush: RushWorker) -> None: ...
