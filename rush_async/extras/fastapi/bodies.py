@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PlainSerializer,
 
 from rush_async import errors
 from rush_async.events import Event, TaskReported
-from rush_async.extras.fastapi.statuses import HIDDEN
+from rush_async.extras.fastapi.statuses import HIDDEN, MESSAGES_OF_FAILURES
 from rush_async.model import LAST_OUTPUT, FailureKind, StopRule, TaskState
 
 __all__ = [
@@ -52,10 +52,15 @@ Output = Annotated[str, Field(min_length=1, max_length=100)]
 Limit = Annotated[int, Field(gt=0, le=2**53)]
 
 
-class StopRules(BaseModel):
-    """Rules that stop a run as a whole, whichever is true first: the arguments of `stop_when`."""
+class _Request(BaseModel):
+    """The body of a request: a misspelled field is refused."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class StopRules(_Request):
+    """Rules that stop a run as a whole, whichever is true first: the arguments of `stop_when`."""
+
     finished: Limit | None = Field(None, description="how many tasks finish")
     failed: Limit | None = Field(None, description="how many tasks fail")
     seconds: Annotated[FiniteFloat, Field(gt=0)] | None = Field(None, description="how much time passes, from now on")
@@ -78,7 +83,7 @@ class StopRules(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
-class WorkersRequest(BaseModel):
+class WorkersRequest(_Request):
     """Workers to start."""
 
     loop: str = Field(description="the name under which the router has the loop")
@@ -99,13 +104,13 @@ class RunRequest(WorkersRequest):
         return rules
 
 
-class StopRequest(BaseModel):
+class StopRequest(_Request):
     """Why a run is stopped."""
 
     why: Annotated[str, Field(min_length=1, max_length=200)] = "stopped by hand"
 
 
-class ResumeRequest(BaseModel):
+class ResumeRequest(_Request):
     """How a run continues."""
 
     stop_when: Annotated[StopRules | None, Field(description="the rules in place of all others; none by default")] = None
@@ -131,7 +136,7 @@ class FailureView(BaseModel):
     @model_validator(mode="after")
     def _hide_database(self) -> Self:
         if self.type in errors.__all__:
-            self.message = HIDDEN
+            self.message = MESSAGES_OF_FAILURES.get(self.type, HIDDEN)
         if self.kind == "lost":
             self.message = self.message.partition(LAST_OUTPUT)[0]
         return self
@@ -205,7 +210,7 @@ class RunStatus(RunSummary):
     stop_when: StopRules | None = Field(description="the stop rules that hold")
 
 
-class TasksRequest(BaseModel, Generic[X]):
+class TasksRequest(_Request, Generic[X]):
     """Tasks to queue."""
 
     xss: list[X] = Field(min_length=1, max_length=10_000)
@@ -213,7 +218,7 @@ class TasksRequest(BaseModel, Generic[X]):
     retries: Retries = 0
 
 
-class EvaluateRequest(BaseModel, Generic[X]):
+class EvaluateRequest(_Request, Generic[X]):
     """A task to evaluate."""
 
     xs: X

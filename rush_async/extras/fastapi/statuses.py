@@ -24,7 +24,15 @@ from rush_async.errors import (
 from rush_async.extras.fastapi.streams import LimitedStream
 from rush_async.model import FailureKind
 
-__all__ = ["HIDDEN", "STATUS_OF_FAILURE", "ErrorRoute", "ShuttingDownError", "TooManyStreamsError", "input_errors"]
+__all__ = [
+    "HIDDEN",
+    "MESSAGES_OF_FAILURES",
+    "STATUS_OF_FAILURE",
+    "ErrorRoute",
+    "ShuttingDownError",
+    "TooManyStreamsError",
+    "input_errors",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +62,10 @@ _DETAILS: dict[type[BaseException], str] = {
     RushConnectionError: "the database does not answer: try again",
     ServerFullError: "the database is full: try again later",
     TasksNotDoneError: "no worker will run the task: start workers, or resume the run",
+}
+MESSAGES_OF_FAILURES: dict[str, str] = {  # of workers and tasks, by the name of the error
+    RushConnectionError.__name__: "the database was away for longer than retry_deadline. Resume the run with new workers",
+    ServerFullError.__name__: "the database was full. Make room there, and resume the run with new workers",
 }
 STATUS_OF_FAILURE: dict[FailureKind, int] = {
     "error": 500,
