@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -71,7 +71,25 @@ class WorkerEnds:
         finally:
             if reminder is not None:
                 reminder.cancel()
+        if why == "join":
+            self._warn_of_spent_budget(self.known)
         return self.known
+
+    def _warn_of_spent_budget(self, ends: Mapping[str, WorkerExit]) -> None:
+        """Logs that workers have begun no task where tasks had finished before, as those of a cell that is run once more."""
+        at_start = self._group.counts_at_start
+        new = [worker_id for worker_id in ends if worker_id in at_start]
+        before = {at_start.pop(worker_id) for worker_id in new}
+        counts, network_id = self._network.position.counts, self._network.network_id
+        if any(ends[worker_id].state != "terminated" or worker_id in self._group.stopped for worker_id in new):
+            return
+        if before == {counts} and counts.finished and self._network.position.stop is None:
+            logger.warning(
+                "the workers of network %r have begun no task. It had %s finished tasks already when they were started, and "
+                "these count for their budget. Name a larger one, or another network; `await rush.reset()` deletes the tasks",
+                network_id,
+                f"{counts.finished:,}",
+            )
 
     async def _wait_for_others(self, worker_ids: Sequence[str]) -> None:
         network = self._network

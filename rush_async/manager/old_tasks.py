@@ -77,7 +77,7 @@ class OldTasks:
                 if not network.position.counts.running or network.position.epoch != self._epoch:
                     return
                 dead = set(await network.workers.silent())
-                dead.update(entry.worker_id for entry in await network.workers.read() if _has_died_here(entry))
+                dead.update(entry.worker_id for entry in await network.workers.read() if _is_gone(entry))
                 if dead:
                     logger.warning(
                         "network %r has running tasks, and workers that seem to be dead, as after their program was killed: "
@@ -90,7 +90,7 @@ class OldTasks:
                     return
 
 
-def _has_died_here(worker: WorkerEntry) -> bool:
+def _is_gone(worker: WorkerEntry) -> bool:
     """Whether a worker counts as running, and its process was one of this machine and is not there any more."""
     if worker.state != "running" or worker.info.get("hostname") != socket.gethostname() or os.name != "posix":
         return False

@@ -17,7 +17,7 @@ from rush_async.errors import RushConnectionError, RushError, listed
 from rush_async.launch.handle import Launch, Launcher, WorkerHandle
 from rush_async.launch.packed_loop import check_may_start
 from rush_async.manager.worker_failures import WorkerFailures
-from rush_async.model import Failure, WorkerExit
+from rush_async.model import Counts, Failure, WorkerExit
 from rush_async.network.network import Network
 from rush_async.store.leases import lost_because
 from rush_async.store.workers import KILLED
@@ -52,6 +52,8 @@ class WorkerGroup:
         ends: how each worker ended; set once the end has been reported to the network.
         unseen: the workers started since the last successful `wait_for_workers`.
         failures: the failures of their loops, and their deaths.
+        stopped: the workers that were asked to stop, or killed.
+        counts_at_start: the counts of the network when workers were started that were not joined yet.
     """
 
     def __init__(self, network: Network) -> None:
@@ -61,10 +63,11 @@ class WorkerGroup:
         self.ends: dict[str, asyncio.Future[WorkerExit]] = {}
         self.unseen: dict[str, None] = {}
         self.failures = WorkerFailures()
+        self.counts_at_start: dict[str, Counts] = {}
         self._killed: set[str] = set()
         self._restarts: dict[str, tuple[_Start, int]] = {}  # of a worker, and how often it was started again
         self._replacements: dict[str, str] = {}  # the worker that was started instead of one that died or failed
-        self._stopped: set[str] = set()  # asked to stop, or killed
+        self.stopped: set[str] = set()
         self._is_dismissed = False
         self._unreported: list[WorkerExit] = []
         self._is_cut_off = False  # the server is away, and no end is reported
@@ -103,9 +106,10 @@ class WorkerGroup:
     ) -> list[str]:
         """Registers and starts workers. An error or a cancellation leaves no worker registered."""
         check_may_start()
-        restarts = getattr(launcher, "restart", 0)
+        restarts, counts = getattr(launcher, "restart", 0), self._network.position.counts
         worker_ids = await self._launch(_Start(launcher, loop, config, log_levels, log_dir, schema, restarts), n_workers)
         self.unseen.update(dict.fromkeys(worker_ids))
+        self.counts_at_start.update(dict.fromkeys(worker_ids, counts))
         if (stop := self._network.position.stop) is not None:
             logger.warning(
                 "network %r has stopped (%s): the workers started just now take no task. `resume(...)` lifts the stop",
@@ -206,7 +210,7 @@ class WorkerGroup:
 
     def _restarts_left(self, worker_id: str) -> int:
         """Returns how often a worker may be started again, as things are."""
-        if worker_id in self._stopped or self._is_dismissed or self._is_cut_off or self._network.position.stop is not None:
+        if worker_id in self.stopped or self._is_dismissed or self._is_cut_off or self._network.position.stop is not None:
             return 0
         start, n_before = self._restarts.get(worker_id, (None, 0))
         return 0 if start is None else start.restarts - n_before
@@ -234,7 +238,7 @@ class WorkerGroup:
         """Ends workers that were started again while the ones before them were stopped."""
         if self._is_dismissed:
             await asyncio.gather(*[self._handles[self._replacements[worker_id]].kill() for worker_id in worker_ids])
-        elif unwanted := [self._replacements[worker_id] for worker_id in worker_ids if worker_id in self._stopped]:
+        elif unwanted := [self._replacements[worker_id] for worker_id in worker_ids if worker_id in self.stopped]:
             self.stop(unwanted, set(await self._network.workers.ask_to_stop(unwanted)))
 
     # stopping
@@ -247,14 +251,14 @@ class WorkerGroup:
             asked: the workers that were asked to stop; starts of theirs that have not begun are cancelled. The others are lost
                 to the network, which cannot reach them, so their loops are cancelled.
         """
-        self._stopped.update(worker_ids)
+        self.stopped.update(worker_ids)
         for worker_id in worker_ids:
             if (handle := self._handles.get(worker_id)) is not None:
                 handle.stop() if worker_id in asked else handle.cancel()
 
     async def kill(self, worker_ids: Sequence[str]) -> None:
         """Shuts workers out of the network, wherever they run, and ends those of this group."""
-        self._stopped.update(worker_ids)
+        self.stopped.update(worker_ids)
         # The network first: from here on their calls have no effect, even if they cannot be reached.
         self._killed.update(await self._network.workers.lose(worker_ids, "killed", KILLED, KILLED))
         own = [self._handles[worker_id] for worker_id in worker_ids if worker_id in self._handles]

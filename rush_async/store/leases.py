@@ -31,7 +31,7 @@ __all__ = [
     "Lease",
     "LoseStep",
     "answered_at",
-    "is_late",
+    "is_overdue",
     "lost_because",
 ]
 
@@ -51,7 +51,7 @@ LOSE = Script(
 )
 LOG = Script("log", keys=("log",), args=("most",), item=("record",), memory="grows")
 
-_LATE = 1.2  # periods without a renewal after which a lease is late
+_OVERDUE = 1.2  # periods without a renewal after which a lease is overdue
 _LONGEST_CAUSE = 200  # characters of the death of a worker that each of its tasks keeps
 _MAX_LOG_RECORDS = 100_000  # that the log of a network keeps, approximately
 
@@ -111,11 +111,11 @@ def answered_at(times: bytes) -> datetime | None:
         return None
 
 
-def is_late(times: bytes, expires_at: bytes, now: float) -> bool:
+def is_overdue(times: bytes, expires_at: bytes, now: float) -> bool:
     """Returns whether a lease should have been renewed; False where a value of the hash `processes` cannot be parsed."""
     try:
         expire, period, _ = map(float, times.split())
-        return now - (float(expires_at) - expire) > _LATE * period
+        return now - (float(expires_at) - expire) > _OVERDUE * period
     except ValueError:
         return False
 

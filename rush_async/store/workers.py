@@ -26,7 +26,7 @@ from rush_async.store.leases import (
     Lease,
     LoseStep,
     answered_at,
-    is_late,
+    is_overdue,
 )
 from rush_async.store.malformed import MalformedRecords
 from rush_async.store.records import encode_worker_failure
@@ -220,20 +220,20 @@ class WorkerStore:
 
     async def silent(self) -> list[str]:
         """Returns the workers that are alive as far as the network knows, and whose lease was not renewed in time."""
-        alive, processes, leases, clock = await self._connection.ask_together(
+        alive, processes, leases, server_time = await self._connection.ask_together(
             ("HGETALL", self.keys.alive),
             ("HGETALL", self.keys.processes),
             ("ZRANGE", self.keys.leases, "0", "-1", "WITHSCORES"),
             ("TIME",),
         )
-        now, expires_at = int(clock[0]) + int(clock[1]) / 1e6, dict(_pairs(leases))
-        late = {
+        now, expires_at = int(server_time[0]) + int(server_time[1]) / 1e6, dict(_pairs(leases))
+        overdue = {
             lease.decode("utf-8", "replace")
             for lease, times in _pairs(processes)
-            if lease in expires_at and is_late(times, expires_at[lease], now)
+            if lease in expires_at and is_overdue(times, expires_at[lease], now)
         }
         workers = [(name.decode("utf-8", "backslashreplace"), AliveWorker.of(value)) for name, value in _pairs(alive)]
-        return [worker_id for worker_id, worker in workers if worker.lease_id in late]
+        return [worker_id for worker_id, worker in workers if worker.lease_id in overdue]
 
     async def ask_to_stop(self, worker_ids: Sequence[str]) -> list[str]:
         """Asks workers to stop, and returns those that are alive or being started."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rush_async import Failure, Rush, RushWorker, WorkerExit, WorkerLoopError
+from rush_async import Failure, Processes, Rush, RushWorker, WorkerExit, WorkerLoopError
 from rush_async.manager.worker_failures import WorkerFailures
 from rush_async.testing import wait_until
 from rush_async.worker.loop import WorkerLoop
@@ -71,6 +71,40 @@ async def test_a_stop_names_the_workers_whose_loops_do_not_look_at_terminated(
     (text,) = said(caplog)
     assert f"stop_workers() waits for workers of network {rush.network_id!r} that have been asked to stop: {ignoring}." in text
     assert "rush.terminated" in text
+
+
+async def raise_at_once(rush: RushWorker) -> None:
+    raise LookupError
+
+
+async def search(rush: RushWorker, budget: int) -> None:
+    while not rush.terminated:
+        async with rush.task(XS, budget=budget) as task:
+            if task is None:
+                return
+            task.ys = {"y": 1.0}
+
+
+async def test_workers_whose_budget_was_spent_before_they_were_started_are_a_warning(
+    rush: Rush, caplog: pytest.LogCaptureFixture
+) -> None:
+    await rush.start_workers(raise_at_once)
+    with pytest.raises(WorkerLoopError):
+        await rush.join_workers()
+    for on in (None, Processes(), None):  # the first and the last have work
+        await rush.start_workers(search, 2, on=on, budget=3 if rush.n_finished_tasks < 3 or on else 4)
+        await rush.join_workers()
+        await rush.join_workers()
+    await rush.start_workers(search, budget=4)
+    await rush.stop("enough")
+    await rush.join_workers()
+    await rush.resume()
+    stopped = await rush.start_workers(serve)
+    await rush.stop_workers(stopped)
+    await rush.join_workers(stopped)
+    (text,) = said(caplog)
+    assert f"workers of network {rush.network_id!r} have begun no task. It had 3 finished tasks already" in text
+    assert "await rush.reset()" in text
 
 
 def test_failed_and_dead_workers_are_named_with_each_cause_once() -> None:
