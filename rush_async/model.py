@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
 from types import TracebackType
-from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, Protocol, Self, TypeAlias, cast
 
 from typing_extensions import TypeVar  # `typing` has defaults from Python 3.13 on
 
@@ -231,6 +231,13 @@ class Task(Generic[X, Y]):
     index: int | None = None
     _holder: TaskHolder | None = field(default=None, repr=False, compare=False)
     _catch: Catch = field(default=(), repr=False, compare=False)
+
+    if not TYPE_CHECKING:  # a checker would accept `with`, too
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError("a task's block is `async with task:`, in an `async def`, and not `with`")
+
+        def __exit__(self, *_: object) -> None: ...
 
     async def __aenter__(self) -> Self:
         if self._holder is None:

@@ -123,9 +123,10 @@ def bind_loop(
             raise TypeError(f"the worker loop {name_of(function)} has a `yield`: it pushes its results, it does not yield them")
         own_name = name_of(function).rpartition(".")[2].replace("<lambda>", "loop")
         raise TypeError(
-            f"the worker loop {name_of(function)} is not `async def`: write `async def {own_name}(rush, ...)`, "
-            "and in it `await asyncio.to_thread(f, **task.xs)` for an objective that releases the GIL, "
-            "`await anyio.to_process.run_sync(...)` for one pure-Python call, or call it directly under on=Processes()"
+            f"the worker loop {name_of(function)} is not `async def`: a loop is `async def loop(rush, ...)`. If {own_name} is "
+            "the function to optimise, write a loop that proposes points and calls it in tasks, `async with rush.task(xs, "
+            f'budget=100) as task:` and in it `task.ys = {{"y": {own_name}(**xs)}}`. Where it computes, start the loop with '
+            f"on=Processes(), or call it as `await asyncio.to_thread({own_name}, **xs)`"
         )
     arguments = {**(args or {}), **further}
     if twice := sorted(set(args or {}) & set(further)):
@@ -153,11 +154,14 @@ def bind_loop(
 
 
 def _suggestion(signature: inspect.Signature, further: Mapping[str, Any], options: Collection[str], of: str) -> str:
-    """Returns a hint if a keyword looks like another name of an option or like a stop rule, else the empty string."""
-    for name in further if options else ():
+    """Returns a hint if a keyword looks like a misspelled parameter or option, or like a stop rule, else the empty string."""
+    for name in further:
         if name in signature.parameters:
             continue
-        if name in _STOP_RULES:
+        own = [parameter for parameter in list(signature.parameters)[1:] if parameter not in further]
+        if hint := did_you_mean(name, own, f" in place of {name}"):
+            return hint
+        if options and name in _STOP_RULES:
             return f"; {name} is a stop rule: the loop, or a manager, calls `await rush.stop_when({name}=...)`"
         if hint := did_you_mean(name, options, f", an option of {of}"):
             return hint

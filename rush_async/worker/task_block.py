@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import fields
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 import anyio
 
@@ -366,6 +366,13 @@ class TaskBlock(Generic[Opened, Caught]):
         self._seconds = timeout
         self._timeout = None if timeout is None else asyncio.timeout(timeout)
         self._task: Task | None = None
+
+    if not TYPE_CHECKING:  # a checker would accept `with`, too
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError("a task's block is `async with rush.task(...) as task:`, in an `async def`, and not `with`")
+
+        def __exit__(self, *_: object) -> None: ...
 
     async def __aenter__(self) -> Opened:
         task = self._task = await self._place.take()

@@ -54,7 +54,11 @@ async def generator(rush: object) -> AsyncIterator[int]:
 @pytest.mark.parametrize(
     ("loop", "args", "words"),
     [
-        (not_async, {}, r"not_async is not `async def`.*asyncio\.to_thread.*to_process.*on=Processes\(\)"),
+        (
+            not_async,
+            {},
+            r"not_async is not `async def`.*rush\.task\(.*not_async\(\*\*xs\).*Processes\(\).*to_thread\(",
+        ),
         (functools.partial(not_async), {}, "not_async is not `async def`"),
         (generator, {}, "has a `yield`"),
         ("a string", {}, "is a coroutine function, not str: 'a string'"),
@@ -67,6 +71,11 @@ async def generator(rush: object) -> AsyncIterator[int]:
 def test_a_loop_that_cannot_be_called_is_a_type_error(loop: Any, args: dict[str, Any], words: str) -> None:
     with pytest.raises(TypeError, match=words):
         bind_loop(loop, args, {})
+
+
+def test_a_misspelled_argument_of_the_loop_is_named() -> None:
+    with pytest.raises(TypeError, match=r"missing .*'rate'; did you mean rate in place of rat\?"):
+        bind_loop(with_rate, {}, {"rat": 1}, {"args"})
 
 
 def test_an_argument_given_in_args_and_as_a_keyword_is_a_type_error() -> None:

@@ -87,6 +87,17 @@ async def test_a_block_finishes_its_task_with_the_ys_set_in_it(rush: Rush, rush_
     )
 
 
+async def test_a_block_without_async_is_an_error_that_says_so(rush: Rush, rush_worker: RushWorker) -> None:
+    block: Any = rush_worker.task(XS)
+    with pytest.raises(TypeError, match=r"`async with rush.task\(...\) as task:`"), block:
+        pass
+    await rush.push_tasks([XS])
+    task: Any = await rush_worker.pop_task()
+    with pytest.raises(TypeError, match="`async with task:`"), task:
+        pass
+    assert await rush.counts() == Counts(running=1)
+
+
 async def test_a_block_makes_two_calls(rush: Rush, rush_worker: RushWorker, raw: Any) -> None:
     async with rush_worker.task(XS) as task:
         task.ys = XS
