@@ -21,6 +21,7 @@ __all__ = [
     "as_seconds",
     "connection_part",
     "hosts_of",
+    "lacks_directory",
     "with_address_of_environment",
     "with_data_dir",
     "with_heartbeat",
@@ -157,7 +158,9 @@ class RushConfig:
         """The address of the server for messages, without its password."""
         if self.url is not None:
             return redact_url(self.url)
-        return f"embedded server in {Path(self.data_dir)}" if self.data_dir is not None else "embedded server"
+        if self.data_dir is not None:
+            return f"the embedded server in {as_path(self.data_dir)}"
+        return "a private server, which is empty at first (neither a URL nor a data_dir is given)"
 
 
 explain_arguments(RushConfig, "__init__")
@@ -266,6 +269,11 @@ def with_data_dir(config: RushConfig | str | None, data_dir: str | os.PathLike[s
 def as_path(data_dir: str | os.PathLike[str]) -> Path:
     """Returns a data directory as an absolute path."""
     return Path(data_dir).expanduser().absolute()
+
+
+def lacks_directory(config: RushConfig) -> bool:
+    """Returns whether there is a data directory to read, and it does not exist."""
+    return config.data_dir is not None and not as_path(config.data_dir).is_dir()
 
 
 def _check_data_dir(value: object) -> None:

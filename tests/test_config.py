@@ -314,8 +314,8 @@ def test_the_password_of_a_url_is_hidden() -> None:
     ("config", "where"),
     [
         (RushConfig(URL), "redis://user:***@host:6379/2"),
-        (RushConfig(), "embedded server"),
-        (RushConfig(data_dir=Path("data")), "embedded server in data"),
+        (RushConfig(), "a private server, which is empty at first (neither a URL nor a data_dir is given)"),
+        (RushConfig(data_dir=Path("data")), f"the embedded server in {Path.cwd() / 'data'}"),
     ],
     ids=str,
 )

@@ -27,7 +27,7 @@ from rush_async.client.shared_state import SharedState
 from rush_async.client.snapshot import Snapshot, take_snapshot
 from rush_async.client.status import status_html, status_text
 from rush_async.client.stopping import Stopping
-from rush_async.config import RushConfig
+from rush_async.config import RushConfig, lacks_directory
 from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError, ServerStartError, explain_arguments
 from rush_async.events import Event, EventsMissed
 from rush_async.model import CANCELLED, TASK_STATES, Counts, Failure, Task, TaskState
@@ -82,6 +82,9 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         self._seen_generation = (0, 0)
 
     async def _acquire(self) -> Network:
+        where = self._config.where
+        if self._must_exist and lacks_directory(self._config):
+            raise NetworkStateError(f"network {self._network_id!r} does not exist on {where}: there is no such directory")
         try:
             network = await Network.acquire(self._network_id, self._config, self._seed)
         except (RushConnectionError, ServerStartError) as error:
@@ -91,22 +94,20 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         assert network.link.config.url is not None
         self._config = self._config.at(network.link.config.url)
         if self._must_exist:
-            await self._check_exists(network)
+            await self._check_exists(network, where)
         network.heartbeat.watch(self._config.heartbeat_period, self._config.max_loop_stall)
         if network.position.counts.total:
             logger.info("network %r holds tasks already: %s", self._network_id, describe(network.position.counts))
         return network
 
-    async def _check_exists(self, network: Network) -> None:
+    async def _check_exists(self, network: Network, where: str) -> None:
         try:
-            if not network.position.epoch:
-                await (
-                    network.tasks.read_position()
-                )  # clients that opened the network before may have missed that it was created
+            if not network.position.epoch:  # clients that opened the network before may have missed that it was created
+                await network.tasks.read_position()
             if not network.position.epoch:
                 raise NetworkStateError(
-                    f"network {self._network_id!r} does not exist on {network.link.config.where}: nothing was ever written to "
-                    "it, or it was reset. Check its id and the server, or leave must_exist out"
+                    f"network {self._network_id!r} does not exist on {where}: nothing was ever written to it, or it was reset. "
+                    "Check its id and where it is kept, or leave must_exist out"
                 )
         except BaseException:
             await run_to_completion(network.release())

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,6 +185,21 @@ async def test_a_network_that_must_exist_and_does_not_is_an_error(
     await rush.push_tasks([XS])
     async with client(rush.network_id, rush_server, must_exist=True) as found:
         assert found.n_tasks == 1
+
+
+async def test_a_data_directory_that_must_have_the_network_is_named_and_not_made(directory: Path) -> None:
+    with pytest.raises(NetworkStateError, match=r"'net' does not exist on the embedded server in /.*/wrong: there is no such"):
+        await Rush("net", data_dir=directory / "wrong", must_exist=True)
+    assert not (directory / "wrong").exists()
+    with pytest.raises(NetworkStateError, match=f"on the embedded server in {directory}: nothing was ever written"):
+        await Rush("net", data_dir=directory, must_exist=True)
+
+
+async def test_a_private_server_has_no_network_that_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUSH_URL", "REDIS_URL", "RUSH_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(NetworkStateError, match=r"a private server, which is empty at first \(neither a URL nor a data_dir"):
+        await Rush("net", must_exist=True)
 
 
 async def test_a_network_that_must_exist_may_have_come_into_being_elsewhere(rush: Rush, elsewhere: Rush) -> None:
