@@ -292,7 +292,8 @@ def _check_url(url: str) -> None:
     known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
     if "://" not in url:
         raise RushConfigError(
-            f"the URL must start with one of {known}, and what was given does not (it is not shown, as it may be a password)"
+            f"the URL must start with one of {known}, and what was given does not (it is not shown, as it may be a password). "
+            "A directory is given as data_dir=..."
         )
     try:
         parts = urlsplit(url)

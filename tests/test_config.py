@@ -280,6 +280,11 @@ def test_an_unusable_url_names_its_variable_and_hides_its_password(monkeypatch: 
     assert "hidden" not in str(caught.value)
 
 
+def test_a_directory_in_place_of_a_url_is_refused_with_the_word_for_it() -> None:
+    with pytest.raises(RushConfigError, match=r"A directory is given as data_dir="):
+        RushConfig(url="results")
+
+
 def test_rush_password_is_added_to_a_url_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUSH_PASSWORD", "a/b@c")
     monkeypatch.setenv("RUSH_URL", "redis://ann@host/1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from rush_async.config import as_number, as_real, as_seconds
 from rush_async.events import EVENT_KINDS
@@ -14,6 +14,7 @@ __all__ = [
     "as_failures",
     "as_keys",
     "as_number",
+    "as_predicate",
     "as_real",
     "as_seconds",
     "as_states",
@@ -21,6 +22,8 @@ __all__ = [
     "check_kinds",
     "check_lengths",
 ]
+
+P = TypeVar("P")
 
 Schema: TypeAlias = Mapping[str, Any]
 """Columns that frames always have, with their polars dtypes."""
@@ -50,6 +53,16 @@ def as_keys(keys: str | Iterable[str]) -> list[str]:
         if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
             raise TypeError(f"a key is a string, not {type(key).__name__}: {key!r:.80}")
     return found
+
+
+def as_predicate(predicate: P) -> P:
+    """Returns a condition on counts, which is a function."""
+    if not callable(predicate):
+        raise TypeError(
+            "the condition is a function of the counts, as in `wait_until(lambda counts: counts.finished >= 100)`, not "
+            f"{type(predicate).__name__}: {predicate!r:.80}"
+        )
+    return predicate
 
 
 def as_states(states: Sequence[Any]) -> tuple[TaskState, ...]:

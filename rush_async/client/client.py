@@ -16,6 +16,7 @@ from rush_async.client.arguments import (
     as_failures,
     as_keys,
     as_number,
+    as_predicate,
     as_seconds,
     as_states,
     check_kinds,
@@ -364,7 +365,7 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         """
         network = self._net
         with self._until_closed():
-            return await network.wait_for_counts(predicate, as_seconds(timeout))
+            return await network.wait_for_counts(as_predicate(predicate), as_seconds(timeout))
 
     async def wait_for_tasks(
         self, keys: str | Sequence[str], *, timeout: float | None = None, need_workers: bool = True

@@ -106,3 +106,10 @@ async def test_budgets_are_whole_numbers_that_a_double_holds(rush_worker: RushWo
             rush_worker.task({"x": 1}, budget=budget)  # pyright: ignore[reportArgumentType, reportCallIssue]
         with pytest.raises(error, match=f"max_failed must be .*{words}"):
             rush_worker.task({"x": 1}, budget=1, max_failed=budget)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+async def test_a_condition_on_counts_is_a_function(rush: Rush) -> None:
+    wrong: Any = rush.wait_until
+    for condition in (True, "finished"):
+        with pytest.raises(TypeError, match=rf"`wait_until\(lambda counts: .*, not {type(condition).__name__}: "):
+            await wrong(condition)
