@@ -362,7 +362,7 @@ class Rush(RushClient):
         self, worker_ids: str | Sequence[str] | None = None, *, timeout: float | None = None, check: bool = True
     ) -> list[WorkerExit]:
         """Waits until workers have ended. Where no task is left for them and they wait for more, a warning tells so after 10
-        seconds.
+        seconds. Where they have begun no task, because their budget was spent before, a warning says that.
 
         Args:
             worker_ids: the workers to wait for; by default those that this manager started.
