@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rush_async.cli.exit_codes import REFUSED, CommandError
 from rush_async.cli.options import config_of
-from rush_async.config import RushConfig, as_path
+from rush_async.config import RushConfig, as_path, lacks_directory
 from rush_async.errors import NetworkStateError, RushError
 from rush_async.network.network import Network
 
@@ -65,7 +65,7 @@ def existing(config: RushConfig) -> RushConfig:
     Raises:
         CommandError: their data directory does not exist, and a command that looks must not create it.
     """
-    if config.data_dir is not None and not as_path(config.data_dir).is_dir():
+    if config.data_dir is not None and lacks_directory(config):
         raise CommandError(
             f"there is no data directory {as_path(config.data_dir)}: check --data-dir and RUSH_DATA_DIR", REFUSED
         )

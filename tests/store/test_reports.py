@@ -362,7 +362,7 @@ async def test_reports_wait_while_the_connection_takes_nothing(far: RushWorker, 
             n_handed_over += 1
 
     reporting = asyncio.ensure_future(report())
-    await wait_until(lambda: far._net.tasks.calls.number >= 60)
+    await wait_until(lambda: far._net.tasks.calls.number >= 60)  # pyright: ignore[reportPrivateUsage]
     for _ in range(1_000):
         await asyncio.sleep(0)
     assert n_handed_over < 200

@@ -152,7 +152,7 @@ def expiry(rush: Rush, raw: Any) -> dict[str, int]:
 def test_the_script_names_every_key_of_a_network() -> None:
     (names,) = re.findall(r"gmatch\('([^)]*)', '%S\+'\)", EXPIRE.source)
     channels = {"events", "control", "report_events"}
-    assert set(re.findall(r"\w+", names)) == set(NetworkKeys._fields) - channels
+    assert set(re.findall(r"[\w:]+", names)) == set(NetworkKeys._fields) - channels | {"calls:clients"}
 
 
 async def test_all_keys_of_an_ended_network_expire_at_one_moment_and_the_first_call_that_uses_it_lifts_that(
