@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, TypeAlias, TypeVar, cast
 
 from rush_async.config import as_number, as_real, as_seconds
+from rush_async.errors import SchemaError
 from rush_async.events import EVENT_KINDS
 from rush_async.model import TASK_STATES, Failure, Task, TaskState
 
@@ -16,6 +17,7 @@ __all__ = [
     "as_number",
     "as_predicate",
     "as_real",
+    "as_schema",
     "as_seconds",
     "as_states",
     "as_text",
@@ -27,6 +29,13 @@ P = TypeVar("P")
 
 Schema: TypeAlias = Mapping[str, Any]
 """Columns that frames always have, with their polars dtypes."""
+
+
+def as_schema(value: Schema | None) -> dict[str, Any] | None:
+    """Returns a copy of a schema, whose dtypes are checked by the first frame; None for an empty one."""
+    if value is not None and not isinstance(cast("Any", value), Mapping):
+        raise SchemaError(f"the schema {value!r:.80} does not map column names to polars dtypes: give a dict")
+    return dict(value) if value else None
 
 
 def as_text(value: Any, what: str) -> str:

@@ -17,6 +17,7 @@ from rush_async.client.arguments import (
     as_keys,
     as_number,
     as_predicate,
+    as_schema,
     as_seconds,
     as_states,
     check_kinds,
@@ -77,7 +78,7 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         self._must_exist = must_exist
         self._seed = None if seed is None else as_number(seed, "seed", 2**63 - 1)
         self._config, self._origin = locate(config, data_dir)
-        self._schema = dict(schema) if schema else None
+        self._schema = as_schema(schema)
         self._encoder = RecordEncoder(self._config.max_record_size)
         self._n_seen = 0
         self._seen_generation = (0, 0)

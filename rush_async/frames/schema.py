@@ -33,6 +33,8 @@ def schema_columns(schema: Schema | None) -> dict[str, Column]:
     if not schema:
         return {}
     try:
+        if not all(isinstance(name, str) for name in cast("Mapping[Any, Any]", schema)):
+            raise TypeError("names are strings")
         dtypes = pl.Schema({name: _instance(dtype) for name, dtype in schema.items()})
     except (AttributeError, TypeError, ValueError) as error:
         raise SchemaError(f"the schema {schema!r:.200} does not map column names to polars dtypes: {error}") from error

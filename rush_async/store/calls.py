@@ -225,8 +225,8 @@ class Batcher:
 
     def _under_way(self) -> set[Request]:
         batches = [batch.requests for batch in self._unanswered.values()]
-        requests = {request for some in (*self._waiting.values(), *batches) for request in some}
-        return {request for request in requests if request.life is not Life.OVERDUE}
+        groups = (*self._waiting.values(), *batches)
+        return {request for some in groups for request in some if request.life is not Life.OVERDUE}
 
     def progressed(self) -> None:
         """A batch is over, or nothing waits for it any more."""
@@ -358,14 +358,13 @@ class Batcher:
         """The name of the client is so old that its answers may be gone: as after a long pause of this process."""
         if batch.client == self.name.text:
             self.name.renew(at)
-        if batch.n_sent == 1:  # it was not executed
-            for request in batch.requests:
-                self.issue(request)
+        if batch.n_sent > 1:
+            error = forgotten(self._connection.config.where, batch.script.name)
+            logger.warning("%s", error)
+            batch.failed(error)
             return
-        error = forgotten(self._connection.config.where, batch.script.name)
-        logger.warning("%s", error)
-        for request in batch.requests:
-            request.reject(error)
+        for request in batch.requests:  # it was not executed
+            self.issue(request)
 
     def acknowledged(self, batch: _Batch, n: Any) -> None:
         """Takes how many replicas have what was written up to this call. While there are too few, the call is repeated."""
@@ -378,10 +377,9 @@ class Batcher:
             self._connection.check_soon()
             self._connection.send(batch)
             return
+        error = unacknowledged(config.where, n, self.n_replicas, config.retry_deadline)
         if isinstance(n, hiredis.ReplyError):
-            error: Exception = refusal(n, config.where)
-        else:
-            error = unacknowledged(config.where, n, self.n_replicas, config.retry_deadline)
+            error = refusal(n, config.where)
         for request in batch.requests:
             request.reject(error)
         self.answered(batch, batch.reply)  # what it granted is compensated
@@ -439,12 +437,10 @@ class Batcher:
 
     def _issue_later(self, request: Request) -> bool:
         """Issues a detached request again that was refused, in a while; whether there is still hope."""
-        loop = asyncio.get_running_loop()
-        if request.since is None:
-            request.since = loop.time()
-        if loop.time() - request.since > self._connection.config.retry_deadline:
-            where = self._connection.config.where
-            logger.error("%s refused a call for too long, and it is given up: %s", where, request.script.name)
+        loop, config = asyncio.get_running_loop(), self._connection.config
+        request.since = request.since or loop.time()
+        if loop.time() - request.since > config.retry_deadline:
+            logger.error("%s refused a call for too long, and it is given up: %s", config.where, request.script.name)
             return False
         loop.call_later(_PAUSE, self.issue, request)
         return True

