@@ -17,11 +17,15 @@ import psutil
 import pytest
 import pytest_asyncio
 import redis
+from hypothesis import settings
 
 from rush_async import Rush, RushConfig
 from tests.proxy import Proxy
 
 pytest_plugins = ["rush_async.testing"]
+
+settings.register_profile("no deadline", deadline=None)  # no test depends on how fast the machine is
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
