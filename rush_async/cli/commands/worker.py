@@ -237,11 +237,12 @@ async def _work(job: Job, loop: WorkerLoop, limits: Limits, drain: Drain, status
         drain.attend(runner)
         status.join(network)
         workers, begin = counted(n := len(job.worker_ids), "worker"), time.monotonic()
+        n_before = network.position.counts.finished
         _life.info("%s join%s network %r on %s", workers, "s" if n == 1 else "", job.network_id, job.config.where)
         ends = await runner.run()
         teller.position_changed()  # a loop that never awaited kept the event loop from hearing of it
         lasted = age(time.monotonic() - begin)
-        _life.info("%s of network %r ended after %s: %s", workers, job.network_id, lasted, _how(ends, network, drain))
+        _life.info("%s of network %r ended after %s: %s", workers, job.network_id, lasted, _how(ends, network, drain, n_before))
     finally:
         status.close()
         await network.release()
@@ -272,14 +273,16 @@ class _StopTeller:
         logger.log(level, "network %r has stopped (%s): %s", self._network.network_id, stop, what)
 
 
-def _how(ends: Sequence[WorkerExit], network: Network, drain: Drain) -> str:
-    """Returns in which states workers ended, and what asked them to."""
+def _how(ends: Sequence[WorkerExit], network: Network, drain: Drain, n_before: int) -> str:
+    """Returns in which states workers ended, what asked them to, and what the network finished since `n_before` tasks."""
     states = [end.state for end in ends]
     how = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+    n_finished = network.position.counts.finished
+    finished = f"; {counted(max(0, n_finished - n_before), 'task')} finished meanwhile, {n_finished:,} in all"
     if drain.signal is not None:
-        return f"{how}, asked by {signal.Signals(drain.signal).name}"
+        return f"{how}, asked by {signal.Signals(drain.signal).name}{finished}"
     stop = network.position.stop
-    return how if stop is None else f"{how}, as the network has stopped ({stop})"
+    return f"{how if stop is None else f'{how}, as the network has stopped ({stop})'}{finished}"
 
 
 def _code(ends: Sequence[WorkerExit], drain: Drain) -> int:

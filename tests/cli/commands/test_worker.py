@@ -221,7 +221,8 @@ async def test_a_stop_of_the_network_ends_the_program_and_a_line_says_why(rush: 
     net = rush.network_id
     assert errors.count(f"2 workers join network '{net}' on {rush.config.url}\n") == 1
     assert f"2 workers of network '{net}' ended after " in errors.splitlines()[-1]
-    assert errors.endswith(": 2 terminated, as the network has stopped (finished: 3 tasks have finished)\n")
+    how = "2 terminated, as the network has stopped (finished: 3 tasks have finished)"
+    assert errors.endswith(f": {how}; 3 tasks finished meanwhile, 3 in all\n")
     assert await quiet.ended() == (0, "")
     # One that joins a network that has stopped warns, and ends likewise.
     code, errors = await (await worker(f"{LOOPS}:serve", "-n", "2", "-q")).ended()
