@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -156,10 +154,3 @@ async def test_a_service_shows_its_metrics(rush: Rush) -> None:
 
 async def loop_with_evals(rush: RushWorker, evals: int) -> None:
     await rush.wait_until_stopped(need_workers=False)
-
-
-def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.delitem(sys.modules, "rush_async.extras.metrics")
-    with pytest.raises(ImportError, match=r'pip install "rush-async\[metrics\]"'):
-        importlib.import_module("rush_async.extras.metrics")

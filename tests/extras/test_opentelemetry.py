@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -123,10 +120,3 @@ async def test_without_an_sdk_nothing_changes(rush: Rush) -> None:
         async with task:
             task.ys = {"y": 1}
     assert (task.key, task.xs_extra, task.state) == (key, None, "finished")
-
-
-def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    monkeypatch.delitem(sys.modules, "rush_async.extras.opentelemetry")
-    with pytest.raises(ImportError, match=r'pip install "rush-async\[opentelemetry\]"'):
-        importlib.import_module("rush_async.extras.opentelemetry")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import io
-import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -205,10 +203,3 @@ async def test_what_a_bar_refuses(rush: Rush) -> None:
             await bar.__aenter__()
     with pytest.raises(NetworkStateError, match="opened before"):
         await bar.__aenter__()
-
-
-def test_without_tqdm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    monkeypatch.delitem(sys.modules, "rush_async.extras.progress")
-    with pytest.raises(ImportError, match=r'pip install "rush-async\[progress\]"'):
-        importlib.import_module("rush_async.extras.progress")

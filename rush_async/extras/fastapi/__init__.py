@@ -28,9 +28,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import AwareDatetime
+
+try:
+    from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
+    from fastapi.sse import EventSourceResponse, ServerSentEvent
+    from pydantic import AwareDatetime
+except ImportError as error:
+    raise ImportError(f'these routes need FastAPI: pip install "rush-async[fastapi]" ({error})') from error
 
 from rush_async.client.event_stream import EventStream
 from rush_async.config import RushConfig, as_number, as_real
