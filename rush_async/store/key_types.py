@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from rush_async.errors import DecodeError, RushError
+from rush_async.errors import DecodeError, RushConnectionError, RushError
 from rush_async.store.keys import NetworkKeys
 from rush_async.wire.transport import Word
 
@@ -35,7 +35,7 @@ def _type_of(name: str) -> str:
 
 async def explained(connection: Asks, keys: NetworkKeys, error: Exception) -> Exception:
     """Returns the error that names what is wrong where a script failed on the data of a network, else the same error."""
-    if not isinstance(error, RushError) or "user_script" not in str(error):
+    if not isinstance(error, RushError) or isinstance(error, RushConnectionError) or "user_script" not in str(error):
         return error
     names = [name for name in keys._fields if name not in _CHANNELS]
     types: list[tuple[Word, ...]] = [("TYPE", getattr(keys, name)) for name in names]

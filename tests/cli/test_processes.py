@@ -32,7 +32,7 @@ async def test_each_process_has_workers_and_is_drained(rush: Rush, worker: Run) 
     net = rush.network_id
     assert errors.count(f"2 workers join network '{net}' on {rush.config.url}") == 2
     assert errors.count(f"2 workers of network '{net}' ended after ") == 2
-    assert errors.count(": 2 terminated, asked by SIGTERM\n") == 2
+    assert errors.count(": 2 terminated, asked by SIGTERM; 0 tasks finished meanwhile, 0 in all\n") == 2
     assert len(errors.splitlines()) == 4
     assert set((await rush.worker_info())["state"]) == {"terminated"}
 

@@ -381,7 +381,7 @@ async def test_any_process_reads_and_sets_attributes_of_a_run(client_a: httpx.As
     assert (await client_b.get(path)).json() == {"phase": {"name": "warm up", "n": None}, "rate": 0.2}
     assert (await client_b.get(path, params={"name": ["rate", "unknown"]})).json() == {"rate": 0.2}
     too_many = await client_b.put(path, json={str(n): 0 for n in range(10_000)})
-    assert (too_many.status_code, "10,000 names" in too_many.json()["detail"]) == (409, True)
+    assert (too_many.status_code, "10,000 attributes" in too_many.json()["detail"]) == (409, True)
     too_large = await client_b.put(path, json={"text": "x" * 2**20})
     assert (too_large.status_code, "and a call takes at most" in too_large.json()["detail"]) == (422, True)
     assert (await client_b.put(path, json=[1])).status_code == 422

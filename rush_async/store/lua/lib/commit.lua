@@ -9,16 +9,6 @@ if EPOCH ~= '0' then
     call('HSET', META, 'seq', seq)
   end
   call('HSET', CALLS, slot, NUMBER .. ' ' .. cmsgpack.pack(stored or answer))
-  local clients = CALLS .. ':clients'
-  if not last and redis.pcall('ZADD', clients, born, CLIENT) == 1 then
-    -- A client that was killed removes no answers: each new one removes those of two old ones, if there are so many.
-    for _, old in ipairs(redis.pcall('ZRANGE', clients, '-inf', now - KEPT, 'BYSCORE', 'LIMIT', 0, 2)) do
-      local slots = {}
-      for n = 0, WINDOW - 1 do slots[n + 1] = old .. ':' .. n end
-      call('HDEL', CALLS, unpack(slots))
-      call('ZREM', clients, old)
-    end
-  end
 end
 include('counts')
 if ttl then

@@ -5,7 +5,6 @@
 require('begin')
 
 local WINDOW = 64
-local OLDEST, KEPT = 3600, 7200 -- seconds from the time in a client's name: to its last new slot, and to the removal of its answers
 local slot, known = CLIENT .. ':' .. (tonumber(NUMBER) % WINDOW), nil
 local last = call('HGET', CALLS, slot)
 local number = last and string.match(last, '^%S+')
@@ -20,8 +19,20 @@ elseif number and tonumber(number) > tonumber(NUMBER) then
   return { 'OLD' }
 end
 require('time')
-local born = tonumber(sub(CLIENT, 1, 8), 16) or 0
-if not last and now - born > OLDEST then return { 'GONE', string.format('%.0f', now) } end
+if not last then
+  local OLDEST, KEPT = 3600, 7200 -- seconds from the time in a client's name: to its last new slot, to the removal of its answers
+  local born, clients = tonumber(sub(CLIENT, 1, 8), 16) or 0, CALLS .. ':clients'
+  if now - born > OLDEST then return { 'GONE', string.format('%.0f', now) } end
+  if epoch ~= '0' and redis.pcall('ZADD', clients, born, CLIENT) == 1 then
+    -- A client that was killed removes no answers: each new one removes those of two old ones, if there are so many.
+    for _, old in ipairs(redis.pcall('ZRANGE', clients, '-inf', now - KEPT, 'BYSCORE', 'LIMIT', 0, 2)) do
+      local slots = {}
+      for n = 0, WINDOW - 1 do slots[n + 1] = old .. ':' .. n end
+      call('HDEL', CALLS, unpack(slots))
+      call('ZREM', clients, old)
+    end
+  end
+end
 require('events')
 
 local n_indices = next_index
