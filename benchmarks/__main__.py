@@ -8,6 +8,7 @@ their environments. Other programs:
 - `python -m benchmarks peers run` measures only the other libraries, and ours beside them;
 - `python -m benchmarks pairs --with PATH` compares this checkout with another;
 - `python -m benchmarks failovers` kills masters behind Sentinels and in a cluster, under load;
+- `python -m benchmarks export --tasks 1000000` exports and imports a network, and shows times and peak memory;
 - `python -m benchmarks soak --minutes N --seed S` breaks connections, servers and processes, and checks that nothing is lost;
 - `python -m benchmarks.curves` shows how throughput, times and memory scale;
 - `python -m benchmarks.losses` kills processes round by round;
@@ -25,7 +26,7 @@ import platform
 import sys
 from pathlib import Path
 
-from benchmarks import pairs
+from benchmarks import exports, pairs
 from benchmarks.faults import soak
 from benchmarks.losses import measure_deaths, measure_idle
 from benchmarks.peers import __main__ as peers
@@ -74,6 +75,9 @@ def main() -> None:
         from benchmarks import failovers  # it needs what the tests need
 
         failovers.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["export"]:
+        exports.main(sys.argv[2:])
         return
     if sys.argv[1:2] == ["soak"]:
         soak.main(sys.argv[2:])

@@ -12,7 +12,7 @@ import polars as pl
 from redis.asyncio import BlockingConnectionPool, Redis
 
 from rush_async import RushWorker
-from rush_async.frames.archive import Archive
+from rush_async.frames.finished import FinishedTable
 from rush_async.store.keys import NetworkKeys, client_id
 from rush_async.store.records import encode_created, encode_ended, header, task_key
 from rush_async.store.scripts import Script
@@ -35,7 +35,7 @@ class Pooled:
         self.keys = NetworkKeys.of(worker.network_id)
         self.worker_id = worker.worker_id
         self.client: Any = Redis(connection_pool=BlockingConnectionPool.from_url(url, max_connections=n, timeout=None))
-        self.archive = Archive()
+        self.archive = FinishedTable()
         self.epoch = b"0"
 
     async def open(self) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rush_async.client.client import RushClient
     from rush_async.client.draw import Draw
     from rush_async.client.event_stream import EventStream
+    from rush_async.client.export.reading import Archive
     from rush_async.client.replay import Divergence, Replay, fetch_tasks_as_of, replay
     from rush_async.client.shared_state import Ranking
     from rush_async.config import RushConfig
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         WorkerState,
     )
     from rush_async.plan import Plan, PlanBlock, current_plan, rush_plan
+    from rush_async.store.export_item import ExportItem
     from rush_async.store.malformed import MalformedRecord
     from rush_async.store.points import Unique
     from rush_async.worker.loop import WorkerLoop, bound
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Archive",
     "Catch",
     "Coroutines",
     "Counts",
@@ -88,6 +91,7 @@ __all__ = [
     "Event",
     "EventStream",
     "EventsMissed",
+    "ExportItem",
     "Failure",
     "FailureKind",
     "Launch",
@@ -156,6 +160,7 @@ _NAMES = {
     "client.client": "RushClient",
     "client.draw": "Draw",
     "client.event_stream": "EventStream",
+    "client.export.reading": "Archive",
     "client.replay": "Divergence Replay fetch_tasks_as_of replay",
     "client.shared_state": "Ranking",
     "config": "RushConfig",
@@ -173,6 +178,7 @@ _NAMES = {
     "manager.run": "run",
     "model": "Catch Counts Failure FailureKind StopReason StopRule Task TaskState WorkerExit WorkerState",
     "plan": "Plan PlanBlock current_plan rush_plan",
+    "store.export_item": "ExportItem",
     "store.malformed": "MalformedRecord",
     "store.points": "Unique",
     "worker.loop": "WorkerLoop bound",

@@ -244,8 +244,8 @@ def test_a_house_in_order_has_no_complaints() -> None:
         "store/codec.py": "import msgpack\nfrom rush_async.errors import DecodeError",
         "store/tasks.py": "from . import codec\nfrom ..wire.transport import Transport\nfrom ..model import Task",
         "frames/column.py": "import polars as pl",
-        "frames/archive.py": "import polars as pl\nfrom rush_async.frames.column import Column",
-        "network/network.py": "def archive():\n    from rush_async.frames.archive import Archive\n    import polars",
+        "frames/finished.py": "import polars as pl\nfrom rush_async.frames.column import Column",
+        "network/network.py": "def archive():\n    from rush_async.frames.finished import FinishedTable\n    import polars",
         "client/client.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import polars as pl",
         "launch/handle.py": "",
         "launch/processes.py": "from rush_async.launch.handle import WorkerHandle",
@@ -271,7 +271,7 @@ def test_a_module_without_a_floor_is_named() -> None:
             "errors.py:1 (floor the ground) imports rush_async.store.codec",
         ),
         ("store/tasks.py", "\nfrom ..network import network", "store/tasks.py:2 (floor store) imports rush_async.network"),
-        ("store/tasks.py", "from rush_async.frames.archive import Archive", "(floor frames)"),
+        ("store/tasks.py", "from rush_async.frames.finished import FinishedTable", "(floor frames)"),
         ("model.py", "from rush_async import events\nfrom rush_async import Rush", "model.py:2 (floor the ground)"),
         ("cli/program.py", "import rush_async", "imports rush_async (floor the roof)"),
         (
@@ -291,14 +291,14 @@ def test_a_module_without_a_floor_is_named() -> None:
             "import importlib\nimportlib.import_module('rush_async.manager.manager')",
             "client/client.py:2",
         ),
-        ("frames/archive.py", "import rush_async.client.client", "this one goes up"),
+        ("frames/finished.py", "import rush_async.client.client", "this one goes up"),
         ("extras/plots.py", "from rush_async.extras import dashboard", "this one goes across"),
         ("testing.py", "import rush_async.extras.dashboard", "this one goes across"),
         ("plan.py", "from rush_async.manager.manager import Rush", "plan.py:1 (floor the ground) imports rush_async.manager"),
     ],
 )
 def test_an_import_that_does_not_go_down_is_named(file: str, source: str, words: str) -> None:
-    modules = ("__init__", "errors", "model", "events", "store/__init__", "store/codec", "network/network", "frames/archive")
+    modules = ("__init__", "errors", "model", "events", "store/__init__", "store/codec", "network/network", "frames/finished")
     above = ("client/client", "worker/worker", "manager/manager", "testing", "extras/__init__", "extras/dashboard")
     (complaint,) = imports_not_downward({**{f"{module}.py": "" for module in (*modules, *above)}, file: source})
     assert words in complaint

@@ -575,7 +575,7 @@ def main() -> None:
 
 def _work_on_input() -> None:
     # What is imported for the first frame opens files, which an order may have no descriptors for.
-    importlib.import_module("rush_async.frames.archive")
+    importlib.import_module("rush_async.frames.finished")
     pl.concat([pl.LazyFrame({"a": [1]})] * 2).collect()
     print(json.dumps({"ready": True}), flush=True)
     with asyncio.Runner() as runner:  # one event loop for all orders, as in a program that runs for long

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -23,10 +23,11 @@ from rush_async.client.arguments import (
     check_kinds,
 )
 from rush_async.client.event_stream import EventStream
+from rush_async.client.export.exporting import Exporting
 from rush_async.client.malformed import Repairs
 from rush_async.client.reports import ReportCache, Reports
 from rush_async.client.shared_state import SharedState
-from rush_async.client.snapshot import Snapshot, take_snapshot
+from rush_async.client.snapshot import Snapshot, read_view, take_snapshot
 from rush_async.client.status import status_html, status_text
 from rush_async.client.stopping import Stopping
 from rush_async.config import RushConfig, lacks_directory
@@ -40,13 +41,14 @@ from rush_async.store.keys import check_network_id, random_network_id
 from rush_async.store.points import Unique, all_points_of, as_unique
 from rush_async.store.records import NewTask, RecordEncoder, as_records, encode_failure
 from rush_async.store.scripts import Lost
+from rush_async.store.task_reads import View
 from rush_async.store.tasks import Created, Target
 from rush_async.supervisor import run_to_completion
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from rush_async.frames.archive import Archive
+    from rush_async.frames.finished import FinishedTable
     from rush_async.frames.reports import ReportTable
     from rush_async.network.results import Results
 
@@ -57,7 +59,7 @@ logger = logging.getLogger(__name__)
 E = TypeVar("E")
 
 
-class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repairs[Network]):
+class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repairs[Network], Exporting[Network]):
     """A client of one network: `Rush` manages it, `RushWorker` works in it.
 
     Args:
@@ -406,9 +408,9 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
             SchemaError: a value does not fit `schema`.
         """
         results = self._net.results
-        archive = _archive_of(results)  # decodes while more is read
+        table = _table_of(results)  # decodes while more is read
         await results.read()
-        return archive.frame(times=times, schema=schema or self._schema)
+        return table.frame(times=times, schema=schema or self._schema)
 
     async def fetch_new_tasks(
         self, *, timeout: float | None = 0.0, times: bool = False, schema: Schema | None = None
@@ -426,9 +428,9 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         network, timeout = self._net, as_seconds(timeout)
         loop = asyncio.get_running_loop()
         deadline = math.inf if timeout is None else loop.time() + timeout
-        archive = _archive_of(network.results)
+        table = _table_of(network.results)
         await network.results.read()
-        while (n := len(archive)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
+        while (n := len(table)) == self._first_new(network, n) and (left := deadline - loop.time()) > 0:
             generation = network.position.generation
             with suppress(RushTimeoutError):
                 await self.wait_until(
@@ -436,11 +438,11 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
                     timeout=None if timeout is None else left,
                 )
             await network.results.read()
-            if len(archive) <= n and network.position.generation == generation:
+            if len(table) <= n and network.position.generation == generation:
                 break  # otherwise another call has taken the new tasks, or they have yet to be read
-        first = self._first_new(network, len(archive))
-        frame = archive.frame(first, times=times, schema=schema or self._schema)
-        self._n_seen = len(archive)
+        first = self._first_new(network, len(table))
+        frame = table.frame(first, times=times, schema=schema or self._schema)
+        self._n_seen = len(table)
         return frame
 
     def _first_new(self, network: Network, length: int) -> int:
@@ -482,9 +484,9 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         snapshot = await self._snapshot(states)
         others, schema = snapshot.complete(), schema or self._schema
         if "finished" in states:
-            archive = _archive_of(self._net.results)
-            return archive.snapshot(snapshot.n_finished, others, states, with_state=with_state, times=times, schema=schema)
-        from rush_async.frames.archive import frame_of  # polars takes its time: it is imported for the first frame
+            table = _table_of(self._net.results)
+            return table.snapshot(snapshot.n_finished, others, states, with_state=with_state, times=times, schema=schema)
+        from rush_async.frames.frame import frame_of  # polars takes its time: it is imported for the first frame
 
         return frame_of([(state, others[state]) for state in states], with_state=with_state, times=times, schema=schema)
 
@@ -492,6 +494,10 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
         with self._until_closed():
             network = self._net
             return await take_snapshot(network.tasks, network.results, network.feed, states)
+
+    async def _read_view(self, n_finished: int, many: Mapping[TaskState, MutableMapping[bytes, bytes]]) -> View:
+        with self._until_closed():
+            return await read_view(self._net.tasks, self._net.feed, TASK_STATES, n_finished, many)
 
     def reset_cache(self) -> None:
         """Drops the finished tasks and reports that are cached for all clients of this event loop. The next call fetches them
@@ -538,7 +544,7 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
 explain_arguments(RushClient, "__init__")
 
 
-def _archive_of(results: Results) -> Archive:
-    from rush_async.frames.archive import archive_of  # polars takes its time: it is imported for the first frame
+def _table_of(results: Results) -> FinishedTable:
+    from rush_async.frames.finished import table_of  # polars takes its time: it is imported for the first frame
 
-    return archive_of(results)
+    return table_of(results)

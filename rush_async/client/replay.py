@@ -140,7 +140,7 @@ class _Past:
         Raises:
             DecodeError: the network does not have them any more.
         """
-        from rush_async.frames.archive import proposal_frame  # polars takes its time: it is imported for the first frame
+        from rush_async.frames.frame import proposal_frame  # polars takes its time: it is imported for the first frame
 
         groups: list[tuple[TaskState, Sequence[bytes]]] = []
         for state, n, indices in basis.seen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
 from rush_async.errors import RushConnectionError
 from rush_async.events import (
@@ -26,7 +26,7 @@ from rush_async.store.finished import Records
 from rush_async.store.malformed import MalformedRecords, Sifted
 from rush_async.store.task_reads import TaskReads, View
 
-__all__ = ["Snapshot", "take_snapshot"]
+__all__ = ["Snapshot", "read_view", "take_snapshot"]
 
 _STEP = 5_000  # tasks of a state that are read in one step, which keeps the server for about a millisecond
 _MOST_TOUCHED = 5_000  # tasks that may change while others are read
@@ -85,9 +85,7 @@ async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, sta
         if "finished" in states:
             await results.read()
         start = results.resumes_at
-        view = await tasks.view_of_few(states, start, _STEP) or await _view_in_steps(tasks, feed, states, start)
-        if view is None:
-            view = await tasks.view(states, start)
+        view = await read_view(tasks, feed, states, start)
         if "finished" not in states:
             return Snapshot(view, None, 0, results.notes)
         # Others may have read more meanwhile. They read the same records unless the network was reset.
@@ -95,7 +93,35 @@ async def take_snapshot(tasks: TaskReads, results: Results, feed: EventFeed, sta
             return Snapshot(view, results.records, start + len(view.finished), results.notes)
 
 
-async def _view_in_steps(tasks: TaskReads, feed: EventFeed, states: Sequence[TaskState], finished_from: int) -> View | None:
+async def read_view(
+    tasks: TaskReads,
+    feed: EventFeed,
+    states: Sequence[TaskState],
+    finished_from: int,
+    many: Mapping[TaskState, MutableMapping[bytes, bytes]] | None = None,
+) -> View:
+    """Reads all tasks in these states as they are at one moment, of finished tasks those from an index on.
+
+    Args:
+        tasks: the reads of the network.
+        feed: its events.
+        states: the states.
+        finished_from: the index of the first finished task.
+        many: for each other state what takes the records, by key, where they are many.
+    """
+    many = many or {state: {} for state in states if state != "finished"}
+    view = await tasks.view_of_few(states, finished_from, _STEP)
+    view = view or await _view_in_steps(tasks, feed, states, finished_from, many)
+    return view or await tasks.view(states, finished_from)
+
+
+async def _view_in_steps(
+    tasks: TaskReads,
+    feed: EventFeed,
+    states: Sequence[TaskState],
+    finished_from: int,
+    records: Mapping[TaskState, MutableMapping[bytes, bytes]],
+) -> View | None:
     """Reads many tasks in steps, so that none keeps the server busy for long. Tasks that change meanwhile are read again in a
     last step. None if too many change, or if events are missing."""
     with feed, feed.listening((), _BUFFER) as listener:
@@ -106,9 +132,8 @@ async def _view_in_steps(tasks: TaskReads, feed: EventFeed, states: Sequence[Tas
             return None
         begun = await feed.begin(listener)
         changes = _Changes(listener, begun.seq)
-        records: dict[TaskState, dict[bytes, bytes]] = {
-            state: await tasks.scan(state, _STEP) for state in states if state != "finished"
-        }
+        for state, found in records.items():
+            await tasks.scan_into(found, state, _STEP)
         for _ in range(_TRIES):
             await changes.hear()
             touched = list(changes.keys)
@@ -120,8 +145,10 @@ async def _view_in_steps(tasks: TaskReads, feed: EventFeed, states: Sequence[Tas
                 for state, found in records.items():
                     for key in touched:
                         found.pop(key, None)
-                    found |= view.records[state]
+                    found.update(view.records[state])
                 return view._replace(records=records)
+    for found in records.values():
+        found.clear()
     return None
 
 

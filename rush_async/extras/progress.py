@@ -147,7 +147,7 @@ class _Network:
         if self._generation != network.position.generation:  # after a reset there are other tasks
             self._generation, self._n_seen, self._best.value = network.position.generation, 0, None
         records = network.results.records
-        self._best.take(records.numbers(self._best.output, self._n_seen))
+        self._best.take(records.numbers(self._best.output, [(0, self._n_seen)]))
         self._n_seen = len(records)
 
     async def close(self) -> None: ...

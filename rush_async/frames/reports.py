@@ -8,14 +8,11 @@ from collections.abc import Collection
 
 import polars as pl
 
-from rush_async.frames.column import INSTANT
+from rush_async.frames.parts import REPORT_COLUMNS, shown_names
 from rush_async.frames.table import Table
-from rush_async.store.fields import END
 from rush_async.store.finished import Records
 
 __all__ = ["ReportTable"]
-
-_FIXED = {"keys": pl.String, "worker_id": pl.String, "at": INSTANT, "attempt": pl.Int64, "step": pl.Int64}
 
 
 class ReportTable:
@@ -51,23 +48,13 @@ class ReportTable:
             that has the name of one of the first five.
         """
         if not len(self._table.records):
-            return pl.DataFrame(schema=_FIXED)
+            return pl.DataFrame(schema=REPORT_COLUMNS)
         self._table.decode()
         layout = self._table.layout(True, {})
         rows = self._table.frame(layout)
         if keys is not None:
             rows = rows.filter(pl.col("keys").is_in(list(keys)))
-        columns = {"keys": "keys", "worker_id": "worker_id", "created_at": "at", "attempt": "attempt", "step": "step"}
-        names = {(column.slot, column.name) for column in layout.columns if column.slot[0] == END}
-        taken = {*_FIXED, *(slot[1] for slot, _ in names)}
-        for column in layout.columns:
-            if column.slot[0] != END:
-                continue
-            name = column.slot[1]
-            while name in _FIXED or (name != column.slot[1] and name in taken):
-                name = f"values.{name}"
-            taken.add(name)
-            columns[column.name] = name
+        columns = shown_names(layout)
         self._warn({columns[name]: name for name in layout.mixtures if name in columns})
         return rows.select(pl.col(name).alias(shown) for name, shown in columns.items())
 

@@ -1,49 +1,16 @@
-"""The worker log in the manager: as a frame, and through the loggers of this process."""
+"""The worker log in the manager, through the loggers of this process."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-from rush_async.store.worker_log import LogEntry
+from rush_async.store.log_entry import LogEntry
 
-if TYPE_CHECKING:
-    import polars as pl
-
-__all__ = ["frame_of_log", "log_again"]
+__all__ = ["log_again"]
 
 # without tab and line feed; with separators of lines, and with what turns the direction of writing
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-
-def frame_of_log(entries: Sequence[LogEntry], *, time_difference: bool) -> pl.DataFrame:
-    """Returns log entries as a frame.
-
-    Args:
-        entries: the entries, in order.
-        time_difference: whether to add the column `time_difference`.
-
-    Returns:
-        The columns `worker_id`, `level` (String), `timestamp` (Datetime in UTC), `logger`, `caller`, `msg` (String), and
-        `time_difference` (Duration) to the previous record of the same worker.
-    """
-    import polars as pl  # slow to import: loaded with the first frame
-
-    text = pl.String()
-    schema: dict[str, Any] = {
-        "worker_id": text,
-        "level": text,
-        "timestamp": pl.Datetime("us", "UTC"),
-        "logger": text,
-        "caller": text,
-        "msg": text,
-    }
-    frame = pl.DataFrame(entries, schema=schema, orient="row")
-    if time_difference:
-        return frame.with_columns(time_difference=pl.col("timestamp").diff().over("worker_id"))
-    return frame
 
 
 def log_again(entry: LogEntry) -> None:

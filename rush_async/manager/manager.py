@@ -24,7 +24,7 @@ from rush_async.launch.payload import remove_payloads
 from rush_async.launch.pools import Pool, Submitter
 from rush_async.manager.cells import cells
 from rush_async.manager.ends import WorkerEnds
-from rush_async.manager.log import frame_of_log, log_again
+from rush_async.manager.log import log_again
 from rush_async.manager.old_tasks import OldTasks
 from rush_async.manager.task_failures import FailureLog
 from rush_async.manager.unsaved import warn_of_unsaved
@@ -534,6 +534,8 @@ class Rush(RushClient):
         if worker_ids is not None:
             wanted = set(as_keys(worker_ids))
             entries = [entry for entry in entries if entry.worker_id in wanted]
+        from rush_async.frames.log import frame_of_log  # polars takes its time: it is imported for the first frame
+
         return frame_of_log(entries, time_difference=time_difference)
 
     async def print_log(self) -> None:

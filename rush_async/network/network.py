@@ -32,6 +32,8 @@ from rush_async.network.results import Results
 from rush_async.network.waiting import Conditions, Lines, describe
 from rush_async.process import LoopValue
 from rush_async.store.decoding import decode_task
+from rush_async.store.exports import ExportReads
+from rush_async.store.imports import ImportStore
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOST_WORKER, Beat
 from rush_async.store.malformed import MalformedRecords
@@ -77,6 +79,8 @@ class Network:
         reports: the reports of its running tasks: the transition and reads.
         report_cache: the reports that were read.
         report_feed: the events of reports.
+        imports: takes exports in.
+        exports: reads what an export holds beside tasks.
         results: its finished tasks.
         conditions: waits for counts.
         lines: waits for queued tasks and for places within a budget.
@@ -103,6 +107,8 @@ class Network:
         self.reports = ReportStore(link.connection, self.keys, self.tasks.calls)
         self.report_cache = ReportCache(network_id, self.reports, self.position)
         self.report_feed = ReportFeed(network_id, link, self.reports, self.position)
+        self.imports = ImportStore(self.tasks, self.tasks.calls)
+        self.exports = ExportReads(link.connection, self.keys)
         self.results = Results(network_id, self.tasks, self.malformed)
         self.conditions = Conditions(self.position)
         self.lines = Lines(self.position)
@@ -150,13 +156,13 @@ class Network:
                 if not network._is_open:
                     await network.tasks.read_position(probe=True)
                     network._is_open = True
-                await network._adopt_seed(seed)
+                await network.adopt_seed(seed)
         except BaseException:
             await run_to_completion(network.release())
             raise
         return network
 
-    async def _adopt_seed(self, seed: int | None) -> None:
+    async def adopt_seed(self, seed: int | None) -> None:
         """Takes the seed that a client has for the network."""
         position = self.position
         if seed is None or seed == position.seed:
@@ -263,9 +269,9 @@ class Network:
     # stopping
 
     async def best_output(self, output: str, *, maximize: bool) -> tuple[float | None, int]:
-        """Returns the best value of an output among the finished tasks, and how many tasks were read."""
+        """Returns the best value of an output among the finished tasks but imported ones, and how many tasks were read."""
         await self.results.read()
-        values = self.results.records.numbers(output)
+        values = self.results.records.numbers(output, await self.stop_rules.imported_places())
         return (max if maximize else min)(values, default=None), len(self.results.records)
 
     def follow(self) -> None:

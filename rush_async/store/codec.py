@@ -23,6 +23,7 @@ __all__ = [
     "decode",
     "decode_all",
     "encode",
+    "ends_of",
     "new_packer",
     "refuse_timestamps",
     "to_msgpack",
@@ -324,6 +325,19 @@ def refuse_timestamps(value: Any, data: bytes) -> None:
             rest.extend(cast("list[Any]", item))
         elif isinstance(item, _Timestamp):
             raise DecodeError(f"a timestamp of msgpack's own, which this library does not write: {data[:80]!r}")
+
+
+def ends_of(data: bytes, n: int) -> list[int]:
+    """Returns where each of the first `n` values of some ends that follow one another."""
+    unpacker, ends = cast("Any", msgpack).Unpacker(max_buffer_size=max(len(data), 1)), list[int]()
+    try:
+        unpacker.feed(data)
+        for _ in range(n):
+            unpacker.skip()
+            ends.append(unpacker.tell())
+    except Exception as error:
+        raise DecodeError(f"not values of this library: {type(error).__name__}: {error}; {data[:80]!r}") from error
+    return ends
 
 
 def decode(data: bytes) -> Any:

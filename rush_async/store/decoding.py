@@ -30,7 +30,17 @@ from rush_async.store.fields import (
     XS_EXTRA,
 )
 
-__all__ = ["CHUNK", "check_values", "complete", "decode_flat", "decode_records", "decode_task", "failure_of", "task_of"]
+__all__ = [
+    "CHUNK",
+    "attempt_end",
+    "check_values",
+    "complete",
+    "decode_flat",
+    "decode_records",
+    "decode_task",
+    "failure_of",
+    "task_of",
+]
 
 CHUNK = 1_000  # records decoded in one call: with more, garbage collection takes longer
 _FIXSTR, _STR8 = 0xA0, 0xD9
@@ -124,11 +134,11 @@ def complete(state: TaskState, raw: bytes) -> bytes:
     """Completes a stored record of any state to twelve values: removes its header, and adds nil for what is missing."""
     if state == "finished":
         return raw
-    end = len(raw) if state == "failed" else _attempt_end(state, raw)
+    end = len(raw) if state == "failed" else attempt_end(state, raw)
     return raw[HEADER.size : end] + NIL * {"queued": 6, "running": 3, "failed": 0}[state]
 
 
-def _attempt_end(state: TaskState, raw: bytes) -> int:
+def attempt_end(state: TaskState, raw: bytes) -> int:
     """Returns where the record of a queued or running task ends. The failure of an earlier attempt may follow it."""
     if len(raw) < HEADER.size:
         raise DecodeError(f"the record of a {state} task is too short: {raw!r}")
@@ -142,7 +152,7 @@ def _attempt_end(state: TaskState, raw: bytes) -> int:
 
 def decode_task(state: TaskState, raw: bytes) -> Task:
     """Decodes a stored record."""
-    failed_before = state in ("queued", "running") and len(raw) > _attempt_end(state, raw)
+    failed_before = state in ("queued", "running") and len(raw) > attempt_end(state, raw)
     fields = decode_records(state, raw[HEADER.size :] if failed_before else complete(state, raw), 1)
     if fields[ATTEMPT] is None and state != "finished":
         fields[ATTEMPT] = raw[0]  # not running: the header has the number of attempts so far

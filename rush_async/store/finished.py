@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, Literal, Protocol
 
 from rush_async.errors import DecodeError
@@ -142,9 +142,15 @@ class Records:
             key: decode_task("finished", self.raw(row, row + 1)[0]) for key in keys if (row := self._rows.get(key)) is not None
         }
 
-    def numbers(self, output: str, first: int = 0) -> Iterator[float]:
-        """The values of an output that are numbers, nan left out, from row `first` on."""
-        for window in self.windows(first, len(self)):
+    def numbers(self, output: str, left_out: Sequence[tuple[int, int]] = ()) -> Iterator[float]:
+        """The values of an output that are numbers, nan left out.
+
+        Args:
+            output: its name.
+            left_out: places whose records are left out: the first, and the one behind the last of each run, in order.
+        """
+        starts, stops = [0, *[behind for _, behind in left_out]], [*[first for first, _ in left_out], len(self)]
+        for window in chain.from_iterable(map(self.windows, starts, stops)):
             outputs: list[dict[str, Any] | None] = self.decode(*window)[END::FIELDS]
             for each in outputs:
                 value = None if each is None else each.get(output)

@@ -44,6 +44,7 @@ class NetworkKeys(NamedTuple):
     reserved: str
     returned: str
     points: str
+    imported_failed: str
 
     @classmethod
     def of(cls, network_id: str, db: int = 0) -> NetworkKeys:

@@ -37,6 +37,7 @@ __all__ = [
     "encode_created",
     "encode_ended",
     "encode_failure",
+    "encode_time",
     "encode_worker_failure",
     "header",
     "stamped",
@@ -401,11 +402,16 @@ def header(created: bytes, *, retries: int = 0) -> bytes:
     return HEADER.pack(0, retries, len(created) + _TIME.size + _INDEX.size)
 
 
+def encode_time(at: float) -> bytes:
+    """Encodes a time as the scripts do."""
+    return _TIME.pack(0xCB, at)
+
+
 def stamped(created: bytes, at: float, index: int) -> bytes:
     """Returns the first part of a record with its time and index, which the scripts append."""
-    return b"%b%b%b" % (created, _TIME.pack(0xCB, at), _INDEX.pack(0xCE, index))
+    return b"%b%b%b" % (created, encode_time(at), _INDEX.pack(0xCE, index))
 
 
 def stamped_failure(failure: Failure, at: float) -> bytes:
     """Returns what follows the first part of the record of a task that failed without having run."""
-    return b"%b%b%b" % (NIL * 3, encode_failure(failure), _TIME.pack(0xCB, at))
+    return b"%b%b%b" % (NIL * 3, encode_failure(failure), encode_time(at))

@@ -8,6 +8,7 @@ from rush_async.errors import DecodeError
 from rush_async.store.calls import Batcher
 from rush_async.store.codec import as_mapping, decode, to_msgpack, unpack_bytes
 from rush_async.store.keys import NetworkKeys
+from rush_async.store.position import number_of
 from rush_async.store.scripts import Request, Script
 from rush_async.wire.connection import Connection
 
@@ -91,6 +92,13 @@ class StopRulesStore:
         if (kept := as_mapping(unpack_bytes(raw))) is None or b"spec" not in kept:
             raise DecodeError(f"not the stop rules of a network: {raw[:80]!r}")
         return StopRules.decode(kept[b"spec"])
+
+    async def imported_places(self) -> list[tuple[int, int]]:
+        """Returns where imported tasks are among the finished ones, which no rule counts: for each run of them the first place
+        and the one behind the last."""
+        raw: bytes = await self._connection.ask("HGET", self._keys.meta, "imported_at") or b""
+        places = [number_of("imported_at", place) for place in raw.split()]
+        return list(zip(places[::2], places[1::2], strict=False))
 
     async def set(self, rules: StopRules, best: float | None, n_read: int, *, lifts: bool) -> RulesAnswer:
         """Sets the rules in place of those that the network had.

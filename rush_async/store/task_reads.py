@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -56,7 +56,7 @@ class View(NamedTuple):
 
     epoch: int
     seq: int
-    records: dict[TaskState, dict[bytes, bytes]]
+    records: Mapping[TaskState, MutableMapping[bytes, bytes]]
     queue: list[bytes]
     finished: list[bytes]
 
@@ -186,12 +186,18 @@ class TaskReads:
 
     async def scan(self, state: TaskState, step: int) -> dict[bytes, bytes]:
         """Reads the queued, running or failed tasks in steps. Tasks that enter or leave the state meanwhile may be missing."""
-        name, cursor, found = self._hash_of(state), b"0", dict[bytes, bytes]()
+        found: dict[bytes, bytes] = {}
+        await self.scan_into(found, state, step)
+        return found
+
+    async def scan_into(self, found: MutableMapping[bytes, bytes], state: TaskState, step: int) -> None:
+        """Reads as `scan` does, into a mapping of keys to records."""
+        name, cursor = self._hash_of(state), b"0"
         while True:
             cursor, flat = await self.connection.ask("HSCAN", name, cursor, "COUNT", step)
-            found |= _paired(flat)
+            found.update(_paired(flat))
             if cursor == b"0":
-                return found
+                return
 
     def _hash_of(self, state: TaskState) -> str:
         return {"queued": self.keys.queued, "running": self.keys.running, "failed": self.keys.failed}[state]

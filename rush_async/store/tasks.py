@@ -21,7 +21,8 @@ from rush_async.wire.transport import Word
 
 __all__ = ["Created", "Ended", "Popped", "Pushed", "Refusal", "Target", "TaskStore"]
 
-Target: TypeAlias = Literal["queued", "running", "finished", "failed"]
+# An imported task is a finished one that counts in no stop rule.
+Target: TypeAlias = Literal["queued", "running", "finished", "imported", "failed"]
 EndKind: TypeAlias = Literal["finished", "failed", "returned"]
 # Why no task started: the network has stopped, the places of its stop rules are taken, the queue is empty, or the script left
 # off at many stale entries of the queue and is worth another call; or the points of all that there were places for are taken.
@@ -55,14 +56,15 @@ FINISH = Script(
     is_final=True,
 )
 REMOVE = Script("remove", keys=("queue",), args=("most", "ended"), item=("key",))
-RETRY = Script("retry", keys=("queue",), item=("key",), memory="grows")
-DISCARD = Script("discard", keys=("workers", "log"), item=("place", "name", "data"))
+RETRY = Script("retry", keys=("queue", "imported_failed"), item=("key",), memory="grows")
+DISCARD = Script("discard", keys=("workers", "log", "imported_failed"), item=("place", "name", "data"))
 CANCEL = Script("cancel", keys=("control",), args=("ended",), item=("key",))
 RESET = Script(
     *("reset",),
     keys=(
         *("queue", "control", "workers", "passing", "leases", "processes", "log", "starts"),
         *("attributes", "claims", "rankings", "reports", "report_events", "reserved", "returned", "points", "task_attributes"),
+        "imported_failed",
     ),
     args=("what",),
 )
@@ -168,7 +170,7 @@ class TaskStore(TaskReads):
                 self.take_back(target, made, worker_id)
                 if isinstance(error, ServerFullError):
                     await self.calls.quiet()  # the caller sees that nothing is left
-                    if target in ("finished", "failed") and (made := made + _written(wave, requests)):
+                    if target in ("finished", "imported", "failed") and (made := made + _written(wave, requests)):
                         written = f"{len(made):,} of its tasks were written before, `keys` of this error has their keys"
                         raise ServerFullError(str(error).replace("nothing of it was done", written), made) from error
                 raise

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from rush_async.errors import redact
 from rush_async.process import forget_in_child
-from rush_async.store.worker_log import LogEntry
+from rush_async.store.log_entry import LogEntry
 
 __all__ = ["WARNINGS", "LogSink", "capture", "worker_of"]
 

@@ -12,15 +12,17 @@ import pytest
 
 from rush_async import Failure, NetworkStateError, Rush, RushConfig, RushWorker
 from rush_async.store import calls as store_calls
+from rush_async.store.export_item import ExportItem
+from rush_async.store.imports import IMPORT
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.leases import LOSE
-from rush_async.store.records import RecordEncoder
+from rush_async.store.records import RecordEncoder, encode_created, encode_ended, encode_time, stamped
 from rush_async.store.reports import REPORT
 from rush_async.store.reservations import RESERVE, SET_SEED, START, UNRESERVE
 from rush_async.store.scripts import Script
 from rush_async.store.shared_state import CLAIM, RANK, SET_ATTRS, SET_TASK_ATTRS
 from rush_async.store.stop_rules import EXPIRE, STOP_NETWORK, STOP_WHEN
-from rush_async.store.tasks import CANCEL, DISCARD, FINISH, POP, POP_NAMED, PUSH, REMOVE, RESET, RETRY
+from rush_async.store.tasks import CANCEL, DISCARD, FINISH, POP, POP_NAMED, PUSH, REMOVE, RESET, RETRY, Created
 from rush_async.store.workers import DEREGISTER, PREPARE, REGISTER, RELEASE_LEASES, STOP, WorkerStore
 from rush_async.testing import wait_until
 from rush_async.worker.worker import membership_of
@@ -98,6 +100,8 @@ class Stage:
             "reserved": raw.hgetall(keys.reserved),
             "returned": raw.zrange(keys.returned, 0, -1),
             "seed": raw.hget(keys.meta, "seed") or b"",
+            "imported": raw.hget(keys.meta, "imported_at") or b"",
+            "imported_failed": raw.smembers(keys.imported_failed),
         }
 
     def shape(self) -> dict[str, Any]:
@@ -170,6 +174,14 @@ async def one_failed_point(stage: Stage) -> None:
 async def push_finished(stage: Stage, _: Any) -> Any:
     keys = await stage.far.push_finished_tasks(XSS, [{"y": 0}, {"y": 1}])
     return len(keys), (await stage.near.keys_with_state("finished"))["finished"] == keys
+
+
+async def push_imported(stage: Stage, _: Any) -> Any:
+    tasks = RecordEncoder(1_000).tasks(XSS, has_header=False)
+    ended = [task._replace(ended=encode_ended({"y": 1}, None)) for task in tasks]
+    created = await stage.far._net.tasks.push("imported", ended)  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(created, Created)
+    return len(created.keys), (await stage.near.keys_with_state("finished"))["finished"] == created.keys
 
 
 async def push_failed(stage: Stage, _: Any) -> Any:
@@ -316,6 +328,28 @@ async def claimed_by_another(stage: Stage) -> Any:
     return await stage.near.claim("design", "theirs")
 
 
+async def begin_import(stage: Stage, _: Any) -> Any:
+    begun = await stage.far._net.imports.begin("an export", 3, 1, [1])  # pyright: ignore[reportPrivateUsage]
+    await stage.pushed(1)
+    return begun.keeps_indices
+
+
+async def begun_import(stage: Stage) -> Any:
+    return await stage.far._net.imports.begin("an export", 3, 1, [])  # pyright: ignore[reportPrivateUsage]
+
+
+async def import_some(stage: Stage, begun: Any) -> Any:
+    created = stamped(encode_created("theirs", {"x": 1}, None), 1.0, 0)
+    ended = b"\xc0" * 3 + encode_ended({"y": 1}, None) + encode_time(2.0)
+    items = [
+        ExportItem("finished", b"theirs", created + ended),
+        ExportItem("failed", b"failed", b"\0\0\0\0\0\0"),
+        ExportItem("ranking", b"min rung", b"a", b"1"),
+        ExportItem("reports", b"1-1", b"report", b"1"),
+    ]
+    return await begun.add(items), await begun.add(items)
+
+
 async def rank(stage: Stage, _: Any) -> Any:
     return await stage.far.ranking("rung").add("b", 2.0), await stage.near.ranking("rung").best(5)
 
@@ -453,6 +487,7 @@ CALLS = {
     "push_unique": Call(PUSH, push_unique, one_point),
     "push_running_unique": Call(PUSH, push_running_unique, one_failed_point),
     "push_finished": Call(PUSH, push_finished),
+    "push_imported": Call(PUSH, push_imported),
     "push_failed": Call(PUSH, push_failed),
     "pop": Call(POP, pop, three_queued),
     "pop_named": Call(POP_NAMED, pop_named, three_queued),
@@ -476,6 +511,8 @@ CALLS = {
     "set_task_attrs": Call(SET_TASK_ATTRS, set_task_attrs, three_queued),
     "claim": Call(CLAIM, claim),
     "claim_in_vain": Call(CLAIM, claim, claimed_by_another),
+    "begin_import": Call(IMPORT, begin_import),
+    "import": Call(IMPORT, import_some, begun_import),
     "rank_in_a_new_ranking": Call(RANK, rank),
     "rank": Call(RANK, rank, two_ranked),
     "stop_when": Call(STOP_WHEN, stop_when),

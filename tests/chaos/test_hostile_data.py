@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rush_async import Rush, RushWorker
 from rush_async.store.codec import new_packer
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.worker_log import LogEntry
+from rush_async.store.log_entry import LogEntry
 from tests.chaos.servers import SmallServer, small_server
 
 __all__ = ["small_server"]

@@ -33,6 +33,7 @@ from rush_async import (
     TaskReported,
     rsh,
 )
+from rush_async.client.export.exporting import Exporting
 from rush_async.client.shared_state import SharedState
 from rush_async.client.stopping import Stopping
 from rush_async.embedded.server import find_server
@@ -453,6 +454,8 @@ CALLS: dict[str, Callable[[RushClient], Any]] = {
     "set_attrs": lambda rush: rush.set_attrs({"a": 1}),
     "set_no_attrs": lambda rush: rush.set_attrs({}),
     "attrs": lambda rush: rush.attrs(),
+    "export": lambda rush: rush.export("an export.zip"),
+    "import_archive": lambda rush: rush.import_archive("an export.zip"),
     "set_task_attrs": lambda rush: rush.set_task_attrs("key", {"a": 1}),
     "task_attrs": lambda rush: rush.task_attrs("key"),
     "stop_rules": lambda rush: rush.stop_rules(),
@@ -507,6 +510,7 @@ PROPERTIES: list[Callable[[RushClient], Any]] = [
         (RushClient, CALLS, "CALLS"),
         (SharedState, CALLS, "CALLS"),
         (Stopping, CALLS, "CALLS"),
+        (Exporting, CALLS, "CALLS"),
         (Rush, MANAGER_CALLS, "MANAGER_CALLS"),
         (RushWorker, WORKER_CALLS, "WORKER_CALLS"),
     ],

@@ -60,7 +60,7 @@ def once_after(read: str, far: Rush, monkeypatch: pytest.MonkeyPatch) -> Happens
 def during_scan(far: Rush, monkeypatch: pytest.MonkeyPatch) -> Happens:
     """Sets what is to happen once while `far` reads in steps, each of few tasks."""
     monkeypatch.setattr("rush_async.client.snapshot._STEP", 20)
-    return once_after("scan", far, monkeypatch)
+    return once_after("scan_into", far, monkeypatch)
 
 
 @pytest.fixture

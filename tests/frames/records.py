@@ -9,10 +9,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from rush_async.frames.archive import Archive, Records
 from rush_async.frames.column import text
+from rush_async.frames.finished import FinishedTable
 from rush_async.model import Failure
 from rush_async.store.codec import encode
+from rush_async.store.finished import Records
 from rush_async.store.records import encode_created, encode_ended, encode_failure
 
 AT = 1_760_000_000.123456
@@ -48,7 +49,7 @@ def rows_of_y(values: Sequence[Any]) -> list[bytes]:
 
 def frame_of_y(values: Sequence[Any], schema: Mapping[str, Any] | None = None) -> pl.DataFrame:
     """The frame of these records."""
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y(values))
     return archive.frame(schema=schema)
 

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from rush_async.errors import DecodeError
-from rush_async.frames.archive import Archive
 from rush_async.frames.column import NO_FIELD, Column
+from rush_async.frames.finished import FinishedTable
 from rush_async.frames.inference import Inference, Layout, values_of
 from rush_async.model import Failure
 from rush_async.store.decoding import decode_flat
@@ -22,7 +22,7 @@ from tests.frames.records import AT, failed, finished, frame_of_y, queued, rows_
 
 
 def test_columns_come_in_the_promised_order() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend([finished("k", {"b": 1, "a": "s"}, {"y": 0.5}, ys_extra={"e": 1}, xs_extra={"d": True})])
     assert archive.frame().schema == {
         "worker_id": pl.String,
@@ -38,7 +38,7 @@ def test_columns_come_in_the_promised_order() -> None:
 
 
 def test_times_are_utc_to_the_microsecond() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y([1.0]))
     row = archive.frame(times=True).row(0, named=True)
     assert row["created_at"] == datetime.fromtimestamp(AT, UTC)
@@ -51,7 +51,7 @@ def test_times_are_utc_to_the_microsecond() -> None:
 
 
 def test_a_taken_name_gets_the_prefix_of_its_group() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     extras: dict[str, Any] = {"a": 3, "keys": 4}
     archive.extend([finished("k", {"a": 1}, {"a": 2, "ys.a": 5, "state": "s"}, xs_extra=extras, ys_extra=extras)])
     row = archive.frame().row(0, named=True)
@@ -70,7 +70,7 @@ def test_a_taken_name_gets_the_prefix_of_its_group() -> None:
 
 
 def test_a_later_input_takes_the_name_of_an_output() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend([finished("k0", {}, {"y": 1})])
     assert archive.frame().columns == ["worker_id", "y", "keys"]
     archive.extend([finished("k1", {"y": 2}, {"y": 3})])
@@ -141,7 +141,7 @@ def test_uuids_and_decimals_are_text(values: list[Any], texts: list[Any]) -> Non
 def test_values_without_a_common_type_are_text_with_one_warning_that_names_the_column(
     values: list[Any], texts: list[Any], where: str
 ) -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y(values))
     with pytest.warns(UserWarning, match="column 'y' is text") as warned:
         frame = archive.frame()
@@ -167,7 +167,7 @@ def test_a_column_of_only_none_has_dtype_null() -> None:
 
 
 def test_records_of_one_chunk_may_have_different_names() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend([finished("k0", {"a": 1}), finished("k1", {"b": 2}), finished("k2", {"b": 3, "a": 4})])
     assert archive.frame().select("a", "b").rows() == [(1, None), (None, 2), (4, 3)]
 
@@ -179,7 +179,7 @@ def test_values_nested_as_deep_as_can_be_stored_are_columns() -> None:
     mappings: Any = 1
     for _ in range(99):
         mappings = {"a": mappings}
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend([finished("k", {"l": lists, "m": mappings})])
     assert archive.frame()["l"].to_list() == [lists]
     assert archive.frame()["m"].to_list() == [mappings]

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from rush_async.errors import SchemaError
-from rush_async.frames.archive import Archive
 from rush_async.frames.column import text
+from rush_async.frames.finished import FinishedTable
 from rush_async.frames.schema import pack_schema, schema_columns, unpack_schema
 from tests.frames.records import finished, frame_of_y, rows_of_y
 
@@ -85,7 +85,7 @@ def test_a_value_that_equals_one_of_the_dtype_fits(value: Any, dtype: Any, cell:
 )
 @pytest.mark.parametrize("n_before", [2, 3_000])
 def test_the_error_for_a_value_that_does_not_fit_names_task_and_column(value: Any, dtype: Any, n_before: int) -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y([*[None] * n_before, value]))
     with pytest.raises(SchemaError, match=f"task 'k{n_before}'.*column 'y'"):
         archive.frame(schema={"y": dtype})
@@ -93,7 +93,7 @@ def test_the_error_for_a_value_that_does_not_fit_names_task_and_column(value: An
 
 
 def test_a_schema_with_text_silences_the_warning_and_one_with_numbers_names_the_text() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y([1, 2, "three"]))
     assert archive.frame(schema={"y": pl.String})["y"].to_list() == ["1", "2", "three"]
     with pytest.raises(SchemaError, match=r"task 'k2': the value 'three' of column 'y'"):
@@ -102,15 +102,15 @@ def test_a_schema_with_text_silences_the_warning_and_one_with_numbers_names_the_
 
 def test_a_schema_that_cannot_be_used_is_refused() -> None:
     with pytest.raises(SchemaError, match="names 'keys', a reserved column"):
-        Archive().frame(schema={"keys": pl.String})
+        FinishedTable().frame(schema={"keys": pl.String})
     with pytest.raises(SchemaError, match="does not map column names"):
-        Archive().frame(schema={"y": "float"})
+        FinishedTable().frame(schema={"y": "float"})
     with pytest.raises(SchemaError, match="column 'y'"):
-        Archive().frame(schema={"y": pl.Object})
+        FinishedTable().frame(schema={"y": pl.Object})
 
 
 def test_a_column_of_the_schema_takes_its_place_once_a_record_has_it() -> None:
-    archive, schema = Archive(), {"w": pl.Float64, "y": pl.Float64}
+    archive, schema = FinishedTable(), {"w": pl.Float64, "y": pl.Float64}
     archive.extend(rows_of_y([1.0] * 100))
     assert archive.frame(schema=schema)["w"].null_count() == 100
     archive.extend([finished("k", {"x": 1.0, "w": 2}, {"y": 1})] * 100)
@@ -120,7 +120,7 @@ def test_a_column_of_the_schema_takes_its_place_once_a_record_has_it() -> None:
 
 
 def test_an_error_in_one_schema_leaves_the_frames_of_others_alone() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     for at in range(500):
         archive.extend(rows_of_y([1 if at < 450 else 2.5]))
         if at < 450:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import polars as pl
 import pytest
 
-from rush_async.frames.archive import Archive
+from rush_async.frames.finished import FinishedTable
 from rush_async.frames.schema import schema_columns
 from rush_async.frames.table import CHUNK, Records, Table
 from rush_async.store.fields import FIELDS
@@ -19,7 +19,7 @@ from tests.frames.records import Decodings, finished, rows_of_y
 
 
 def test_an_int_column_becomes_float_when_a_float_arrives() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y(range(5_000)))
     before = archive.frame()
     assert before.schema["y"] == pl.Int64
@@ -30,7 +30,7 @@ def test_an_int_column_becomes_float_when_a_float_arrives() -> None:
 
 
 def test_a_large_int_is_not_rounded_when_a_float_arrives() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y([*range(1_500), 2**53 + 1]))
     assert archive.frame().schema["y"] == pl.Int64
     archive.extend(rows_of_y([0.5]))
@@ -40,7 +40,7 @@ def test_a_large_int_is_not_rounded_when_a_float_arrives() -> None:
 
 
 def test_a_str_in_a_numeric_column_makes_all_values_text() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y([0.1, 1e300, -0.0] * 1_000))
     archive.frame()
     archive.extend(rows_of_y(["fast"]))
@@ -50,7 +50,7 @@ def test_a_str_in_a_numeric_column_makes_all_values_text() -> None:
 
 
 def test_a_name_that_first_appears_in_row_5000_is_null_before() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend([finished(f"k{at}", {"x": at}, {"y": 1.0}) for at in range(5_000)])
     archive.frame()
     archive.extend([finished("late", {"x": 1, "z": [1.5]}, {"y": 2.0, "w": {"a": 1}})])
@@ -61,7 +61,7 @@ def test_a_name_that_first_appears_in_row_5000_is_null_before() -> None:
 
 
 def test_rows_added_one_by_one_are_in_few_chunks() -> None:
-    archive, records = Archive(), rows_of_y([at / 2 for at in range(3_000)])
+    archive, records = FinishedTable(), rows_of_y([at / 2 for at in range(3_000)])
     for at, record in enumerate(records):
         archive.extend([record])
         frame = archive.frame(times=at % 7 == 0)
@@ -73,7 +73,7 @@ def test_rows_added_one_by_one_are_in_few_chunks() -> None:
 
 def test_the_cost_of_a_new_row_does_not_grow_with_the_table() -> None:
     def increments(n: int) -> float:
-        archive, block = Archive(), rows_of_y([0.5] * 1_000)
+        archive, block = FinishedTable(), rows_of_y([0.5] * 1_000)
         for _ in range(n // 1_000):
             archive.extend(block)
         archive.frame()

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from rush_async import Coroutines, Launcher, Processes, Rush, RushWorker
-from rush_async.manager.log import frame_of_log, log_again
-from rush_async.store.worker_log import LogEntry
+from rush_async.manager.log import log_again
+from rush_async.store.log_entry import LogEntry
 from rush_async.worker.worker import membership_of
 from tests.launch.loops_of_tests import log_some
 
@@ -78,18 +78,6 @@ async def test_row_18_time_differences_are_those_of_each_worker(rush: Rush) -> N
     for worker_id in ids:
         mine = log.filter(log["worker_id"] == worker_id)
         assert mine["time_difference"].to_list() == [None, mine["timestamp"][1] - mine["timestamp"][0]]
-
-
-def test_a_frame_has_a_row_per_entry_and_the_time_differences_of_each_worker() -> None:
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    entries = [
-        LogEntry(worker_id, "INFO", start + timedelta(seconds=seconds), "x", "a.b:1", "msg")
-        for worker_id, seconds in [("a", 0), ("b", 1), ("a", 3), ("b", 2)]
-    ]
-    frame = frame_of_log(entries, time_difference=True)
-    assert frame.schema["time_difference"] == pl.Duration("us")
-    assert frame["time_difference"].to_list() == [None, None, timedelta(seconds=3), timedelta(seconds=1)]
-    assert frame_of_log(entries, time_difference=False).rows() == [tuple(entry) for entry in entries]
 
 
 @pytest.mark.parametrize("levels", [{"x": "LOUD"}, {"x": True}, {1: "INFO"}, "DEBUG"])

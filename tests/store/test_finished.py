@@ -34,8 +34,8 @@ def test_numbers_of_an_output_begin_at_a_row() -> None:
     kept = Records()
     kept.extend([*records(0, 1_200), *[finished("other", {"x": 0}, {"y": y}) for y in ("a", None, True, float("nan"), 0.5)]])
     assert list(kept.numbers("y")) == [*range(0, 2_400, 2), 0.5]
-    assert list(kept.numbers("y", 1_199)) == [2_398, 0.5]
-    assert list(kept.numbers("y", 1_205)) == list(kept.numbers("z")) == []
+    assert list(kept.numbers("y", [(0, 1_199)])) == [2_398, 0.5]
+    assert list(kept.numbers("y", [(0, 1_205)])) == list(kept.numbers("z")) == []
 
 
 def test_tasks_are_found_by_their_keys_also_when_more_arrived() -> None:

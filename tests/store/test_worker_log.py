@@ -5,12 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
-
-from rush_async import DecodeError, Rush, RushWorker
-from rush_async.store.codec import encode
+from rush_async import Rush, RushWorker
 from rush_async.store.keys import NetworkKeys
-from rush_async.store.worker_log import LogEntry
+from rush_async.store.log_entry import LogEntry
 from rush_async.testing import wait_until
 from rush_async.worker.worker import membership_of
 
@@ -25,31 +22,6 @@ async def messages(rush: Rush) -> list[str]:
 
 async def has_logged(rush: Rush, msg: str) -> bool:
     return await messages(rush) == [msg]
-
-
-def test_an_entry_is_unpacked_as_it_was_packed() -> None:
-    entry = entry_with("ä\nmessage")
-    assert LogEntry.of(entry.packed()) == entry
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "hello",
-        ["a", "INFO", 1.0, "x", "a.b:1"],
-        ["a", "INFO", 1.0, "x", "a.b:1", "msg", "more"],
-        ["a", "INFO", 1.0, "x", "a.b:1", 7],
-        ["a", "INFO", "noon", "x", "a.b:1", "msg"],
-        ["a", "INFO", 1e300, "x", "a.b:1", "msg"],
-        ["a", "INFO", float("nan"), "x", "a.b:1", "msg"],
-        None,
-        7,
-    ],
-    ids=str,
-)
-def test_a_value_that_is_not_an_entry_is_a_decode_error(value: Any) -> None:
-    with pytest.raises(DecodeError, match="log record of the network is malformed"):
-        LogEntry.of(encode(value, "value"))
 
 
 async def test_a_malformed_entry_in_the_log_is_left_out(rush: Rush, raw: Any) -> None:

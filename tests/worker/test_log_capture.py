@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from rush_async import Coroutines, Launcher, Processes, Rush, RushWorker
-from rush_async.store.worker_log import LogEntry
+from rush_async.store.log_entry import LogEntry
 from rush_async.worker.log_capture import WARNINGS, _registry, capture  # pyright: ignore[reportPrivateUsage]
 from rush_async.worker.worker import membership_of
 from tests.launch.loops_of_tests import log_some

@@ -11,7 +11,7 @@ from rush_async.cli.exit_codes import DONE
 from rush_async.cli.options import add_network, add_server, count
 
 if TYPE_CHECKING:
-    from rush_async.store.worker_log import LogEntry
+    from rush_async.store.log_entry import LogEntry
 
 __all__ = ["add_arguments", "run"]
 

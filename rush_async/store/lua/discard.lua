@@ -3,6 +3,7 @@
 -- finished one becomes an empty text, so that the others keep their numbers; it still counts as finished.
 -- answer: how many were removed
 require('call')
+require('failed')
 if known then return repeated() end
 
 local hashes, n = { queued = QUEUED, running = RUNNING, failed = FAILED, workers = WORKERS }, 0
@@ -11,6 +12,7 @@ for at = FIRST, #ARGV, ITEM_SIZE do
   local hash = hashes[place]
   if hash and call('HGET', hash, name) == data then
     n = n + call('HDEL', hash, name)
+    if place == 'failed' then leave_imported({ name }) end
     add(PLACES_CHANGED, '')
   elseif place == 'finished' and call('LINDEX', FINISHED, name) == data then
     call('LSET', FINISHED, name, '')

@@ -1,4 +1,4 @@
--- Creates tasks: queued, running, finished or failed. A worker's group needs the worker alive; a group with a budget takes as
+-- Creates tasks: queued, running, finished, imported (finished, and counted in no stop rule) or failed. A worker's group needs the worker alive; a group with a budget takes as
 -- many as find a place (queued + running + reserved + finished < budget), none once max_failed have failed. Running tasks need a place
 -- within the stop rules too (running + reserved + finished < their `finished`), and a network that has not stopped.
 -- A group has a target, a worker or '', a budget or '', max_failed or '', digests or '', and n; n items follow: key, header +
@@ -14,7 +14,7 @@ if known then
 end
 
 local answer = {}
-local queue, queued, running, finished, failed = {}, {}, {}, {}, {}
+local queue, queued, running, finished, failed, imported = {}, {}, {}, {}, {}, {}
 local used, n_failed, n_running, n_finished
 if judge then n_running, n_finished, n_failed = call('HLEN', RUNNING), call('LLEN', FINISHED), call('HLEN', FAILED) end
 local at, workers = FIRST, {}
@@ -85,6 +85,7 @@ while at <= #ARGV do
   local index = take > 0 and next_index or 0
   next_index = next_index + take
   answer[#answer + 1] = index
+  if target == 'imported' then imported[#imported + 1] = { #finished, take } end
   local started = worker ~= '' and packed(worker) .. '\1' .. stamp
   for i = first, first + ITEM_SIZE * (take - 1), ITEM_SIZE do
     local key, created, ended = ARGV[i + KEY], ARGV[i + CREATED] .. stamp .. struct.pack('>BI4', 206, index), ARGV[i + ENDED]
@@ -99,7 +100,7 @@ while at <= #ARGV do
       kind = TASK_STARTED
       running[#running + 1] = key
       running[#running + 1] = '\1' .. sub(created, 2) .. started
-    elseif target == 'finished' then
+    elseif target == 'finished' or target == 'imported' then
       kind = TASK_FINISHED
       finished[#finished + 1] = created .. NEVER_STARTED .. ended .. stamp
     else
@@ -111,6 +112,8 @@ while at <= #ARGV do
     if judge and target == 'finished' then
       n_finished = n_finished + 1
       judge.ended(n_finished, n_failed, ended)
+    elseif judge and target == 'imported' then
+      n_finished, judge.n_imported = n_finished + 1, judge.n_imported + 1
     elseif judge and target == 'failed' then
       n_failed = n_failed + 1
       judge.ended(n_finished, n_failed, false)
@@ -129,6 +132,13 @@ if #queue > 0 then
   call('HSET', QUEUED, unpack(queued))
 end
 if #running > 0 then call('HSET', RUNNING, unpack(running)) end
+if #imported > 0 then
+  require('imported')
+  local n_before = call('LLEN', FINISHED)
+  for _, group in ipairs(imported) do
+    if group[2] > 0 then note_imported(n_before + group[1], group[2]) end
+  end
+end
 include('append_finished')
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
 include('commit')

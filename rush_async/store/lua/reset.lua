@@ -9,14 +9,15 @@ local next_epoch = string.format('%.0f', math.max(math.floor(now * 1e6), tonumbe
 -- Whatever another program keeps in its place, what is ours is deleted: an error has no names.
 for _, name in ipairs(redis.pcall('HKEYS', RANKINGS)) do call('UNLINK', RANKINGS .. ':' .. name) end
 call('UNLINK', QUEUE, QUEUED, RUNNING, FINISHED, FAILED, CALLS, CALLS .. ':clients', ATTRIBUTES, CLAIMS, RANKINGS, REPORTS, RESERVED, RETURNED, POINTS,
-  TASK_ATTRIBUTES)
+  TASK_ATTRIBUTES, IMPORTED_FAILED)
 local workers_stay = 1
 if WHAT == 'all' then
   call('UNLINK', META, ALIVE, WORKERS, PASSING, LEASES, PROCESSES, LOG, STARTS)
   workers_stay = 0
 elseif EPOCH ~= '0' then
   call('HSET', META, 'epoch', next_epoch, 'seq', 0)
-  call('HDEL', META, 'largest', 'next_index', 'stop', 'rules', 'reports', 'reserved')
+  call('HDEL', META, 'largest', 'next_index', 'stop', 'rules', 'reports', 'reserved', 'archive',
+    'imported', 'imported_at', 'imported_failed')
 end
 local message = cmsgpack.pack({ 'reset', next_epoch, now, workers_stay })
 redis.pcall('SPUBLISH', EVENTS, message)

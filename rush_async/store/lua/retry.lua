@@ -6,6 +6,7 @@
 local MOST_SEARCHED = 500000 -- entries of the queue, about 7 ms
 require('call')
 require('records')
+require('failed')
 if known then return repeated() end
 
 local keys = { unpack(ARGV, FIRST) }
@@ -35,5 +36,6 @@ if #moved > 0 then
   call('RPUSH', QUEUE, unpack(moved))
   call('HSET', QUEUED, unpack(queued))
   call('HDEL', FAILED, unpack(moved))
+  leave_imported(moved)
 end
 return commit({ n_looked_at, unpack(moved) })

@@ -1,6 +1,6 @@
 -- Sets the stop rules of the network, in place of those it had. `lifts` is 1 for a resumption: it lifts the stop, too.
 -- ARGV  ... lifts, spec (a msgpack map: finished, failed, seconds, output, maximize, target, patience), then the best output of
---       the first `n_read` finished tasks, '' for none
+--       the first `n_read` finished tasks without imported ones, '' for none
 -- answer: 'set'; 'same' where these rules hold already, also in a network that they have stopped; 'stopped' where other rules
 --         have stopped it; 'behind' where so many tasks have finished since that the caller has to read them; or, of a
 --         resumption, the rule that is true already, so that nothing was changed
@@ -18,10 +18,13 @@ require('judge')
 local n_finished, n_failed, n_read = call('LLEN', FINISHED), call('HLEN', FAILED), tonumber(N_READ)
 if rules.output then
   if n_finished < n_read or n_finished > n_read + MOST_READ then return commit('behind') end
-  rules.best, rules.best_at = tonumber(BEST), n_finished
-  local name = packed(rules.output)
-  for _, record in ipairs(call('LRANGE', FINISHED, n_read, -1)) do
-    local value = judge.output_at(record, judge.outputs_of(record), name)
+  rules.best, rules.best_at = tonumber(BEST), n_finished - judge.n_imported
+  local name, imported = packed(rules.output), {}
+  for first, behind in string.gmatch(call('HGET', META, 'imported_at') or '', '(%d+) (%d+)') do
+    for place = math.max(first, n_read), behind - 1 do imported[place] = true end
+  end
+  for i, record in ipairs(call('LRANGE', FINISHED, n_read, -1)) do
+    local value = not imported[n_read + i - 1] and judge.output_at(record, judge.outputs_of(record), name)
     if judge.is_better(value, rules.best) then rules.best = value end
   end
 end

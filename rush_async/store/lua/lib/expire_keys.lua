@@ -9,6 +9,6 @@ if has_ended or sub(ttl, -1) == '-' then
     if at then call('PEXPIREAT', prefix .. name, at) else call('PERSIST', prefix .. name) end
   end
   for name in string.gmatch('meta calls calls:clients queue queued running finished failed alive workers passing leases processes '
-    .. 'log starts attributes task_attributes claims rankings reports reserved returned points', '%S+') do set(name) end
+    .. 'log starts attributes task_attributes claims rankings reports reserved returned points imported_failed', '%S+') do set(name) end
   for _, name in ipairs(redis.pcall('HKEYS', prefix .. 'rankings')) do set('rankings:' .. name) end
 end

@@ -2,8 +2,11 @@
 -- best_at (the number of finished tasks when the best came). Without rules there is none, and none of its functions is made.
 local judge
 if rules then
-  judge = {}
   require('add')
+  -- What was imported counts in no rule, so it is left out of the numbers of finished and failed tasks that the judge is given.
+  local imported = call('HMGET', META, 'imported', 'imported_failed')
+  local n_imported_failed = tonumber(imported[2] or 0)
+  judge = { n_imported = tonumber(imported[1] or 0) }
 
   function judge.publish(...)
     local control = string.gsub(EVENTS, ':events(:?%d*)$', ':control%1')
@@ -38,7 +41,7 @@ if rules then
   -- How many more tasks may start beside those that are running, reserved or finished; nil for any number.
   function judge.places_left(n_running, n_finished)
     local n_reserved = tonumber(call('HGET', META, 'reserved') or 0)
-    return rules.finished and math.max(0, rules.finished - n_running - n_reserved - n_finished)
+    return rules.finished and math.max(0, rules.finished - n_running - n_reserved - n_finished + judge.n_imported)
   end
 
   function judge.is_better(value, best)
@@ -47,6 +50,7 @@ if rules then
 
   -- The first rule that is true for these numbers, with its reason in words; patience is not looked at.
   function judge.true_rule(n_finished, n_failed)
+    n_finished, n_failed = n_finished - judge.n_imported, n_failed - n_imported_failed
     if rules.finished and n_finished >= rules.finished then
       return 'finished', string.format('%d tasks have finished', n_finished)
     elseif rules.failed and n_failed >= rules.failed then
@@ -61,13 +65,14 @@ if rules then
   function judge.ended(n_finished, n_failed, ended)
     if stop then return end
     local value = ended and rules.output and judge.output_at(ended, 1, packed(rules.output))
+    local n_own = n_finished - judge.n_imported
     if judge.is_better(value, rules.best) then
-      rules.best, rules.best_at = value, n_finished
+      rules.best, rules.best_at = value, n_own
       call('HSET', META, 'rules', cmsgpack.pack(rules))
     end
     local rule, detail = judge.true_rule(n_finished, n_failed)
-    if not rule and rules.patience and n_finished - rules.best_at >= rules.patience then
-      rule, detail = 'patience', string.format('%s has not improved in %d finished tasks', rules.output, n_finished - rules.best_at)
+    if not rule and rules.patience and n_own - rules.best_at >= rules.patience then
+      rule, detail = 'patience', string.format('%s has not improved in %d finished tasks', rules.output, n_own - rules.best_at)
       if rules.best then detail = detail .. string.format('; its best is %.10g', rules.best) end
     end
     if rule then judge.stop(rule, detail) end

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rush_async.errors import DecodeError, SchemaError
-from rush_async.frames.archive import Archive, frame_of
+from rush_async.frames.finished import FinishedTable
+from rush_async.frames.frame import frame_of
 from rush_async.model import Failure, TaskState
 from rush_async.store.codec import encode
 from rush_async.store.records import encode_ended
@@ -23,8 +24,8 @@ from tests.frames.records import AT, Decodings, failed, finished, queued, rows_o
 
 def test_a_frame_without_rows_has_the_fixed_columns_and_those_of_the_schema() -> None:
     schema = {"y": pl.Float64, "v": pl.List(pl.Int64)}
-    assert Archive().frame().schema == {"worker_id": pl.String, "keys": pl.String}
-    assert Archive().frame(schema=schema, times=True).schema == {
+    assert FinishedTable().frame().schema == {"worker_id": pl.String, "keys": pl.String}
+    assert FinishedTable().frame(schema=schema, times=True).schema == {
         "worker_id": pl.String,
         "y": pl.Float64,
         "v": pl.List(pl.Int64),
@@ -37,7 +38,7 @@ def test_a_frame_without_rows_has_the_fixed_columns_and_those_of_the_schema() ->
     }
     frame = frame_of([("failed", []), ("queued", [])], with_state=True, schema=schema)
     assert frame.columns == ["state", "worker_id", "y", "v", "condition", "keys"]
-    assert Archive().frame(schema=schema).filter(pl.col("y") > 1).height == 0
+    assert FinishedTable().frame(schema=schema).filter(pl.col("y") > 1).height == 0
 
 
 def test_a_frame_of_several_states_has_the_condition_of_failed_tasks() -> None:
@@ -112,7 +113,7 @@ def test_a_frame_depends_on_the_records_and_not_on_their_portions(
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole, portions = Archive(), Archive()
+        whole, portions = FinishedTable(), FinishedTable()
         whole.extend(records)
         for at, (start, stop) in enumerate(pairwise([0, *sorted(cuts), len(records)])):
             portions.extend(records[start : max(start, stop)])
@@ -142,7 +143,7 @@ def test_a_snapshot_equals_the_frame_of_its_records(
     broken = [failed("x", {"x": 1}, Failure("lost"))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        archive = Archive()
+        archive = FinishedTable()
         archive.extend(done)
         before = archive.frame()
         expected = frame_of([("finished", done), ("queued", waiting), ("failed", broken)], with_state=True, times=times)
@@ -159,7 +160,7 @@ def test_a_snapshot_equals_the_frame_of_its_records(
 
 
 def test_a_snapshot_may_have_fewer_rows_and_another_order_of_states() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend([finished(f"f{at}", {"x": at}, {"y": 0.5}) for at in range(70)])
     waiting = [queued("q", {"x": 2.5}) + b"\xc0" * 6]
     frame = archive.snapshot(2, {"queued": waiting}, ("queued", "finished"), with_state=True)
@@ -169,7 +170,7 @@ def test_a_snapshot_may_have_fewer_rows_and_another_order_of_states() -> None:
 
 
 def test_an_empty_name_is_a_column_beside_names_that_polars_makes_up() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend([finished(f"k{at}", {"": at, "column_1": -at}, {"y": 1.0}) for at in range(3)])
     for frame in (archive.frame(), archive.frame(), archive.frame(1), archive.frame(schema={"z": pl.Int64}, times=True)):
         assert frame.columns[:4] == ["worker_id", "", "column_1", "y"]
@@ -178,7 +179,7 @@ def test_an_empty_name_is_a_column_beside_names_that_polars_makes_up() -> None:
 
 
 def test_a_caller_owns_its_frame() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y([1.0] * 64))
     frame = archive.frame()
     frame[0, "y"] = 99.0
@@ -191,7 +192,7 @@ def test_a_caller_owns_its_frame() -> None:
 
 
 def test_a_frame_from_a_row_on_has_the_columns_of_all_rows() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y([1, 2.5, 3]))
     assert archive.frame(2)["y"].to_list() == [3.0]
     assert archive.frame(3).height == 0
@@ -199,7 +200,7 @@ def test_a_frame_from_a_row_on_has_the_columns_of_all_rows() -> None:
 
 
 def test_records_and_tasks_are_found_by_row_and_key() -> None:
-    archive, records = Archive(), rows_of_y(range(2_345))
+    archive, records = FinishedTable(), rows_of_y(range(2_345))
     assert len(archive) == 0
     archive.extend(records[:1_000])
     assert archive.find(["k5", "unknown"]).keys() == {"k5"}
@@ -217,7 +218,7 @@ def test_records_and_tasks_are_found_by_row_and_key() -> None:
 
 
 def test_a_cleared_archive_starts_anew() -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y(["a"] * 1_100))
     kept = archive.frame()
     archive.find(["k1"])
@@ -243,7 +244,7 @@ def test_a_cleared_archive_starts_anew() -> None:
     ],
 )
 def test_bytes_that_are_no_record_are_left_out(bad: bytes) -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y([1.0]))
     assert archive.frame().height == 1
     archive.extend([bad])
@@ -257,7 +258,7 @@ def test_bytes_that_are_no_record_are_left_out(bad: bytes) -> None:
 
 @pytest.mark.parametrize("bad", [b"\xc0" + encode(math.nan, ""), b"\xc0" + encode(1e300, ""), encode(2**64 - 1, "") + b"\xc0"])
 def test_a_time_or_an_attempt_that_is_none_is_null(bad: bytes) -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend([queued("k", {"x": 1}) + b"\xc0" + bad + encode_ended({}, None) + encode(AT, ""), *rows_of_y([1.0])])
     frame = archive.frame(times=True)
     assert frame.height == 2
@@ -265,7 +266,7 @@ def test_a_time_or_an_attempt_that_is_none_is_null(bad: bytes) -> None:
 
 
 def test_records_that_are_left_out_are_left_out_of_every_layout_and_merge() -> None:
-    archive, expected = Archive(), list[float]()
+    archive, expected = FinishedTable(), list[float]()
     for first in range(0, 3_000, 50):
         values = [float(value) for value in range(first, first + 50)]
         archive.extend([*rows_of_y(values), b"\xc1"])
@@ -288,7 +289,7 @@ def test_a_failed_record_without_a_failure_is_a_decode_error() -> None:
 def test_a_snapshot_decodes_finished_tasks_again_only_for_a_dtype_that_needs_their_values(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y(range(1_000)))
     decodings = Decodings(monkeypatch)
 
@@ -308,7 +309,7 @@ def test_a_snapshot_decodes_finished_tasks_again_only_for_a_dtype_that_needs_the
 
 def test_a_schema_holds_for_snapshots_and_frames_of_other_states() -> None:
     schema = {"x": pl.Int32, "new": pl.Date}
-    archive = Archive()
+    archive = FinishedTable()
     archive.extend(rows_of_y([1] * 70))
     waiting = [queued("q", {"x": 5.0}) + b"\xc0" * 6]
     for frame in (

@@ -1,0 +1,1 @@
+"""A network in one file: written, read without a server, and imported."""

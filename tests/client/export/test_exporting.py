@@ -1,0 +1,43 @@
+"""Exports: the call of a client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rush_async import Archive, NetworkStateError, Rush, RushWorker
+from rush_async.client.export import writing
+from rush_async.testing import wait_until
+
+
+async def test_an_export_fills_no_cache_and_changes_nothing(rush: Rush, rush_worker: RushWorker, tmp_path: Path) -> None:
+    await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
+    network = rush._net  # pyright: ignore[reportPrivateUsage]
+    seq = network.position.seq
+    path = await rush_worker.export(str(tmp_path / "a.zip"))
+    assert path == tmp_path / "a.zip"
+    assert len(network.results.records) == len(network.report_cache.records) == 0
+    assert (await network.tasks.read_position()).seq == seq
+    await rush.push_finished_tasks([{"x": 2}], [{"y": 2}])
+    assert Archive.open(await rush.export(path)).finished_tasks().height == 2  # it took the place of the first
+
+
+async def test_a_network_that_does_not_exist_is_an_error(rush: Rush, tmp_path: Path) -> None:
+    with pytest.raises(NetworkStateError, match="does not exist, so there is nothing to export"):
+        await rush.export(tmp_path / "a.zip")
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_cancelled_export_leaves_nothing(rush: Rush, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rush.push_finished_tasks([{"x": 1}] * 5_000, [{"y": 1}] * 5_000)
+    monkeypatch.setattr(writing, "_PART_ROWS", 1)
+    task: asyncio.Task[Any] = asyncio.create_task(rush.export(tmp_path / "a.zip"))
+    await wait_until(lambda: os.listdir(tmp_path))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert os.listdir(tmp_path) == []
