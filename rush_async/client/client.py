@@ -24,12 +24,14 @@ from rush_async.client.arguments import (
 )
 from rush_async.client.event_stream import EventStream
 from rush_async.client.export.exporting import Exporting
+from rush_async.client.export.reading import Archive
 from rush_async.client.malformed import Repairs
 from rush_async.client.reports import ReportCache, Reports
 from rush_async.client.shared_state import SharedState
 from rush_async.client.snapshot import Snapshot, read_view, take_snapshot
 from rush_async.client.status import status_html, status_text
 from rush_async.client.stopping import Stopping
+from rush_async.client.warm_start import rows_of
 from rush_async.config import RushConfig, lacks_directory
 from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError, ServerStartError, explain_arguments
 from rush_async.events import Event, EventsMissed
@@ -234,8 +236,8 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
     @overload
     async def push_finished_tasks(
         self,
-        xss: Iterable[Any],
-        yss: Iterable[Any],
+        xss: Iterable[Any] | Archive,
+        yss: Iterable[Any] | None = None,
         *,
         xss_extra: Iterable[Any] | None = None,
         yss_extra: Iterable[Any] | None = None,
@@ -245,8 +247,8 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
     @overload
     async def push_finished_tasks(
         self,
-        xss: Iterable[Any],
-        yss: Iterable[Any],
+        xss: Iterable[Any] | Archive,
+        yss: Iterable[Any] | None = None,
         *,
         xss_extra: Iterable[Any] | None = None,
         yss_extra: Iterable[Any] | None = None,
@@ -255,8 +257,8 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
 
     async def push_finished_tasks(
         self,
-        xss: Iterable[Any],
-        yss: Iterable[Any],
+        xss: Iterable[Any] | Archive,
+        yss: Iterable[Any] | None = None,
         *,
         xss_extra: Iterable[Any] | None = None,
         yss_extra: Iterable[Any] | None = None,
@@ -264,20 +266,32 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
     ) -> Sequence[str | None]:
         """Adds tasks that are finished already, such as results from elsewhere.
 
+        A frame of polars or pandas and an export are taken as they are (a warm start). Then the tasks count in no stop rule,
+        as imported ones do. Of a frame the fixed columns, such as `keys` and times, are left out, and so are rows whose
+        `state` is another; a missing value is left out of its record. Columns that are named in none of `yss`, `xss_extra`
+        and `yss_extra` are inputs; `ys.x` beside `x`, as frames of tasks have it, is the output `x`.
+
         Args:
-            xss: the inputs, a record each.
-            yss: the outputs, in the same order.
-            xss_extra: what to store beside each input.
-            yss_extra: what to store beside each output.
+            xss: the inputs, a record each; or a frame, or an export.
+            yss: the outputs, in the same order; of a frame the names of its outputs.
+            xss_extra: what to store beside each input; of a frame the names of these columns.
+            yss_extra: what to store beside each output; of a frame the names of these columns.
             unique: as in `push_tasks`.
 
         Returns:
             The keys, in the order of `xss`; with `unique`, None for each input whose point is taken.
+
+        Raises:
+            ValueError: the frame has no such column, or no outputs are named.
         """
         network, names = self._net, as_unique(unique)
-        xss = as_records(xss, "xss") if names else xss
-        tasks = await self._encoder.finished_tasks(xss, yss, xss_extra, yss_extra)
-        return await self._push(network, "finished", tasks, await all_points_of(xss, names))
+        rows = rows_of(xss, yss, xss_extra, yss_extra)
+        given: Any = rows or (xss, yss, xss_extra, yss_extra)
+        inputs, outputs, beside_inputs, beside_outputs = given
+        inputs = as_records(inputs, "xss") if names else inputs
+        tasks = await self._encoder.finished_tasks(inputs, outputs, beside_inputs, beside_outputs)
+        target = "finished" if rows is None else "imported"
+        return await self._push(network, target, tasks, await all_points_of(inputs, names))
 
     async def push_failed_tasks(
         self, xss: Iterable[Any], failures: Any = None, *, xss_extra: Iterable[Any] | None = None

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rush_async.client.client import RushClient
 from rush_async.client.draw import Draw, proposed
+from rush_async.client.export.reading import Archive
 from rush_async.client.snapshot import take_snapshot
 from rush_async.errors import DecodeError, NetworkStateError
 from rush_async.model import TASK_STATES, Failure, TaskState
-from rush_async.network.network import Network
 from rush_async.store.basis import Basis
 from rush_async.store.decoding import complete, decode_flat
 from rush_async.store.fields import BASIS, CREATED_AT, INDEX, KEY, XS, XS_EXTRA
@@ -58,14 +58,14 @@ class Replay:
         return self.divergence is None
 
 
-async def replay(rush: RushClient, propose: Callable[[Draw], Any | Awaitable[Any]], *, schema: Any = None) -> Replay:
+async def replay(rush: RushClient | Archive, propose: Callable[[Draw], Any | Awaitable[Any]], *, schema: Any = None) -> Replay:
     """Calls a proposal function once more for each task that it proposed in a network with a seed, and compares the inputs.
 
     Each call gets the draw of that time: the same random numbers, and the tasks that it read as they were then. Nothing is
     written. The libraries that `propose` uses may differ between versions and machines; the replay shows whether they do.
 
     Args:
-        rush: a client of the network, such as a manager.
+        rush: a client of the network, such as a manager; or an export of it.
         propose: the function given to `proposals`.
         schema: the `schema` given to `proposals`.
 
@@ -76,13 +76,10 @@ async def replay(rush: RushClient, propose: Callable[[Draw], Any | Awaitable[Any
         NetworkStateError: the network has no seed.
         DecodeError: a record is malformed; the message has its beginning.
     """
-    network = rush._net  # pyright: ignore[reportPrivateUsage]
-    seed = await network.known_seed()
+    seed = rush.seed if isinstance(rush, Archive) else await rush._net.known_seed()  # pyright: ignore[reportPrivateUsage]
     if seed is None:
-        raise NetworkStateError(
-            f"network {network.network_id!r} has no seed, so its proposals cannot be repeated: Rush(seed=...)"
-        )
-    past = await _Past.read(network)
+        raise NetworkStateError(f"network {rush.network_id!r} has no seed, so its proposals cannot be repeated: Rush(seed=...)")
+    past = await _Past.read(rush)
     n_compared = 0
     for index, fields in sorted(past.tasks.items()):
         if fields[BASIS] is None:
@@ -98,19 +95,16 @@ async def replay(rush: RushClient, propose: Callable[[Draw], Any | Awaitable[Any
     return Replay(n_compared)
 
 
-async def fetch_tasks_as_of(rush: RushClient, key: str, *, schema: Any = None) -> pl.DataFrame:
-    """Returns the tasks that the proposal of a task saw, as they were then: its `draw.tasks`.
+async def fetch_tasks_as_of(rush: RushClient | Archive, key: str, *, schema: Any = None) -> pl.DataFrame:
+    """Returns the tasks that the proposal of a task saw, as they were then: its `draw.tasks`. Takes an export, too.
 
     Raises:
         KeyError: the network has no such task, or it was not proposed in a network with a seed.
     """
-    network = rush._net  # pyright: ignore[reportPrivateUsage]
-    past = await _Past.read(network)
+    past = await _Past.read(rush)
     fields = next((fields for fields in past.tasks.values() if fields[KEY] == key), None)
     if fields is None or fields[BASIS] is None:
-        raise KeyError(
-            f"network {network.network_id!r} has no proposal {key!r}: a network with a seed stores what each one saw"
-        )
+        raise KeyError(f"network {rush.network_id!r} has no proposal {key!r}: a network with a seed stores what each one saw")
     return past.frame(Basis.decode(fields[BASIS]), schema)
 
 
@@ -129,8 +123,12 @@ class _Past:
         self.tasks: dict[int, list[Any]] = {fields[INDEX]: fields for fields in decoded}
 
     @classmethod
-    async def read(cls, network: Network) -> _Past:
-        """Reads the tasks of a network."""
+    async def read(cls, rush: RushClient | Archive) -> _Past:
+        """Reads the tasks of a network or of an export."""
+        if isinstance(rush, Archive):
+            others = rush.complete_records()
+            return cls(others.pop("finished"), others)
+        network = rush._net  # pyright: ignore[reportPrivateUsage]
         snapshot = await take_snapshot(network.tasks, network.results, network.feed, TASK_STATES)
         return cls(network.results.records.good(0, snapshot.n_finished), snapshot.complete())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -12,6 +13,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from rush_async import (
+    Archive,
     DecodeError,
     Divergence,
     Draw,
@@ -40,7 +42,9 @@ async def seeded(config: RushConfig) -> AsyncGenerator[tuple[Rush, RushWorker]]:
             await rush.reset()
 
 
-async def test_an_asynchronous_decentralised_optimization_of_four_processes_replays(rush_server: RushConfig) -> None:
+async def test_an_asynchronous_decentralised_optimization_of_four_processes_replays(
+    rush_server: RushConfig, tmp_path: Path
+) -> None:
     async with Rush(config=rush_server, seed=7) as rush:
         await rush.push_tasks([{"x1": float(x), "x2": 7.5 - x} for x in range(8)])
         await rush.stop_when(finished=200)
@@ -52,6 +56,10 @@ async def test_an_asynchronous_decentralised_optimization_of_four_processes_repl
         found = await replay(rush, propose_best)
         assert found == Replay(rush.n_tasks - 8)
         assert found.is_identical
+        archive = Archive.open(await rush.export(tmp_path / "a.zip"))
+        assert await replay(archive, propose_best) == found
+        key = archive.finished_tasks()["keys"][-1]
+        assert_frame_equal(await fetch_tasks_as_of(archive, key), await fetch_tasks_as_of(rush, key))
         await rush.reset()
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypedDict, assert_type, cast
 
 import polars as pl
 
 from rush_async import (
+    Archive,
     Counts,
     Event,
     EventsMissed,
@@ -77,6 +79,12 @@ async def tasks(rush: Rush) -> None:
     assert_type(await rush.push_tasks([{"x1": 1}], unique=True), list[str | None])
     assert_type(await rush.push_tasks([{"x1": 1}], unique=("x1", "x2")), list[str | None])
     assert_type(await rush.push_finished_tasks([{"x1": 1}], [{"y": 1}], unique="x1"), list[str | None])
+    archive = Archive.open("an export.zip")
+    assert_type(await rush.push_finished_tasks(archive), list[str])
+    assert_type(await rush.push_finished_tasks(pl.DataFrame({"x": [1], "y": [1]}), ["y"]), list[str])
+    assert_type(await rush.export("an export.zip"), Path)
+    assert_type(await rush.import_archive(archive), list[str])
+    assert_type(archive.tasks("finished", times=True), pl.DataFrame)
     assert_type(await rush.push_failed_tasks([{"x1": 1}], ValueError("no")), list[str])
     assert_type(await rush.push_failed_tasks([{"x1": 1}], [Failure("timeout")]), list[str])
     assert_type(await rush.empty_queue(), list[str])
