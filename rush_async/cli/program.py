@@ -59,6 +59,9 @@ COMMANDS = (
     Command("reset", "empty a network for a new run", "Steer", "reset"),
     Command("expire", "let a network go by itself, some time after it has ended", "Steer", "expire"),
     Command("delete", "delete a network: nothing is left on the server", "Steer", "reset"),
+    Command("export", "write a network into one file", "Keep", "export"),
+    Command("import", "take an export into a network", "Keep", "export"),
+    Command("replay", "make the proposals of an export once more, and compare", "Keep", "replay"),
     Command("server", "run the embedded server in the foreground, with a port for other machines", "Servers", "server"),
     Command("doctor", "check a server, your rights and a network: a verdict and a remedy each", "Servers", "doctor"),
 )
