@@ -126,7 +126,7 @@ GOALS = (
     Goal(
         "lines of code in the package, without cli/ and extras/",
         9_485,
-        14_900,
+        15_700,
         lambda at: Measured(
             sum(size for size, name in sizes(at.house, ast.Module) if not name.startswith(("cli/", "extras/")))
         ),
