@@ -13,7 +13,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 
 from rush_async import RushWorker
 from rush_async.frames.finished import FinishedTable
-from rush_async.store.keys import NetworkKeys, client_id
+from rush_async.store.keys import NetworkKeys, client_name
 from rush_async.store.records import encode_created, encode_ended, header, task_key
 from rush_async.store.scripts import Script
 from rush_async.store.tasks import FINISH, PUSH
@@ -61,13 +61,13 @@ class PooledWorker:
     """The calls of one coroutine, with call numbers of its own."""
 
     pooled: Pooled
-    client_id: str = field(default_factory=client_id)
+    name: str = field(default_factory=client_name)
     number: int = 0
 
     async def _call(self, script: Script, *args: Any) -> Any:
         self.number += 1
         keys = [getattr(self.pooled.keys, name) for name in script.keys]
-        head = (self.pooled.epoch, self.client_id, self.number)
+        head = (self.pooled.epoch, self.name, self.number)
         reply = await self.pooled.client.evalsha(script.digest, len(keys), *keys, *head, *args)
         return reply[8]
 
