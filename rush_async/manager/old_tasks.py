@@ -36,7 +36,7 @@ class OldTasks:
         self._config = config
         self._epoch = network.position.epoch
         self._counts = network.position.counts
-        self._was_warned = are_expected
+        self._was_warned = are_expected or not self._counts.total
         self._was_looked = False
 
     def __str__(self) -> str:
