@@ -1,7 +1,7 @@
 """What the commands print: tables, JSON, ages, and questions.
 
-Tables are rich's where rich is installed and stdout is a terminal, and aligned columns else. Texts from the database have
-their control characters escaped, so that they cannot command a terminal.
+Tables are rich's where rich is installed and stdout is a terminal that is wide enough, and aligned columns else. Texts from
+the database have their control characters escaped, so that they cannot command a terminal.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,6 +23,7 @@ __all__ = ["age", "as_text", "ask", "is_terminal", "json_text", "print_json", "p
 # with separators of lines, and with what turns the direction of writing
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _GAP = "  "
+_ANY_WIDTH = 1_000_000  # more than any table has
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -55,16 +58,20 @@ def _print_with_rich(columns: Sequence[str], texts: Sequence[Sequence[str]], num
     try:
         from rich import box
         from rich.console import Console
+        from rich.measure import Measurement
         from rich.table import Table
         from rich.text import Text
     except ImportError:
         return False
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, right in zip(columns, numeric, strict=True):
-        table.add_column(Text(name), justify="right" if right else "left", overflow="fold")
+    table, console = Table(box=box.SIMPLE_HEAD, pad_edge=False), Console()
+    for name, right, *column in zip(columns, numeric, *texts, strict=True):
+        is_whole = not any(" " in text for text in column)  # such as the name of a worker, which is copied
+        table.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=is_whole)
     for row in texts:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    if Measurement.get(console, console.options.update(max_width=_ANY_WIDTH), table).minimum > console.width:
+        return False
+    console.print(table)
     return True
 
 
@@ -137,5 +144,16 @@ def ask(question: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise CommandError(f"{question}? It is not asked, as stdin is no terminal: add --yes", USAGE)
     print(f"{question}? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if _answer().strip().lower() not in ("y", "yes"):
         raise CommandError("nothing was done", FAILED)
+
+
+def _answer() -> str:
+    """Reads a line, which Ctrl-C ends: the handler of a running event loop would wait for the line first."""
+    if threading.current_thread() is not threading.main_thread():
+        return sys.stdin.readline()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return sys.stdin.readline()
+    finally:
+        signal.signal(signal.SIGINT, before)

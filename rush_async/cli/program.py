@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(words)
         finally:
             _flush()
+    except KeyboardInterrupt:  # also while a command is imported
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at interpreter exit says nothing
         return CLOSED_PIPE
@@ -99,8 +101,6 @@ def _run(words: list[str]) -> int:
     options = parse(command, parser, words[1:])
     try:
         return import_module(_module_of(command)).run(options)
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except RushError as error:
         code, message = explain(error)
         print(f"rush-async {command.name}: {message}", file=sys.stderr)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import signal
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +37,16 @@ def test_a_table_on_a_terminal_is_that_of_rich_or_plain_without_it(monkeypatch: 
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
     print_table(["name", "n"], [["[a]", 1]])
     assert terminal.getvalue() == "name  n\n[a]   1\n"
+
+
+def test_a_name_stays_in_one_line_of_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns, row = ["worker", "host", "oldest task"], ["clear_panda_43eee8", "n" * 20, "RgGUMqH6Z00G, since 2 h 5 m"]
+    for width, is_drawn in ((60, True), (40, False)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+        print_table(columns, [row])
+        assert ("───" in terminal.getvalue()) == is_drawn
+        assert all(text in terminal.getvalue() for text in (*row[:2], "RgGUMqH6Z00G"))
 
 
 def test_a_text_cannot_command_the_terminal() -> None:
@@ -77,3 +89,19 @@ def test_a_question_needs_a_terminal_or_yes(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(CommandError, match="nothing was done") as refused:
             ask("delete all", yes=False)
         assert refused.value.code == 1
+
+
+def test_ctrl_c_at_a_question_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Terminal):
+        def readline(self, *_: object) -> str:
+            signal.raise_signal(signal.SIGINT)
+            return "y\n"
+
+    async def run() -> None:  # asyncio.run has a handler of its own, which does not end the reading of a line
+        ask("delete all", yes=False)
+
+    monkeypatch.setattr(sys, "stdin", Interrupted())
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(run())
+    assert signal.getsignal(signal.SIGINT) is before

@@ -11,6 +11,7 @@ from importlib import import_module
 import pytest
 
 from rush_async import RushConfigError, __version__
+from rush_async.cli import program
 from rush_async.cli.commands import worker
 from rush_async.cli.exit_codes import CLOSED_PIPE, CommandError
 from rush_async.cli.program import COMMANDS, Command, main
@@ -66,6 +67,15 @@ def test_an_error_of_a_user_is_one_line(
     monkeypatch.setattr(worker, "run", run)
     assert main(["worker", "net", "a:b"]) == code
     assert capsys.readouterr().err == message
+
+
+def test_ctrl_c_ends_an_import_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def import_module(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "import_module", import_module)
+    assert main(["status", "net"]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 async def test_a_closed_pipe_ends_the_program_quietly(run: Run) -> None:

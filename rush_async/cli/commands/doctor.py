@@ -49,12 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Makes the checks, and returns the exit code."""
     from rush_async.cli.examination import Examination
+    from rush_async.cli.opening import existing
     from rush_async.config import as_path
     from rush_async.embedded.server import acquire
 
     if warning := warn_of_password(options):
         print(f"rush-async doctor: {warning}", file=sys.stderr)
-    config, lease = config_of(options), None
+    config, lease = existing(config_of(options)), None
     if config.url is None:
         assert config.data_dir is not None
         lease = acquire(as_path(config.data_dir))

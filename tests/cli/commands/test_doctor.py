@@ -47,3 +47,10 @@ async def test_a_wrong_port_ends_with_1_and_no_server_with_78(
     called = await call(capsys, "doctor")
     assert called.code == 78
     assert "no server is named" in called.errors
+
+
+async def test_a_mistyped_directory_is_not_created(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    called = await call(capsys, "doctor", "--data-dir", str(directory / "resluts"))
+    assert (called.code, called.out) == (78, "")
+    assert "there is no data directory" in called.errors
+    assert not (directory / "resluts").exists()
