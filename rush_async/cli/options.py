@@ -9,9 +9,11 @@ import argparse
 import json
 import math
 import os
+import re
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from rush_async.cli.exit_codes import USAGE
 from rush_async.errors import RushConfigError, redact
 
 if TYPE_CHECKING:
@@ -44,7 +46,16 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
-        super().error(redact(message))  # the message may quote a URL given in the wrong place
+        if message.startswith("unrecognized arguments: ") and (near := self._near(message.split()[2])):
+            message += f": did you mean {near}?"
+        # The message may quote a URL given in the wrong place.
+        self.exit(USAGE, f"{self.prog}: error: {redact(message)}\n`{self.prog} --help` shows how it is used\n")
+
+    def _near(self, word: str) -> str | None:
+        from difflib import get_close_matches
+
+        near = get_close_matches(word.partition("=")[0], re.findall(r"--[\w-]+", self.format_usage()), n=1)
+        return near[0] if word.startswith("-") and near else None
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:

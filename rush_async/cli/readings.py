@@ -86,17 +86,17 @@ async def server_time(network: Network) -> datetime:
 
 
 async def rate(network: Network, now: datetime) -> Rate:
-    """Returns how many tasks have finished in the last minute, or of the last 500 where they are more."""
+    """Returns how many tasks have finished in the last minute, or of the last 500 where they are more. What finished before
+    the network was created, such as imported tasks, is left out."""
     largest = await network.link.connection.ask("HGET", network.keys.meta, "largest")
     n_read = min(_MOST_FINISHED, max(1, MOST_BYTES // max(number_of("largest", largest), 512)))
     first = max(0, network.position.counts.finished - n_read)
     records = (await network.tasks.view(("finished",), first)).finished
     ends = [task.ended_at.timestamp() for task in tasks_of("finished", records) if task.ended_at is not None]
-    recent = [end for end in ends if now.timestamp() - end <= WINDOW]
+    seconds = min(WINDOW, max(now.timestamp() - network.position.epoch / 1e6, 1e-3))
+    recent = [end for end in ends if now.timestamp() - end <= seconds]
     if recent and first and len(recent) == len(ends):  # more finished within the minute than were read
         seconds = max(now.timestamp() - min(recent), 1e-3)
-    else:
-        seconds = min(WINDOW, max(now.timestamp() - network.position.epoch / 1e6, 1e-3))
     return Rate(len(recent) / seconds, seconds)
 
 

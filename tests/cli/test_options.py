@@ -89,3 +89,17 @@ def test_types_of_options(of: Callable[[str], Any], text: str, value: Any) -> No
             of(text)
     else:
         assert of(text) == value
+
+
+def test_wrong_options_are_one_line_with_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (["net", "--data-dri=x"], "unrecognized arguments: --data-dri=x: did you mean --data-dir?"),
+        (["net", "--zzz"], "unrecognized arguments: --zzz"),
+        (["net", "more"], "unrecognized arguments: more"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            parsed(*words)
+        assert ended.value.code == 2
+        first, second = capsys.readouterr().err.splitlines()
+        assert first.endswith(f": error: {message}")
+        assert second.endswith("--help` shows how it is used")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,15 @@ async def test_the_rate_is_that_of_the_last_minute_or_of_the_last_tasks(rush: Ru
     per_second, seconds = await readings.rate(network, datetime.fromtimestamp(begun + 20, UTC))
     assert per_second * seconds == pytest.approx(5)
     assert seconds < 20
+
+
+async def test_imported_tasks_are_no_part_of_the_rate(rush: Rush, tmp_path: Path) -> None:
+    await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
+    async with Rush(config=rush.config) as other:
+        await other.import_archive(await rush.export(tmp_path / "a.zip"))
+        network: Network = other._net  # pyright: ignore[reportPrivateUsage]
+        assert (await readings.rate(network, await readings.server_time(network))).per_second == 0
+        await other.reset()
 
 
 async def test_failed_tasks_come_the_last_first(rush: Rush, raw: Any) -> None:

@@ -9,7 +9,7 @@ import re
 from rush_async.cli.exit_codes import DONE
 from rush_async.cli.opening import open_network
 from rush_async.cli.options import add_network, add_server
-from rush_async.cli.output import print_json
+from rush_async.cli.output import age, print_json
 
 __all__ = ["add_arguments", "run"]
 
@@ -48,13 +48,17 @@ def run(options: argparse.Namespace) -> int:
     elif options.after is None:
         print(f"network {options.network!r} stays until it is deleted")
     else:
-        print(f"network {options.network!r} goes {options.after:g} s after it has ended")
+        print(f"network {options.network!r} goes {_in_words(options.after)} after it has ended")
     return DONE
 
 
 async def _expire(options: argparse.Namespace) -> None:
     async with open_network(options) as network:
         await network.stop_rules.expire(None if options.after is None else round(options.after * 1000))
+
+
+def _in_words(after: float) -> str:
+    return age(after) if after >= 86_400 or after % 60 == 0 else f"{after:g} s"
 
 
 def _duration(text: str) -> float | None:

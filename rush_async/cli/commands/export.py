@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         if not error.filename:
             raise  # of a connection
-        raise CommandError(f"{error.strerror}: {error.filename}") from error
+        raise CommandError(f"{options.file}: {error.strerror}") from error  # it may name a temporary file
     return DONE
 
 

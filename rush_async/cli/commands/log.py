@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import sys
 from typing import TYPE_CHECKING
 
 from rush_async.cli.exit_codes import DONE
@@ -50,11 +51,20 @@ async def _print_log(options: argparse.Namespace) -> None:
         shown = [entry for entry in entries if _is_wanted(entry, options)]
         for entry in shown[-options.limit :] if options.limit else shown:
             _print(entry)
+        if not shown and not options.follow:
+            print(_why_empty(options, bool(entries)), file=sys.stderr)
         while options.follow:
             place, entries = await network.worker_log.wait(place)
             for entry in entries:
                 if _is_wanted(entry, options):
                     _print(entry)
+
+
+def _why_empty(options: argparse.Namespace, has_records: bool) -> str:
+    if has_records:
+        return f"no record of network {options.network!r} has this level and worker"
+    kept = "WARNING and above of `rush-async worker` and of pools, and what `log_levels` or --log-level name"
+    return f"the log of network {options.network!r} is empty: it keeps {kept}"
 
 
 def _is_wanted(entry: LogEntry, options: argparse.Namespace) -> bool:

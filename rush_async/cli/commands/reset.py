@@ -60,7 +60,7 @@ async def _run(options: argparse.Namespace) -> int:
     keeps_workers = not is_delete and options.keep_workers
     async with open_client(options) as rush:
         counts, n_workers = await rush.counts(), rush.n_running_workers
-        what = f"{counted(counts.total, 'task')} ({counts.finished} finished)"
+        what = f"{counted(counts.total, 'task')} ({counts.finished:,} finished)"
         stops = f", and stop {counted(n_workers, 'running worker')}" if n_workers and not keeps_workers else ""
         ask(
             f"{options.command} network {options.network!r} on {config_of(options).where}: delete {what}{stops}",

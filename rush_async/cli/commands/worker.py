@@ -262,7 +262,8 @@ class _StopTeller:
         self._network = network
         network.position.watchers.add(self)
         if (stop := network.position.stop) is not None:
-            self._tell(logging.WARNING, stop, "the workers started just now take no task. `resume(...)` lifts the stop")
+            advice = f"`rush-async resume {network.network_id}` lifts the stop"
+            self._tell(logging.WARNING, stop, f"the workers started just now take no task. {advice}")
 
     def position_changed(self) -> None:
         if self in self._network.position.watchers and (stop := self._network.position.stop) is not None:

@@ -28,8 +28,9 @@ async def test_it_sets_and_lifts_the_time_to_live(
     assert (code, raw.exists(meta)) == (78, 0)
     assert "does not exist" in errors
     await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
-    assert await expire(rush.network_id, "1.5h") == (0, f"network '{rush.network_id}' goes 5400 s after it has ended\n", "")
+    assert await expire(rush.network_id, "1.5h") == (0, f"network '{rush.network_id}' goes 1 h 30 m after it has ended\n", "")
     assert 5390 < raw.ttl(meta) <= 5400
+    assert (await expire(rush.network_id, "90"))[1] == f"network '{rush.network_id}' goes 90 s after it has ended\n"
     monkeypatch.setenv("RUSH_NETWORK", rush.network_id)
     code, out, _ = await expire("10", "--json")
     assert (code, json.loads(out), raw.hget(meta, "ttl")) == (0, {"network": rush.network_id, "after": 10.0}, b"10000-")

@@ -229,7 +229,7 @@ async def test_a_stop_of_the_network_ends_the_program_and_a_line_says_why(rush: 
     assert code == 0
     (line,) = errors.splitlines()
     assert "WARNING" in line
-    assert f"{stopped}the workers started just now take no task. `resume(...)` lifts the stop" in line
+    assert f"{stopped}the workers started just now take no task. `rush-async resume {rush.network_id}` lifts the stop" in line
     assert set((await rush.worker_info())["state"]) == {"terminated"}
     assert (await rush.counts()).queued == 2
 
