@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
     def _near(self, word: str) -> str | None:
         from difflib import get_close_matches
 
-        near = get_close_matches(word.partition("=")[0], re.findall(r"--[\w-]+", self.format_usage()), n=1)
+        near = get_close_matches(word.partition("=")[0], re.findall(r"--[\w-]+", self.format_usage()), n=1, cutoff=0.7)
         return near[0] if word.startswith("-") and near else None
 
 

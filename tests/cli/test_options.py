@@ -94,7 +94,7 @@ def test_types_of_options(of: Callable[[str], Any], text: str, value: Any) -> No
 def test_wrong_options_are_one_line_with_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["net", "--data-dri=x"], "unrecognized arguments: --data-dri=x: did you mean --data-dir?"),
-        (["net", "--zzz"], "unrecognized arguments: --zzz"),
+        (["net", "--colour"], "unrecognized arguments: --colour"),
         (["net", "more"], "unrecognized arguments: more"),
     ):
         with pytest.raises(SystemExit) as ended:
