@@ -27,6 +27,7 @@ END_TIMEOUT = 5.0  # seconds to wait for the end of a server
 _CREDENTIALS = ("RUSH_URL", "REDIS_URL", "RUSH_PASSWORD")
 _PING = b"*1\r\n$4\r\nPING\r\n"
 _SHUTDOWN = b"*1\r\n$8\r\nSHUTDOWN\r\n"
+_LARGEST_LOG, _KEPT_LOG = 1 << 20, 1 << 16  # bytes
 
 
 def find_server() -> Path:
@@ -183,7 +184,7 @@ class Server:
                 options.listener.write(directory)
             # Stays open: the file may be gone with the server when an error quotes it.
             log = open_private(directory.log if data is None else data.log, os.O_CREAT | os.O_APPEND)
-            n_old = os.fstat(log).st_size
+            n_old = _shorten(log)
             watchdog = _spawn(binary, data, directory, log, options)
         except BaseException as error:
             for file in (lease, log):
@@ -279,6 +280,16 @@ class Server:
                 return False
             time.sleep(pause)
             pause = min(pause * 1.2, 0.02)
+
+
+def _shorten(log: int) -> int:
+    """Cuts the log of earlier servers, each of which adds some lines, to its end once it is long. Returns its size."""
+    size = os.fstat(log).st_size
+    if size <= _LARGEST_LOG:
+        return size
+    end = os.pread(log, _KEPT_LOG, size - _KEPT_LOG)
+    os.ftruncate(log, 0)
+    return os.write(log, end)
 
 
 def _spawn(binary: Path, data: DataDirectory | None, directory: RuntimeDirectory, log: int, options: ServerOptions) -> Child:
