@@ -99,9 +99,12 @@ def test_ctrl_c_at_a_question_ends_the_program(monkeypatch: pytest.MonkeyPatch) 
 
     async def run() -> None:  # asyncio.run has a handler of its own, which does not end the reading of a line
         ask("delete all", yes=False)
+        done.append("deleted")
 
+    done: list[str] = []
     monkeypatch.setattr(sys, "stdin", Interrupted())
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(run())
+    assert done == []
     assert signal.getsignal(signal.SIGINT) is before
