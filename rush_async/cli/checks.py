@@ -36,7 +36,7 @@ _NEARLY_FULL = 0.85  # of the memory
 
 # Of each command a harmless form; `k` stands for a key of the network, `c` for a channel.
 _READS = """HGET k f|HMGET k f|HGETALL k|HEXISTS k f|HLEN k|HKEYS k|HVALS k|HSCAN k 0|LINDEX k 0|LLEN k|LRANGE k 0 0|ZCARD k|
-ZRANGE k 0 0|ZRANGEBYSCORE k 0 0|ZRANK k m|ZSCORE k m|XRANGE k - +|PTTL k"""
+SCARD k|ZRANGE k 0 0|ZRANGEBYSCORE k 0 0|ZRANK k m|ZSCORE k m|XRANGE k - +|XLEN k|PTTL k"""
 _WRITES = """HSET k f v|HDEL k f|HINCRBY k f 1|HSETNX k f v|LPUSH k v|RPUSH k v|LPOP k|LREM k 0 v|LSET k 0 v|XADD k * f v|
 XDEL k 0-1|SADD k m|SREM k m|ZADD k 0 m|ZREM k m|ZPOPMIN k|UNLINK k|EXPIRE k 1|PEXPIRE k 1|PEXPIREAT k 1|PERSIST k"""
 _OTHERS = "EVALSHA 0 0|EVAL 0 0|SCRIPT LOAD 0|SPUBLISH c 0|SSUBSCRIBE c|SUNSUBSCRIBE c|PING|TIME|INFO"

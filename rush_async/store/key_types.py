@@ -13,8 +13,12 @@ __all__ = ["explained"]
 _LISTS = ("queue", "finished")
 _SORTED_SETS = ("leases", "returned")
 _STREAMS = ("log", "reports")
+_SETS = ("imported_failed",)
 _CHANNELS = ("events", "control", "report_events")
-_NUMBERS = ("epoch", "seq", "largest", "asks", "reports", "next_index", "next_number", "reserved")  # fields of `meta`
+# fields of `meta`
+_NUMBERS = (
+    *("epoch", "seq", "largest", "asks", "reports", "next_index", "next_number", "reserved", "imported", "imported_failed"),
+)
 
 
 class Asks(Protocol):
@@ -30,6 +34,8 @@ def _type_of(name: str) -> str:
         return "list"
     if name in _SORTED_SETS:
         return "zset"
+    if name in _SETS:
+        return "set"
     return "stream" if name in _STREAMS else "hash"
 
 

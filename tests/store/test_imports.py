@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rush_async import NetworkStateError, Rush
+from rush_async import DecodeError, NetworkStateError, Rush
 from rush_async.store.codec import encode
 from rush_async.store.export_item import ExportItem
 from rush_async.store.imports import Import, ImportStore
@@ -103,6 +103,25 @@ async def test_a_reset_in_the_middle_is_an_error(rush: Rush) -> None:
     with pytest.raises(NetworkStateError, match="was reset while an export was imported there"):
         await begun.add([ExportItem("queued", b"b", queued("b", 1))])
     assert (await rush.counts()).total == 1
+
+
+@pytest.mark.parametrize("name", ["queue", "attributes", "claims", "points", "reports", "log", "returned", "imported_failed"])
+async def test_a_key_that_another_program_replaced_fails_a_part_before_anything_is_written(
+    name: str, rush: Rush, raw: Any
+) -> None:
+    keys = NetworkKeys.of(rush.network_id)
+    key = getattr(keys, name)
+    raw.set(key, "junk")
+    with pytest.raises(DecodeError, match="another program has put something else"):
+        await begin(rush)
+    assert raw.hgetall(keys.meta).keys() <= {b"token"}
+    raw.delete(key)
+    begun = await begin(rush)
+    raw.set(key, "junk")
+    with pytest.raises(DecodeError, match="another program has put something else"):
+        await begun.add([ExportItem("finished", b"a", finished("a", 0)), ExportItem("queued", b"b", queued("b", 1))])
+    assert (raw.llen(keys.finished), raw.hlen(keys.queued), raw.hexists(keys.meta, "imported")) == (0, 0, False)
+    raw.delete(key)
 
 
 async def test_tasks_get_the_next_indices_where_they_do_not_keep_theirs(rush: Rush) -> None:

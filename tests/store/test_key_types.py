@@ -28,7 +28,7 @@ async def test_a_key_of_another_type_is_named(name: str, rush: Rush, raw: Any) -
     raw.delete(key)
 
 
-async def test_the_types_of_all_keys_are_known(rush: Rush) -> None:
+async def test_the_types_of_all_keys_are_known(rush: Rush, raw: Any) -> None:
     """A network with something in nearly every key: none of them is named."""
     await rush.push_tasks([{"x": 1}], unique=True)
     await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
@@ -36,6 +36,7 @@ async def test_the_types_of_all_keys_are_known(rush: Rush) -> None:
     await rush.claim("c", 1)
     await rush.ranking("r").add("k", 1.0)
     await rush.push_tasks([{"x": 2}])
+    raw.sadd(NetworkKeys.of(rush.network_id).imported_failed, "a failed task that was imported")
     assert "in the place of a value of " in str(await explanation(rush))
 
 

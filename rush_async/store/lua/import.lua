@@ -34,6 +34,18 @@ for _, record in ipairs(call('LRANGE', FINISHED, n_read, -1)) do
   if key then is_there[key] = true end
 end
 
+local hashes = { attributes = ATTRIBUTES, claims = CLAIMS, task_attributes = TASK_ATTRIBUTES, points = POINTS }
+local streams = { reports = REPORTS, log = LOG }
+-- Nothing is written where another program keeps something else in the place of a key.
+for _, key in ipairs({ QUEUED, RUNNING, FAILED, RANKINGS, ATTRIBUTES, CLAIMS, TASK_ATTRIBUTES, POINTS }) do call('HLEN', key) end
+call('LLEN', QUEUE)
+call('ZCARD', RETURNED)
+call('SCARD', IMPORTED_FAILED)
+for _, key in pairs(streams) do call('XLEN', key) end
+for at = FIRST, #ARGV, ITEM_SIZE do
+  if ARGV[at + PLACE] == 'ranking' then call('ZCARD', RANKINGS .. ':' .. string.match(ARGV[at + NAME], '^%S+ (.*)$')) end
+end
+
 include('create')
 local held = call('HGET', META, 'archive')
 if not held and next_index == 0 then
@@ -43,8 +55,6 @@ if not held and next_index == 0 then
   for index in string.gmatch(INDICES, '%d+') do call('ZADD', RETURNED, index, index) end
 end
 
-local hashes = { attributes = ATTRIBUTES, claims = CLAIMS, task_attributes = TASK_ATTRIBUTES, points = POINTS }
-local streams = { reports = REPORTS, log = LOG }
 local answer, finished, queue, queued, failed, failed_keys = { held == ARCHIVE and 'kept' or 'new', 0 }, {}, {}, {}, {}, {}
 local function is_task(key)
   if is_there[key] then return true end

@@ -33,9 +33,9 @@ for i, record in ipairs(call('HMGET', FAILED, unpack(keys))) do
 end
 for _, key in ipairs(stale) do call('LREM', QUEUE, 0, key) end
 if #moved > 0 then
+  leave_imported(moved) -- first: nothing has moved where that key is none of ours
   call('RPUSH', QUEUE, unpack(moved))
   call('HSET', QUEUED, unpack(queued))
   call('HDEL', FAILED, unpack(moved))
-  leave_imported(moved)
 end
 return commit({ n_looked_at, unpack(moved) })
