@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from operator import itemgetter
@@ -24,6 +24,7 @@ from rush_async.store.exports import ExportReads, SharedData
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.log_entry import LogEntry
 from rush_async.store.malformed import MalformedRecords
+from rush_async.store.position import number_of
 from rush_async.store.report_entry import Report
 from rush_async.store.task_reads import TaskReads, View
 from rush_async.supervisor import run_to_completion
@@ -78,7 +79,7 @@ class Contents:
         self.epoch = 0
         self.records: dict[TaskState, MutableMapping[bytes, bytes]] = {}
         self._spooled: dict[TaskState, SpooledRecords] = {
-            state: SpooledRecords() for state in TASK_STATES if state != "finished"
+            state: stack.enter_context(closing(SpooledRecords())) for state in TASK_STATES if state != "finished"
         }
         self.records.update(self._spooled)
         self._counts = Counts()
@@ -87,9 +88,9 @@ class Contents:
         self._rules: dict[str, Any] = {}
         self._task_parts, self._report_parts = TaskParts(), ReportParts()
         # States, each with a record as it is stored; parts of the shared state; ids of the streams, each with the entry.
-        self._tasks, self._state, self._reports, self._log = [SpooledRows(folder, width) for width in (2, 4, 2, 2)]
-        for spool in (self._tasks, self._state, self._reports, self._log, *self._spooled.values()):
-            stack.callback(spool.close)
+        self._tasks, self._state, self._reports, self._log = [
+            stack.enter_context(closing(SpooledRows(folder, width))) for width in (2, 4, 2, 2)
+        ]
 
     async def read(self, network: ExportedNetwork, n_finished: int, view: View) -> bool:
         """Reads a network.
@@ -229,7 +230,7 @@ class Contents:
         meta = self._shared.meta
 
         def number(field: str) -> int:
-            return int(meta.get(field.encode(), b"0"))
+            return number_of(field, meta.get(field.encode()))
 
         return {
             "format": 1,

@@ -40,11 +40,11 @@ class Exporting(Session[N]):
     async def export(self, path: str | os.PathLike[str]) -> Path:
         """Writes the network into one zip file, which `Archive.open` reads without a server and `import_archive` takes in.
 
-        The tasks of all states are those of one moment. What the clients share (attributes, claims, rankings, stop rules, the
-        seed) is that of one moment soon after it, attributes of tasks, points, reports and the worker log are read one after
-        another behind that. Nothing is changed in the network, and it may go on meanwhile. The event loop stays free: the file
-        is written in a thread, in parts, so that the tasks need not fit into memory. What cannot be decoded is left out, with
-        a warning as for any other read.
+        The tasks of all states are those of one moment. Attributes, claims and the seed are those of one moment soon after it.
+        Rankings, stop rules, attributes of tasks, points, reports and the worker log are read one after another behind that.
+        Nothing is changed in the network, whose workers may continue meanwhile. The event loop stays free: the file is written
+        in a thread, in parts, so that the tasks need not fit into memory. What cannot be decoded is left out, with a warning as
+        for any other read.
 
         The file takes its place when it is complete, in one step. Until then an export that was there before stays, and one
         that is killed leaves only a hidden file (`.NAME.*.partial`), which the next export to the same path removes.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping, MutableMapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,26 @@ from polars.testing import assert_frame_equal
 from rush_async import Archive, Rush
 from rush_async.client import snapshot
 from rush_async.client.export import contents
+from rush_async.client.export.spool import SpooledRecords
 from rush_async.model import TaskState
 from rush_async.store.keys import NetworkKeys
 from rush_async.store.task_reads import View
+
+
+def test_what_was_opened_before_an_error_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[SpooledRecords] = []
+
+    def opening() -> SpooledRecords:
+        opened.append(SpooledRecords())
+        return opened[-1]
+
+    monkeypatch.setattr(contents, "SpooledRecords", opening)
+    with pytest.raises(FileNotFoundError), ExitStack() as stack:
+        contents.Contents(tmp_path / "no", stack)
+    assert len(opened) == 3
+    for records in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            len(records)
 
 
 async def test_many_tasks_are_read_in_steps_and_keep_their_order(
