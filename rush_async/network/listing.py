@@ -12,7 +12,7 @@ from typing import NamedTuple
 from rush_async.config import RushConfig
 from rush_async.errors import RushConfigError, RushConnectionError, RushError
 from rush_async.network.network import SOURCES, start_server
-from rush_async.store.keys import NetworkKeys, check_network_id
+from rush_async.store.keys import NetworkKeys, check_network_id, pattern_of
 from rush_async.store.position import NetworkPosition, Position
 from rush_async.store.task_reads import TaskReads
 from rush_async.wire.link import Link
@@ -40,20 +40,24 @@ class NetworkSummary(NamedTuple):
     problem: str = ""
 
 
-async def list_networks(config: RushConfig) -> list[NetworkSummary]:
+async def list_networks(config: RushConfig, prefix: str = "") -> list[NetworkSummary]:
     """Lists the networks of a server, of a cluster those of all its nodes, in the order of their names.
 
     The servers look at each key of the database, some at a time.
+
+    Args:
+        config: the server.
+        prefix: how the names begin.
 
     Raises:
         RushConnectionError: a server cannot be reached.
     """
     found: dict[str, NetworkSummary] = {}
+    match = ("MATCH", pattern_of(prefix, "*}:meta"), "COUNT", _STEP, "TYPE", "hash")
     async with _links(config) as links:
         for link in links:
             cursor = b"0"
             while True:
-                match = ("MATCH", "rush:{*}:meta", "COUNT", _STEP, "TYPE", "hash")
                 cursor, keys = await link.connection.ask("SCAN", cursor, *match)
                 names = [name for key in keys if (name := _name_of(key)) is not None and name not in found]
                 for first in range(0, len(names), _AT_ONCE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 import unicodedata
@@ -9,7 +10,16 @@ from typing import NamedTuple
 
 from rush_async.errors import RushConfigError
 
-__all__ = ["ALPHABET", "NetworkKeys", "check_network_id", "check_worker_id", "client_id", "client_name", "random_network_id"]
+__all__ = [
+    "ALPHABET",
+    "NetworkKeys",
+    "check_network_id",
+    "check_worker_id",
+    "client_id",
+    "client_name",
+    "pattern_of",
+    "random_network_id",
+]
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -90,6 +100,12 @@ def _check_id(value: object, what: str, forbidden: str, longest: int) -> str:
                 + (" and '|'" if "|" in forbidden else "")
             )
     return value
+
+
+def pattern_of(prefix: str, rest: str) -> str:
+    """Returns the pattern by which SCAN finds the keys of networks: their ids begin with `prefix`, and `rest` follows."""
+    escaped = re.sub(r"([*?\[\]\\^-])", r"\\\1", prefix)
+    return f"rush:{{{escaped}{rest}"
 
 
 def random_network_id() -> str:

@@ -267,16 +267,6 @@ class WorkerStore:
         states = Counter(entry.partition(b" ")[0].removeprefix(b"clearing-") for entry in entries)
         return {state: states[state.encode()] for state in get_args(WorkerState)}
 
-    async def networks(self, prefix: str) -> list[str]:
-        """Returns the ids that begin with `prefix` of networks with workers. The server looks at every key of the database."""
-        escaped = "".join(f"\\{character}" if character in "*?[]\\^-" else character for character in prefix)
-        cursor, found = b"0", set[bytes]()
-        while True:
-            cursor, keys = await self._connection.ask("SCAN", cursor, "MATCH", f"rush:{{{escaped}*}}:workers", "COUNT", "1000")
-            found.update(keys)
-            if cursor == b"0":
-                return sorted(key.decode()[len("rush:{") : -len("}:workers")] for key in found)
-
     async def read_some(self, worker_ids: Sequence[str]) -> dict[str, WorkerEntry]:
         """Returns the entries of workers, without those that the network does not know."""
         if not worker_ids:

@@ -40,6 +40,19 @@ async def test_every_network_is_listed_with_its_counts_workers_and_age(rush: Rus
             await other.reset()
 
 
+async def test_networks_are_found_by_the_beginning_of_their_names(rush: Rush) -> None:
+    names = [f"{rush.network_id}{rest}" for rest in ("[*].a", "[*].b é", "x.c")]
+    for name in names:
+        async with Rush(name, rush.config) as other:
+            await other.push_tasks([{"x": 1}])
+    found = await list_networks(rush.config, f"{rush.network_id}[*].")
+    assert [each.network_id for each in found] == names[:2]
+    assert await list_networks(rush.config, f"{rush.network_id}?") == []
+    for name in names:
+        async with Rush(name, rush.config) as other:
+            await other.reset()
+
+
 async def test_networks_of_a_data_directory_are_listed(directory: Path) -> None:
     assert await list_networks(RushConfig(data_dir=directory)) == []
     async with Rush("net", data_dir=directory) as rush:

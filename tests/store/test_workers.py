@@ -195,19 +195,6 @@ async def test_a_worker_that_never_ran_has_no_number(rush: Rush) -> None:
         worker.number  # noqa: B018
 
 
-async def test_networks_with_workers_are_found_by_the_beginning_of_their_ids(rush: Rush) -> None:
-    ids = [f"{rush.network_id}{rest}" for rest in ("[*].a", "[*].b é", "x.c")]
-    for network_id in ids:
-        async with RushWorker(network_id, rush.config):
-            pass
-    workers = rush._net.workers  # pyright: ignore[reportPrivateUsage]
-    assert await workers.networks(f"{rush.network_id}[*].") == ids[:2]
-    assert await workers.networks(f"{rush.network_id}?") == []
-    for network_id in ids:
-        async with Rush(network_id, rush.config) as other:
-            await other.reset()
-
-
 async def test_a_worker_is_silent_once_its_lease_was_not_renewed_for_a_period_and_more(rush: Rush, raw: Any) -> None:
     store, keys = store_of(rush), NetworkKeys.of(rush.network_id)
     for name, silence in (("silent", 10.0), ("alive", 5.5), ("other", 0.0)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 from typing import TYPE_CHECKING
 
 from rush_async.cli.exit_codes import DONE
@@ -13,6 +12,7 @@ from rush_async.cli.options import add_json, add_network, add_server, config_of
 from rush_async.cli.outcomes import counted, report
 from rush_async.cli.output import ask
 from rush_async.network.network import Network
+from rush_async.store.keys import pattern_of
 
 if TYPE_CHECKING:
     from rush_async.manager.manager import Rush
@@ -83,9 +83,8 @@ async def _delete_rest(rush: Rush) -> int:
     network = await Network.acquire(rush.network_id, rush.config)
     try:
         ask_server, cursor, n_deleted = network.link.connection.ask, b"0", 0
-        name = re.sub(r"([*?\[\]\\^-])", r"\\\1", rush.network_id)
         while True:
-            cursor, keys = await ask_server("SCAN", cursor, "MATCH", f"rush:{{{name}}}:*", "COUNT", "1000")
+            cursor, keys = await ask_server("SCAN", cursor, "MATCH", pattern_of(rush.network_id, "}:*"), "COUNT", "1000")
             if keys:
                 n_deleted += await ask_server("UNLINK", *keys)
             if cursor == b"0":

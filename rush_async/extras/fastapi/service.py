@@ -29,6 +29,7 @@ from rush_async.launch.handle import Launcher
 from rush_async.launch.pools import Submitter
 from rush_async.manager.manager import Rush
 from rush_async.model import Task
+from rush_async.network.listing import list_networks
 from rush_async.supervisor import Supervisor, run_to_completion
 from rush_async.worker.loop import is_async
 from rush_async.worker.worker import RushWorker
@@ -271,13 +272,13 @@ class Service:
     async def runs(self) -> list[RunSummary]:
         """Reads all runs of the service, those of other processes too, the last started first."""
         prefix, at_once = f"{self.rush.network_id}.", asyncio.Semaphore(_AT_ONCE)
-        names = await self.rush._net.workers.networks(prefix)  # pyright: ignore[reportPrivateUsage]
+        networks = await list_networks(self.rush.config, prefix)
 
         async def read(run_id: str) -> RunSummary:
             async with at_once, self.client(run_id) as run:
                 return await read_summary(run)
 
-        ids = [name.removeprefix(prefix) for name in names]
+        ids = [network.network_id.removeprefix(prefix) for network in networks]
         found = await asyncio.gather(*[read(run_id) for run_id in ids if RUN_ID.fullmatch(run_id)])
         for run in found:
             self.watch(run)
