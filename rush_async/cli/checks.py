@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+from rush_async.cli.output import age, counted
 from rush_async.wire.inspection import Refusal
 from rush_async.wire.refusals import acl_remedy
 
@@ -96,7 +97,7 @@ def check_version(facts: Facts) -> Check:
         )
     if facts.get("loading", "0") != "0":
         return Check("version", "warning", f"{kind} {version}, which still loads its data", "wait until it has loaded them")
-    return Check("version", "ok", f"{kind} {version}, {mode}, up for {_duration(up)}")
+    return Check("version", "ok", f"{kind} {version}, {mode}, up for {age(up)}")
 
 
 def check_latency(seconds: Sequence[float]) -> Check:
@@ -203,7 +204,7 @@ def check_topology(facts: Facts, kind: str, cluster: Facts | Refusal | None) -> 
         what = f"node of a cluster of {cluster.get('cluster_known_nodes', '?')}, master"
     elif cluster is not None:
         what = f"node of a cluster whose state cannot be told ({cluster.text}), master"
-    finding = f"{what} with {n_replicas} replica{'' if n_replicas == 1 else 's'}"
+    finding = f"{what} with {counted(n_replicas, 'replica')}"
     if late:
         return Check(
             name, "warning", f"{finding}, of which {len(late)} not in step", "see INFO replication, and the log of the replica"
@@ -224,7 +225,7 @@ def check_time(difference: float) -> Check:
         *(
             "clock",
             "warning",
-            f"the server's clock is {_duration(abs(difference))} {'ahead of' if difference > 0 else 'behind'} this machine's",
+            f"the server's clock is {age(abs(difference))} {'ahead of' if difference > 0 else 'behind'} this machine's",
         ),
         "leases and times of tasks are the server's and stay right; times in logs are the worker's: set both clocks by NTP",
     )
@@ -267,13 +268,9 @@ def check_heartbeats(network_id: str, leases: Sequence[LeaseEntry]) -> Check:
     if not n_workers:
         return Check(name, "ok", f"network {network_id!r} has no worker that is alive")
     if dead := [worker for lease in expired for worker in lease.workers]:
-        shown = ", ".join(dead[:3]) + (", ..." if len(dead) > 3 else "")
+        shown, n = ", ".join(dead[:3]) + (", ..." if len(dead) > 3 else ""), counted(n_workers, "worker")
         return Check(
-            *(
-                name,
-                "warning",
-                f"the leases of {len(dead)} of {n_workers} workers expired, up to {_duration(-expired[0].left)} ago: {shown}",
-            ),
+            *(name, "warning", f"the leases of {len(dead):,} of {n} expired, up to {age(-expired[0].left)} ago: {shown}"),
             "any client that stays connected finds them lost within its heartbeat_expire and heartbeat_period; "
             f"`rush-async kill {network_id} WORKER` ends one at once, and its tasks fail",
         )
@@ -281,9 +278,7 @@ def check_heartbeats(network_id: str, leases: Sequence[LeaseEntry]) -> Check:
         {(lease.period, lease.expire) for lease in leases if lease.period is not None and lease.expire is not None}
     )
     beats = ", ".join(f"every {period:g} s, lost after {expire:g} s" for period, expire in settings)
-    return Check(
-        name, "ok", f"{n_workers} worker{'' if n_workers == 1 else 's'} alive; heartbeats {beats or 'none (shared workers)'}"
-    )
+    return Check(name, "ok", f"{counted(n_workers, 'worker')} alive; heartbeats {beats or 'none (shared workers)'}")
 
 
 def _size(n_bytes: int) -> str:
@@ -293,10 +288,3 @@ def _size(n_bytes: int) -> str:
             break
         size /= 1024
     return f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
-
-
-def _duration(seconds: float) -> str:
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

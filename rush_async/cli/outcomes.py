@@ -6,12 +6,7 @@ import argparse
 
 from rush_async.cli.output import print_json
 
-__all__ = ["counted", "report"]
-
-
-def counted(n: int, noun: str) -> str:
-    """Returns a number with its noun, in the plural unless it is one."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+__all__ = ["report"]
 
 
 def report(options: argparse.Namespace, line: str, **values: object) -> None:

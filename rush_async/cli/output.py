@@ -1,4 +1,4 @@
-"""What the commands print: tables, JSON, ages, and questions.
+"""What the commands print: tables, JSON, ages, numbers with their nouns, and questions.
 
 Tables are rich's where rich is installed and stdout is a terminal that is wide enough, and aligned columns else. Texts from
 the database have their control characters escaped, so that they cannot command a terminal.
@@ -18,7 +18,7 @@ from typing import Any
 
 from rush_async.cli.exit_codes import FAILED, USAGE, CommandError
 
-__all__ = ["age", "as_text", "ask", "is_terminal", "json_text", "print_json", "print_table"]
+__all__ = ["age", "as_text", "ask", "counted", "is_terminal", "json_text", "print_json", "print_table"]
 
 # with separators of lines, and with what turns the direction of writing
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -127,6 +127,11 @@ def age(seconds: float) -> str:
     units = [(whole // 86_400, "d"), (whole // 3_600 % 24, "h"), (whole // 60 % 60, "m")]
     first = next(at for at, (number, _) in enumerate(units) if number)
     return " ".join(f"{number} {unit}" for number, unit in units[first : first + 2] if number)
+
+
+def counted(n: int, noun: str) -> str:
+    """Returns a number with its noun, in the plural unless it is one."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def ask(question: str, *, yes: bool) -> None:

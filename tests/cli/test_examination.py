@@ -124,7 +124,7 @@ async def test_leases_and_records_of_a_network(config: RushConfig, server: Any, 
     before = server.zrange("rush:{net}:leases", 0, -1, withscores=True)
     checks = await examine(config, "net")
     assert remedies(checks) == {"heartbeats": "warning", "records": "warning"}
-    assert checks["heartbeats"].finding == "the leases of 1 of 1 workers expired, up to 10 min ago: dead"
+    assert checks["heartbeats"].finding == "the leases of 1 of 1 worker expired, up to 10 m ago: dead"
     assert "1 of network 'net' cannot be decoded and are left out: 'strange' of queued" in checks["records"].finding
     assert server.zrange("rush:{net}:leases", 0, -1, withscores=True) == before
     assert caplog.messages == []

@@ -6,11 +6,7 @@ from argparse import Namespace
 
 import pytest
 
-from rush_async.cli.outcomes import counted, report
-
-
-def test_numbers_have_their_nouns() -> None:
-    assert [counted(n, "task") for n in (0, 1, 2, 12_000)] == ["0 tasks", "1 task", "2 tasks", "12,000 tasks"]
+from rush_async.cli.outcomes import report
 
 
 def test_an_outcome_is_a_line_or_json(capsys: pytest.CaptureFixture[str]) -> None:

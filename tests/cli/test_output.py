@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rush_async.cli.exit_codes import CommandError
-from rush_async.cli.output import age, as_text, ask, print_json, print_table
+from rush_async.cli.output import age, as_text, ask, counted, print_json, print_table
 
 
 class Terminal(io.StringIO):
@@ -108,3 +108,7 @@ def test_ctrl_c_at_a_question_ends_the_program(monkeypatch: pytest.MonkeyPatch) 
         asyncio.run(run())
     assert done == []
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_numbers_have_their_nouns() -> None:
+    assert [counted(n, "task") for n in (0, 1, 2, 12_000)] == ["0 tasks", "1 task", "2 tasks", "12,000 tasks"]

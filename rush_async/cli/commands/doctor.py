@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from rush_async.cli.exit_codes import DONE, FAILED
 from rush_async.cli.options import add_json, add_server, config_of, network_id, warn_of_password
-from rush_async.cli.outcomes import counted
-from rush_async.cli.output import as_text, print_json
+from rush_async.cli.output import as_text, counted, print_json
 
 if TYPE_CHECKING:
     from rush_async.cli.checks import Check

@@ -8,8 +8,9 @@ import re
 
 from rush_async.cli.exit_codes import DONE
 from rush_async.cli.opening import open_network
-from rush_async.cli.options import add_network, add_server
-from rush_async.cli.output import age, print_json
+from rush_async.cli.options import add_json, add_network, add_server
+from rush_async.cli.outcomes import report
+from rush_async.cli.output import age
 
 __all__ = ["add_arguments", "run"]
 
@@ -36,19 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "after", metavar="TIME", type=_duration, help="a number with s, m, h, d or w behind it, seconds by default; or never"
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    add_json(parser)
     add_server(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Sets the time to live, and returns the exit code."""
     asyncio.run(_expire(options))
-    if options.json:
-        print_json({"network": options.network, "after": options.after})
-    elif options.after is None:
-        print(f"network {options.network!r} stays until it is deleted")
-    else:
-        print(f"network {options.network!r} goes {_in_words(options.after)} after it has ended")
+    when = "stays until it is deleted" if options.after is None else f"goes {_in_words(options.after)} after it has ended"
+    report(options, f"network {options.network!r} {when}", after=options.after)
     return DONE
 
 

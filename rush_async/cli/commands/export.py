@@ -7,6 +7,7 @@ import asyncio
 
 from rush_async.cli.exit_codes import DONE, CommandError
 from rush_async.cli.options import add_network, add_server
+from rush_async.cli.output import counted
 
 __all__ = ["add_arguments", "run"]
 
@@ -48,7 +49,7 @@ async def _export(options: argparse.Namespace) -> str:
     async with open_client(options) as rush:
         counts = Archive.open(await rush.export(options.file)).counts
     parts = ", ".join(f"{n:,} {state}" for state, n in counts._asdict().items())
-    return f"exported {counts.total:,} tasks of network {options.network!r} to {options.file}: {parts}"
+    return f"exported {counted(counts.total, 'task')} of network {options.network!r} to {options.file}: {parts}"
 
 
 async def _import(options: argparse.Namespace) -> str:
@@ -59,4 +60,4 @@ async def _import(options: argparse.Namespace) -> str:
     async with open_client(options, must_exist=False) as rush:
         n = len(await rush.import_archive(archive))
     rest = "; it had the others" if n < archive.counts.total else ""
-    return f"imported {n:,} of {archive.counts.total:,} tasks into network {options.network!r}{rest}"
+    return f"imported {n:,} of {counted(archive.counts.total, 'task')} into network {options.network!r}{rest}"

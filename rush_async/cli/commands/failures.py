@@ -96,13 +96,13 @@ def _facts(tasks: list[Task], now: float) -> dict[str, Any]:
 
 
 def _print(group: dict[str, Any], *, is_first: bool, traceback: bool) -> None:
-    from rush_async.cli.output import age, as_text
+    from rush_async.cli.output import age, as_text, counted
 
     if not is_first:
         print()
     n, since = group["count"], group["since"]
     what = group["type"] or group["kind"]
-    print(as_text(f"{n:,} {'task' if n == 1 else 'tasks'}: {what}: {group['message']}"))
+    print(as_text(f"{counted(n, 'task')}: {what}: {group['message']}"))
     if since:
         when = f"{age(since[1])} ago" if n == 1 else f"first {age(since[0])} ago, last {age(since[1])} ago"
         print(f"    {when}; {_some('worker', group['workers'])}")

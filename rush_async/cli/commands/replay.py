@@ -9,6 +9,7 @@ import pkgutil
 import sys
 
 from rush_async.cli.exit_codes import DONE, FAILED, REFUSED, CommandError
+from rush_async.cli.output import counted
 
 __all__ = ["add_arguments", "run"]
 
@@ -42,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{error}", REFUSED) from error
     found = asyncio.run(replay(archive, propose))
     if found.divergence is None:
-        print(f"{found.n_compared:,} proposals of network {archive.network_id!r} are identical")
+        n = found.n_compared
+        print(f"{counted(n, 'proposal')} of network {archive.network_id!r} {'is' if n == 1 else 'are'} identical")
         return DONE
     index, key, expected, other = (getattr(found.divergence, name) for name in ("index", "key", "expected", "found"))
     print(f"the proposal of task {key} (index {index}) was {expected} and is {other} now")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from rush_async.cli.exit_codes import DONE
 from rush_async.cli.opening import open_client
 from rush_async.cli.options import add_json, add_network, add_server, config_of
-from rush_async.cli.outcomes import counted, report
-from rush_async.cli.output import ask
+from rush_async.cli.outcomes import report
+from rush_async.cli.output import ask, counted
 from rush_async.network.network import Network
 from rush_async.store.keys import pattern_of
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from rush_async.cli.exit_codes import DONE, FAILED
 from rush_async.cli.opening import open_client
 from rush_async.cli.options import add_json, add_network, add_server
-from rush_async.cli.outcomes import counted, report
-from rush_async.cli.output import as_text
+from rush_async.cli.outcomes import report
+from rush_async.cli.output import as_text, counted
 from rush_async.errors import listed
 
 if TYPE_CHECKING:

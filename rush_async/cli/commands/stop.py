@@ -11,8 +11,8 @@ from typing import Any
 from rush_async.cli.exit_codes import DONE, FAILED, CommandError
 from rush_async.cli.opening import open_client, open_network
 from rush_async.cli.options import add_json, add_network, add_server, count, limit
-from rush_async.cli.outcomes import counted, report
-from rush_async.cli.output import as_text
+from rush_async.cli.outcomes import report
+from rush_async.cli.output import as_text, counted
 from rush_async.model import StopReason
 from rush_async.store.workers import KILLED
 

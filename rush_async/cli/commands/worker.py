@@ -41,8 +41,7 @@ from rush_async.cli.options import (
     seconds,
     warn_of_password,
 )
-from rush_async.cli.outcomes import counted
-from rush_async.cli.output import age
+from rush_async.cli.output import age, counted
 from rush_async.cli.processes import run_in_processes
 from rush_async.cli.status_server import WorkerStatus, serving
 from rush_async.config import RushConfig, with_heartbeat
