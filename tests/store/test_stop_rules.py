@@ -11,8 +11,9 @@ import pytest
 
 from rush_async import DecodeError, Rush, RushWorker
 from rush_async.store.codec import decode, to_msgpack
-from rush_async.store.keys import NetworkKeys
+from rush_async.store.keys import NetworkKeys, client_name
 from rush_async.store.leases import Lease
+from rush_async.store.scripts import WITHDRAW, ScriptCaller
 from rush_async.store.stop_rules import EXPIRE, StopRules, StopRulesStore
 from rush_async.testing import wait_until
 from rush_async.worker.log_capture import capture
@@ -184,6 +185,13 @@ async def test_all_keys_of_an_ended_network_expire_at_one_moment_and_the_first_c
     network.log_writer.log(b"\x90")  # comes late
     await network.log_writer.flush()
     assert expiry(rush, raw)["log"] == at
+
+    raw.delete(network.keys.calls, f"{network.keys.calls}:clients")
+    withdrawn = ScriptCaller(network.keys).both(WITHDRAW, [str(network.position.epoch), client_name(), 1])
+    await network.link.connection.ask_script(*withdrawn)
+    found = expiry(rush, raw)
+    assert {"calls", "calls:clients"} <= found.keys()
+    assert -1 not in found.values()
 
     (key,) = await rush.push_tasks([{"x": 3}])
     assert set(expiry(rush, raw).values()) == {-1}

@@ -10,6 +10,10 @@ if not known then
     call('HDEL', META, 'token') -- without it a late copy makes no network exist
   else
     call('HSET', CALLS, slot, string.format('%.0f', NUMBER + 1))
+    if ttl then
+      include('counts')
+      include('expire_keys')
+    end
   end
 end
 include('recalled')
