@@ -147,6 +147,8 @@ class _Server(socketserver.ThreadingTCPServer):
     def end(self) -> None:
         """Ends `serve`, which waits for a connection."""
         self._is_ending = True
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes it on Linux, where a connection could fail
         address, port = self.server_address[:2]
         if address in ("0.0.0.0", "::"):
             address = "localhost"

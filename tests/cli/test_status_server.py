@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -98,6 +100,16 @@ async def test_it_answers_while_a_loop_computes_and_tells_when_that_or_the_heart
     status._joined = (*joined[:3], joined[3] - 1_000)  # pyright: ignore[reportPrivateUsage]
     answer = ask_and_block("/readyz")
     assert (answer.status_code, answer.json()["problem"][:30]) == (503, "no heartbeat was written for 1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a connection wakes the server")
+def test_it_ends_where_no_connection_can_be_made(status: WorkerStatus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with serving(status, "127.0.0.1", 0):
+        monkeypatch.setattr(socket, "create_connection", refuse)
+    assert "rush-async status server" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_port_that_is_taken_is_refused(port: int, drain: Drain) -> None:

@@ -34,11 +34,9 @@ def run(options: argparse.Namespace) -> int:
         options.parser.error(f"name the function as MODULE:FUNCTION, not {options.propose!r}")
     if (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)
+    archive = Archive.open(options.file)
     try:
-        archive = Archive.open(options.file)
         propose = pkgutil.resolve_name(options.propose)
-    except OSError as error:
-        raise CommandError(f"{error.strerror}: {error.filename}") from error
     except (ImportError, AttributeError, ValueError) as error:
         raise CommandError(f"{error}", REFUSED) from error
     found = asyncio.run(replay(archive, propose))
