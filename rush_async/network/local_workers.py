@@ -68,7 +68,7 @@ class TaskObserver(Protocol):
         """A worker runs these tasks from here on."""
 
     def tasks_ended(self, keys: Sequence[str], state: TaskState | None) -> None:
-        """Tasks have finished or failed here; None: the network took them away from a worker that it shut out."""
+        """Tasks have finished or failed here; None: they were taken from their worker, such as by a reset or its loss."""
 
 
 class StoredTasks(Protocol):

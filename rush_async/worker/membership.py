@@ -311,6 +311,8 @@ class Membership:
             self._tell_ended(ended, state)
             raise
         moved = keys if marks == [1] else [key for key, mark in zip(keys, marks, strict=True) if mark == 1]
+        if len(moved) < len(items):
+            self._tell_ended([key for key in keys if key in self._held and key not in moved], None)
         self._forget(keys, n_ended=len(moved))
         self._tell_ended(moved, state)
         if len(moved) == len(items):

@@ -88,6 +88,20 @@ async def test_a_scrape_shows_the_network_and_what_the_workers_of_this_process_d
     assert not values(watched.render()[0], rush.network_id)
 
 
+async def test_a_task_that_a_reset_deleted_is_held_until_its_end(
+    rush: Rush, rush_worker: RushWorker, watched: NetworkMetrics
+) -> None:
+    first, second = await rush_worker.push_running_tasks([{"x": 1}, {"x": 2}])
+    await rush.reset(workers=False)
+    held = "rush_tasks_held"
+    assert values(watched.render()[0], rush.network_id)[held] == 2
+    assert not await rush_worker.finish_tasks(first, [{"y": 1}])
+    async with RushWorker(rush.network_id, rush.config) as other:
+        assert not await other.finish_tasks(second, [{"y": 1}])  # which another worker holds
+    found = values(watched.render()[0], rush.network_id)
+    assert (found[held], found["rush_tasks_finished_total"]) == (1, 0)
+
+
 async def test_a_scrape_is_one_read_of_position_and_workers_for_each_network(rush: Rush, proxy: Proxy) -> None:
     config = replace(rush.config, url=proxy.url)
     async with Rush(rush.network_id, config) as first, Rush(f"{rush.network_id}-2", config) as second:
