@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal, NamedTuple, TypeAlias
 
 from rush_async.cli.output import age, counted
@@ -68,14 +69,13 @@ class LeaseEntry(NamedTuple):
     Attributes:
         workers: the workers that it keeps alive.
         left: until it expires; negative once it has expired.
-        period: between two heartbeats; None where another program wrote what cannot be read.
-        expire: how long it lasts after a heartbeat; None likewise.
+        times: how long it lasts after a heartbeat, and the time between two of them; None where there is no lease, or another
+            program wrote what cannot be read.
     """
 
     workers: Sequence[str]
     left: float
-    period: float | None
-    expire: float | None
+    times: tuple[float, float] | None
 
 
 def cannot_tell(name: str, refusal: Refusal, network_id: str | None) -> Check:
@@ -274,10 +274,8 @@ def check_heartbeats(network_id: str, leases: Sequence[LeaseEntry]) -> Check:
             "any client that stays connected finds them lost within its heartbeat_expire and heartbeat_period; "
             f"`rush-async kill {network_id} WORKER` ends one at once, and its tasks fail",
         )
-    settings = sorted(
-        {(lease.period, lease.expire) for lease in leases if lease.period is not None and lease.expire is not None}
-    )
-    beats = ", ".join(f"every {period:g} s, lost after {expire:g} s" for period, expire in settings)
+    settings = sorted({lease.times for lease in leases if lease.times is not None}, key=itemgetter(1, 0))
+    beats = ", ".join(f"every {period:g} s, lost after {expire:g} s" for expire, period in settings)
     return Check(name, "ok", f"{counted(n_workers, 'worker')} alive; heartbeats {beats or 'none (shared workers)'}")
 
 

@@ -30,7 +30,7 @@ from rush_async.errors import RushConnectionError, RushError
 from rush_async.manager.manager import Rush
 from rush_async.network.network import SOURCES, Network
 from rush_async.store.keys import NetworkKeys, random_network_id
-from rush_async.store.leases import AliveWorker
+from rush_async.store.leases import AliveWorker, lease_times
 from rush_async.store.malformed import MalformedRecord
 from rush_async.wire.inspection import Inspection, Refusal
 from rush_async.wire.link import Link
@@ -248,16 +248,8 @@ def _leases(alive: list[bytes], expiries: list[bytes], processes: list[bytes], n
         for lease, expiry in zip(expiries[::2], expiries[1::2], strict=True)
     }
     times = {
-        lease.decode("utf-8", "replace"): _times(value) for lease, value in zip(processes[::2], processes[1::2], strict=True)
+        lease.decode("utf-8", "replace"): lease_times(value)
+        for lease, value in zip(processes[::2], processes[1::2], strict=True)
     }
     # A shared worker has no lease, and never expires.
-    return [LeaseEntry(names, left.get(lease, 0.0), *times.get(lease, (None, None))) for lease, names in workers.items()]
-
-
-def _times(value: bytes) -> tuple[float | None, float | None]:
-    """Returns the period and the expiry of a lease from a value of the hash `processes`."""
-    try:
-        expire, period, *_ = map(float, value.split())
-    except ValueError:
-        return None, None
-    return period, expire
+    return [LeaseEntry(names, left.get(lease, 0.0), times.get(lease)) for lease, names in workers.items()]

@@ -25,7 +25,7 @@ def frame_of(
     """The frame of complete records of several states, in the order given.
 
     Args:
-        groups: states with their records, as `codec.complete` returns them.
+        groups: states with their records, as `decoding.complete` returns them.
         with_state: whether the first column is `state` (String).
         times: as in `FinishedTable.frame`.
         schema: as in `FinishedTable.frame`.

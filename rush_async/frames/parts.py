@@ -14,7 +14,7 @@ from rush_async.store.decoding import decode_flat
 from rush_async.store.fields import END, XS
 from rush_async.store.report_entry import Report
 
-__all__ = ["REPORT_COLUMNS", "ReportParts", "TaskParts", "shown_names"]
+__all__ = ["REPORT_COLUMNS", "ReportParts", "TaskParts", "free_name", "shown_names"]
 
 REPORT_COLUMNS = {"keys": pl.String, "worker_id": pl.String, "at": INSTANT, "attempt": pl.Int64, "step": pl.Int64}
 

@@ -32,6 +32,7 @@ __all__ = [
     "LoseStep",
     "answered_at",
     "is_overdue",
+    "lease_times",
     "lost_because",
 ]
 
@@ -111,13 +112,21 @@ def answered_at(times: bytes) -> datetime | None:
         return None
 
 
-def is_overdue(times: bytes, expires_at: bytes, now: float) -> bool:
-    """Returns whether a lease should have been renewed; False where a value of the hash `processes` cannot be parsed."""
+def lease_times(times: bytes) -> tuple[float, float] | None:
+    """Returns expiry and period of a lease, in seconds; None where a value of the hash `processes` cannot be parsed."""
     try:
         expire, period, _ = map(float, times.split())
-        return now - (float(expires_at) - expire) > _OVERDUE * period
     except ValueError:
+        return None
+    return expire, period
+
+
+def is_overdue(times: bytes, expires_at: bytes, now: float) -> bool:
+    """Returns whether a lease should have been renewed; False where a value of the hash `processes` cannot be parsed."""
+    if (found := lease_times(times)) is None:
         return False
+    expire, period = found
+    return now - (float(expires_at) - expire) > _OVERDUE * period
 
 
 class Beat(NamedTuple):

@@ -228,8 +228,8 @@ class Proposals:
             snapshot = await take_snapshot(self._network.tasks, self._network.results, self._network.feed, self._read)
             from rush_async.frames.finished import table_of  # polars takes its time: it is imported for the first frame
 
-            archive = table_of(self._network.results)
-            frame = archive.proposal_frame(snapshot.n_finished, snapshot.complete(), self._read, schema=self._schema)
+            table = table_of(self._network.results)
+            frame = table.proposal_frame(snapshot.n_finished, snapshot.complete(), self._read, schema=self._schema)
             seen = snapshot.seen(self._read)
         draw = Draw(seed, index, membership.number, number, redraw, frame, self._worker_seed)
         xs, extra = await proposed(self._propose, draw)

@@ -151,9 +151,9 @@ def test_rights_name_commands_keys_and_channels() -> None:
 
 def test_heartbeats() -> None:
     assert check_heartbeats("net", []).finding == "network 'net' has no worker that is alive"
-    alive = [LeaseEntry(["a", "b"], 12.0, 5.0, 20.0), LeaseEntry(["shared"], 0.0, None, None)]
+    alive = [LeaseEntry(["a", "b"], 12.0, (20.0, 5.0)), LeaseEntry(["shared"], 0.0, None)]
     well = check_heartbeats("net", alive)
     assert (well.verdict, well.finding) == ("ok", "3 workers alive; heartbeats every 5 s, lost after 20 s")
-    dead = check_heartbeats("net", [*alive, LeaseEntry(["c"], -7300.0, 5.0, 20.0)])
+    dead = check_heartbeats("net", [*alive, LeaseEntry(["c"], -7300.0, (20.0, 5.0))])
     assert (dead.verdict, dead.finding) == ("warning", "the leases of 1 of 4 workers expired, up to 2 h 1 m ago: c")
     assert "rush-async kill net WORKER" in dead.remedy
