@@ -272,6 +272,7 @@ async def test_many_networks_share_a_server_or_are_spread_over_a_cluster(servers
         assert [(await rush.counts()).queued for rush in networks] == [1] * 12
         found = {each.network_id: each.position for each in await list_networks(servers.config)}
         assert [position.counts.queued for rush in networks if (position := found[rush.network_id])] == [1] * 12
+        assert [each.network_id for each in await list_networks(servers.config, "net-1")] == ["net-1", "net-10", "net-11"]
     finally:
         for rush in networks:
             await rush.reset()
