@@ -397,8 +397,8 @@ class Batcher:
             self._split(batch, refusal(error, self._connection.config.where))
 
     async def _recall(self, batch: _Batch, error: hiredis.ReplyError) -> None:
-        """Asks what became of a call that the server refuses to repeat, and sees to it that no late copy of it is executed.
-        No caller waits for ever, whatever ends this."""
+        """Asks what became of a call that the server refuses to repeat, and withdraws it where it was not executed. The caller
+        gets an error, whatever ends this."""
         try:
             await self._look_up(batch, error)
         except BaseException as reason:

@@ -17,7 +17,7 @@ class CallerName:
 
     Attributes:
         text: the name.
-        old_at: when it is to be renewed, in the time of the event loop. The numbers of the calls go on under the next name.
+        old_at: when it is to be renewed, in the time of the event loop. The numbers of the calls continue under the next name.
     """
 
     def __init__(self) -> None:

@@ -340,7 +340,7 @@ def wire_mismatch(wire: int) -> RushError | None:
 
 
 def epoch_of(epoch: bytes, wire: bytes) -> int | RushError:
-    """Returns the epoch that the refusal of a call names; an error where this library cannot go on in it."""
+    """Returns the epoch that the refusal of a call names; an error where this library cannot use it."""
     try:
         number, version = int(epoch), int(wire)
     except ValueError:

@@ -1,4 +1,4 @@
--- Makes sure that a call that the server refused to repeat is executed no more: a copy of it may still be on its way. Its slot gets
+-- Withdraws a call that the server refused to repeat and that was not executed: a copy of it may still be on its way. Its slot gets
 -- a number between this call's and that of the next one in the slot, so that a late copy is refused as old. Arguments and answer
 -- are those of `recall`.
 -- answer: the stored answer, nil where the call was not executed
