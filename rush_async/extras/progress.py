@@ -21,6 +21,7 @@ from rush_async.client.client import RushClient
 from rush_async.errors import NetworkStateError, RushConnectionError, RushError
 from rush_async.events import EventsMissed, NetworkReset, TasksFailed, TasksFinished, TasksQueued
 from rush_async.model import Counts, Task
+from rush_async.store.finished import is_number
 from rush_async.supervisor import Supervisor, run_to_completion
 
 try:
@@ -74,9 +75,8 @@ class _Best:
 
     def take(self, values: Iterable[Any]) -> None:
         """Takes the values of further tasks; what is no number is left out."""
-        numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool) and each == each]
         known = [] if self.value is None else [self.value]
-        self.value = self._better([*known, *numbers], default=None)
+        self.value = self._better([*known, *filter(is_number, values)], default=None)
 
 
 class _Counted(Protocol):

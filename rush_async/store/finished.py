@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeGuard
 
 from rush_async.errors import DecodeError
 from rush_async.model import Task
 from rush_async.store.decoding import CHUNK, check_values, decode_flat, decode_records, decode_task
 from rush_async.store.fields import END, FIELDS
 
-__all__ = ["CHUNK", "Decoder", "Records"]
+__all__ = ["CHUNK", "Decoder", "Records", "is_number"]
 
 
 class Notes(Protocol):
@@ -31,6 +30,11 @@ class Decoder(Protocol):
 
     def clear(self) -> None:
         """Removes the records, and what was made of them."""
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Returns whether an output has a value that can be compared: an int or a float, but nan."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 class Records:
@@ -154,7 +158,7 @@ class Records:
             outputs: list[dict[str, Any] | None] = self.decode(*window)[END::FIELDS]
             for each in outputs:
                 value = None if each is None else each.get(output)
-                if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
+                if is_number(value):
                     yield value
 
     def keys(self, start: int, stop: int) -> list[str]:

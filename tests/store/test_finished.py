@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from rush_async.store.finished import CHUNK, Records
+from rush_async.store.finished import CHUNK, Records, is_number
 from tests.frames.records import finished
 
 
@@ -58,3 +60,8 @@ def test_cleared_records_are_gone() -> None:
     assert kept.find(["key-1"]) == {}
     kept.extend(records(7, 9))
     assert list(kept.find(["key-1", "key-8"])) == ["key-8"]
+
+
+def test_a_number_is_what_can_be_compared() -> None:
+    assert [is_number(value) for value in (0, -1.5, 10**400, math.inf)] == [True] * 4
+    assert [is_number(value) for value in (math.nan, True, "1", None, [1])] == [False] * 5

@@ -184,10 +184,11 @@ class Watch:
         self._judge()
 
     def _take_values(self, outputs: list[Any]) -> None:
+        from rush_async.store.finished import is_number
+
         values = [ys.get(self.by) for ys in outputs if isinstance(ys, dict)]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        for value in values:  # pyright: ignore[reportUnknownVariableType]
-            if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
-                self.best = value if self.best is None else self._better(self.best, value)
+        known = [] if self.best is None else [self.best]
+        self.best = self._better([*known, *filter(is_number, values)], default=None)  # pyright: ignore[reportUnknownArgumentType]
 
     def _judge(self) -> None:
         position = self.network.position

@@ -226,9 +226,8 @@ def _load(job: Job, arguments: dict[str, Any]) -> WorkerLoop:
 
 
 async def _work(job: Job, loop: WorkerLoop, limits: Limits, drain: Drain, status: WorkerStatus) -> int:
-    network = await Network.acquire(
-        job.network_id, job.config
-    )  # shared by the workers: one error if the server cannot be reached
+    # Shared by the workers: one error if the server cannot be reached.
+    network = await Network.acquire(job.network_id, job.config)
     try:
         teller = _StopTeller(network)
         log_levels = WARNINGS if job.log_levels is None else job.log_levels
