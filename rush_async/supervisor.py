@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-import anyio
+from anyio import CancelScope  # now, as a process without free file descriptors can import nothing
 
 __all__ = ["Supervisor", "run_to_completion"]
 
@@ -38,7 +38,7 @@ async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     cancellation: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            with anyio.CancelScope(shield=True):
+            with CancelScope(shield=True):
                 await asyncio.wait([task])
         except asyncio.CancelledError as error:
             cancellation = error
@@ -119,5 +119,5 @@ class Supervisor:
         """Cancels all tasks and waits for their end."""
         self._closing.set()
         if self._task is not None:
-            with anyio.CancelScope(shield=True):
+            with CancelScope(shield=True):
                 await asyncio.wait([self._task])

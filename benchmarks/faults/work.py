@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
+import anyio
 import polars as pl
 
 from benchmarks.faults.history import History, Outcome
@@ -574,7 +575,8 @@ def main() -> None:
 
 
 def _work_on_input() -> None:
-    # What is imported for the first frame opens files, which an order may have no descriptors for.
+    # What is imported for the first wait and the first frame opens files, which an order may have no descriptors for.
+    asyncio.run(anyio.sleep(0))
     importlib.import_module("rush_async.frames.finished")
     pl.concat([pl.LazyFrame({"a": [1]})] * 2).collect()
     print(json.dumps({"ready": True}), flush=True)
