@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import anyio
+import anyio.lowlevel
 import polars as pl
 
 from benchmarks.faults.history import History, Outcome
@@ -576,7 +577,7 @@ def main() -> None:
 
 def _work_on_input() -> None:
     # What is imported for the first wait and the first frame opens files, which an order may have no descriptors for.
-    asyncio.run(anyio.sleep(0))
+    asyncio.run(anyio.lowlevel.checkpoint())
     importlib.import_module("rush_async.frames.finished")
     pl.concat([pl.LazyFrame({"a": [1]})] * 2).collect()
     print(json.dumps({"ready": True}), flush=True)
