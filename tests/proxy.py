@@ -441,6 +441,8 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop_listening()
+        for _ in range(5):  # asyncio takes some turns until a connection that was made just now is handed over, and aborted
+            await asyncio.sleep(0)
         connections = list(self._connections)
         for connection in connections:
             connection.cut()

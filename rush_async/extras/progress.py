@@ -299,7 +299,11 @@ class ProgressBar:
     @property
     def _notes(self) -> str:
         best, n_failed = self._best, self._counted.n_failed
-        notes = [] if best.value is None else [f"best {best.output}={best.value:.6g}"]
+        notes = (
+            []
+            if best.value is None
+            else [f"best {best.output}={best.value if isinstance(best.value, int) else f'{best.value:.6g}'}"]
+        )
         return ", ".join([*notes, f"failed={n_failed}"] if n_failed else notes)
 
     def _update(self, bar: Tqdm, *, draws: bool = True) -> None:

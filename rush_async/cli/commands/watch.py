@@ -215,6 +215,8 @@ class Watch:
 
     def facts(self) -> dict[str, str]:
         """Returns what is shown in any form, by its name."""
+        from rush_async.cli.output import as_text
+
         position = self.network.position
         counts = position.counts
         facts = {
@@ -223,7 +225,7 @@ class Watch:
             "workers": f"{position.n_workers:,}",
         }
         if self.by is not None:
-            facts[f"best {self.by}"] = "none" if self.best is None else f"{self.best:.6g}"
+            facts[f"best {self.by}"] = "none" if self.best is None else as_text(self.best)
         if self.failure is not None:
             facts["last failure"] = f"{self.failure.type or self.failure.kind}: {self.failure.message}"
         if position.stop is not None:
