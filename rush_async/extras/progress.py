@@ -299,11 +299,8 @@ class ProgressBar:
     @property
     def _notes(self) -> str:
         best, n_failed = self._best, self._counted.n_failed
-        notes = (
-            []
-            if best.value is None
-            else [f"best {best.output}={best.value if isinstance(best.value, int) else f'{best.value:.6g}'}"]
-        )
+        value = best.value if isinstance(best.value, int | None) else f"{best.value:.6g}"  # an int may be beyond any float
+        notes = [] if value is None else [f"best {best.output}={value}"]
         return ", ".join([*notes, f"failed={n_failed}"] if n_failed else notes)
 
     def _update(self, bar: Tqdm, *, draws: bool = True) -> None:

@@ -82,6 +82,12 @@ async def test_a_bar_draws_no_more_often_than_its_interval_and_reads_tasks_only_
     assert len(rush._net.results.records) == 0  # pyright: ignore[reportPrivateUsage]
 
 
+async def test_the_best_value_may_be_an_integer_beyond_a_float(rush: Rush) -> None:
+    await rush.push_finished_tasks([{"x": 1}], [{"y": 10**400}])
+    async with progress(rush, by="y", file=Terminal()) as bar:
+        assert numbers(bar) == (1, None, f"best y={10**400}")
+
+
 async def test_a_log_gets_lines(rush: Rush) -> None:
     log = io.StringIO()
     async with progress(rush, 4, by="y", maximize=True, file=log):
