@@ -46,6 +46,7 @@ async def test_the_tutorials_loop_exceeds_the_budget_by_at_most_the_number_of_wo
     assert 100 <= int(re.findall(r"Finished Tasks: (\d+)", text)[1]) <= 103
 
 
+@pytest.mark.chaos
 async def test_random_search_prints_the_same_points_with_any_number_of_workers() -> None:
     def points(text: str) -> list[str]:
         return re.findall(r"┆ (-?\d+\.\d+ +┆ \d+\.\d+ +┆ \d+\.\d+)", text)

@@ -849,6 +849,7 @@ async def test_calls_to_a_server_that_refuses_writes_fail_after_retry_deadline(d
         await rush.reset()
 
 
+@pytest.mark.chaos
 async def test_a_client_closes_though_the_server_refuses_its_last_calls(rush: Rush, raw: Any) -> None:
     before = len(raw.client_list())
     far = await Rush(rush.network_id, replace(rush.config, response_timeout=11.0))

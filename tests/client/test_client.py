@@ -454,6 +454,7 @@ async def test_counters_of_a_manager_follow_what_other_processes_do_from_its_ope
     await wait_until(lambda: rush.n_failed_tasks == 3 and rush.n_queued_tasks == 0)
 
 
+@pytest.mark.chaos
 async def test_counters_follow_the_heartbeat_while_the_event_loop_is_blocked(rush: Rush) -> None:
     config = replace(rush.config, heartbeat_period=0.05, heartbeat_expire=10)
 

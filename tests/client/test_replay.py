@@ -42,6 +42,7 @@ async def seeded(config: RushConfig) -> AsyncGenerator[tuple[Rush, RushWorker]]:
             await rush.reset()
 
 
+@pytest.mark.chaos
 async def test_an_asynchronous_decentralised_optimization_of_four_processes_replays(
     rush_server: RushConfig, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import nbformat
 import psutil
+import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -228,6 +229,7 @@ def test_the_notebook_is_stored_without_outputs() -> None:
     assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
 
 
+@pytest.mark.chaos
 async def test_the_notebook_shows_a_search_while_it_runs(directory: Path) -> None:
     async with kernel_for(example(), directory).running() as kernel:
         await kernel.run()

@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "test_my_loop.py"
 
 
@@ -25,6 +27,7 @@ async def run_tests(source: str, directory: Path, *words: str) -> str:
     return output.decode()
 
 
+@pytest.mark.chaos
 async def test_the_tests_of_the_example_pass(directory: Path) -> None:
     source = EXAMPLE.read_text("utf-8")
     assert "sleep(" not in source.replace("sleep(0)", "")

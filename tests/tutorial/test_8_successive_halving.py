@@ -128,6 +128,7 @@ def test_a_saved_model_continues_where_it_was(cars: pl.DataFrame) -> None:
     assert found + [resumed.train(n) for n in range(3, 9)] == expected
 
 
+@pytest.mark.chaos
 async def test_the_program_runs_its_evaluations_and_shows_the_rungs() -> None:
     text = await run("examples/successive_halving.py", "--workers", "2", "--evals", "30", "--seed", "4")
     rungs = [(int(rung), int(n)) for rung, n in re.findall(r"^│ (\d) +┆ (\d+) ", text, flags=re.MULTILINE)]

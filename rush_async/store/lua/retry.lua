@@ -1,5 +1,5 @@
 -- Puts failed tasks at the end of the queue again; what was created, the attempts so far and the last failure stay.
--- Stale entries of one that was taken by name or cancelled may still be in the queue and are looked for there: a call leaves off
+-- The first stale entry of one that was taken by name or cancelled is looked for in the queue, from its head: a call leaves off
 -- after some of that.
 -- An item is a key.
 -- answer: the number of keys that were looked at, then the keys that moved
@@ -31,7 +31,7 @@ for i, record in ipairs(call('HMGET', FAILED, unpack(keys))) do
     add(TASK_QUEUED, '', key)
   end
 end
-for _, key in ipairs(stale) do call('LREM', QUEUE, 0, key) end
+for _, key in ipairs(stale) do call('LREM', QUEUE, 1, key) end
 if #moved > 0 then
   leave_imported(moved) -- first: nothing has moved where that key is none of ours
   call('RPUSH', QUEUE, unpack(moved))

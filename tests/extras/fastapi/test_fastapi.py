@@ -628,6 +628,7 @@ async def test_sigterm_drains_the_workers_then_ends_the_streams_and_the_process(
     }
 
 
+@pytest.mark.chaos
 async def test_when_one_of_two_processes_is_killed_the_other_reports_it_and_continues(
     rush_server: RushConfig, directory: Path
 ) -> None:
@@ -664,6 +665,7 @@ async def test_when_one_of_two_processes_is_killed_the_other_reports_it_and_cont
     await left_behind(rush_server, "service", f"service.{run}", f"service.{kept}")
 
 
+@pytest.mark.chaos
 async def test_the_example_runs_in_two_workers_of_uvicorn(directory: Path) -> None:
     server = Server(directory, "e", "examples.fastapi_service.app:app", "--workers", "2", RUSH_DATA_DIR=str(directory / "data"))
     try:
