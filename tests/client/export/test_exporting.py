@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rush_async import Archive, NetworkStateError, Rush, RushWorker
-from rush_async.client.export import writing
-from rush_async.testing import wait_until
+from rush_async.client.export import exporting
 
 
 async def test_an_export_fills_no_cache_and_changes_nothing(rush: Rush, rush_worker: RushWorker, tmp_path: Path) -> None:
@@ -33,11 +33,20 @@ async def test_a_network_that_does_not_exist_is_an_error(rush: Rush, tmp_path: P
 
 
 async def test_a_cancelled_export_leaves_nothing(rush: Rush, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    await rush.push_finished_tasks([{"x": 1}] * 5_000, [{"y": 1}] * 5_000)
-    monkeypatch.setattr(writing, "_PART_ROWS", 1)
+    await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
+    take: Any = getattr(exporting, "_take")  # noqa: B009 - private
+    begun, is_cancelled = threading.Event(), threading.Event()
+
+    def take_slowly(steps: Any) -> bool:
+        begun.set()
+        assert is_cancelled.wait(10)
+        return take(steps)
+
+    monkeypatch.setattr(exporting, "_take", take_slowly)
     task: asyncio.Task[Any] = asyncio.create_task(rush.export(tmp_path / "a.zip"))
-    await wait_until(lambda: os.listdir(tmp_path))
+    assert await asyncio.to_thread(begun.wait, 10)
     task.cancel()
+    is_cancelled.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert os.listdir(tmp_path) == []
