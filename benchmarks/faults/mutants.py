@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from benchmarks.faults.work import Kind
-from rush_async.store.scripts import Script
+from rush_async.store.scripts import Script, lua_text
 
 __all__ = ["MUTANTS", "Mutant", "mutant_of", "mutated"]
 
@@ -82,10 +82,12 @@ MUTANTS = (
         "call('LLEN', FINISHED) + 1, call('HLEN', FAILED), call('HLEN', ALIVE) }",
     ),
     Mutant(
-        "the event of an end has the counts before the move",
+        "the event of an end is published before the move",
         "queue",
-        "  local last, first = 0, seq - #events\n",
-        "  local n = { n[1], n[2] + #gone, n[3] - #finished, n[4] - #failed / 2, n[5] } local last, first = 0, seq - #events\n",
+        "if #failed > 0 then call('HSET', FAILED, unpack(failed)) end\n",
+        f"do {lua_text('lib/close_group')} {lua_text('lib/counts')} seq = seq + #events {lua_text('lib/publish_events')} end\n"
+        "seq, EVENTS = seq - #events, EVENTS .. ':of none'\n"
+        "if #failed > 0 then call('HSET', FAILED, unpack(failed)) end\n",
         "finish",
     ),
     Mutant(

@@ -121,14 +121,11 @@ GOALS = (
     ),
     Goal("old words", 0, 0, lambda at: Measured.counted(old_words({**at.house, **at.lua}, at.tests))),
     # The package began with 9,485, and its rebuild was not to add to them. What users gained since then takes code: stop rules,
-    # shared state, reports, workers that fit their machine. Only a commit that adds such a thing may raise the limit. The
-    # program and the bridges to other packages are left out: who changes the library need not read them.
+    # shared state, reports, workers that fit their machine. Only a commit that adds such a thing may raise the limit.
     Goal(
-        "lines of code in the package, without cli/ and extras/",
+        "lines of code in the package",
         9_485,
-        15_700,
-        lambda at: Measured(
-            sum(size for size, name in sizes(at.house, ast.Module) if not name.startswith(("cli/", "extras/")))
-        ),
+        20_000,
+        lambda at: Measured(sum(size for size, _ in sizes(at.house, ast.Module))),
     ),
 )

@@ -11,6 +11,8 @@ from contextlib import suppress
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+import anyio.to_thread
+
 from rush_async.client.arguments import (
     Schema,
     as_failures,
@@ -31,7 +33,7 @@ from rush_async.client.shared_state import SharedState
 from rush_async.client.snapshot import Snapshot, read_view, take_snapshot
 from rush_async.client.status import status_html, status_text
 from rush_async.client.stopping import Stopping
-from rush_async.client.warm_start import rows_of
+from rush_async.client.warm_start import holds_rows, rows_of
 from rush_async.config import RushConfig, lacks_directory
 from rush_async.errors import NetworkStateError, RushConnectionError, RushTimeoutError, ServerStartError, explain_arguments
 from rush_async.events import Event, EventsMissed
@@ -285,12 +287,14 @@ class RushClient(Reports[Network], SharedState[Network], Stopping[Network], Repa
             ValueError: the frame has no such column, or no outputs are named.
         """
         network, names = self._net, as_unique(unique)
-        rows = rows_of(xss, yss, xss_extra, yss_extra)
-        given: Any = rows or (xss, yss, xss_extra, yss_extra)
+        given: Any = (xss, yss, xss_extra, yss_extra)
+        is_warm_start = holds_rows(xss)
+        if is_warm_start:
+            given = await anyio.to_thread.run_sync(rows_of, *given)
         inputs, outputs, beside_inputs, beside_outputs = given
         inputs = as_records(inputs, "xss") if names else inputs
         tasks = await self._encoder.finished_tasks(inputs, outputs, beside_inputs, beside_outputs)
-        target = "finished" if rows is None else "imported"
+        target = "imported" if is_warm_start else "finished"
         return await self._push(network, target, tasks, await all_points_of(inputs, names))
 
     async def push_failed_tasks(

@@ -10,7 +10,7 @@ from rush_async.model import RESERVED_NAMES
 from rush_async.store.decoding import decode_flat
 from rush_async.store.fields import END, END_EXTRA, XS, XS_EXTRA
 
-__all__ = ["Rows", "rows_of"]
+__all__ = ["Rows", "holds_rows", "rows_of"]
 
 _PREFIXES = {"ys": END, "xs_extra": XS_EXTRA, "ys_extra": END_EXTRA}
 
@@ -24,8 +24,13 @@ class Rows(NamedTuple):
     yss_extra: list[dict[str, Any]]
 
 
-def rows_of(given: Any, yss: Any, xss_extra: Any, yss_extra: Any) -> Rows | None:
-    """Returns what a frame or an export holds; None for anything else.
+def holds_rows(given: Any) -> bool:
+    """Whether this is a frame of polars or pandas, or an export."""
+    return isinstance(given, Archive) or hasattr(given, "iter_rows") or (hasattr(given, "notna") and hasattr(given, "columns"))
+
+
+def rows_of(given: Any, yss: Any, xss_extra: Any, yss_extra: Any) -> Rows:
+    """Returns what a frame or an export holds. It may take long: call it in a thread.
 
     Args:
         given: a frame of polars or pandas, or an export.
@@ -40,8 +45,6 @@ def rows_of(given: Any, yss: Any, xss_extra: Any, yss_extra: Any) -> Rows | None
         if (yss, xss_extra, yss_extra) != (None, None, None):
             raise ValueError("an export knows which values are outputs: leave yss, xss_extra and yss_extra out")
         return _rows_of_archive(given)
-    if (dicts := _dicts_of(given)) is None:
-        return None
     columns = [str(name) for name in given.columns]
     fields = dict.fromkeys(columns, XS)
     for what, names, field in (("yss", yss, END), ("xss_extra", xss_extra, XS_EXTRA), ("yss_extra", yss_extra, END_EXTRA)):
@@ -51,7 +54,7 @@ def rows_of(given: Any, yss: Any, xss_extra: Any, yss_extra: Any) -> Rows | None
     places = [(column, *_place(column, field, columns)) for column, field in fields.items() if column not in RESERVED_NAMES]
     rows = Rows([], [], [], [])
     by_field = {XS: rows.xss, END: rows.yss, XS_EXTRA: rows.xss_extra, END_EXTRA: rows.yss_extra}
-    for row in dicts:
+    for row in _dicts_of(given):
         if row.get("state", "finished") != "finished":
             continue
         records: dict[int, dict[str, Any]] = {field: {} for field in by_field}
@@ -72,13 +75,11 @@ def _rows_of_archive(archive: Archive) -> Rows:
     return rows
 
 
-def _dicts_of(given: Any) -> Iterable[dict[str, Any]] | None:
-    """The rows of a frame, None where a value is missing; None for what is no frame."""
+def _dicts_of(given: Any) -> Iterable[dict[str, Any]]:
+    """The rows of a frame, None where a value is missing."""
     if hasattr(given, "iter_rows"):  # of polars
         return given.iter_rows(named=True)
-    if hasattr(given, "notna") and hasattr(given, "columns"):  # of pandas, where a missing value is nan or the like
-        return given.astype(object).where(given.notna(), None).to_dict("records")
-    return None
+    return given.astype(object).where(given.notna(), None).to_dict("records")  # of pandas: a missing value is nan or the like
 
 
 def _names(names: Any, what: str, columns: Sequence[str]) -> Sequence[str]:

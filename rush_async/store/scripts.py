@@ -40,6 +40,7 @@ __all__ = [
     "deal",
     "epoch_of",
     "is_executed",
+    "lua_text",
     "take_together",
     "wire_mismatch",
 ]
@@ -106,7 +107,7 @@ class Script:
         self.merges = merges
         self.is_final = is_final
         self.leads = leads
-        self.source = "\n".join([f"#!lua{_FLAGS[memory]}", self.head(), _source(name, set())])
+        self.source = "\n".join([f"#!lua{_FLAGS[memory]}", self.head(), lua_text(name)])
         self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         Script.all.append(self)
 
@@ -125,15 +126,21 @@ class Script:
         return "\n".join(lines)
 
 
-def _source(name: str, seen: set[str]) -> str:
-    """The text of a Lua file without comments, with the files that it requires and includes in their places."""
+def lua_text(name: str, seen: set[str] | None = None) -> str:
+    """Returns the text of a Lua file without comments, with the files that it requires and includes in their places.
+
+    Args:
+        name: of the file in `lua/`, such as `push` or `lib/commit`.
+        seen: the files of the script that are in it already; they are not required again.
+    """
+    seen = set() if seen is None else seen
 
     def text_of(match: re.Match[str]) -> str:
         indent, way, name = match.groups()
         if way == "require" and name in seen:
             return ""
         seen.add(name)
-        return textwrap.indent(_source(f"lib/{name}", seen), indent)
+        return textwrap.indent(lua_text(f"lib/{name}", seen), indent)
 
     return _PLACE.sub(text_of, _COMMENT.sub("", (_LUA / f"{name}.lua").read_text("utf-8")))
 

@@ -14,7 +14,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from rush_async import Archive, Rush, RushWorker
-from rush_async.client.warm_start import Rows, rows_of
+from rush_async.client.warm_start import Rows, holds_rows, rows_of
 
 XSS = [{"x": 1.0, "layers": [1, 2]}, {"x": 2.0}, {"x": math.nan, "at": datetime(2026, 1, 2, tzinfo=UTC)}]
 YSS = [{"y": 0.5, "x": 7}, {"y": math.nan, "x": 8}, {"y": -1.0, "x": 9}]
@@ -72,7 +72,7 @@ def test_a_pandas_frame_leaves_out_what_is_missing() -> None:
 
 
 def test_what_is_no_frame_is_left_alone_and_names_must_be_columns(tmp_path: Path) -> None:
-    assert rows_of([{"x": 1}], [{"y": 1}], None, None) is None
+    assert not holds_rows([{"x": 1}])
     frame: Any = pl.DataFrame({"x": [1], "y": [2]})
     with pytest.raises(ValueError, match=r'name the outputs of the frame, as in yss=\["y"\]: its columns are x, y'):
         rows_of(frame, None, None, None)

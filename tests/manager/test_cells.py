@@ -1,4 +1,4 @@
-"""What is said below an interrupted cell. `tests/tutorial/test_6_notebook.py` interrupts cells of a real kernel."""
+"""The warning below an interrupted cell. `tests/tutorial/test_6_notebook.py` interrupts cells of a real kernel."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ async def test_a_worker_that_only_the_heartbeat_thread_knows_to_be_lost_gets_an_
 
 
 class Observed:
-    """Notes what an observer is told."""
+    """Notes the calls that an observer gets."""
 
     def __init__(self) -> None:
         self.running: set[str] = set()

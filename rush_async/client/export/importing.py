@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+import anyio.to_thread
+
 from rush_async.model import Failure
 from rush_async.store.codec import ends_of
 from rush_async.store.decoding import attempt_end
@@ -13,6 +15,7 @@ from rush_async.store.export_item import ExportItem
 from rush_async.store.fields import BASIS, HEADER, INDEX, NIL
 from rush_async.store.records import encode_failure, encode_time
 from rush_async.store.scripts import MOST_BYTES, MOST_TASKS
+from rush_async.supervisor import run_to_completion
 
 __all__ = ["ImportingNetwork", "import_into"]
 
@@ -75,12 +78,20 @@ async def import_into(network: ImportingNetwork, archive: Archived) -> list[str]
         await network.adopt_seed(archive.seed)
     begun = await network.imports.begin(facts["id"], facts["next_index"], facts["next_number"], facts["returned"])
     added, known = list[str](), set[bytes]()
-    for batch in _batches(_tasks(archive, begun, known)):
+    batches = _batches(_tasks(archive, begun, known))
+    while batch := await _next(batches):
         marks = await begun.add(batch)
         added += [item.name.decode() for item, is_new in zip(batch, marks, strict=True) if is_new]
-    for batch in _batches(_shared(archive, known, keeps_all=begun.keeps_indices)):
+    batches = _batches(_shared(archive, known, keeps_all=begun.keeps_indices))
+    while batch := await _next(batches):
         await begun.add(batch)
     return added
+
+
+async def _next(batches: Iterator[list[ExportItem]]) -> list[ExportItem]:
+    """The next batch, which a thread reads: a part of the file may take the time of many calls. Nothing behind the last one."""
+    nothing = list[ExportItem]()
+    return await run_to_completion(anyio.to_thread.run_sync(next, batches, nothing))
 
 
 def _tasks(archive: Archived, begun: Import, known: set[bytes]) -> Iterator[ExportItem]:

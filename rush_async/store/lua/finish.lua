@@ -40,6 +40,7 @@ for n = 1, #keys do
       failed[#failed + 1], failed[#failed + 2] = key, sub(record, 1, started) .. ended .. stamp
     else
       kind = TASK_QUEUED
+      -- Here, so that its functions are made for these alone.
       require('records')
       queued[#queued + 1], queued[#queued + 2] = key, as_untaken(record)
       head[#head + 1] = key

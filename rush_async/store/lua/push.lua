@@ -1,6 +1,7 @@
--- Creates tasks: queued, running, finished, imported (finished, and counted in no stop rule) or failed. A worker's group needs the worker alive; a group with a budget takes as
--- many as find a place (queued + running + reserved + finished < budget), none once max_failed have failed. Running tasks need a place
--- within the stop rules too (running + reserved + finished < their `finished`), and a network that has not stopped.
+-- Creates tasks: queued, running, finished, imported (finished, and counted in no stop rule) or failed. A worker's group needs the
+-- worker alive; a group with a budget takes as many as find a place (queued + running + reserved + finished < budget), none once
+-- max_failed have failed. Running tasks need a place within the stop rules too (running + reserved + finished < their `finished`),
+-- and a network that has not stopped.
 -- A group has a target, a worker or '', a budget or '', max_failed or '', digests or '', and n; n items follow: key, header +
 -- created (finished: created alone), ended or ''. `digests` are those of the points of its items, 16 bytes each: a task is created
 -- only where its point is not taken by a task that is queued, running or finished, and any other item takes no place.

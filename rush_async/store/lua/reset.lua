@@ -8,8 +8,8 @@ require('time')
 local next_epoch = string.format('%.0f', math.max(math.floor(now * 1e6), tonumber(EPOCH) + 1))
 -- Whatever another program keeps in its place, what is ours is deleted: an error has no names.
 for _, name in ipairs(redis.pcall('HKEYS', RANKINGS)) do call('UNLINK', RANKINGS .. ':' .. name) end
-call('UNLINK', QUEUE, QUEUED, RUNNING, FINISHED, FAILED, CALLS, CALLS .. ':clients', ATTRIBUTES, CLAIMS, RANKINGS, REPORTS, RESERVED, RETURNED, POINTS,
-  TASK_ATTRIBUTES, IMPORTED_FAILED)
+call('UNLINK', QUEUE, QUEUED, RUNNING, FINISHED, FAILED, CALLS, CALLS .. ':clients', ATTRIBUTES, CLAIMS, RANKINGS, REPORTS, RESERVED,
+  RETURNED, POINTS, TASK_ATTRIBUTES, IMPORTED_FAILED)
 local workers_stay = 1
 if WHAT == 'all' then
   call('UNLINK', META, ALIVE, WORKERS, PASSING, LEASES, PROCESSES, LOG, STARTS)

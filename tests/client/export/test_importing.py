@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,22 @@ async def test_an_import_into_a_network_with_rules_leaves_its_places(rush: Rush,
         await other.stop_when(finished=1)  # the reset took the marks of imported tasks along
         await other.push_finished_tasks([{"x": 1}], [{"y": 1.0}])
         assert other.stop_reason is not None
+
+
+async def test_the_file_is_read_in_threads_and_the_event_loop_stays_free(
+    rush: Rush, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rush.push_finished_tasks([{"x": 1}], [{"y": 1}])
+    archive, threads = Archive.open(await rush.export(tmp_path / "a.zip")), set[int]()
+    parts: Callable[..., Iterator[Any]] = Archive._parts  # pyright: ignore[reportPrivateUsage]
+
+    def noted(*args: Any) -> Iterator[Any]:
+        for part in parts(*args):
+            threads.add(threading.get_ident())
+            yield part
+
+    monkeypatch.setattr(Archive, "_parts", noted)
+    async with another(rush) as imported, another(rush) as warm:
+        assert len(await imported.import_archive(archive)) == len(await warm.push_finished_tasks(archive)) == 1
+    assert threads
+    assert threading.get_ident() not in threads

@@ -1,6 +1,6 @@
 -- What every script begins with: where the network is.
 -- At every call the server makes each function of a script anew, and each variable of the script that a function uses costs it
--- about as much as a command that reads: what calls of all workers do is no function but a text to `include`.
+-- a fifth of a command that reads: what workers call for each task is no function but a text to `include`.
 local call, sub, char, byte, concat = redis.call, string.sub, string.char, string.byte, table.concat
 local WIRE, MESSAGE, MOST_WORDS = '1', 960, 4000
 local HEADER = 6 -- attempt u8, retries left u8 (high bit: stale entries may be in the queue), length of created u32

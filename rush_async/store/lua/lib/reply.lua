@@ -1,5 +1,4 @@
--- For scripts that reply in several places.
--- A reply is {epoch, seq, n_queued, n_running, n_finished, n_failed, n_workers, stop, answer, ...}.
+-- Functions that reply, for scripts that do so in several places.
 require('begin')
 
 local function counts()
