@@ -21,7 +21,7 @@ from rush_async.client.client import RushClient
 from rush_async.errors import NetworkStateError, RushConnectionError, RushError
 from rush_async.events import EventsMissed, NetworkReset, TasksFailed, TasksFinished, TasksQueued
 from rush_async.model import Counts, Task
-from rush_async.store.finished import is_number
+from rush_async.store.finished import Best
 from rush_async.supervisor import Supervisor, run_to_completion
 
 try:
@@ -58,25 +58,6 @@ class _Lines(std_tqdm):  # pyright: ignore[reportMissingTypeArgument]
             file.flush()
 
         return write
-
-
-class _Best:
-    """The best value of an output among finished tasks.
-
-    Args:
-        output: its name; None for none.
-        maximize: whether the largest value is the best.
-    """
-
-    def __init__(self, output: str | None, *, maximize: bool) -> None:
-        self.output = output
-        self.value: float | None = None
-        self._better = max if maximize else min
-
-    def take(self, values: Iterable[Any]) -> None:
-        """Takes the values of further tasks; what is no number is left out."""
-        known = [] if self.value is None else [self.value]
-        self.value = self._better([*known, *filter(is_number, values)], default=None)
 
 
 class _Counted(Protocol):
@@ -116,7 +97,7 @@ class _Network:
         best: gets the values of finished tasks.
     """
 
-    def __init__(self, rush: RushClient, total: int | None, best: _Best) -> None:
+    def __init__(self, rush: RushClient, total: int | None, best: Best) -> None:
         self.n = self.n_finished = self.n_failed = 0
         self.total = total
         self._rush = rush
@@ -162,7 +143,7 @@ class _Tasks:
         best: gets the values of finished tasks.
     """
 
-    def __init__(self, rush: RushClient, keys: Sequence[str], best: _Best) -> None:
+    def __init__(self, rush: RushClient, keys: Sequence[str], best: Best) -> None:
         self.n = self.n_finished = self.n_failed = 0
         self._keys = dict.fromkeys(keys)
         self.total: int | None = len(self._keys)
@@ -225,7 +206,7 @@ class ProgressBar:
         tqdm: the bar of tqdm, for what else it can do, such as `set_description`; None before the block.
     """
 
-    def __init__(self, rush: RushClient, counted: _Counted, best: _Best, options: dict[str, Any]) -> None:
+    def __init__(self, rush: RushClient, counted: _Counted, best: Best, options: dict[str, Any]) -> None:
         self.tqdm: Tqdm | None = None
         self._rush = rush
         self._counted = counted
@@ -373,7 +354,7 @@ def progress(
     """
     if n is not None and keys is not None:
         raise ValueError("keys say how many tasks there are: leave n out")
-    best = _Best(by, maximize=maximize)
+    best = Best(by, maximize=maximize)
     counted = (
         _Network(rush, None if n is None else as_number(n, "n"), best) if keys is None else _Tasks(rush, as_keys(keys), best)
     )

@@ -12,7 +12,7 @@ from rush_async.model import Task
 from rush_async.store.decoding import CHUNK, check_values, decode_flat, decode_records, decode_task
 from rush_async.store.fields import END, FIELDS
 
-__all__ = ["CHUNK", "Decoder", "Records", "is_number"]
+__all__ = ["CHUNK", "Best", "Decoder", "Records", "is_number"]
 
 
 class Notes(Protocol):
@@ -35,6 +35,28 @@ class Decoder(Protocol):
 def is_number(value: object) -> TypeGuard[float]:
     """Returns whether an output has a value that can be compared: an int or a float, but nan."""
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+class Best:
+    """The best value of an output among finished tasks.
+
+    Args:
+        output: its name; None for none.
+        maximize: whether the largest value is the best.
+
+    Attributes:
+        value: the best value; None before the first.
+    """
+
+    def __init__(self, output: str | None, *, maximize: bool) -> None:
+        self.output = output
+        self.value: float | None = None
+        self._better = max if maximize else min
+
+    def take(self, values: Iterable[object]) -> None:
+        """Takes the values of further tasks; what is no number is left out."""
+        known = [] if self.value is None else [self.value]
+        self.value = self._better([*known, *filter(is_number, values)], default=None)
 
 
 class Records:

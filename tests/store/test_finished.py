@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rush_async.store.finished import CHUNK, Records, is_number
+from rush_async.store.finished import CHUNK, Best, Records, is_number
 from tests.frames.records import finished
 
 
@@ -65,3 +65,13 @@ def test_cleared_records_are_gone() -> None:
 def test_a_number_is_what_can_be_compared() -> None:
     assert [is_number(value) for value in (0, -1.5, 10**400, math.inf)] == [True] * 4
     assert [is_number(value) for value in (math.nan, True, "1", None, [1])] == [False] * 5
+
+
+@pytest.mark.parametrize(("maximize", "best"), [(False, -1), (True, 10**400)])
+def test_the_best_value_is_that_of_all_tasks_so_far(maximize: bool, best: float) -> None:
+    found = Best("y", maximize=maximize)
+    found.take([None, "1", math.nan])
+    assert found.value is None
+    found.take([2.5, -1, 10**400])
+    found.take([0.5])
+    assert found.value == best

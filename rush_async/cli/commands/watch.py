@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rush_async.cli.exit_codes import DONE
 from rush_async.cli.options import add_network, add_server, seconds
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rush_async.events import Event
     from rush_async.model import Failure
     from rush_async.network.network import Network
+    from rush_async.store.finished import Best
 
 __all__ = ["add_arguments", "run"]
 
@@ -58,13 +59,14 @@ async def _watch(options: argparse.Namespace) -> None:
     from rush_async.cli.opening import open_network
     from rush_async.cli.output import is_terminal
     from rush_async.client.client import RushClient
+    from rush_async.store.finished import Best
 
     async with (
         open_network(options) as network,
         RushClient(network.network_id, network.link.config) as client,
         client.events(results=options.by is not None) as events,
     ):
-        watch = Watch(network, options.by, maximize=options.maximize)
+        watch = Watch(network, Best(options.by, maximize=options.maximize))
         await watch.read()
         view = LiveView() if is_terminal() and _has_rich() else LineView()
         with view.opened():
@@ -103,27 +105,22 @@ class Watch:
 
     Args:
         network: the network, which is followed.
-        by: the output whose best value is kept, or None.
-        maximize: whether larger values of it are better.
+        best: keeps the best value of an output.
 
     Attributes:
         running: the tasks that run, each with its worker and when it started.
         workers: the workers that run.
-        best: the best value of the output.
         failure: why the task that failed last did.
         has_ended: whether the network has stopped and no task runs.
     """
 
-    def __init__(self, network: Network, by: str | None, *, maximize: bool) -> None:
+    def __init__(self, network: Network, best: Best) -> None:
         self.network = network
-        self.by = by
         self.running: dict[str, tuple[str, datetime]] = {}
         self.workers: list[str] = []
-        self.best: float | None = None
         self.failure: Failure | None = None
         self.has_ended = False
-        self._better = max if maximize else min
-        self._maximize = maximize
+        self._best = best
         self._ahead = timedelta()  # by how much the clock of the server is ahead
         self._finished: deque[tuple[datetime, float]] = deque()
         self._failed_key: str | None = None
@@ -152,8 +149,10 @@ class Watch:
         now, finished = self.now, self.network.position.counts.finished
         per_second, span = await rate(self.network, now)
         self._finished = deque([(now - timedelta(seconds=span), finished - per_second * span)])
-        if self.by is not None:
-            self.best, _ = await self.network.best_output(self.by, maximize=self._maximize)
+        if self._best.output is not None:
+            await self.network.results.read()
+            self._best.value = None
+            self._best.take(self.network.results.records.numbers(self._best.output))
         failed = (await read_failed(self.network, 1_000)).tasks
         self.failure = failed[0].failure if failed else None
         self._judge()
@@ -169,7 +168,7 @@ class Watch:
                 for key in event.keys:
                     self.running.pop(key, None)
                 if isinstance(event, kinds.TasksFinished):
-                    self._take_values([task.ys for task in event.tasks or ()])
+                    self._best.take(task.ys.get(self._best.output) for task in event.tasks or ())
                 elif isinstance(event, kinds.TasksFailed):
                     self._failed_key = event.keys[-1]
             case kinds.WorkerStarted() if event.worker_id not in self.workers:
@@ -182,13 +181,6 @@ class Watch:
             case _:
                 pass
         self._judge()
-
-    def _take_values(self, outputs: list[Any]) -> None:
-        from rush_async.store.finished import is_number
-
-        values = [ys.get(self.by) for ys in outputs if isinstance(ys, dict)]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        known = [] if self.best is None else [self.best]
-        self.best = self._better([*known, *filter(is_number, values)], default=None)  # pyright: ignore[reportUnknownArgumentType]
 
     def _judge(self) -> None:
         position = self.network.position
@@ -224,8 +216,8 @@ class Watch:
             "rate": f"{self.rate():.3g}/s",
             "workers": f"{position.n_workers:,}",
         }
-        if self.by is not None:
-            facts[f"best {self.by}"] = "none" if self.best is None else as_text(self.best)
+        if self._best.output is not None:
+            facts[f"best {self._best.output}"] = "none" if self._best.value is None else as_text(self._best.value)
         if self.failure is not None:
             facts["last failure"] = f"{self.failure.type or self.failure.kind}: {self.failure.message}"
         if position.stop is not None:

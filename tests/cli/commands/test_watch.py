@@ -7,6 +7,7 @@ import io
 import re
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +40,15 @@ async def test_until_done_it_ends_once_nothing_is_queued_or_running(rush: Rush, 
     shown = await watching
     assert "0 queued, 0 running, 0 finished, 1 failed" in shown.lines[-1]
     assert "bad luck" in shown.lines[-1]
+
+
+async def test_the_best_value_may_be_that_of_an_imported_task(rush: Rush, command: Command, tmp_path: Path) -> None:
+    async with Rush(config=rush.config) as other:
+        await other.push_finished_tasks([{"x": 1}], [{"y": 0.125}])
+        await rush.import_archive(await other.export(tmp_path / "a.zip"))
+        await other.reset()
+    await rush.stop("enough")
+    assert "best y 0.125" in (await command("watch", "--by", "y")).lines[-1]
 
 
 async def test_ctrl_c_ends_it_with_130_and_events_are_shown_as_they_come(searched: Rush, run: Run) -> None:
