@@ -117,6 +117,29 @@ class TaskBlocks:
         """The next queued task, without waiting for one."""
         return None if self.membership.terminated else await self.pop(network)
 
+    async def pop_in_turn(self, network: Network, timeout: float | None) -> Task | None:
+        """Pops the next queued task once there is one; None after `timeout` seconds, or when the worker is to take no task."""
+        membership = self.membership
+        # A client that receives events knows whether the queue is empty; any other has to ask the server.
+        if not network.feed.is_watching:
+            if (task := await self.look_in_queue(network)) is not None:
+                return task
+            await self.watch(network)
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        while not membership.terminated:
+            left = None if deadline is None else deadline - asyncio.get_running_loop().time()
+            if not await network.lines.queue.turn(left, membership.waits):
+                break
+            try:
+                if membership.terminated:
+                    break
+                task = await self.pop(network)
+            finally:
+                network.lines.queue.done()
+            if task is not None:
+                return task
+        return None
+
     async def start_in_turn(
         self, network: Network, tasks: Sequence[NewTask], mark: Mark, points: Sequence[bytes] = ()
     ) -> Created | Lost:

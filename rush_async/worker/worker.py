@@ -299,34 +299,11 @@ class RushWorker(RushClient):
         task = None
         if not membership.terminated:
             with network.feed:
-                task = await (
-                    self._wait_for_task(network, timeout) if key is None else self._blocks.pop_named(network, key, timeout)
-                )
+                blocks = self._blocks
+                task = await (blocks.pop_in_turn(network, timeout) if key is None else blocks.pop_named(network, key, timeout))
         if task is None:
             await membership.raise_if_lost()
         return task
-
-    async def _wait_for_task(self, network: Network, timeout: float | None) -> Task | None:
-        membership = self._membership
-        # A client that receives events knows whether the queue is empty; any other has to ask the server.
-        if not network.feed.is_watching:
-            if (task := await self._blocks.look_in_queue(network)) is not None:
-                return task
-            await self._blocks.watch(network)
-        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        while not membership.terminated:
-            left = None if deadline is None else deadline - asyncio.get_running_loop().time()
-            if not await network.lines.queue.turn(left, membership.waits):
-                break
-            try:
-                if membership.terminated:
-                    break
-                task = await self._blocks.pop(network)
-            finally:
-                network.lines.queue.done()
-            if task is not None:
-                return task
-        return None
 
     # blocks
 
