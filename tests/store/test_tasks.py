@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import pytest_asyncio
 
-from rush_async import EncodeError, Failure, Rush, RushWorker
+from rush_async import DecodeError, EncodeError, Failure, Rush, RushWorker
 from rush_async.store import tasks as module
 from rush_async.store.decoding import decode_task
 from rush_async.store.keys import NetworkKeys
@@ -380,3 +380,16 @@ async def test_retries_of_cancelled_tasks_keep_the_server_for_a_moment_only(stor
     assert raw.info("commandstats")["cmdstat_evalsha"]["calls"] > 10
     assert (await rush.keys_with_state("queued"))["queued"][-200:] == keys
     assert raw.llen(NetworkKeys.of(rush.network_id).queue) == 30_200
+
+
+async def test_a_task_that_cannot_return_to_a_replaced_queue_stays_running(
+    rush: Rush, store: TaskStore, rush_worker: RushWorker, raw: Any
+) -> None:
+    await rush.push_tasks([{"x": 1}])
+    (taken,) = await popped(store, rush_worker.worker_id)
+    queue = NetworkKeys.of(rush.network_id).queue
+    raw.set(queue, "of another program")
+    with pytest.raises(DecodeError, match=queue):
+        await store.end([Ended("returned", taken.key, rush_worker.worker_id)])
+    raw.delete(queue)
+    assert await rush.counts() == (0, 1, 0, 0)

@@ -50,13 +50,13 @@ for n = 1, #keys do
   end
 end
 -- A task is in its new place before it leaves the old one, and what may be written twice comes first: a key that another program
--- has replaced fails a call and loses no task.
+-- has replaced fails a call and loses no task. Of the queue the list comes first: an entry without a record is skipped.
 if #failed > 0 then call('HSET', FAILED, unpack(failed)) end
 if #head > 0 then
   local reversed = {}
   for i = #head, 1, -1 do reversed[#reversed + 1] = head[i] end
-  call('HSET', QUEUED, unpack(queued))
   call('LPUSH', QUEUE, unpack(reversed))
+  call('HSET', QUEUED, unpack(queued))
 end
 include('append_finished')
 if #gone > 0 then call('HDEL', RUNNING, unpack(gone)) end
