@@ -198,11 +198,14 @@ def test_no_file_is_an_attic(house: House) -> None:
 # The goals in numbers
 
 
+WAY_OUT = "no change raises a limit of benchmarks/house/goals.py: delete, or move what another module would own"
+
+
 def assert_within(goal: Goal, measured: Measured) -> None:
     """Fails with the names behind a figure that is over its limit."""
     if measured.value > goal.limit:
         names = "".join(f"\n  {name}" for name in measured.names)
-        pytest.fail(f"{goal.name}: {measured.value}, at most {goal.limit} (goal: {goal.most}){names}", pytrace=False)
+        pytest.fail(f"{goal.name}: {measured.value}, at most {goal.limit} (goal: {goal.most}){names}\n{WAY_OUT}", pytrace=False)
 
 
 @pytest.mark.parametrize("goal", [goal for goal in GOALS if goal.measure is not None], ids=lambda goal: goal.name)
