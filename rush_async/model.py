@@ -70,8 +70,8 @@ def html_table(kind: str, name: str, rows: Mapping[str, object]) -> str:
 
 def _html_of(value: object) -> str:
     match value:
-        case Failure(kind, kind_of_error, message, trace):
-            summary = escape(_cut(f"{kind_of_error or kind}: {message}"))
+        case Failure(kind, error_type, message, trace):
+            summary = escape(_cut(f"{error_type or kind}: {message}"))
             return summary if trace is None else f"<details><summary>{summary}</summary><pre>{escape(trace)}</pre></details>"
         case datetime():
             return f"{value:%Y-%m-%d %H:%M:%S} UTC"

@@ -126,7 +126,7 @@ class Examination:
             yield check_time(int(answer[0]) + int(answer[1]) / 1e6 - (before + time.time()) / 2)
 
     def _facts(self, *words: str) -> Mapping[str, str] | Refusal:
-        """Returns what INFO, or a command like it, says."""
+        """Returns the fields of the reply to INFO, or to a command with a reply of the same format."""
         reply = self._server.ask(*words)
         if isinstance(reply, Refusal):
             return reply

@@ -52,7 +52,7 @@ class Snapshot:
         for state, records in view.records.items():
             if state == "queued":
                 listed = {key: records.pop(key) for key in view.queue if key in records}
-                notes.sift(state, records)  # the queue does not list these
+                notes.sift(state, records)  # tasks that the queue does not list are left out; malformed ones are noted
                 records = listed
             sifted = notes.sift(state, records)
             self._states[state] = sifted if state == "queued" else sifted.in_order()

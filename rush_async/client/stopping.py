@@ -61,12 +61,12 @@ class Stopping(Session[S]):
 
         The scripts judge the rules, so one step of the server decides for all workers: from the stop on no task starts
         anywhere, until `resume`. What runs may end. The rules replace those that the network had. The same rules again change
-        nothing, so every worker may set them: time and patience go on.
+        nothing, so every worker may set them: time and patience count on.
 
         Args:
             finished: how many tasks finish. While as many are running or finished, no further one starts, so exactly so many
                 finish; what is pushed as finished, or ran before the rule was set, may exceed it.
-            failed: how many tasks stand as failed, cancelled and removed ones too.
+            failed: how many tasks are failed, with those that were cancelled or removed.
             seconds: how much time passes from now on, by the server's clock.
             target: an output and the value of it that is good enough, as in `{"y": 0.4}`.
             patience: an output and how many tasks finish without a better value of it, as in `("y", 100)`, from now on.

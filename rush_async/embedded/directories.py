@@ -256,7 +256,11 @@ class DataDirectory:
         return RuntimeDirectory(path) if is_usable else None
 
     def make_private(self) -> None:
-        """Takes the rights of others from data that an older program has left, and refuses a link to another place."""
+        """Removes the rights of other users on data that an older program wrote.
+
+        Raises:
+            ServerStartError: a file is a symbolic link, or cannot be opened.
+        """
         with self.usable():
             try:
                 folder = os.open(self.path / "appendonlydir", _FOLDER)

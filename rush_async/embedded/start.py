@@ -227,19 +227,19 @@ class Server:
 
     def close(self) -> None:
         """Releases the lease, and ends the server unless other processes use it."""
-        # With the exclusive lock no process can join any more, and the watchdog leaves the server to us.
+        # While this process has the lock exclusively, no other can join, and the watchdog does not end the server.
         if not try_lock(self.lease):
             os.close(self.lease)
             return
         deadline = time.monotonic() + END_TIMEOUT
-        # A command ends the server at once; it looks at signals ten times a second only.
+        # The server executes SHUTDOWN at once, but looks at signals only ten times a second. It replies only if it refuses.
         try:
             has_agreed = not _ask(self.directory.socket, _SHUTDOWN, END_TIMEOUT)
         except OSError:
             has_agreed = False
         if has_agreed:
             self._wait_for_end(deadline)
-        # The watchdog gets the lock, and kills a server that still runs, say because of a script that does not end.
+        # The watchdog gets the lock, and kills a server that still runs, for example because a script does not end.
         os.close(self.lease)
         self._wait_for_end(deadline)
 

@@ -41,7 +41,7 @@ class FailureLog:
     async def _log_one(self, keys: Sequence[str]) -> None:
         n_seen = self._n_seen
         try:
-            with suppress(RushError):  # the next failure is tried then
+            with suppress(RushError):  # the tasks cannot be read now: the next failure is logged
                 tasks = await self._network.find(keys[:_MOST_READ])
                 failures = [(task, task.failure) for task in tasks.values() if task.state == "failed" and task.failure]
                 task, failure = next(pair for pair in failures if pair[1].kind not in _ASKED_FOR)

@@ -41,7 +41,7 @@ class NetworkSummary(NamedTuple):
 
 
 async def list_networks(config: RushConfig, prefix: str = "") -> list[NetworkSummary]:
-    """Lists the networks of a server, of a cluster those of all its nodes, in the order of their names.
+    """Lists the networks of a server, or of all nodes of a cluster, in the order of their names.
 
     The servers look at each key of the database, some at a time.
 

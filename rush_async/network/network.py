@@ -185,11 +185,11 @@ class Network:
         position, given = self.position, self.position.seed
         read_at = (position.epoch, given, self.lines.n_changes)
         if self._seed_read_at == read_at and position.epoch:
-            return position.founding_seed
+            return position.creation_seed
         await self.tasks.read_position()
         if not position.epoch or given is None:
             self._seed_read_at = (position.epoch, given, self.lines.n_changes)
-            return position.founding_seed
+            return position.creation_seed
         if position.stored_seed is None:
             position.stored_seed = await self.reservations.set_seed()
         if position.stored_seed != given:

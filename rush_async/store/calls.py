@@ -91,7 +91,7 @@ class Batcher:
     Args:
         connection: the connection they go through.
         caller: writes the calls.
-        position: where the network stands, which every reply tells.
+        position: the position of the network, which every reply carries.
     """
 
     def __init__(self, connection: Connection, caller: ScriptCaller, position: NetworkPosition) -> None:
@@ -102,11 +102,11 @@ class Batcher:
         self._wait = pack(("WAIT", self.n_replicas, REPLICAS_IN)) if self.n_replicas else b""
         self._connection = connection
         self._caller = caller
-        self._token = b""  # makes the network exist, once
+        self._token = b""  # from the server: with it a call may create the network, once
         self._unanswered: dict[int, _Batch] = {}
-        self._n_under_way = 0  # requests in them
+        self._n_under_way = 0  # requests in the unanswered batches
         self._waiting: dict[Script, deque[Request]] = {}
-        self._is_due = False
+        self._is_due = False  # whether `fill` is to be called before the next write
         self._progress = asyncio.Event()
         self._unawaited: set[Request] = set()  # abandoned and detached ones
 
@@ -247,7 +247,7 @@ class Batcher:
         """Sends what was issued."""
         self._is_due = False
         for script, waiting in self._waiting.items():
-            while waiting and self._has_window() and not (script.creates and self._is_founding()):
+            while waiting and self._has_window() and not (script.creates and self._is_creating()):
                 if requests := take_together(waiting):
                     self._send(script, requests)
         if not self._connection.is_ready and any(self._waiting.values()):
@@ -279,7 +279,7 @@ class Batcher:
         oldest = next(iter(self._unanswered))
         return self.number + 1 - oldest < WINDOW and self._connection.is_ready
 
-    def _is_founding(self) -> bool:
+    def _is_creating(self) -> bool:
         """Whether a call under way is to make the network exist: others wait for it, so that all keep their order."""
         return not self.position.epoch and any(b.script.creates and b.since != math.inf for b in self._unanswered.values())
 

@@ -328,7 +328,7 @@ def refuse_timestamps(value: Any, data: bytes) -> None:
 
 
 def ends_of(data: bytes, n: int) -> list[int]:
-    """Returns where each of the first `n` values of some ends that follow one another."""
+    """Returns where each of the first `n` values ends in `data`, which holds one packed value after another."""
     unpacker, ends = cast("Any", msgpack).Unpacker(max_buffer_size=max(len(data), 1)), list[int]()
     try:
         unpacker.feed(data)

@@ -72,13 +72,13 @@ class NetworkPosition:
         return self.epoch, self.n_rollbacks
 
     @property
-    def founding_seed(self) -> int | None:
-        """The seed that the network gets if it is founded here: that which a client gave, else that which it had."""
+    def creation_seed(self) -> int | None:
+        """The seed that the network gets if a call of this client creates it: the given one, else the one it had before."""
         return self.stored_seed if self.seed is None else self.seed
 
     def origin(self, token: bytes) -> bytes:
-        """Returns what a call needs that may make the network exist."""
-        seed = self.founding_seed
+        """Returns what a call sends that may create the network."""
+        seed = self.creation_seed
         return b"%d %b %b" % (self.highest_epoch, b"" if seed is None else b"%d" % seed, token)
 
     @property

@@ -89,7 +89,7 @@ class ReservationStore:
         self, worker_id: str, *, budget: int | None, max_failed: int | None, queued_first: bool
     ) -> Reserved | Lost:
         """Reserves an index for a worker. What is reserved for a caller that is gone returns."""
-        seed = self._calls.position.founding_seed
+        seed = self._calls.position.creation_seed
         limits = ["" if limit is None else limit for limit in (budget, max_failed)]
         args: list[Word] = [worker_id, "" if seed is None else str(seed), *limits, int(queued_first)]
         return await self._calls.call(_Reserve(self, worker_id, args))

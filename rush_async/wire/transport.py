@@ -226,7 +226,7 @@ class Transport(asyncio.Protocol):
                 self._owner.pushed(cast("list[Any]", reply))
             return
         if not self.unanswered:
-            self.drop(hiredis.ProtocolError("the server sent a reply that nobody asked for"))
+            self.drop(hiredis.ProtocolError("the server sent a reply that no command asked for"))
             return
         command = self.unanswered[0]
         if isinstance(reply, hiredis.ReplyError) and str(reply).partition(" ")[0] in _NOT_EXECUTED:

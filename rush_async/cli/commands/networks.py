@@ -15,7 +15,7 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.description = (
-        "Lists the networks of the server, of a cluster those of all nodes: their tasks, their running workers, and the\n"
+        "Lists the networks of the server, or of all nodes of a cluster: their tasks, their running workers, and the\n"
         "time since they were created or reset. The server looks at every key of the database, a thousand at a time."
     )
     parser.epilog = (

@@ -36,7 +36,7 @@ __all__ = ["Contents", "ExportedNetwork"]
 
 _BATCH = 1_000  # records that are decoded together
 _BATCH_BYTES = 16 * 1024 * 1024
-_STALE = 128  # in the second byte of a record: a stale entry of it is left in the queue, and an export has no such entries
+_STALE = 128  # a bit of the second byte of a record: the queue has a stale entry of the task
 
 
 class ExportedNetwork(Protocol):
@@ -137,7 +137,7 @@ class Contents:
         n: dict[TaskState, int] = {}
         for state, stored in view.records.items():
             records = self._spooled[state]
-            if stored is not records:  # there were few, or so many changed that all were read in one step
+            if stored is not records:  # all were read in one step, not into the temporary file
                 records.update(stored)
                 stored.clear()
             n[state] = 0
@@ -147,6 +147,7 @@ class Contents:
                 self._task_parts.note(state, sifted.records)
                 for key in sifted.keys:
                     raw = batch[key.encode()]
+                    # An export has no stale entries of the queue, so the bit is cleared.
                     self._tasks.add(state.encode(), b"%b%c%b" % (raw[:1], raw[1] % _STALE, raw[2:]))
                 n[state] += len(sifted.keys)
         return n

@@ -3,7 +3,7 @@
 require('call')
 if known then return repeated() end
 
-if EPOCH == '0' then return commit(SEED) end -- it comes with the call that founds the network
+if EPOCH == '0' then return commit(SEED) end -- it comes with the call that creates the network
 include('counts')
 if not call('HGET', META, 'seed') and n[1] + n[2] + n[3] + n[4] == 0 then
   call('HSET', META, 'seed', SEED)
