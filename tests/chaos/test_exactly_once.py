@@ -680,20 +680,20 @@ async def test_the_call_that_creates_a_network_takes_effect_once(
     name: str, fault_name: FaultName, proxy: Proxy, rush_server: RushConfig, raw: Any
 ) -> None:
     script, act = CREATING[name]
-    keys: Any = None
+    created: Any = None  # the keys of tasks, or a worker
     async with Rush(config=rush_server) as near, Rush(near.network_id, rush_server.at(proxy.url)) as far:
         at = NetworkKeys.of(near.network_id)
         fault = getattr(proxy, fault_name)(named("EVALSHA", script.digest))
         async with asyncio.timeout(TIMEOUT):
-            keys = await act(far)
+            created = await act(far)
         assert fault.hit.is_set()
         assert raw.hget(at.meta, "seq") == b"1"
-        if isinstance(keys, RushWorker):
+        if isinstance(created, RushWorker):
             assert raw.hlen(at.alive) == 1
-            await keys.aclose()
+            await created.aclose()
         else:
             found = await near.keys_with_state()
-            assert sorted(key for state in found.values() for key in state) == sorted(keys)  # a hash has no order
+            assert sorted(key for state in found.values() for key in state) == sorted(created)  # a hash has no order
             assert raw.llen(at.queue) == len(found["queued"])
         if isinstance(fault, LateCopy):
             seq = raw.hget(at.meta, "seq")

@@ -263,7 +263,7 @@ async def test_wait_until_knows_at_once_what_holds_already(rush: Rush, elsewhere
 
 
 async def test_wait_until_sees_every_step(rush: Rush, rush_worker: RushWorker) -> None:
-    # Between the two replies there is a moment with one running task, however soon it ends.
+    # One task runs between the reply to its start and the reply to its end, however soon that is.
     waiting = await waits(rush.wait_until(lambda counts: counts.running == 1), rush)
     async with rush_worker.task(XS) as task:
         task.ys = {"y": 1}

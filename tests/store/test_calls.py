@@ -303,7 +303,7 @@ async def test_answers_of_clients_that_were_killed_are_removed_hours_later(rush:
     for client in (*killed, young):
         raw.hset(keys.calls, mapping={f"{client}:{slot}": f"{slot + 1} \x01" for slot in range(WINDOW)})
         raw.zadd(f"{keys.calls}:clients", {client: int(client[:8], 16)})
-    await rush.push_failed_tasks([{"x": 0}])  # the call that founds the network notes no name
+    await rush.push_failed_tasks([{"x": 0}])  # the call that creates the network notes no name
     names = [client_name(), client_name()]
     for name.text in names:  # each new client removes the answers of two old ones
         await rush.push_tasks([{"x": 0}])

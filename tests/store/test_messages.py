@@ -249,7 +249,7 @@ def test_a_change_of_the_rules_is_a_group_that_users_do_not_see() -> None:
     assert not message_of(["T", "", "manual", "enough"], ["X", "owl", "a"]).changes_rules
 
 
-async def test_a_stop_and_a_resumption_are_published_on_both_channels_as_packed_here(
+async def test_a_stop_and_a_resumption_are_published_on_both_channels_as_the_messages_encode_them(
     rush: Rush, rush_server: RushConfig
 ) -> None:
     assert rush_server.url is not None
@@ -287,7 +287,7 @@ async def test_a_stop_and_a_resumption_are_published_on_both_channels_as_packed_
     assert resumed.position.stop is None
 
 
-async def test_what_the_scripts_publish_is_packed_as_here(rush: Rush, rush_server: RushConfig) -> None:
+async def test_scripts_publish_what_the_messages_encode(rush: Rush, rush_server: RushConfig) -> None:
     assert rush_server.url is not None
     network = rush._net  # pyright: ignore[reportPrivateUsage]
     keys = network.keys

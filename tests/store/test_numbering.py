@@ -1,4 +1,4 @@
-"""The names of clients: each is for a limited time, and the numbers of the calls go on under the next one."""
+"""The names of clients: each is for a limited time, and the numbers of the calls continue under the next one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def test_the_slots_are_those_of_the_last_calls() -> None:
     assert len(set(name.slots(1_000))) == WINDOW
 
 
-async def test_a_client_takes_another_name_in_time_and_its_numbers_go_on(rush: Rush) -> None:
+async def test_a_client_takes_another_name_in_time_and_its_numbers_continue(rush: Rush) -> None:
     calls, names = rush._net.tasks.calls, list[str]()  # pyright: ignore[reportPrivateUsage]
     for x in range(4):
         if x == 2:

@@ -61,7 +61,7 @@ async def test_rules_are_kept_in_meta_with_the_best_and_when_it_came(rush: Rush,
     assert kept(rush, raw) == found
 
 
-async def test_more_than_a_thousand_tasks_that_were_not_read_are_behind(rush: Rush, raw: Any) -> None:
+async def test_a_caller_that_read_too_few_finished_tasks_or_more_than_there_are_is_behind(rush: Rush, raw: Any) -> None:
     rules = rules_of(rush)
     await rush.push_finished_tasks([XS] * 1_002, [{"y": 1.0}] * 1_001 + [{"y": 0.5}])
     given = StopRules(output="y", target=0.5)
@@ -212,7 +212,7 @@ async def test_all_keys_of_an_ended_network_expire_at_one_moment_and_the_first_c
 
 
 async def test_a_time_to_live_costs_no_command_while_a_network_is_in_use(rush: Rush, raw: Any) -> None:
-    for _ in range(2):  # the first call founds the network, the next one notes the name of the client
+    for _ in range(2):  # the first call creates the network, the next one notes the name of the client
         await rush.push_tasks([XS])
 
     async def commands() -> dict[str, int]:

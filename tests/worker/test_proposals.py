@@ -605,10 +605,10 @@ async def test_a_seed_outlives_both_resets(rush_server: RushConfig, raw: Any, wo
         assert meta(rush, raw, "seed") == b"%d" % SEED
 
 
-@pytest.mark.parametrize("is_founded", [False, True])
-async def test_another_seed_in_this_process_is_an_error_that_names_both(rush_server: RushConfig, is_founded: bool) -> None:
+@pytest.mark.parametrize("exists_before", [False, True])
+async def test_another_seed_in_this_process_is_an_error_that_names_both(rush_server: RushConfig, exists_before: bool) -> None:
     async with seeded(rush_server) as rush:
-        if is_founded:
+        if exists_before:
             await rush.push_tasks([{"x": 1.0}])
         with pytest.raises(NetworkStateError, match=f"has the seed {SEED} in this process, and 7 was given"):
             async with Rush(rush.network_id, rush_server, seed=7):
@@ -653,10 +653,10 @@ async def test_a_seed_for_a_network_with_tasks_and_without_a_seed_is_an_error(ru
         await rush.reset()
 
 
-async def test_a_network_that_others_founded_without_a_seed_gets_that_of_a_client(rush_server: RushConfig, raw: Any) -> None:
+async def test_a_network_that_others_created_without_a_seed_gets_that_of_a_client(rush_server: RushConfig, raw: Any) -> None:
     far = replace(rush_server, response_timeout=10.5)
     async with seeded(rush_server) as rush, RushWorker(rush.network_id, far) as other:
-        assert meta(rush, raw, "seed") is None  # the other process founded it, and knows of no seed
+        assert meta(rush, raw, "seed") is None  # the other process created it, without a seed
         async with RushWorker(rush.network_id, rush_server) as worker:
             assert (await anext(worker.proposals(propose))).xs == xs_of(Draw(SEED, 0, 0, 0))
         assert meta(rush, raw, "seed") == b"%d" % SEED
