@@ -175,7 +175,7 @@ def test_every_fence_is_one_that_the_runner_understands(page: str) -> None:
     blocks = blocks_of(read(page))
     understood = [f'{block.language} title="{block.title}"' if block.title else block.language for block in blocks]
     assert [fence.lstrip("`") for fence in fences] == understood
-    # Bash takes the failure of `a && b` in the middle of a block for a test, and would go on.
+    # Bash takes the failure of `a && b` in the middle of a block for a test, and would continue.
     lines = [line for block in blocks if block.language == "sh" and block.is_followed for line in block.text.split("\n")[:-2]]
     assert [line for line in lines if "&&" in line] == []
     # Blocks that run are marked `sh` or `python`; no other block is marked so.

@@ -354,7 +354,7 @@ class Bench:
         ]
 
     async def _work_on(self, order: Order, at: int, files: list[Path]) -> Cancelled:
-        """Has a process work on an order, and another one go on where it is killed. Returns what was cancelled."""
+        """Has a process work on an order, and another one continue where it is killed. Returns what was cancelled."""
         if not self._children:
             return await work(order)
         n_killed = 0
@@ -423,7 +423,7 @@ class Bench:
                 if counts.running == 0 and (counts.queued == 0 or plan.kind == "stop"):
                     return None
                 if time.monotonic() > deadline:
-                    return Violation(f"{counts.queued} tasks are queued and {counts.running} running, and nobody works on them")
+                    return Violation(f"{counts.queued} tasks are queued and {counts.running} running, and no worker runs them")
                 async with calls.call("pop", worker=rush.worker_id) as call:
                     task = await rush.pop_task(0.1)
                     call.got = None if task is None else [task.key, task.attempt, task.index, ""]

@@ -59,7 +59,7 @@ class FinalState:
 
 
 def read_final_state(raw: Any, network_id: str) -> FinalState:
-    """Reads the state of a network that nobody changes any more.
+    """Reads the state of a network that no client changes any more.
 
     Args:
         raw: a plain client of the server.

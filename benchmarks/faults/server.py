@@ -77,7 +77,7 @@ class BreakableServer:
         self._process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Lets a stopped process go on."""
+        """Lets a stopped process continue."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 

@@ -223,10 +223,11 @@ class LoseStep(NamedTuple):
 
     def next(self, answer: Sequence[Any]) -> LoseStep:
         """Returns the step that follows an answer."""
-        cursor, shut_out, others, n_failed, n_requeued = answer
+        # `clearing`: workers that an earlier call shut out, and whose tasks are not all cleared.
+        cursor, shut_out, clearing, n_failed, n_requeued = answer
         names = _decoded(shut_out)
         is_last = cursor == b"0"
-        workers = () if is_last else names + _decoded(others)
+        workers = () if is_last else names + _decoded(clearing)
         return self._replace(cursor=cursor.decode(), workers=workers, shut_out=names, n_failed=n_failed, n_requeued=n_requeued)
 
 

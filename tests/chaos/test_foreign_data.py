@@ -148,7 +148,7 @@ async def pop(worker: RushWorker, timeout: float = 0.2) -> Task | DecodeError | 
         return error
 
 
-async def check_that_all_goes_on(stage: Stage) -> None:
+async def check_that_all_works(stage: Stage) -> None:
     """Calls of the same client and of another network of the same server are answered, and the worker is alive."""
     other, worker = await stage.open_network()
     await in_time(other.push_tasks([{"x": 1}]))
@@ -177,7 +177,7 @@ async def test_a_task_with_an_odd_key_is_popped_or_named_in_an_error_and_the_nex
             assert not isinstance(task, Task) or task.xs == {"x": "good" if task.key == good else "odd"}
         if None in popped:  # the odd one is not lost without a word
             assert stage.raw.hexists(stage.keys.queued, KEYS[name]) or stage.raw.hexists(stage.keys.failed, KEYS[name])
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -194,7 +194,7 @@ async def test_merged_pops_are_all_answered_when_one_takes_a_task_with_an_odd_ke
         keys = [task.key for task in popped if isinstance(task, Task)]
         assert set(good) <= set(keys)
         assert len(set(keys)) == len(keys)
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -211,7 +211,7 @@ async def test_other_calls_on_a_queue_with_an_odd_key_end_in_time(
         (next_one,) = await in_time(stage.rush.push_tasks([{"x": 3}]))
         popped = [await pop(stage.worker), await pop(stage.worker)]
         assert next_one in [task.key for task in popped if isinstance(task, Task)]
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 @pytest.mark.parametrize("epoch", ["abc", "", "1.5", "-"])
@@ -228,7 +228,7 @@ async def test_an_epoch_that_is_no_number_is_an_error_for_every_caller(
             assert all(isinstance(error, RushError) and not isinstance(error, WorkerLostError) for error in errors), errors
         finally:
             stage.raw.hset(stage.keys.meta, "epoch", was)
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
         assert isinstance(await pop(stage.worker), Task)
 
 
@@ -280,7 +280,7 @@ async def test_a_malformed_record_keeps_no_worker_from_the_good_tasks(
         assert stage.n_commands - n_before < 20 * 5 + FEW
         raw, keys = stage.raw, stage.keys
         assert errors or any(raw.hexists(name, "bad") for name in (keys.queued, keys.running, keys.failed))
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 async def test_a_malformed_record_in_the_queue_does_not_keep_it_from_being_emptied(
@@ -295,7 +295,7 @@ async def test_a_malformed_record_in_the_queue_does_not_keep_it_from_being_empti
         assert stage.n_commands - n_before < FEW
         left = {key.decode() for key in stage.raw.hkeys(stage.keys.queued)}
         assert not left & set(good)
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 @pytest.mark.parametrize("timeout", [0, 0.3])
@@ -314,7 +314,7 @@ async def test_a_queued_record_that_the_queue_does_not_list_makes_no_pop_spin(
         (key,) = await in_time(stage.rush.push_tasks([{"x": 2}]))
         popped = [await pop(stage.worker, 0.3), await pop(stage.worker, timeout)]
         assert key in [task.key for task in popped if isinstance(task, Task)]
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 async def test_a_worker_that_waits_beside_an_unlisted_record_spends_no_commands(
@@ -393,7 +393,7 @@ async def test_what_another_program_writes_into_meta_is_an_error_that_every_call
             assert (raw.hlen(keys.queued) + raw.hlen(keys.running) + raw.hlen(keys.failed)) >= 10
             raw.hdel(keys.meta, name) if was is None else raw.hset(keys.meta, name, was)
             stage.rush._net.position.stored_seed = None  # pyright: ignore[reportPrivateUsage]
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 @pytest.mark.parametrize("name", ["queue", "queued", "running", "finished", "failed", "calls", "alive"])
@@ -462,7 +462,7 @@ async def test_pops_after_the_list_of_the_queue_was_deleted_end_in_time(
         assert (await stage.rush.get_tasks(key))[0] is not None
         popped = [await pop(stage.worker, 0.3) for _ in range(7)]
         assert key in [task.key for task in popped if isinstance(task, Task)]
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 @pytest.mark.parametrize("timeout", [0, 0.3])
@@ -486,7 +486,7 @@ async def test_pops_end_in_time_when_the_server_went_back_to_an_empty_queue(
         popped = [await pop(stage.worker, 0.3), await pop(stage.worker, 0.3)]
         assert key in [task.key for task in popped if isinstance(task, Task)]
         assert (await in_time(stage.rush.counts())).queued == 0
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 async def test_a_client_counts_and_pops_what_the_server_has_after_it_went_back(
@@ -506,7 +506,7 @@ async def test_a_client_counts_and_pops_what_the_server_has_after_it_went_back(
         assert [task.key for task in popped if isinstance(task, Task)] == keys
         assert popped[-1] is None
         assert stage.n_commands - n_before < FEW
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 async def test_a_number_of_events_that_went_back_freezes_no_counter(small_server: SmallServer, directory: Path) -> None:
@@ -522,7 +522,7 @@ async def test_a_number_of_events_that_went_back_freezes_no_counter(small_server
         assert sum(isinstance(task, Task) for task in popped) == 4
         assert popped[-1] is None
         assert stage.n_commands - n_before < FEW
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 OFTEN = {"heartbeat_period": 0.1, "heartbeat_expire": 5.0}
@@ -582,7 +582,7 @@ async def test_nothing_runs_for_ever_on_a_server_that_went_back_in_time(
         assert stage.raw.hkeys(stage.keys.alive) == [stage.worker.worker_id.encode()]
         assert "went back" in caplog.text
         assert await in_time(stage.worker.finish_tasks(held, [{"y": 2}])) == [held]
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)
 
 
 async def test_points_that_another_program_wrote_refuse_pushes_with_unique_alone(
@@ -604,4 +604,4 @@ async def test_points_that_another_program_wrote_refuse_pushes_with_unique_alone
         entries = await in_time(stage.rush.push_tasks([{"x": 1}, {"x": 3}], unique=True))
         assert [key is None for key in entries] == [True, False]
         await in_time(stage.rush.empty_queue())
-        await check_that_all_goes_on(stage)
+        await check_that_all_works(stage)

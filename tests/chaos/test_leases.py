@@ -135,7 +135,7 @@ async def test_many_networks_of_a_process_share_a_thread_though_their_loop_is_bl
 
 async def test_two_event_loops_of_a_process_are_two_leases(slow: Rush, quick: RushConfig, raw: Any) -> None:
     """One of them hangs for longer than it may: its worker alone is given up."""
-    entered, may_go_on = threading.Event(), threading.Event()
+    entered, may_continue = threading.Event(), threading.Event()
     learnt: list[str] = []
 
     def hang() -> None:
@@ -144,7 +144,7 @@ async def test_two_event_loops_of_a_process_are_two_leases(slow: Rush, quick: Ru
             async with RushWorker(slow.network_id, config, worker_id="hangs") as worker:
                 (key,) = await worker.push_running_tasks([{"x": 1}])
                 entered.set()
-                may_go_on.wait(20)
+                may_continue.wait(20)
                 deadline = time.monotonic() + 10
                 while not worker.terminated and time.monotonic() < deadline:
                     time.sleep(0.001)  # noqa: ASYNC251 - the loop stays blocked: the thread sets it
@@ -162,7 +162,7 @@ async def test_two_event_loops_of_a_process_are_two_leases(slow: Rush, quick: Ru
         try:
             await slow.wait_until(lambda counts: counts.failed == 1, timeout=10)
         finally:
-            may_go_on.set()
+            may_continue.set()
         await hanging
         assert learnt == ["it was lost"]
         assert not worker.terminated
@@ -291,11 +291,11 @@ async def test_a_thread_whose_loop_is_blocked_sweeps_in_the_epoch_that_is(slow: 
     """Its loop has not learnt of a reset: the sweep takes the epoch of the beat."""
     async with RushWorker(slow.network_id, slow.config) as victim, RushWorker(slow.network_id, quick) as busy:
         await victim.push_running_tasks([{"x": 1}])
-        blocked, may_go_on = threading.Event(), threading.Event()
+        blocked, may_continue = threading.Event(), threading.Event()
 
         def block() -> None:
             blocked.set()
-            may_go_on.wait(20)
+            may_continue.wait(20)
 
         # Another loop, as in another process: this one has to continue.
         def elsewhere() -> None:
@@ -318,7 +318,7 @@ async def test_a_thread_whose_loop_is_blocked_sweeps_in_the_epoch_that_is(slow: 
             await slow.wait_until(lambda counts: counts.failed == 1, timeout=5)
             assert raw.exists(keys_of(slow).passing) == 0
         finally:
-            may_go_on.set()
+            may_continue.set()
         await running
 
 

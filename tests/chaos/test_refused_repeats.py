@@ -75,7 +75,7 @@ class Case:
 
 
 def state_of(state: str) -> Check:
-    """Every caller was told of one task, another one each, which is in this state."""
+    """Every caller got one task, each a different one, which is in this state."""
 
     def check(stage: Stage, given: Any, results: list[Any]) -> None:
         states = stage.states()

@@ -552,7 +552,7 @@ async def test_row_10_nothing_of_a_worker_is_resurrected_by_its_end(rush: Rush, 
         (key,) = await worker.push_running_tasks([XS])
         async with Rush(rush.network_id, replace(rush.config, response_timeout=10.5)) as elsewhere:
             await elsewhere.push_tasks([XS])
-            # Everything is gone at once, as a reset by somebody who does not wait for workers leaves it.
+            # Everything is gone at once, as after a reset that does not wait for workers.
             raw.flushall()
             assert await elsewhere.counts() == Counts()
         del key

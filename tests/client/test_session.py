@@ -89,7 +89,7 @@ def hello(name: bytes, version: bytes) -> bytes:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """A port without a listener."""
     import socket
 
     with socket.socket() as probe:
@@ -130,7 +130,7 @@ async def test_row_1_a_manager_without_config_or_id_works(monkeypatch: pytest.Mo
         assert rush.config.url is not None
         assert rush.config.url.startswith("unix://")
         (key,) = await rush.push_tasks([XS])
-        # One server a process: whoever names the network is in it.
+        # One server a process: every client that names the network is in it.
         async with RushWorker(rush.network_id) as worker:
             task = await worker.pop_task(0)
             assert task is not None

@@ -26,14 +26,14 @@ class Errand:
     Attributes:
         replies: what the server said at each attendance.
         errors: raised by the next attendances, each once.
-        goes_on: whether it stays with the thread afterwards.
+        stays: whether it stays with the thread afterwards.
     """
 
     config: RushConfig
     slot: int | None = None
     due_at: float = 0.0
     retry_delay: float = 0.01
-    goes_on: bool = True
+    stays: bool = True
     words: tuple[str | int, ...] = ("PING",)
     replies: list[Any] = field(default_factory=list[Any])
     errors: list[Exception] = field(default_factory=list[Exception])
@@ -45,7 +45,7 @@ class Errand:
             raise self.errors.pop(0)
         self.replies.append(connection.ask(*self.words))
         self.due_at = math.inf
-        return self.goes_on
+        return self.stays
 
 
 @asynccontextmanager
@@ -98,7 +98,7 @@ async def attended_beside(errand: Errand) -> AsyncGenerator[None]:
 
 
 async def test_a_duty_that_is_done_ends_the_thread_with_it(rush_server: RushConfig) -> None:
-    errand = Errand(rush_server, goes_on=False)
+    errand = Errand(rush_server, stays=False)
     thread = HeartbeatThread.add(errand)
     await wait_until(lambda: n_threads() == 0)
     assert errand.replies == [b"PONG"]
@@ -147,7 +147,7 @@ def test_a_duty_outlives_the_event_loop_that_added_it(rush_server: RushConfig) -
         return HeartbeatThread.add(errand)
 
     thread = asyncio.run(add())
-    errand.goes_on, errand.due_at = False, 0.0
+    errand.stays, errand.due_at = False, 0.0
     thread.wake()
     asyncio.run(wait_until(lambda: n_threads() == 0))
     assert errand.replies == [b"PONG"]

@@ -82,7 +82,7 @@ async def test_results_are_read_anew_after_the_server_lost_some_while_disconnect
         for x in range(4):
             await finish(rush, x)
             assert await results(events) == [x]
-        # A server that lost its last moment and went on, while nobody heard it.
+        # The server lost its last results and continued while `far` was disconnected.
         proxy.refuse()
         proxy.cut_all("pubsub")
         name = NetworkKeys.of(rush.network_id).finished

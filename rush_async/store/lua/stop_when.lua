@@ -2,8 +2,8 @@
 -- ARGV  ... lifts, spec (a msgpack map: finished, failed, seconds, output, maximize, target, patience), then the best output of
 --       the first `n_read` finished tasks without imported ones, '' for none
 -- answer: 'set'; 'same' where these rules hold already, also in a network that they have stopped; 'stopped' where other rules
---         have stopped it; 'behind' where so many tasks have finished since that the caller has to read them; or, of a
---         resumption, the rule that is true already, so that nothing was changed
+--         have stopped it; 'behind' where so many tasks have finished since that the caller has to read them, or fewer than
+--         it read; or, of a resumption, the rule that is true already, so that nothing was changed
 local MOST_READ = 1000
 require('call')
 if known then return repeated() end
@@ -20,8 +20,8 @@ if rules.output then
   if n_finished < n_read or n_finished > n_read + MOST_READ then return commit('behind') end
   rules.best, rules.best_at = tonumber(BEST), n_finished - judge.n_imported
   local name, imported = packed(rules.output), {}
-  for first, behind in string.gmatch(call('HGET', META, 'imported_at') or '', '(%d+) (%d+)') do
-    for place = math.max(first, n_read), behind - 1 do imported[place] = true end
+  for first, past_end in string.gmatch(call('HGET', META, 'imported_at') or '', '(%d+) (%d+)') do
+    for place = math.max(first, n_read), past_end - 1 do imported[place] = true end
   end
   for i, record in ipairs(call('LRANGE', FINISHED, n_read, -1)) do
     local value = not imported[n_read + i - 1] and judge.output_at(record, judge.outputs_of(record), name)
