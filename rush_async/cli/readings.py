@@ -101,7 +101,7 @@ async def rate(network: Network, now: datetime) -> Rate:
 
 
 async def read_failed(network: Network, most: int | None = None) -> FailedTasks:
-    """Returns the failed tasks; of more than `most`, about so many of them."""
+    """Returns the failed tasks; of more than `most`, about so many of them, not chosen by their time."""
     if most is None or network.position.counts.failed <= most:
         records, is_whole = list((await network.tasks.scan("failed", 1_000)).values()), True
     else:

@@ -189,7 +189,7 @@ class Membership:
         """Notes that the network has shut the worker out, and why."""
         if self.shut_out_because is None and self.is_registered:
             self.shut_out_because = why
-            self._tell_ended(list(self._held), None)
+            self._notify_ended(list(self._held), None)
             self._held.clear()
             self.request_stop()
             # The loop of a lost worker continues: it gets a `WorkerLostError` and may open another worker.
@@ -287,7 +287,7 @@ class Membership:
     def cancel_task(self, key: str) -> None:
         """Cancels the block of a task that the network has failed."""
         if self._held.pop(key, _NOT_HELD) is not _NOT_HELD:
-            self._tell_ended([key], "failed")
+            self._notify_ended([key], "failed")
             self._note_change()
             if (guard := self._guards.get(key)) is not None:
                 guard.cancel()
@@ -308,13 +308,13 @@ class Membership:
         except asyncio.CancelledError:
             ended = [key for key in keys if key in self._held]
             self._forget(keys, n_ended=len(ended))  # the call takes effect nevertheless
-            self._tell_ended(ended, state)
+            self._notify_ended(ended, state)
             raise
         moved = keys if marks == [1] else [key for key, mark in zip(keys, marks, strict=True) if mark == 1]
         if len(moved) < len(items):
-            self._tell_ended([key for key in keys if key in self._held and key not in moved], None)
+            self._notify_ended([key for key in keys if key in self._held and key not in moved], None)
         self._forget(keys, n_ended=len(moved))
-        self._tell_ended(moved, state)
+        self._notify_ended(moved, state)
         if len(moved) == len(items):
             return moved
         if None in marks:
@@ -337,7 +337,7 @@ class Membership:
             self._limiter.note_ended(n_ended)
         self._note_change()
 
-    def _tell_ended(self, keys: Sequence[str], state: TaskState | None) -> None:
+    def _notify_ended(self, keys: Sequence[str], state: TaskState | None) -> None:
         if (observer := self._neighbours.observer) is not None:
             observer.tasks_ended(keys, state)
 
@@ -349,13 +349,13 @@ class Membership:
         """Fails a task whose end was given up, once the server is there, unless that end was executed after all."""
         if key in self._held:
             self._forget([key], n_ended=0)
-            self._tell_ended([key], "failed")
+            self._notify_ended([key], "failed")
             self._tasks.fail_later(key, self.worker_id, error)
 
     async def fail_held(self, failure: Failure) -> None:
         """Fails the tasks that the worker still holds."""
         if keys := list(self._held):
-            self._tell_ended(keys, "failed")
+            self._notify_ended(keys, "failed")
             self._held.clear()
             ended = encode_failure(failure)
             await self._tasks.end([Ended("failed", key, self.worker_id, ended) for key in keys])

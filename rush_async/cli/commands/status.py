@@ -12,7 +12,7 @@ from rush_async.cli.options import add_json, add_network, add_server
 
 __all__ = ["add_arguments", "run"]
 
-_MOST_FAILED = 2_000  # failed tasks that are looked through for the last ones
+_MOST_FAILED = 2_000  # failed tasks that are read; of more, the failures shown are the last of so many, not of all
 _N_FAILURES = 3
 
 
