@@ -8,12 +8,12 @@ import logging
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from types import FrameType
 from typing import NoReturn
 
+from rush_async.cli.output import flush
 from rush_async.worker.worker import Runner
 
 __all__ = ["Drain"]
@@ -66,11 +66,8 @@ class Drain:
     def end(self, code: int) -> None:
         """Sets the exit code once all workers have ended."""
         self.code = code
-        try:
-            with contextlib.suppress(AttributeError, ValueError):  # stdout was closed
-                sys.stdout.flush()
-        except OSError:  # its reader is gone; the flush at interpreter exit must not change the exit code
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):  # its reader has gone, which must not change the exit code
+            flush()
         self._steps.put("ended")
 
     def _take_signal(self, number: int, frame: FrameType | None) -> None:

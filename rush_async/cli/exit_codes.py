@@ -3,7 +3,7 @@
 | code | means |
 |---|---|
 | 0 | done |
-| 1 | a loop failed, or what was looked for is not there or is bad |
+| 1 | a loop failed, what was looked for is not there or is bad, or a file or the output cannot be written |
 | 2 | wrong usage |
 | 3 | a worker was killed or declared lost |
 | 69 | the server cannot be reached |

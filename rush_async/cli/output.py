@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import signal
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 from rush_async.cli.exit_codes import FAILED, USAGE, CommandError
 
-__all__ = ["age", "as_text", "ask", "counted", "is_terminal", "json_text", "print_json", "print_table"]
+__all__ = ["age", "as_text", "ask", "counted", "flush", "json_text", "print_json", "print_table"]
 
 # with separators of lines, and with what turns the direction of writing
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -39,7 +40,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         for at in range(len(columns))
     ]
     texts = [[as_text(value) for value in row] for row in rows]
-    if is_terminal() and _print_with_rich(columns, texts, numeric):
+    if sys.stdout.isatty() and _print_with_rich(columns, texts, numeric):
         return
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
     for row in (columns, *texts):
@@ -47,11 +48,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
             text.rjust(width) if right else text.ljust(width) for text, width, right in zip(row, widths, numeric, strict=True)
         ]
         print(_GAP.join(cells).rstrip())
-
-
-def is_terminal() -> bool:
-    """Whether stdout is a terminal. It may be closed."""
-    return sys.stdout is not None and sys.stdout.isatty()  # pyright: ignore[reportUnnecessaryComparison]
 
 
 def _print_with_rich(columns: Sequence[str], texts: Sequence[Sequence[str]], numeric: Sequence[bool]) -> bool:
@@ -117,6 +113,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, timedelta):
         return value.total_seconds()
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def flush() -> None:
+    """Writes what is buffered. What cannot be written is dropped: the interpreter tries once more, and would end with 120.
+
+    Raises:
+        OSError: stdout cannot be written, such as to a closed pipe or a full disk.
+    """
+    for stream in (sys.stderr, sys.stdout):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+            if stream is sys.stdout:
+                raise
+        except ValueError:  # a loop has closed it
+            pass
 
 
 def age(seconds: float) -> str:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from rush_async.cli.exit_codes import CLOSED_PIPE, DONE, FAILED, INTERRUPTED, USAGE, explain
 from rush_async.cli.options import Parser
+from rush_async.cli.output import flush
 from rush_async.errors import RushError, redact
 
 __all__ = ["COMMANDS", "Command", "fill", "main", "parse"]
@@ -70,18 +71,31 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code. Wrong usage raises `SystemExit`, as argparse does."""
     words = sys.argv[1:] if argv is None else list(argv)
+    _open_closed_streams()
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="backslashreplace")  # a value may have characters that the terminal has not
     try:
         try:
             return _run(words)
         finally:
-            _flush()
+            flush()
     except KeyboardInterrupt:  # also while a command is imported
         return INTERRUPTED
     except BrokenPipeError:  # the reader of the output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at interpreter exit says nothing
         return CLOSED_PIPE
+    except OSError as error:  # such as a file that is missing, or a full disk
+        where = f"{error.filename}: " if error.filename else ""
+        with suppress(OSError):  # stderr may be on the same disk
+            print(" ".join(["rush-async", *words[:1]]) + f": {where}{error.strerror or error}", file=sys.stderr)
+        flush()
+        return FAILED
+
+
+def _open_closed_streams() -> None:
+    """Opens the streams that the program was started without, as by `>&-`. Else a file or a socket would take their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the process ends
 
 
 def _run(words: list[str]) -> int:
@@ -105,11 +119,6 @@ def _run(words: list[str]) -> int:
         code, message = explain(error)
         print(f"rush-async {command.name}: {message}", file=sys.stderr)
         return code
-    except OSError as error:
-        if error.filename is None:  # such as a closed pipe
-            raise
-        print(f"rush-async {command.name}: {error.filename}: {error.strerror}", file=sys.stderr)
-        return FAILED
 
 
 def parse(command: Command, parser: Parser, words: list[str]) -> Namespace:
@@ -127,11 +136,6 @@ def fill(command: Command, parser: ArgumentParser) -> None:
 
 def _module_of(command: Command) -> str:
     return f"rush_async.cli.commands.{command.module}"
-
-
-def _flush() -> None:
-    with suppress(AttributeError, ValueError):  # stdout was closed
-        sys.stdout.flush()
 
 
 _MORE_HELP = """

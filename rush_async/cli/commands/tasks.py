@@ -65,9 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints tasks, and returns the exit code."""
-    from rush_async.cli.output import is_terminal
-
-    if options.format == "parquet" and not options.output and is_terminal():
+    if options.format == "parquet" and not options.output and sys.stdout.isatty():
         options.parser.error("Parquet is not for terminals: name a file with -o, or redirect the output")
     if options.format == "table" and options.output:
         options.parser.error("a table is for terminals: choose --format csv, json or parquet for a file")
@@ -121,9 +119,7 @@ def _write(frame: pl.DataFrame, options: argparse.Namespace) -> None:
     else:
         written = BytesIO()  # polars raises an error of its own for a closed pipe
         _write_bytes(frame, options.format, written)
-        if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison] - it may be closed
-            sys.stdout.buffer.write(written.getbuffer())
-            sys.stdout.buffer.flush()
+        sys.stdout.buffer.write(written.getbuffer())
 
 
 def _cell(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
@@ -57,7 +58,6 @@ def run(options: argparse.Namespace) -> int:
 
 async def _watch(options: argparse.Namespace) -> None:
     from rush_async.cli.opening import open_network
-    from rush_async.cli.output import is_terminal
     from rush_async.client.client import RushClient
     from rush_async.store.finished import Best
 
@@ -68,7 +68,7 @@ async def _watch(options: argparse.Namespace) -> None:
     ):
         watch = Watch(network, Best(options.by, maximize=options.maximize))
         await watch.read()
-        view = LiveView() if is_terminal() and _has_rich() else LineView()
+        view = LiveView() if sys.stdout.isatty() and _has_rich() else LineView()
         with view.opened():
             while True:
                 await watch.read_failure()

@@ -62,10 +62,3 @@ async def test_which_tasks_must_be_said(call: Calling) -> None:
     both = await call("retry", "--key", "k", "--type", "ValueError")
     assert both.code == 2
     assert "not allowed with argument" in both.errors
-
-
-@pytest.mark.parametrize("words", [("retry",), ("cancel", "--all")])
-async def test_a_network_that_does_not_exist_ends_with_78(words: tuple[str, ...], call: Calling) -> None:
-    called = await call(*words, net="none")
-    assert (called.code, called.out) == (78, "")
-    assert "network 'none' does not exist on " in called.errors

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import sys
 
 from rush_async import Rush
@@ -36,14 +34,6 @@ async def test_the_status_as_json(searched: Rush, command: Command) -> None:
     assert "stopped     0 s ago (manual: enough)" in (await command("status")).lines
 
 
-async def test_a_network_that_does_not_exist_is_78(rush: Rush, command: Command) -> None:
-    for word in ("status", "workers", "failures", "log", "watch", "tasks"):
-        refused = await command(word, "no such network")
-        assert (refused.code, refused.out) == (78, b"")
-        assert b"network 'no such network' does not exist" in refused.err
-        assert b"`rush-async networks` lists those that do" in refused.err
-
-
 LOADED = """
 import sys
 from rush_async.cli.program import main
@@ -59,15 +49,3 @@ async def test_light_commands_import_no_more_than_they_need(searched: Rush, run:
         program = await run(sys.executable, "-c", LOADED, *words, RUSH_URL=searched.config.url)
         _, errors = await program.process.communicate()
         assert errors.decode() == f"{loaded}\n"
-
-
-async def test_a_closed_pipe_ends_a_command_quietly(searched: Rush) -> None:
-    assert searched.config.url is not None
-    reader, writer = os.pipe()
-    os.close(reader)
-    for command in (["status"], ["tasks", "--format", "parquet"]):
-        words = [sys.executable, "-m", "rush_async", *command, searched.network_id, "--url", searched.config.url]
-        process = await asyncio.create_subprocess_exec(*words, stdout=writer, stderr=asyncio.subprocess.PIPE)
-        assert await process.communicate() == (None, b"")
-        assert process.returncode == 141
-    os.close(writer)

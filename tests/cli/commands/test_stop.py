@@ -79,13 +79,6 @@ async def test_wrong_usage_ends_with_2(command: str, words: tuple[str, ...], com
     assert complaint in called.errors
 
 
-@pytest.mark.parametrize("words", [("stop",), ("resume",), ("kill", "--all")])
-async def test_a_network_that_does_not_exist_ends_with_78(words: tuple[str, ...], call: Calling) -> None:
-    called = await call(*words, net="none")
-    assert (called.code, called.out) == (78, "")
-    assert "network 'none' does not exist on " in called.errors
-
-
 async def test_workers_are_killed_by_name_and_all(rush: Rush, call: Calling, monkeypatch: pytest.MonkeyPatch) -> None:
     net = rush.network_id
     workers = [await RushWorker(net, rush.config, worker_id=name) for name in ("one", "two", "three")]
