@@ -47,7 +47,7 @@ async def rush(rush_server: RushConfig) -> AsyncIterator[Rush]:
 
 @pytest_asyncio.fixture
 async def rush_worker(rush: Rush) -> AsyncIterator[RushWorker]:
-    """A worker in the network of `rush`."""
+    """A worker in the network of `rush`. It ends with the test: `rush.stop_workers()` has to name other workers."""
     async with RushWorker(rush.network_id, rush.config) as worker:
         yield worker
 

@@ -120,8 +120,9 @@ class WorkerEnds:
             left = [worker_id for worker_id in self._worker_ids if worker_id not in known]
             if why == "stop":
                 text = (
-                    "stop_workers() waits for workers of network %r that have been asked to stop: %s. Their loops end once "
-                    "they ask for a task or look at `rush.terminated`; `timeout=` and mode='kill' end them"
+                    "stop_workers() waits for workers of network %r that have been asked to stop: %s. A loop ends once it "
+                    "asks for a task or looks at `rush.terminated`, a worker opened by `RushWorker(...)` once it is closed; "
+                    "`timeout=` and mode='kill' end them"
                 )
             else:
                 text = (

@@ -73,6 +73,19 @@ async def test_a_stop_names_the_workers_whose_loops_do_not_look_at_terminated(
     assert "rush.terminated" in text
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_a_stop_that_waits_for_a_worker_without_a_loop_says_that_it_ends_once_closed(
+    rush: Rush, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        stopping = asyncio.create_task(rush.stop_workers())
+        await wait_until(lambda: said(caplog))
+    await stopping
+    (text,) = said(caplog)
+    assert f"asked to stop: {worker.worker_id}." in text
+    assert "a worker opened by `RushWorker(...)` once it is closed" in text
+
+
 async def raise_at_once(rush: RushWorker) -> None:
     raise LookupError
 
