@@ -78,7 +78,6 @@ class EventFeed:
         self._tasks = tasks
         self._position = tasks.position
         self._lines = lines
-        self._generation = self._position.generation
         self._heard_seq = 0
         self._listeners: set[Listener] = set()
         self._end_waits: set[EndWait] = set()
@@ -90,7 +89,7 @@ class EventFeed:
         self._unused_since = 0.0
         self._linger: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._position.watchers.add(self)
+        self._position.generation_watchers.add(self)
 
     # following the network
 
@@ -217,16 +216,14 @@ class EventFeed:
 
     # what happens
 
-    def position_changed(self) -> None:
+    def generation_changed(self) -> None:
         """Tells listeners when the network is at an earlier position than they know."""
         position = self._position
-        if self._generation != position.generation:
-            self._generation = position.generation
-            self._heard_seq = position.seq
-            self._unread = None  # it tells what the server has lost
-            now = datetime.now(UTC)
-            for listener in tuple(self._listeners):
-                listener.roll_back(position.epoch, position.seq, now)
+        self._heard_seq = position.seq
+        self._unread = None  # it tells what the server has lost
+        now = datetime.now(UTC)
+        for listener in tuple(self._listeners):
+            listener.roll_back(position.epoch, position.seq, now)
 
     def note_absence(self) -> None:
         """Nothing of the network exists. Those learn it who have not heard of a reset: the server was emptied."""
@@ -242,7 +239,9 @@ class EventFeed:
         """Takes a message of the channel."""
         if not message:
             return  # it only tries whether a client may publish
-        if not self.n_users and not self._listeners and tells_progress(message):
+        if not self._listeners and not self._end_waits and tells_progress(message):
+            if self.n_users and self._unread is None:
+                self._loop.call_soon(self.catch_up)  # after the replies of this tick, which waits for tasks depend on
             self._unread, self.is_behind = message, True  # a manager hears what its own workers do, thousands of times a second
         else:
             self._unread = None

@@ -228,7 +228,7 @@ class Reconciler:
         self._workers = workers
         self._n_rollbacks = 0
         self._position = local.position
-        self._position.watchers.add(self)
+        self._position.generation_watchers.add(self)
 
     async def take_requests(self) -> None:
         """Reads what was asked of the workers here, and ends the tasks that do not run any more."""
@@ -240,7 +240,7 @@ class Reconciler:
         held = local.held_keys
         local.drop_ended(held, await ask(lambda: self._tasks.are_running(held)))
 
-    def position_changed(self) -> None:
+    def generation_changed(self) -> None:
         """After the server lost what happened last, looks for what no worker will end."""
         if self._n_rollbacks != self._position.n_rollbacks:
             self._n_rollbacks = self._position.n_rollbacks

@@ -65,10 +65,9 @@ class ReportFeed:
         self._reports = reports
         self._position = position
         self._channel = reports.keys.report_events
-        self._generation = position.generation
         self._listeners: set[ReportListener] = set()
         self._following: asyncio.Event | None = None
-        position.watchers.add(self)
+        position.generation_watchers.add(self)
 
     @contextmanager
     def listening(self, listener: ReportListener) -> Generator[None]:
@@ -111,12 +110,10 @@ class ReportFeed:
         if self._following is not None:
             self._following.set()
 
-    def position_changed(self) -> None:
+    def generation_changed(self) -> None:
         """Tells listeners when the network is at an earlier position than they know."""
-        if self._generation != self._position.generation:
-            self._generation = self._position.generation
-            if self._listeners:
-                self._link.supervisor.start(self._roll_back)
+        if self._listeners:
+            self._link.supervisor.start(self._roll_back)
 
     async def _roll_back(self) -> None:
         known = {listener: listener.known for listener in self._listeners}

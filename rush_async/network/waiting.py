@@ -225,8 +225,8 @@ class Lines:
         self._budgets: dict[tuple[int, int | None, bool], BudgetLine] = {}
         self._position = position
         self._n_unreachable = 0
-        self._generation = position.generation
         position.watchers.add(self)
+        position.generation_watchers.add(self)
 
     @property
     def counts(self) -> Counts:
@@ -241,11 +241,11 @@ class Lines:
     def position_changed(self) -> None:
         """Wakes the coroutines for which there is a task or a place now."""
         self._n_unreachable = min(self._n_unreachable, self._position.counts.queued)
-        if self._generation != self._position.generation:
-            self._generation = self._position.generation
-            self.rules_changed()
-        else:
-            self.wake()
+        self.wake()
+
+    def generation_changed(self) -> None:
+        """Any number of places may be free."""
+        self.rules_changed()
 
     def tasks_queued(self) -> None:
         """Is called when tasks were queued, or may have been: all that count as queued may be popped again."""

@@ -64,9 +64,17 @@ class EventMessage:
         first: the number of its first event.
         last: the number of its last event.
         position: the position of the network after its last event.
+        queues_tasks: whether one of its events is a `TasksQueued`.
+        changes_rules: whether the stop rules have changed, so that any number of places may be free.
+        n_freed: how many places of budgets and stop rules became free: those of tasks that failed or that a worker returned to
+            the queue, and of reservations that returned.
+        failed_keys: the tasks that failed while a worker ran them.
     """
 
-    __slots__ = ("_at", "_events", "_groups", "_kinds", "_network_id", "epoch", "first", "last", "position")
+    __slots__ = (
+        *("_at", "_events", "_groups", "_network_id"),
+        *("changes_rules", "epoch", "failed_keys", "first", "last", "n_freed", "position", "queues_tasks"),
+    )
 
     def __init__(
         self,
@@ -86,8 +94,21 @@ class EventMessage:
         self._network_id = network_id
         self._at = at
         self._groups = groups
-        self._kinds = [group[:1] for group in groups]
         self._events: list[Event] | None = None
+        self.queues_tasks = self.changes_rules = False
+        self.n_freed = 0
+        self.failed_keys: list[str] = []
+        for group in groups:
+            kind, is_of_worker = group[:1], group[1:2] != [""]
+            if kind == [_FAILED]:
+                self.n_freed += len(group) - 2
+                self.failed_keys += group[2:] if is_of_worker else ()
+            elif kind == [_RESUMED]:
+                self.changes_rules = True
+            elif kind == [_QUEUED] or kind == [_PLACES]:
+                self.queues_tasks |= kind == [_QUEUED]
+                self.n_freed += len(group) - 2 if is_of_worker else 0
+                self.changes_rules |= group == [_PLACES, ""]
 
     @classmethod
     def of(cls, epoch: int, counts: Counts, n_workers: int, events: Sequence[Event]) -> EventMessage:
@@ -126,32 +147,6 @@ class EventMessage:
             except _MALFORMED as error:
                 raise _malformed("an event", self._network_id, self._groups) from error
         return self._events
-
-    @property
-    def queues_tasks(self) -> bool:
-        """Whether one of its events is a `TasksQueued`."""
-        return [_QUEUED] in self._kinds
-
-    @property
-    def n_freed(self) -> int:
-        """How many places of budgets and stop rules became free: those of tasks that failed or that a worker returned to the
-        queue, and of reservations that returned."""
-        if not any(kind in self._kinds for kind in ([_FAILED], [_QUEUED], [_PLACES])):
-            return 0  # as mostly
-        of_workers = [group for group in self._groups if group[:1] in ([_QUEUED], [_PLACES]) and group[1:2] != [""]]
-        return sum([len(group) - 2 for group in of_workers + [group for group in self._groups if group[:1] == [_FAILED]]])
-
-    @property
-    def failed_keys(self) -> list[str]:
-        """The tasks that failed while a worker ran them."""
-        if [_FAILED] not in self._kinds:
-            return []  # as mostly
-        return [key for group in self._groups if group[:1] == [_FAILED] and group[1:2] != [""] for key in group[2:]]
-
-    @property
-    def changes_rules(self) -> bool:
-        """Whether the stop rules have changed, so that any number of places may be free."""
-        return [_PLACES, ""] in self._groups or [_RESUMED] in self._kinds
 
     def encode(self) -> bytes:
         """Encodes the message for its channel."""

@@ -14,7 +14,7 @@ from rush_async.errors import DecodeError
 from rush_async.model import Counts, StopReason, StopRule
 from rush_async.store.codec import decode
 
-__all__ = ["NetworkPosition", "Position", "Watcher", "number_of", "position_of", "stop_of"]
+__all__ = ["GenerationWatcher", "NetworkPosition", "Position", "Watcher", "number_of", "position_of", "stop_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,13 @@ class Watcher(Protocol):
         """Is called after the counts, the number of workers, the stop or the generation changed; returns soon."""
 
 
+class GenerationWatcher(Protocol):
+    """Depends on the generation."""
+
+    def generation_changed(self) -> None:
+        """Is called after the generation changed; returns soon."""
+
+
 class NetworkPosition:
     """The latest position that one event loop knows of a network.
 
@@ -49,6 +56,7 @@ class NetworkPosition:
         stored_seed: that which the network has, as it was read last.
         n_rollbacks: how often the server turned out to have lost what happened last.
         watchers: called after each change.
+        generation_watchers: called after each change of the generation, before the watchers.
     """
 
     def __init__(self, network_id: str) -> None:
@@ -61,6 +69,7 @@ class NetworkPosition:
         self.stored_seed: int | None = None
         self.n_rollbacks = 0
         self.watchers: set[Watcher] = set()
+        self.generation_watchers: set[GenerationWatcher] = set()
         self._network_id = network_id
         self._stop: StopReason | None = None
         self._stop_seq = 0  # up to which `_stop` is known
@@ -135,7 +144,13 @@ class NetworkPosition:
         if position.epoch != self.epoch:
             return
         if position.seq >= self.seq:
-            self._set(position)
+            is_new = position.counts != self.counts or position.n_workers != self.n_workers
+            if position.seq >= self._stop_seq:
+                is_new |= position.stop != self._stop
+                self._stop, self._stop_seq = position.stop, position.seq
+            self.seq, self.counts, self.n_workers = position.seq, position.counts, position.n_workers
+            if is_new:
+                self._notify()
         # A call that left before a rollback that is known already has a higher number than is known now.
         elif asked_seq is not None and position.seq < asked_seq <= self.seq:
             self.roll_back(position)
@@ -172,7 +187,7 @@ class NetworkPosition:
         self._stop, self._noted = position.stop, None
         self.counts = position.counts
         self.n_workers = position.n_workers
-        self._notify()
+        self._notify_of_generation()
 
     def _note_loss(self, how: str) -> None:
         self.n_rollbacks += 1
@@ -183,7 +198,7 @@ class NetworkPosition:
     def begin_generation(self) -> None:
         """Takes note that finished tasks are not those that were read before: the server has lost some."""
         self.n_rollbacks += 1
-        self._notify()
+        self._notify_of_generation()
 
     def _begin(self, epoch: int) -> None:
         if epoch != self.epoch:
@@ -194,16 +209,12 @@ class NetworkPosition:
             self.counts = Counts()
             if epoch == 0:
                 self.n_workers = 0
-            self._notify()
+            self._notify_of_generation()
 
-    def _set(self, position: Position) -> None:
-        is_new = position.counts != self.counts or position.n_workers != self.n_workers
-        if position.seq >= self._stop_seq:
-            is_new |= position.stop != self._stop
-            self._stop, self._stop_seq = position.stop, position.seq
-        self.seq, self.counts, self.n_workers = position.seq, position.counts, position.n_workers
-        if is_new:
-            self._notify()
+    def _notify_of_generation(self) -> None:
+        for watcher in tuple(self.generation_watchers):
+            watcher.generation_changed()
+        self._notify()
 
     def _notify(self) -> None:
         for watcher in tuple(self.watchers):

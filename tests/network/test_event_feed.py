@@ -212,6 +212,41 @@ async def test_where_nothing_listens_the_events_of_running_tasks_are_read_with_t
     assert rush.n_tasks == 1
 
 
+async def test_while_workers_wait_the_events_of_running_tasks_are_read_together_when_the_tick_is_over(
+    rush: Rush, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rush.push_tasks([XS])
+    feed, position = rush._net.feed, rush._net.position  # pyright: ignore[reportPrivateUsage]
+    await wait_until(lambda: feed.is_watching and feed._heard_seq == position.seq)  # pyright: ignore[reportPrivateUsage]
+    decoded: list[bytes] = []
+    decode = feed._decode  # pyright: ignore[reportPrivateUsage]
+
+    def note(data: bytes) -> None:
+        decoded.append(data)
+        decode(data)
+
+    monkeypatch.setattr(feed, "_decode", note)
+    data = [
+        EventMessage.of(
+            position.epoch,
+            Counts(running=n, finished=1),
+            0,
+            [TasksStarted(network_id=rush.network_id, seq=position.seq + n, at=NOW, keys=(f"key-{n}",), worker_id="owl")],
+        ).encode()
+        for n in (1, 2, 3)
+    ]
+    with feed:
+        for each in data[:2]:
+            feed.heard("events", each)
+        assert not decoded
+        await asyncio.sleep(0)
+        assert decoded == data[1:2]
+        assert position.counts == Counts(running=2, finished=1)
+        with feed.end_wait(["key-3"]):  # which the events themselves matter to
+            feed.heard("events", data[2])
+            assert decoded == data[1:]
+
+
 async def test_a_listener_may_gather_into_the_buffer_of_another() -> None:
     """Two listeners of two channels, whose numbers are their own, fill one stream."""
     main = Listener("net", (TasksQueued, TasksStarted), 10)

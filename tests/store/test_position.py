@@ -14,15 +14,20 @@ from rush_async.store.position import NetworkPosition, Position, position_of, st
 
 
 class Changes:
-    """Notes the counts at each change."""
+    """Notes the counts at each change, and the generations."""
 
     def __init__(self, position: NetworkPosition) -> None:
         self.position = position
         self.counts: list[Counts] = []
+        self.generations: list[tuple[int, int]] = []
         position.watchers.add(self)
+        position.generation_watchers.add(self)
 
     def position_changed(self) -> None:
         self.counts.append(self.position.counts)
+
+    def generation_changed(self) -> None:
+        self.generations.append(self.position.generation)
 
 
 def at(epoch: int, seq: int, n_workers: int = 0, **counts: int) -> Position:
@@ -66,6 +71,7 @@ def test_watchers_are_called_when_counts_or_workers_changed(position: NetworkPos
     position.take(at(5, 12, queued=2))
     position.take(at(5, 13, 1, queued=2))
     assert changes.counts == [Counts(queued=2)] * 2
+    assert changes.generations == []
 
 
 def test_watchers_are_called_when_the_generation_changed(position: NetworkPosition) -> None:
@@ -74,7 +80,9 @@ def test_watchers_are_called_when_the_generation_changed(position: NetworkPositi
     position.learn_epoch(6)
     position.begin_generation()
     assert changes.counts == [Counts()] * 2
-    assert position.generation == (6, 1)
+    assert changes.generations == [(6, 0), (6, 1)]
+    position.roll_back(at(6, 0))
+    assert changes.generations[2:] == [position.generation] == [(6, 2)]
 
 
 def test_a_reply_with_a_lower_number_than_when_it_was_asked_rolls_back(

@@ -2,7 +2,7 @@
 -- nothing. The entry of a queued one stays in the queue, stale, and is noted in its header. An item is a key.
 -- answer: the keys that moved
 require('call')
-require('records')
+require('states')
 require('workers')
 require('rules')
 if known then return repeated() end

@@ -41,7 +41,7 @@ for n = 1, #keys do
     else
       kind = TASK_QUEUED
       -- Here, so that its functions are made for these alone.
-      require('records')
+      require('states')
       queued[#queued + 1], queued[#queued + 2] = key, as_untaken(record)
       head[#head + 1] = key
     end

@@ -6,7 +6,7 @@
 --         how many are queued again. The next step is given both kinds of workers; without any, none needs clearing: they left,
 --         or another call completed them.
 require('call')
-require('records')
+require('states')
 require('workers')
 require('fence')
 require('rules')

@@ -6,11 +6,10 @@
 --      a repetition 'left off', as it may have
 local MOST_STALE = 1000
 require('guard')
-require('records')
-require('taken')
 require('taking')
 require('rules')
 if known then
+  require('taken')
   known, extra = with_records(known), { 'left off' }
   include('repeated')
 end

@@ -4,11 +4,12 @@
 -- answer: an array of one: key and record, or nothing; nil for a worker that is not alive
 -- then why there is none: 'empty' where it is not queued, 'full', 'stopped'; for a repetition 'left off', as it is not known
 require('call')
-require('records')
-require('taken')
 require('taking')
 require('rules')
-if known then return repeated(with_records(known), { 'left off' }) end
+if known then
+  require('taken')
+  return repeated(with_records(known), { 'left off' })
+end
 if judge then judge.time() end
 
 local worker, key = ARGV[FIRST + WORKER], ARGV[FIRST + KEY]

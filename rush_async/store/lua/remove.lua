@@ -4,7 +4,7 @@
 -- then 1 if more may follow at the head of the queue, else 0
 local MOST_STALE = 1000
 require('call')
-require('records')
+require('states')
 require('rules')
 if known then return repeated(known, { 1 }) end
 

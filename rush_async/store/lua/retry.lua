@@ -5,7 +5,7 @@
 -- answer: the number of keys that were looked at, then the keys that moved
 local MOST_SEARCHED = 500000 -- entries of the queue, about 7 ms
 require('call')
-require('records')
+require('states')
 require('failed')
 if known then return repeated() end
 

@@ -31,29 +31,11 @@ local function is_record(record)
   return started_end(record) <= #record
 end
 
--- The record cut back to what it was when it was created, or started, its header in front.
+-- The record cut back to what it was when it was created, its header in front.
 local function as_created(record) return sub(record, 1, created_end(record)) end
-local function as_started(record) return sub(record, 1, started_end(record)) end
-
--- A record for the queue; `failure` (and its nil extra) of the attempt before, or ''.
-local function as_queued(record, failure)
-  return as_created(record) .. (failure ~= '' and NEVER_STARTED .. failure .. '\192' or '')
-end
 
 -- The last failure that a queued or running record carries, or ''.
 local function last_failure(record)
   if #record == created_end(record) then return '' end
   return sub(record, started_end(record) + 1, -2)
-end
-
--- A queued record that failed without having run. `stale`: its entry stays in the queue, and is noted in the header.
-local function as_unstarted_failed(record, ended, stale)
-  if stale then record = sub(record, 1, 1) .. char(byte(record, 2) % 128 + 128) .. sub(record, 3) end
-  return as_created(record) .. NEVER_STARTED .. ended .. stamp
-end
-
--- A record that was taken from the queue and never seen, as it was there. It goes to the head of the queue: a stale entry behind
--- that is skipped as any other.
-local function as_untaken(record)
-  return char(math.max(byte(record) - 1, 0)) .. sub(as_queued(record, last_failure(record)), 2)
 end
