@@ -35,7 +35,8 @@ def comparison(rush_server: RushConfig, tmp_path_factory: pytest.TempPathFactory
     directory = tmp_path_factory.mktemp("environments")
     environment_of("saq", directory)
     table, printed = Table(), io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "uvloop", None)  # as where it is not installed
         compare(table, ["saq", "arq"], TINY, rush_server.url, directory, ["consume", "read"])
     return table, printed.getvalue()
 

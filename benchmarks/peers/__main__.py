@@ -9,8 +9,9 @@ only.
 
 The conditions are the same for all: the server (our embedded one: data in memory only, a unix socket, empty at each start),
 fresh Python processes, no-op work. The settings of each library are chosen for speed: `scripts/` has them, with the reasons.
-The peers run on uvloop, ours on the event loop of asyncio. ardiq needs Python 3.12 and takes the first one on the PATH. The
-others run on the Python of this program.
+The peers run on uvloop. Ours runs on the event loop of asyncio, and as a queue also on uvloop where that is installed
+(`pip install ".[fast]"`). ardiq needs Python 3.12 and takes the first one on the PATH. The others run on the Python of this
+program.
 
 The differences:
 

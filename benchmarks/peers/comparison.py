@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -203,10 +204,14 @@ class Comparison:
         """Measures one of the two figures of job queues."""
         queues = [name for name in QUEUES if name in self.names]
         cells = [Cell("ours", self.script("rush_jobs", action, n_ours, coroutines=CONCURRENCY), values)]
+        if find_spec("uvloop") is not None:
+            script = self.script("rush_jobs", action, n_ours, coroutines=CONCURRENCY, loop="uvloop")
+            cells.append(Cell("ours, on uvloop", script, values))
+        ours = [cell.name for cell in cells]
         for name in queues:
             note = {"arq": "polls every ms instead of every 500", "docket": "polls every ms instead of every 250"}.get(name, "")
             cells.append(Cell(name, self.script(f"{name}_jobs", action, n, name, coroutines=CONCURRENCY), values, note))
-        self.measure(section, cells, [("ours", name, (goals or {}).get(name, "")) for name in queues])
+        self.measure(section, cells, [(mine, name, (goals or {}).get(name, "")) for name in queues for mine in ours])
 
     def consume(self) -> None:
         """No-op jobs that one worker process runs."""

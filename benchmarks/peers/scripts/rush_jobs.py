@@ -7,11 +7,20 @@ pushed task, and then pops it.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from rush_tasks import NETWORK
 from stopwatch import Starts, WorkerProcess, arguments, consume, one_by_one, report
 
-from rush_async import Rush, RushWorker, run_worker
+from rush_async import Rush, RushClient, RushWorker, run_worker
+
+
+def run_on(loop: str) -> None:
+    """Makes the event loops of this process those of uvloop, or leaves them as they are."""
+    if loop == "uvloop":
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 async def serve(rush: RushWorker, starts: Starts) -> None:
@@ -21,8 +30,9 @@ async def serve(rush: RushWorker, starts: Starts) -> None:
         await rush.finish_tasks(task.key, [{"y": 0.0}])
 
 
-def work(url: str, starts: Starts, concurrency: int) -> None:
+def work(url: str, starts: Starts, concurrency: int, *, loop: str) -> None:
     """The worker's process."""
+    run_on(loop)
     run_worker(serve, NETWORK, url, n_workers=concurrency, args={"starts": starts})
 
 
@@ -33,17 +43,21 @@ async def enqueue_all(url: str, n: int) -> None:
             await rush.push_tasks([{"sent_at": 0.0} for _ in range(first, min(n, first + 10_000))])
 
 
-async def latency(url: str, concurrency: int, n: int) -> list[float]:
-    """The milliseconds from enqueuing to start of n jobs."""
-    async with Rush(NETWORK, url) as rush:
-        with WorkerProcess(work, url, concurrency) as worker:
+async def latency(url: str, concurrency: int, n: int, loop: str) -> list[float]:
+    """The milliseconds from enqueuing to start of n jobs.
+
+    A client enqueues them, which hears of no events, as those of the peers. A manager would hear of every task.
+    """
+    async with RushClient(NETWORK, url) as rush:
+        with WorkerProcess(partial(work, loop=loop), url, concurrency) as worker:
             return await one_by_one(lambda now: rush.push_tasks([{"sent_at": now}]), worker, n)
 
 
 if __name__ == "__main__":
     asked = arguments("consume", "latency")
+    run_on(asked.loop)
     if asked.action == "consume":
         asyncio.run(enqueue_all(asked.url, asked.n))
-        report(seconds=consume(work, asked.url, asked.coroutines, asked.n), n=asked.n - 1)
+        report(seconds=consume(partial(work, loop=asked.loop), asked.url, asked.coroutines, asked.n), n=asked.n - 1)
     else:
-        report(milliseconds=asyncio.run(latency(asked.url, asked.coroutines, asked.n)))
+        report(milliseconds=asyncio.run(latency(asked.url, asked.coroutines, asked.n, asked.loop)))

@@ -31,6 +31,7 @@ def arguments(*actions: str) -> argparse.Namespace:
     parser.add_argument("--url", default="", help="the address of the server")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--coroutines", type=int, default=64, help="how many tasks a process runs at once")
+    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio", help="of ours")
     parser.add_argument("--n", type=int, required=True, help="how many tasks or jobs, over all processes")
     return parser.parse_args()
 
