@@ -382,6 +382,24 @@ async def test_retries_of_cancelled_tasks_keep_the_server_for_a_moment_only(stor
     assert raw.llen(NetworkKeys.of(rush.network_id).queue) == 30_200
 
 
+async def test_a_lost_worker_s_task_that_cannot_return_to_a_replaced_queue_stays_running_until_it_can(
+    rush: Rush, store: TaskStore, raw: Any
+) -> None:
+    await rush.push_tasks([{"x": 1}], retries=1)
+    queue, workers = NetworkKeys.of(rush.network_id).queue, rush._net.workers  # pyright: ignore[reportPrivateUsage]
+    async with RushWorker(rush.network_id, rush.config) as worker:
+        (taken,) = await popped(store, worker.worker_id)
+        raw.set(queue, "of another program")
+        for _ in range(2):
+            with pytest.raises(DecodeError, match=queue):
+                await workers.lose([worker.worker_id], "killed", KILLED, KILLED)
+        raw.delete(queue)
+        assert await rush.counts() == (0, 1, 0, 0)
+        await workers.lose([worker.worker_id], "killed", KILLED, KILLED)
+    assert await rush.counts() == (1, 0, 0, 0)
+    assert queue_of(rush, raw) == [taken.key]
+
+
 async def test_a_task_that_cannot_return_to_a_replaced_queue_stays_running(
     rush: Rush, store: TaskStore, rush_worker: RushWorker, raw: Any
 ) -> None:

@@ -56,8 +56,8 @@ local function each(items, most, act)
 end
 -- Last they leave `running`: where another program has replaced a key, they are still found there.
 each(failed, 2000, function(a, b) call('HSET', FAILED, unpack(failed, a, b)) end)
+each(head, 1000, function(a, b) call('LPUSH', QUEUE, unpack(head, a, b)) end) -- an entry without a record is skipped
 each(queued, 2000, function(a, b) call('HSET', QUEUED, unpack(queued, a, b)) end)
-each(head, 1000, function(a, b) call('LPUSH', QUEUE, unpack(head, a, b)) end)
 each(gone, 1000, function(a, b) call('HDEL', RUNNING, unpack(gone, a, b)) end)
 if judge then judge.ended(call('LLEN', FINISHED), call('HLEN', FAILED), false) end
 if step[1] == '0' then
