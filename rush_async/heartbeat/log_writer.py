@@ -70,7 +70,8 @@ class LogWriter:
             self._flushes.append(written)
             self._write_by(time.monotonic())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(written, _FLUSH_TIMEOUT)
+                async with asyncio.timeout(_FLUSH_TIMEOUT):  # `wait_for` of Python 3.11 may swallow a cancellation
+                    await written
 
     async def aclose(self) -> None:
         """Leaves the thread. Records that have not been written are dropped."""

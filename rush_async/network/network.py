@@ -300,7 +300,8 @@ class Network:
                             if need_workers:
                                 await self._check_workers("the network has not stopped", [])
                             with suppress(TimeoutError):
-                                await asyncio.wait_for(wait.changed(), left)
+                                async with asyncio.timeout(left):  # `wait_for` of Python 3.11 may swallow a cancellation
+                                    await wait.changed()
                         return reason
         except TasksNotDoneError:
             raise

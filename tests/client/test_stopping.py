@@ -1053,6 +1053,19 @@ async def test_the_last_worker_that_fails_ends_the_wait_with_its_failure(rush: R
         await asyncio.wait_for(waiting, SOON)
 
 
+@pytest.mark.parametrize("after", range(6))
+async def test_a_wait_for_the_stop_that_is_cancelled_while_something_changes_ends(rush: Rush, after: int) -> None:
+    await rush.stop_when(seconds=1_000)  # so that it waits no longer than that
+    waiting = await waits(rush.wait_until_stopped(need_workers=False), rush)
+    for wait in rush._net.feed._end_waits:  # pyright: ignore[reportPrivateUsage]
+        wait.wake()
+    for _ in range(after):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting], timeout=SOON)
+    assert waiting.cancelled()
+
+
 async def test_rules_that_change_while_it_waits_are_judged_in_their_time(rush: Rush, rush_worker: RushWorker) -> None:
     await rush.stop_when(seconds=60)
     waiting = await waits(rush.wait_until_stopped(), rush)

@@ -55,6 +55,18 @@ async def test_records_are_written_soon_and_in_order(rush: Rush, raw: Any) -> No
         await wait_until(lambda: written(raw, rush) == records)
 
 
+async def test_a_flush_that_is_cancelled_when_all_has_been_written_is_cancelled(rush: Rush) -> None:
+    async with writer_of(rush) as writer:
+        writer.log(b"record")
+        flushing = asyncio.create_task(writer.flush())
+        await asyncio.sleep(0)
+        (done,) = writer._flushes  # pyright: ignore[reportPrivateUsage]
+        done.set_result(None)
+        flushing.cancel()
+        await asyncio.wait([flushing])
+        assert flushing.cancelled()
+
+
 async def test_a_flush_returns_when_all_has_been_written(rush: Rush, raw: Any) -> None:
     async with writer_of(rush) as writer:
         await writer.flush()
