@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
+import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
@@ -17,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LostConnection
 
+from rush_async.testing import wait_until
 from tests.proxy import Frames, Proxy, named, parse_request
 
 TIMEOUT = 10.0
@@ -432,3 +435,20 @@ async def test_requests_are_read_as_arrays_and_as_lines() -> None:
     while (frame := frames.next()) is not None:
         requests.append(parse_request(frame))
     assert requests == [(b"PING", b"hello"), (b"GET", b"\r\n\r\n"), (), ()]
+
+
+@pytest.mark.parametrize("after", range(5))
+async def test_a_connection_that_is_accepted_while_the_proxy_stops_listening_is_closed(
+    server_url: str, directory: Path, after: int
+) -> None:
+    """One that stays open is a ResourceWarning, and an error."""
+    async with Proxy(server_url, directory) as proxy:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
+            client.connect(proxy.url.removeprefix("unix://"))
+            for _ in range(after):
+                await asyncio.sleep(0)
+            proxy.stop_listening()
+            await proxy.listen()
+        await wait_until(lambda: not proxy.n_open)
+    gc.collect()
