@@ -1,9 +1,13 @@
-"""Callers are cancelled at any point of any call: every other caller gets its own reply, and nothing is left behind."""
+"""Callers are cancelled at any point of any call: every other caller gets its own reply, and nothing is left behind.
+
+`RUSH_CHAOS_EXAMPLES=1000 python -m pytest -m '' tests/chaos/test_cancellation.py` tries more.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
@@ -24,7 +28,13 @@ T = TypeVar("T")
 TIMEOUT = 15.0
 BUDGET = 6
 # The effect of a cancellation also depends on timing, so a shrunk example often does not fail.
-SETTINGS = settings(max_examples=30, deadline=None, database=None, print_blob=True, phases=(Phase.explicit, Phase.generate))
+SETTINGS = settings(
+    max_examples=int(os.environ.get("RUSH_CHAOS_EXAMPLES", "30")),
+    deadline=None,
+    database=None,
+    print_blob=True,
+    phases=(Phase.explicit, Phase.generate),
+)
 TICKS = st.integers(0, 40)
 
 CallName = Literal[
