@@ -69,8 +69,8 @@ MUTANTS = (
     Mutant(
         "a repeated pop takes other tasks",
         "queue",
-        "if known then\n  known, extra = with_records",
-        "if false then\n  known, extra = with_records",
+        "if known then\n\n  local function held_end",
+        "if false then\n\n  local function held_end",
         "pop",
         ((_LOST_REPLY, 1),),
     ),
