@@ -88,7 +88,7 @@ def test_the_log_of_earlier_servers_is_cut_to_its_end(tmp_path: Path) -> None:
         kept = found[: found.rindex(line) + len(line)]
         assert before.endswith(kept)
         assert len(kept) == (len(before) if n_lines == 1_000 else 1 << 16)
-        assert b"Ready to accept connections" in found  # of the new server
+        assert b"bye bye" in found  # of the new server, which may end before it says that it is ready
 
 
 def test_a_binary_that_cannot_run_is_named(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
