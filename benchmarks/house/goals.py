@@ -125,7 +125,7 @@ GOALS = (
     Goal(
         "lines of code in the package",
         9_485,
-        20_000,
+        19_860,
         lambda at: Measured(sum(size for size, _ in sizes(at.house, ast.Module))),
     ),
 )

@@ -13,7 +13,7 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from rush_async.cli.output import flush
+from rush_async.cli.streams import flush
 from rush_async.worker.worker import Runner
 
 __all__ = ["Drain"]

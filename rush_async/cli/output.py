@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import signal
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 from rush_async.cli.exit_codes import FAILED, USAGE, CommandError
 
-__all__ = ["age", "as_text", "ask", "counted", "flush", "json_text", "print_json", "print_table"]
+__all__ = ["age", "as_text", "ask", "counted", "json_text", "print_json", "print_table"]
 
 # with separators of lines, and with what turns the direction of writing
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -113,25 +112,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, timedelta):
         return value.total_seconds()
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
-
-
-def flush() -> None:
-    """Writes what is buffered. What cannot be written is dropped: the interpreter tries once more, and would end with 120.
-
-    Raises:
-        OSError: stdout cannot be written, such as to a closed pipe or a full disk.
-    """
-    for stream in (sys.stderr, sys.stdout):
-        try:
-            stream.flush()
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
-            if stream is sys.stdout:
-                raise
-        except ValueError:  # a loop has closed it
-            pass
 
 
 def age(seconds: float) -> str:

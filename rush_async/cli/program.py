@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from rush_async.cli.exit_codes import CLOSED_PIPE, DONE, FAILED, INTERRUPTED, USAGE, explain
 from rush_async.cli.options import Parser
-from rush_async.cli.output import flush
+from rush_async.cli.streams import flush, open_missing
 from rush_async.errors import RushError, redact
 
 __all__ = ["COMMANDS", "Command", "fill", "main", "parse"]
@@ -71,7 +71,7 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code. Wrong usage raises `SystemExit`, as argparse does."""
     words = sys.argv[1:] if argv is None else list(argv)
-    _open_closed_streams()
+    open_missing()
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="backslashreplace")  # a value may have characters that the terminal has not
     try:
@@ -89,13 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(" ".join(["rush-async", *words[:1]]) + f": {where}{error.strerror or error}", file=sys.stderr)
         flush()
         return FAILED
-
-
-def _open_closed_streams() -> None:
-    """Opens the streams that the program was started without, as by `>&-`. Else a file or a socket would take their place."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the process ends
 
 
 def _run(words: list[str]) -> int:

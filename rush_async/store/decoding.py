@@ -70,7 +70,6 @@ _NEEDED: dict[TaskState, tuple[int, ...]] = {
     "finished": (END, ENDED_AT),
     "failed": (END, ENDED_AT),
 }
-_MISSING = {"queued": 6 * NIL, "running": 3 * NIL, "failed": b""}  # what comes later in the life of a task
 _MOST = {CREATED_AT: END_OF_TIME, STARTED_AT: END_OF_TIME, ENDED_AT: END_OF_TIME, INDEX: 2**63, ATTEMPT: 2**63}
 
 
@@ -138,7 +137,7 @@ def complete(state: TaskState, raw: bytes) -> bytes:
     if state == "finished":
         return raw
     end = len(raw) if state == "failed" else attempt_end(state, raw)
-    return raw[HEADER.size : end] + _MISSING[state]
+    return raw[HEADER.size : end] + NIL * {"queued": 6, "running": 3, "failed": 0}[state]
 
 
 def attempt_end(state: TaskState, raw: bytes) -> int:
@@ -155,10 +154,8 @@ def attempt_end(state: TaskState, raw: bytes) -> int:
 
 def decode_task(state: TaskState, raw: bytes) -> Task:
     """Decodes a stored record."""
-    record = raw if state == "finished" else raw[HEADER.size :]
-    if state in ("queued", "running") and len(raw) <= attempt_end(state, raw):  # else an earlier attempt has failed
-        record += _MISSING[state]
-    fields = decode_records(state, record, 1)
+    failed_before = state in ("queued", "running") and len(raw) > attempt_end(state, raw)
+    fields = decode_records(state, raw[HEADER.size :] if failed_before else complete(state, raw), 1)
     if fields[ATTEMPT] is None and state != "finished":
         fields[ATTEMPT] = raw[0]  # not running: the header has the number of attempts so far
     return task_of(state, fields)

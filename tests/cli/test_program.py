@@ -189,7 +189,7 @@ async def test_a_command_without_a_terminal_prints_plain_text_and_ends_with_its_
     command: str, seeded: Rush, capsys: pytest.CaptureFixture[str], directory: Path
 ) -> None:
     words = await words_of(command, seeded, directory)
-    await seeded.stop()  # else `watch` would go on
+    await seeded.stop()  # else `watch` would not end
     with stdin_closed():
         called = await call(capsys, *words)
     assert called.code == ENDINGS[command].code
